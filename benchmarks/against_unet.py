@@ -1,0 +1,199 @@
+"""Ours beside segmentation_models_pytorch's U-Net, both from a random start.
+
+    python benchmarks/against_unet.py DATA --minutes 8 --seeds 0 1 2
+
+Both networks get the same tiles, losses, optimiser, schedule, precision, minutes and
+stitched prediction; only the network and its peak rate differ. The U-Net (ResNet-18, with
+its own image-level head) is what a careful person would take off the shelf. The best
+model by validation is judged on the test split, which chooses nothing. A row a run is
+added to the CSV; runs that are in it already are not repeated.
+"""
+
+import argparse
+import csv
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plantseg_next import api
+from plantseg_next.data import splits
+from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.streams import TileDataset, count_pixels, loader
+from plantseg_next.evaluation.report import judge
+from plantseg_next.experiment import Experiment
+from plantseg_next.inference.backends import TorchBackend
+from plantseg_next.inference.predictor import Predictor
+from plantseg_next.models.encoder import IMAGENET_MEAN, IMAGENET_STD
+from plantseg_next.models.segmenter import Scores, build_segmenter
+from plantseg_next.runtime import find_device, seed_everything
+from plantseg_next.structures import ClassMap
+from plantseg_next.training.trainer import Validation, fit, micro_batch
+
+RATE = {"ours": 2e-3, "unet": 1e-3}
+
+
+class UNet(nn.Module):
+    """segmentation_models_pytorch's U-Net with the outputs that our losses expect."""
+
+    def __init__(self, classes: ClassMap) -> None:
+        super().__init__()
+        import segmentation_models_pytorch as smp
+
+        self.lesion_logits = classes.n_lesion_logits
+        self.network = smp.Unet(
+            "resnet18",
+            encoder_weights=None,
+            classes=self.lesion_logits + 2,
+            aux_params={"classes": len(classes.diseases)},
+        )
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
+
+    def forward(self, image: Tensor) -> Scores:
+        """Return the three heads' logits."""
+        maps, disease = self.network((image - self.mean) / self.std)
+        return Scores(maps[:, : self.lesion_logits], maps[:, -2:], disease)
+
+
+class BestWeights:
+    """Keep the weights of the best validation, and say how the run goes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.state: dict[str, Tensor] = {}
+
+    def on_step(self, step: int, steps: int, parts: Mapping[str, Tensor]) -> None:
+        """Nothing to do."""
+
+    def on_validation(self, step: int, validation: Validation, *, best: bool) -> None:
+        """Copy the weights if they are the best."""
+        print(f"  step {step}: {dict(validation.figures)}", flush=True)
+        if best:
+            self.state = {n: t.clone() for n, t in self.network.state_dict().items()}
+
+
+def run(
+    manifest: Manifest,
+    pixels: tuple[int, ...],
+    network: str,
+    settings: Experiment,
+) -> dict[str, Any]:
+    """Train one network and return its row."""
+    seed_everything(settings.seed)
+    device = find_device(settings.device)
+    classes = manifest.classes
+    net = UNet(classes) if network == "unet" else build_segmenter(settings.model, classes)
+    data = TileDataset(
+        manifest.split("train").labelled, settings.data, seed=settings.seed, pixels=pixels
+    )
+    predictor = Predictor(
+        TorchBackend(net, device.kind),
+        classes,
+        settings.data.tile_px,
+        settings.data.long_side_px,
+    )
+    judged = api.some_rows(
+        manifest.split("val").labelled, settings.training.validation_pictures, settings.seed
+    )
+    best = BestWeights(net)
+    outcome = fit(
+        net,
+        lambda n: loader(
+            data,
+            tiles=micro_batch(settings.training),
+            start=0,
+            stop=n,
+            workers=settings.data.workers,
+        ),
+        lambda _: api.validate(predictor, judged),
+        settings,
+        device,
+        [best],
+    )
+    net.load_state_dict(best.state)
+    started = time.perf_counter()
+    test = manifest.split("test").labelled
+    report = judge(
+        api.judged(predictor, classes, test, classes), classes, severity=api.severity_pct
+    )
+    return {
+        "network": network,
+        "seed": settings.seed,
+        "minutes": round(outcome.minutes, 2),
+        "steps": outcome.steps,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "disease_miou": round(report.disease_miou.value, 4),
+        "lesion_dice": round(report.lesion_dice.value, 4),
+        "lesion_precision": round(report.lesion_precision.value, 4),
+        "lesion_recall": round(report.lesion_recall.value, 4),
+        "boundary_f1": round(report.lesion_boundary_f1.value, 4),
+        "disease_accuracy": round(report.disease_accuracy.value, 4),
+        **{
+            f"dice_{row.name.replace(' ', '_')}": round(row.lesion_dice, 4)
+            for row in report.diseases
+        },
+        "predict_s_a_picture": round((time.perf_counter() - started) / len(test), 3),
+        "rate": settings.training.rate,
+        "precision": settings.training.precision,
+        "torch_threads": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip(),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def main() -> None:
+    """Run every seed of both networks in turn, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--networks", nargs="+", default=["ours", "unet"])
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/against_unet.csv")
+    )
+    arguments = parser.parse_args()
+    manifest = splits.assign(read_folder(arguments.data), seed=0)
+    pixels = count_pixels(manifest.split("train").labelled)
+    done: list[dict[str, Any]] = []
+    if arguments.out.exists():
+        done = list(csv.DictReader(arguments.out.open()))
+    for seed in arguments.seeds:
+        for network in arguments.networks:
+            if any(r["network"] == network and r["seed"] == str(seed) for r in done):
+                continue
+            print(f"{network}, seed {seed}", flush=True)
+            settings = Experiment().with_settings(
+                [
+                    f"seed={seed}",
+                    f"training.minutes={arguments.minutes}",
+                    f"training.rate={RATE[network]}",
+                    "training.validations=4",
+                    *arguments.settings,
+                ]
+            )
+            done.append(run(manifest, pixels, network, settings))
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            with arguments.out.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(done[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(done)
+    for row in done:
+        print({name: row[name] for name in list(row)[:11]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+"""Leaf photographs in; lesion masks and severity figures out."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,481 @@
+"""One function a verb: check, train, evaluate, predict, demo. The rooms meet here.
+
+Each takes paths and settings and returns what it found; none prints. The command line
+says the same words.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from plantseg_next.data import splits
+from plantseg_next.data.checks import check as check_manifest
+from plantseg_next.data.findings import CheckReport
+from plantseg_next.data.image_io import load_sample, read_image
+from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.manifest import Manifest, Row, Split
+from plantseg_next.errors import DataError, UsageError
+from plantseg_next.evaluation.metrics import ClassScores, confusion_matrix
+from plantseg_next.evaluation.report import Judged, judge
+from plantseg_next.evaluation.report_tables import Report
+from plantseg_next.experiment import Experiment
+from plantseg_next.files import prepare_output
+from plantseg_next.inference.predictor import Predictor
+from plantseg_next.inference.records import RecordWriter, Value
+from plantseg_next.inference.severity import assess, measure_severity
+from plantseg_next.models.bundle import CARD, Card, read_bundle
+from plantseg_next.runtime import find_device, seed_everything
+from plantseg_next.structures import IGNORE, ClassMap
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from plantseg_next.training.trainer import Outcome, Validation, Watcher
+
+Progress = Callable[[str, int, int], None]
+"""Hears what is being done, how much of it is done, and of how much."""
+
+RUN_FILE = "run.json"
+SEVERITY_TABLE = "severity.csv"
+
+
+def check(
+    data: Path, *, classes: Path | None = None, progress: Progress | None = None
+) -> CheckReport:
+    """Return everything that is wrong, doubtful or worth knowing about a data set.
+
+    Args:
+        data: Any folder that ``train`` takes.
+        classes: What mask values mean, if the folder does not say.
+        progress: Told of every picture.
+    """
+    manifest = splits.assign(read_folder(data, classes=classes), seed=0)
+    return check_manifest(manifest, on_progress=_told(progress, "checking"))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What ``train`` came to.
+
+    Args:
+        outcome: Steps, minutes, and the best validation.
+        folder: The run; ``folder / "best"`` is the model.
+        n_train: Labelled pictures it learned from.
+        n_val: Labelled pictures it was judged on.
+    """
+
+    outcome: "Outcome"
+    folder: Path
+    n_train: int
+    n_val: int
+
+
+def train(
+    data: Path,
+    out: Path,
+    settings: Experiment | None = None,
+    *,
+    classes: Path | None = None,
+    watchers: Sequence["Watcher"] = (),
+    say: Callable[[str], None] = lambda _: None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a segmenter on a folder of pictures and masks; keep it under ``out``.
+
+    Args:
+        data: Pictures with masks in any layout that ``check`` knows.
+        out: New folder for the run: settings, history, ``best`` and ``last`` model.
+        settings: Everything that can be chosen; the defaults by default.
+        classes: What mask values mean, if the folder does not say.
+        watchers: Hear of every step and validation, after the run's own folder.
+        say: Hears what a person should know before training starts.
+        progress: Told of every mask that is read before training starts.
+
+    Raises:
+        OutputError: If ``out`` holds a run already or cannot be written.
+        UsageError: If there is nothing to learn from or a setting does not fit.
+        DataError: If a file cannot be used.
+        TrainingError: If learning breaks down.
+    """
+    from plantseg_next.data.streams import TileDataset, count_pixels, loader
+    from plantseg_next.models.segmenter import build_segmenter
+    from plantseg_next.training.history import RunFolder
+    from plantseg_next.training.trainer import fit, micro_batch
+
+    settings = settings or Experiment()
+    tiles = micro_batch(settings.training)
+    if tiles % settings.data.max_tiles:
+        raise UsageError(
+            f"data.max_tiles is {settings.data.max_tiles}, a micro-batch {tiles} tiles.",
+            needed="a micro-batch that is a multiple of max_tiles",
+            fix=f"--set data.max_tiles=1, or training.batch={8 * settings.data.max_tiles}",
+        )
+    manifest = splits.assign(read_folder(data, classes=classes), seed=settings.seed)
+    share = settings.data.labelled_share
+    manifest = splits.labelled_fraction(manifest, share, seed=settings.seed)
+    learned, judged_on = (_labelled(manifest, s, data) for s in ("train", "val"))
+    prepare_output(out, marker=RUN_FILE, what="a run")
+
+    device = find_device(settings.device)
+    seed_everything(settings.seed)
+    network = build_segmenter(settings.model, manifest.classes)
+    origin = network.encoder.origin
+    say(f"{len(learned)} labelled pictures to learn from, {len(judged_on)} to judge by")
+    say(f"device: {device.name}; {origin.notice}")
+    pixels = count_pixels(learned, on_progress=_told(progress, "reading masks"))
+    dataset = TileDataset(learned, settings.data, seed=settings.seed, pixels=pixels)
+    card = Card(
+        classes=manifest.classes,
+        model=settings.model,
+        tile_px=settings.data.tile_px,
+        long_side_px=settings.data.long_side_px,
+        weights_origin=origin.name,
+        weights_licence=origin.licence,
+        sources=tuple(sorted({row.source for row in learned.rows})),
+    )
+    folder = RunFolder(out, network, card)
+    folder.begin(settings, manifest, {"device": device.name, "pixels": pixels})
+    chosen = some_rows(judged_on, settings.training.validation_pictures, settings.seed)
+
+    def judge_on_val(net: "nn.Module") -> "Validation":
+        return validate(make_predictor(net, card, device.kind), chosen)
+
+    outcome = fit(
+        network,
+        lambda n: loader(
+            dataset, tiles=tiles, start=0, stop=n, workers=settings.data.workers
+        ),
+        judge_on_val,
+        settings,
+        device,
+        [folder, *watchers],
+    )
+    return Trained(outcome, out, len(learned), len(judged_on))
+
+
+def evaluate(
+    model: Path,
+    data: Path | None = None,
+    *,
+    split: Split | Literal["all"] = "test",
+    classes: Path | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Judge a model on pictures with masks that it has not learned from.
+
+    Where the data set does not state its splits, those of the model's run are used, and
+    pictures that the run never saw count as test pictures.
+
+    Args:
+        model: A run, or one of its models.
+        data: Pictures with masks; the run's own by default.
+        split: Which of them; "all" is for data sets that had no part in training.
+        classes: What mask values mean, if the folder does not say.
+        progress: Told of every picture.
+
+    Raises:
+        UsageError: If there is nothing to judge by, or training pictures are in it.
+    """
+    folder = find_model(model)
+    manifest = _to_judge(folder, data, classes)
+    if split == "all":
+        _refuse_learned(folder, manifest)
+        rows = manifest.labelled
+    else:
+        rows = _labelled(manifest, split, data or folder)
+    predictor, card = loadmake_predictor(folder)
+    judged_as = card.classes
+    if card.classes.lesions != manifest.classes.lesions:
+        judged_as = replace(card.classes, lesions=("any lesion",))
+    items = judged(predictor, card.classes, rows, judged_as, _told(progress, "judging"))
+    return judge(items, judged_as, severity=severity_pct)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What ``predict`` came to.
+
+    Args:
+        rows: A row of ``severity.csv`` a picture.
+        skipped: Pictures that could not be read, each with the reason.
+    """
+
+    rows: tuple[dict[str, Value], ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def predict(
+    model: Path,
+    pictures: Path,
+    out: Path,
+    *,
+    min_lesion_px: int = 20,
+    progress: Progress | None = None,
+) -> Predicted:
+    """Measure every picture of a folder: masks, overlays, and the tables of severity.
+
+    Args:
+        model: A run, or one of its models.
+        pictures: A picture, or a folder of them in any layout.
+        out: New folder for the results.
+        min_lesion_px: Smaller lesions are not counted; stated in every row.
+        progress: Told of every picture.
+
+    Raises:
+        OutputError: If ``out`` holds results already or cannot be written.
+        DataError: If the one picture asked for cannot be read; of a folder, unreadable
+            pictures are listed and the rest is measured.
+    """
+    manifest = read_folder(pictures)
+    root = pictures if pictures.is_dir() else pictures.parent
+    return _predict_rows(
+        find_model(model),
+        manifest,
+        out,
+        name=lambda row: row.image.relative_to(root).as_posix(),
+        min_lesion_px=min_lesion_px,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True)
+class Demonstrated:
+    """What ``demo`` came to.
+
+    Args:
+        checked: What the doctor said of the drawn leaves.
+        trained: The run.
+        report: How it was judged.
+        predicted: The table of severity.
+        folder: Where all of it lies.
+    """
+
+    checked: CheckReport
+    trained: Trained
+    report: Report
+    predicted: Predicted
+    folder: Path
+
+
+def demo(
+    out: Path,
+    *,
+    minutes: float = 2.0,
+    leaves: int = 240,
+    watchers: Sequence["Watcher"] = (),
+    say: Callable[[str], None] = lambda _: None,
+    progress: Progress | None = None,
+) -> Demonstrated:
+    """Go the whole way on drawn leaves: draw, check, train, evaluate, predict.
+
+    Args:
+        out: New folder for leaves, run, report and predictions.
+        minutes: Length of the training.
+        leaves: Leaves drawn.
+        watchers: Hear of the training.
+        say: Hears what is being done.
+        progress: Told how far each part is.
+    """
+    from plantseg_next.data.synthetic import write_drawn_folder
+    from plantseg_next.recipes import quick
+
+    prepare_output(out, marker="leaves", what="a demonstration")
+    say(f"drawing {leaves} leaves with exact masks")
+    write_drawn_folder(out / "leaves", leaves, seed=0, size_hw=(192, 192))
+    checked = check(out / "leaves", progress=progress)
+    trained = train(
+        out / "leaves",
+        out / "run",
+        quick(minutes),
+        watchers=watchers,
+        say=say,
+        progress=progress,
+    )
+    report = evaluate(out / "run", progress=progress)
+    report.write(out / "report")
+    test = Manifest.read(out / "run" / "manifest.json").split("test")
+    predicted = _predict_rows(
+        find_model(out / "run"),
+        test,
+        out / "predictions",
+        name=lambda row: row.image.name,
+        progress=progress,
+    )
+    return Demonstrated(checked, trained, report, predicted, out)
+
+
+def _predict_rows(
+    model: Path,
+    manifest: Manifest,
+    out: Path,
+    *,
+    name: Callable[[Row], str],
+    min_lesion_px: int = 20,
+    progress: Progress | None = None,
+) -> Predicted:
+    predictor, card = loadmake_predictor(model)
+    prepare_output(out, marker=SEVERITY_TABLE, what="predictions")
+    rows, skipped = [], []
+    told = _told(progress, "measuring")
+    with RecordWriter(out, card.classes, model=card.sha256[:12]) as writer:
+        for i, row in enumerate(manifest.rows):
+            try:
+                image = read_image(row.image)
+            except DataError as error:
+                if len(manifest) == 1:
+                    raise
+                skipped.append((name(row), error.came))
+            else:
+                found = assess(predictor(image), min_lesion_px=min_lesion_px)
+                rows.append(writer.add(name(row), image, found))
+            told(i + 1, len(manifest))
+    return Predicted(tuple(rows), tuple(skipped))
+
+
+def find_model(path: Path) -> Path:
+    """Return the folder of a model: the path itself, or ``best`` in a run.
+
+    Raises:
+        UsageError: If neither holds one.
+    """
+    for folder in (path, path / "best"):
+        if (folder / CARD).is_file():
+            return folder
+    raise UsageError(
+        f"`{path}` holds no trained model.",
+        needed=f"a run, or a folder with `{CARD}`",
+        fix="train one: plantseg-next train DATA --out RUN",
+    )
+
+
+def loadmake_predictor(model: Path) -> tuple[Predictor, Card]:
+    """Return a predictor on the best device there is, and the model's card."""
+    network, card = read_bundle(model)
+    device = find_device().kind
+    return make_predictor(network.to(device), card, device), card
+
+
+def make_predictor(network: "nn.Module", card: Card, device: str) -> Predictor:
+    """Return a predictor for a network in memory."""
+    from plantseg_next.inference.backends import TorchBackend
+
+    backend = TorchBackend(network, device)
+    return Predictor(backend, card.classes, card.tile_px, card.long_side_px)
+
+
+def _labelled(manifest: Manifest, split: Split, origin: Path) -> Manifest:
+    found = manifest.split(split).labelled
+    if not len(found):
+        counts = {s: len(manifest.split(s).labelled) for s in ("train", "val", "test")}
+        raise UsageError(
+            f"`{origin}` has no picture with a mask in its {split} split "
+            f"(pictures with masks: {counts}).",
+            needed="masks of at least a few pictures of every split",
+            fix="run `plantseg-next check` on it: it says how the folder was read",
+        )
+    return found
+
+
+def some_rows(manifest: Manifest, n: int, seed: int) -> Manifest:
+    """Return at most ``n`` rows, drawn once by the seed."""
+    order = np.random.default_rng(seed).permutation(len(manifest))[:n]
+    return manifest.only(manifest.rows[i] for i in sorted(order))
+
+
+def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
+    """Return the validation figures: lesion Dice, and IoU over diseases if several."""
+    from plantseg_next.training.trainer import Validation
+
+    n = manifest.classes.n_lesion_logits
+    confusion = np.zeros((n, n), np.int64)
+    leaf = np.zeros((2, 2), np.int64)
+    for row in manifest.rows:
+        truth = load_sample(row, manifest)
+        found = predictor(truth.image)
+        confusion += confusion_matrix(truth.lesion, found.lesion, n)
+        if found.leaf is not None:
+            leaf += confusion_matrix(truth.leaf, found.leaf, 2)
+    scores = ClassScores(confusion)
+    figures = {"lesion_dice": float(np.nan_to_num(scores.lesion_dice))}
+    if n > 2:
+        figures["disease_miou"] = float(np.nan_to_num(scores.disease_miou))
+    score = sum(figures.values()) / len(figures)
+    if leaf.any():
+        figures["leaf_iou"] = float(np.nan_to_num(ClassScores(leaf).lesion_iou))
+    return Validation(score, figures)
+
+
+def _to_judge(model: Path, data: Path | None, classes: Path | None) -> Manifest:
+    """Return what a model may be judged on, each row in the split its run had it in."""
+    learned = _manifest_of_run(model)
+    if data is None:
+        if learned is None:
+            raise UsageError(
+                f"`{model}` does not say which pictures it was trained on.",
+                needed="pictures with masks to judge it by",
+                fix="name a folder: plantseg-next evaluate MODEL DATA",
+            )
+        return learned
+    manifest = read_folder(data, classes=classes)
+    known = {row.image.resolve(): row.split for row in learned.rows} if learned else {}
+    return manifest.only(
+        replace(row, split=known.get(row.image.resolve(), row.split or "test"))
+        for row in manifest.rows
+    )
+
+
+def _manifest_of_run(model: Path) -> Manifest | None:
+    path = model.parent / "manifest.json"
+    return Manifest.read(path) if path.is_file() else None
+
+
+def _refuse_learned(model: Path, manifest: Manifest) -> None:
+    learned = _manifest_of_run(model)
+    if learned is None:
+        return
+    seen = {row.image.resolve() for row in learned.split("train").labelled.rows}
+    shared = sum(row.image.resolve() in seen for row in manifest.labelled.rows)
+    if shared:
+        raise UsageError(
+            f"{shared} of these pictures are ones the model learned from.",
+            needed="pictures that had no part in its training",
+            fix="leave out --split all, and the run's test pictures are taken",
+        )
+
+
+def judged(
+    predictor: Predictor,
+    model_classes: ClassMap,
+    manifest: Manifest,
+    judged_as: ClassMap,
+    told: Callable[[int, int], None] = lambda *_: None,
+) -> Iterator[Judged]:
+    """Yield every row with its prediction, merged to "any lesion" where names differ."""
+    merge = judged_as.lesions != model_classes.lesions
+    names = {name: i for i, name in enumerate(judged_as.diseases)}
+    for i, row in enumerate(manifest.rows):
+        sample = load_sample(row, manifest)
+        sample = replace(sample, disease=names.get(row.disease or "", IGNORE))
+        found = predictor(sample.image)
+        if merge:
+            sample = replace(sample, lesion=_any_lesion(sample.lesion))
+            found = replace(found, lesion=_any_lesion(found.lesion))
+        yield Judged(sample, found, row.source, row.group_key, row.disease)
+        told(i + 1, len(manifest))
+
+
+def _any_lesion(lesion: np.ndarray) -> np.ndarray:
+    """Return the map with every class as 1: a judge of where, not of which."""
+    return np.where(lesion == IGNORE, IGNORE, lesion > 0).astype(np.uint8)
+
+
+def severity_pct(lesion: np.ndarray, leaf: np.ndarray | None) -> float | None:
+    """Return lesion over leaf area in percent, ``None`` where no leaf is known."""
+    return measure_severity(lesion, leaf).severity_pct
+
+
+def _told(progress: Progress | None, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(what, done, total) if progress else None

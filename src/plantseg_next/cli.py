@@ -1,0 +1,323 @@
+"""The command line: the verbs of ``api.py``, and the only module that prints.
+
+Nothing heavy is imported before a verb is chosen, so that ``--help`` answers at once.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from plantseg_next import __version__
+from plantseg_next.errors import PlantSegError, UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+    from torch import Tensor
+
+    from plantseg_next.api import Predicted, Progress
+    from plantseg_next.experiment import Experiment
+    from plantseg_next.training.trainer import Validation
+
+app = typer.Typer(
+    name="plantseg-next",
+    help="Lesions and severity from leaf photographs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DATA_HELP = (
+    "A folder of pictures: with masks (images/ and masks/), the PlantSeg archive, "
+    "class folders as in PlantVillage, or pictures only. The layout is recognised."
+)
+MODEL_HELP = "A run, or one of its models (RUN/best, RUN/last)."
+Data = Annotated[Path, typer.Argument(help=DATA_HELP)]
+Classes = Annotated[
+    Path | None,
+    typer.Option(help="File that says what mask values mean: value -> background, "
+                 "leaf, ignore, or the name of a lesion class."),
+]  # fmt: skip
+Out = Annotated[Path, typer.Option(help="New folder for the results.")]
+
+
+@app.command()
+def check(
+    data: Data,
+    classes: Classes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Find every defect of a data set before a run does.
+
+    Ends with exit code 1 where training would be spoiled.
+    """
+    from plantseg_next import api
+
+    with _progress() as progress:
+        report = api.check(data, classes=classes, progress=progress)
+    print(report.to_json() if json else report.to_text())
+    raise typer.Exit(1 if report.spoils_training else 0)
+
+
+@app.command()
+def train(
+    data: Annotated[Path | None, typer.Argument(help=DATA_HELP)] = None,
+    out: Annotated[Path, typer.Option(help="New folder for the run.")] = Path("run"),
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings; see RUN/settings.yaml.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One setting, as training.rate=3e-4. Repeatable."),
+    ] = None,
+    classes: Classes = None,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="Print all settings and stop.")
+    ] = False,
+) -> None:
+    """Learn from pictures and masks; the model is RUN/best."""
+    from plantseg_next import api
+
+    chosen = _settings(config, set_ or [])
+    if settings:
+        print(chosen.to_yaml(), end="")
+        return
+    if data is None:
+        raise UsageError(
+            "train was called without a data set.",
+            needed="a folder of pictures and masks",
+            fix="plantseg-next train DATA --out RUN",
+        )
+    with _bar() as bar:
+        watcher = _TrainingBar(bar)
+        trained = api.train(
+            data,
+            out,
+            chosen,
+            classes=classes,
+            watchers=[watcher],
+            say=bar.console.print,
+            progress=_Told(bar),
+        )
+    best = ", ".join(f"{n} {v:.3f}" for n, v in trained.outcome.best.figures.items())
+    print(
+        f"{trained.outcome.steps} steps in {trained.outcome.minutes:.1f} minutes\n"
+        f"best on the validation split: {best}\n"
+        f"model: {trained.folder / 'best'}\n"
+        f"next:  plantseg-next evaluate {trained.folder}"
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Pictures with masks; the data set of the run by default."),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="train, val, test, or all (for data never learned from).")
+    ] = "test",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.txt, report.json, pictures.csv.")
+    ] = None,
+    classes: Classes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Judge a model on pictures it has not learned from."""
+    from plantseg_next import api
+
+    with _progress() as progress:
+        report = api.evaluate(
+            model, data, split=_one_split(split), classes=classes, progress=progress
+        )
+    print(report.to_json() if json else report.to_text())
+    if out is not None:
+        report.write(out)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
+    pictures: Annotated[Path, typer.Argument(help="A picture, or a folder of them.")],
+    out: Out = Path("predictions"),
+    min_lesion_px: Annotated[
+        int, typer.Option(min=1, help="Smaller lesions, in pixels, are not counted.")
+    ] = 20,
+) -> None:
+    """Measure new pictures: severity.csv, lesions.csv, masks and overlays.
+
+    Ends with exit code 1 if a picture could not be read; the others are measured.
+    """
+    from plantseg_next import api
+
+    with _progress() as progress:
+        found = api.predict(
+            model, pictures, out, min_lesion_px=min_lesion_px, progress=progress
+        )
+    print(_table(found))
+    print(f"{len(found.rows)} pictures measured: {out / 'severity.csv'}")
+    for name, reason in found.skipped:
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    raise typer.Exit(1 if found.skipped else 0)
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo"),
+    minutes: Annotated[float, typer.Option(min=0.1, help="Minutes of training.")] = 2.0,
+    leaves: Annotated[int, typer.Option(min=40, help="Leaves to draw.")] = 240,
+) -> None:
+    """Go the whole way on drawn leaves: draw, check, train, evaluate, predict."""
+    from plantseg_next import api
+
+    with _bar() as bar:
+        done = api.demo(
+            out,
+            minutes=minutes,
+            leaves=leaves,
+            watchers=[_TrainingBar(bar)],
+            say=bar.console.print,
+            progress=_Told(bar),
+        )
+    print(done.report.to_text())
+    print(_table(done.predicted))
+    print(
+        f"\nmodel:     {done.trained.folder / 'best'}\n"
+        f"report:    {done.folder / 'report'}\n"
+        f"severity:  {done.folder / 'predictions' / 'severity.csv'}\n"
+        f"overlays:  {done.folder / 'predictions' / 'overlays'}"
+    )
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a user's error is printed without a traceback."""
+    try:
+        app()
+    except PlantSegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _settings(config: Path | None, pairs: list[str]) -> "Experiment":
+    from plantseg_next.experiment import Experiment
+
+    base = Experiment() if config is None else Experiment.read(config)
+    return base.with_settings(pairs)
+
+
+def _one_split(name: str) -> Literal["train", "val", "test", "all"]:
+    match name:
+        case "train" | "val" | "test" | "all":
+            return name
+        case _:
+            raise UsageError(
+                f"--split is {name!r}.",
+                needed="train, val, test or all",
+                fix="leave it out for the test split",
+            )
+
+
+def _table(found: "Predicted", most: int = 12) -> str:
+    """Return the first rows of the severity table as aligned text."""
+    lines = [f"{'picture':<40} {'severity':>10} {'lesions':>8}"]
+    for row in found.rows[:most]:
+        severity = row["severity_pct"]
+        percent = (
+            f"{severity:.2f} %"
+            if isinstance(severity, float)
+            else f"({row['affected_pct_of_image']:.2f} % of image)"
+        )
+        lines.append(f"{str(row['image'])[-40:]:<40} {percent:>10} {row['n_lesions']:>8}")
+    if len(found.rows) > most:
+        lines.append(f"... and {len(found.rows) - most} more")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _bar() -> Iterator["Bar"]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        yield bar
+
+
+@contextmanager
+def _progress() -> Iterator["Progress"]:
+    with _bar() as bar:
+        yield _Told(bar)
+
+
+class _Told:
+    """Turn ``api``'s progress into one bar a task.
+
+    Args:
+        bar: Where to draw.
+    """
+
+    def __init__(self, bar: "Bar") -> None:
+        self._bar = bar
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total)
+        self._bar.update(self._tasks[what], completed=done, visible=done < total)
+
+
+class _TrainingBar:
+    """Show how a run goes; one of the trainer's watchers.
+
+    Args:
+        bar: Where to draw.
+    """
+
+    def __init__(self, bar: "Bar") -> None:
+        self._bar = bar
+        self._task: TaskID | None = None
+
+    def on_step(self, step: int, steps: int, parts: Mapping[str, "Tensor"]) -> None:
+        """Move the bar; the loss is looked at now and then, for looking costs time."""
+        if self._task is None:
+            self._task = self._bar.add_task("training", total=steps)
+        if step % 10 == 0:
+            loss = sum(float(part) for part in parts.values())
+            self._bar.update(self._task, description=f"training, loss {loss:.3f}")
+        self._bar.update(self._task, completed=step, total=steps, visible=step < steps)
+
+    def on_validation(self, step: int, validation: "Validation", *, best: bool) -> None:
+        """Print a line."""
+        figures = ", ".join(f"{n} {v:.3f}" for n, v in validation.figures.items())
+        mark = "  best so far" if best else ""
+        self._bar.console.print(f"step {step:>6}: {figures}{mark}")

@@ -1,0 +1,333 @@
+"""The only place that decodes a file: upright RGB pictures, and masks by their values.
+
+Libraries disagree on what a file holds: one applies the EXIF turn, another does not;
+one reads a palette PNG as indices, another as colours; 16-bit masks are clipped in
+silence. Here every file is read by Pillow, in one way, or refused with a reason.
+
+Axes: h row, w column.
+"""
+
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped, UInt8, UInt16
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from plantseg_next.data.manifest import Manifest, Row
+from plantseg_next.data.mask_values import MaskColours, MaskValues, decode_mask
+from plantseg_next.errors import DataError, missing_path
+from plantseg_next.structures import IGNORE, ClassMap, Sample
+
+MAX_PIXELS = 178_956_970
+"""The most pixels a picture may have: Pillow's own limit against malicious files."""
+
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000"})
+"""Formats that smear ids; no mask is read from them."""
+
+# `warnings.catch_warnings` changes the whole process: two threads must not interleave.
+_warnings_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself before it is decoded.
+
+    Args:
+        height: Rows of the upright picture.
+        width: Columns of the upright picture.
+        file_format: Pillow's name of the format, from the content: "JPEG", "PNG".
+        mode: Pillow's name of the pixel layout: "RGB", "P", "I;16".
+        turn: EXIF orientation that reading must undo, 1 (none) to 8.
+    """
+
+    height: int
+    width: int
+    file_format: str
+    mode: str
+    turn: int
+
+
+def read_header(path: Path) -> Header:
+    """Return size, format and EXIF turn of a picture without decoding it.
+
+    Raises:
+        DataError: If the file is not a picture.
+        UsageError: If there is no such file.
+    """
+    with _opened(path) as (image, turn):
+        width, height = image.size
+        if turn >= 5:
+            width, height = height, width
+        return Header(height, width, image.format or "", image.mode, turn)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Return rows and columns of the upright picture, from the header alone.
+
+    Raises:
+        DataError: If the file is not a picture.
+        UsageError: If there is no such file.
+    """
+    header = read_header(path)
+    return header.height, header.width
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a picture as upright RGB, 0 to 255.
+
+    The EXIF turn is applied. Transparent pixels are laid on white, the ground that
+    viewers show cut-out leaves on. Grey pictures of 16 bits are scaled by 1/257, never
+    clipped. Of an animation, the first frame is read. Colour profiles are not applied.
+
+    Args:
+        path: A picture of at most ``MAX_PIXELS`` pixels, in any format of Pillow.
+
+    Raises:
+        DataError: If the file is empty, cut short, not a picture, too large, or of a
+            kind that has no faithful form in 8-bit RGB.
+        UsageError: If there is no such file.
+    """
+    with _opened(path) as (image, turn):
+        try:
+            image.load()
+            rgb = _to_rgb(image, path)
+            return _turned(np.array(rgb), turn)
+        except _BROKEN as error:
+            raise _undecodable(path, error) from error
+
+
+def read_mask(path: Path, *, as_colours: bool = False) -> MaskValues | MaskColours:
+    """Return the values of a mask as they are stored.
+
+    A palette gives its indices, one bit gives 0 and 1, two and four bits give 0 to 3
+    and 0 to 15, sixteen bits are kept. An EXIF turn of the mask is not applied. Grey
+    stored as three equal channels is one channel; an alpha channel is dropped.
+
+    Args:
+        path: A mask in a lossless format.
+        as_colours: Return RGB instead: palette indices become their colours. Needed
+            where the meaning of a mask is stated by colour.
+
+    Returns:
+        uint8 or uint16 ``(h, w)``; uint8 ``(h, w, 3)`` for a coloured mask, and always
+        with ``as_colours``.
+
+    Raises:
+        DataError: If the file is not a picture, is a JPEG, or holds other numbers than
+            0 to 65 535.
+        UsageError: If there is no such file.
+    """
+    with _opened(path) as (image, _):
+        if image.format in LOSSY_FORMATS:
+            raise DataError(
+                f"The mask `{path}` is a JPEG.",
+                needed="a lossless file: JPEG smears ids, and so invents classes",
+                fix="export the mask again as PNG; converting the JPEG does not help",
+            )
+        step = _grey_step(image)
+        try:
+            image.load()
+            if as_colours:
+                return np.array(image.convert("RGB"))
+            return _mask_values(image, path, step)
+        except _BROKEN as error:
+            raise _undecodable(path, error) from error
+
+
+def load_sample(row: Row, manifest: Manifest) -> Sample:
+    """Return the picture of a row with everything its mask and its label say.
+
+    A row without a mask is ``IGNORE`` everywhere, also where it is called healthy: a
+    label of the whole leaf is no statement about its pixels. A mask that was drawn on
+    the picture as stored, before its EXIF turn, is turned with it; where both ways fit
+    (half a turn, square pictures) the mask is taken as upright.
+
+    Args:
+        row: A row of the manifest.
+        manifest: Gives the classes and the coding of the row's source.
+
+    Raises:
+        DataError: If picture or mask cannot be read, their sizes differ, or the mask
+            holds a value without a meaning.
+        UsageError: If one of the files does not exist.
+    """
+    image = read_image(row.image)
+    disease = _disease_id(row, manifest.classes)
+    if row.mask is None:
+        nothing = np.full(image.shape[:2], IGNORE, np.uint8)
+        return Sample(row.key, image, nothing, nothing, disease)
+
+    coding = manifest.codings[row.source]
+    values = read_mask(row.mask, as_colours=coding.by_colour)
+    if values.shape[:2] != image.shape[:2]:
+        values = turn_mask(values, image.shape[:2], row)
+    lesion, leaf = decode_mask(values, coding, manifest.classes, name=str(row.mask))
+    return Sample(row.key, image, lesion, leaf, disease)
+
+
+def turn_mask(
+    values: MaskValues | MaskColours, size_hw: tuple[int, int], row: Row
+) -> Shaped[np.ndarray, "upright_h upright_w *c"]:
+    """Return a mask turned as its picture is, where only that makes the sizes agree.
+
+    Args:
+        values: Mask as stored, of another size than the upright picture.
+        size_hw: Rows and columns of the upright picture.
+        row: Names the two files.
+
+    Raises:
+        DataError: If the mask does not fit the turned picture either.
+    """
+    turn = read_header(row.image).turn
+    mask_hw = values.shape[:2]
+    if turn < 5 or mask_hw[::-1] != size_hw:
+        raise DataError(
+            f"The mask `{row.mask}` has {mask_hw[1]} x {mask_hw[0]} pixels, but its "
+            f"picture `{row.image}` has {size_hw[1]} x {size_hw[0]}.",
+            needed="a mask of the size of its picture",
+            fix="export the mask at the size of the picture, or pair the right files",
+        )
+    return _turned(values, turn)
+
+
+def _disease_id(row: Row, classes: ClassMap) -> int:
+    if row.disease is None:
+        return IGNORE
+    if row.disease not in classes.diseases:
+        raise DataError(
+            f"`{row.key}` is labelled `{row.disease}`, which is no known label.",
+            needed=f"one of {', '.join(classes.diseases) or 'no label at all'}",
+            fix="write the manifest again from the folder of pictures",
+        )
+    return classes.diseases.index(row.disease)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Image.Image, int]]:
+    """Yield the picture, not yet decoded, and the EXIF turn that is left to undo."""
+    try:
+        with _warnings_lock, warnings.catch_warnings():
+            # Large pictures and untidy metadata are no news to the user.
+            warnings.simplefilter("ignore")
+            image = Image.open(path)
+            turn = _exif_turn(image)
+    except FileNotFoundError as error:
+        raise missing_path(path, "a picture") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"`{path}` has more than {MAX_PIXELS / 1e6:.0f} megapixels.",
+            needed="a picture below that limit",
+            fix="cut the mosaic into parts, or scale it down, and try again",
+        ) from error
+    except _BROKEN as error:
+        raise _not_a_picture(path, error) from error
+    with image:
+        yield image, turn
+
+
+def _exif_turn(image: Image.Image) -> int:
+    # Pillow turns TIFF files by itself. For PNG, `PngImageFile.getexif` would decode
+    # the whole picture to look for EXIF behind it; the base class reads the header.
+    if image.format == "TIFF":
+        return 1
+    turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    return turn if turn in range(1, 9) else 1
+
+
+def _turned(
+    pixels: Shaped[np.ndarray, "h w *c"], turn: int
+) -> Shaped[np.ndarray, "upright_h upright_w *c"]:
+    """Undo an EXIF turn; the definition of the eight turns is Exif 2.32, table 6."""
+    if turn >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if turn in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    if turn in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.rint(_sixteen_bits(image, path) / np.float32(257))
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _sixteen_bits(image: Image.Image, path: Path) -> UInt16[np.ndarray, "h w"]:
+    values = np.array(image)
+    whole = np.issubdtype(values.dtype, np.integer)
+    if not whole or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise DataError(
+            f"`{path}` holds numbers of 32 bits.",
+            needed="8 or 16 bits a pixel; other numbers have no agreed range",
+            fix="export it as 8-bit or 16-bit PNG",
+        )
+    return values.astype(np.uint16)
+
+
+def _grey_step(image: Image.Image) -> int:
+    """Return by how much Pillow spreads grey of two or four bits on decoding."""
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    if not tiles:
+        return 1
+    args = tiles[0].args
+    stored = args[0] if isinstance(args, tuple) and args else args
+    return {"L;2": 85, "L;4": 17}.get(str(stored), 1)
+
+
+def _mask_values(image: Image.Image, path: Path, step: int) -> MaskValues | MaskColours:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _sixteen_bits(image, path)
+    if image.mode in {"1", "L", "P"}:
+        return np.array(image).astype(np.uint8) // np.uint8(step)
+    if image.mode in {"LA", "PA"}:
+        return np.array(image.getchannel(0))
+    rgb = np.array(image.convert("RGB"))
+    is_grey = (rgb[..., :1] == rgb[..., 1:]).all()
+    return np.ascontiguousarray(rgb[..., 0]) if is_grey else rgb
+
+
+def _not_a_picture(path: Path, error: Exception) -> DataError:
+    needed = "a picture such as JPEG, PNG or TIFF"
+    if not isinstance(error, UnidentifiedImageError) or not path.is_file():
+        return DataError(
+            f"`{path}` cannot be opened: {error}.",
+            needed=needed,
+            fix="check the file in a picture viewer, and who may read it",
+        )
+    with path.open("rb") as file:
+        head = file.read(256)
+    if not head:
+        came, fix = "is empty (0 bytes)", "copy the file again, or remove it"
+    elif head.startswith(b"version https://git-lfs"):
+        came, fix = "is a Git LFS pointer, not the file itself", "run `git lfs pull`"
+    elif head[4:8] == b"ftyp" and head[8:11] in {b"hei", b"hev", b"mif"}:
+        came, fix = "is a HEIC picture, as phones take them", "export it as JPEG"
+    elif b"\0" not in head and head.isascii():
+        came, fix = "holds text, not a picture", "remove it, or find the real file"
+    else:
+        came = "is not a picture of a known format"
+        fix = "open it in a picture viewer and export it as JPEG or PNG"
+    return DataError(f"`{path}` {came}.", needed=needed, fix=fix)
+
+
+def _undecodable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"`{path}` is damaged or cut short: {error}.",
+        needed="a picture that can be read to its end",
+        fix="copy or download the file again, or remove it",
+    )

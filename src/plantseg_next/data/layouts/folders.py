@@ -1,0 +1,149 @@
+"""What all layouts need of a folder: its pictures, its names, its index."""
+
+import csv
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from plantseg_next.data.manifest import Split
+from plantseg_next.errors import DataError
+
+# HEIC is not readable, but must not be passed over in silence: reading it says why.
+PICTURE_ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"),
+    *(".gif", ".avif", ".ppm", ".pgm", ".pbm", ".heic", ".heif"),
+)
+SPLIT_NAMES: Mapping[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+    "unlabelled": "unlabelled",
+    "unlabeled": "unlabelled",
+}
+
+
+def is_picture(path: Path) -> bool:
+    """Return whether a file has the name of a picture; hidden files have not."""
+    return path.suffix.lower() in PICTURE_ENDINGS and not _is_hidden(path)
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Return all pictures below a folder, sorted by path.
+
+    Hidden files and folders and what macOS leaves behind (``._x``, ``__MACOSX``) are
+    skipped. Symbolic links are followed, each folder once, so a loop ends.
+    """
+    found: list[Path] = []
+    seen: set[Path] = set()
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        if (real := here.resolve()) in seen:
+            continue
+        seen.add(real)
+        for entry in here.iterdir():
+            if entry.is_dir() and not _is_hidden(entry):
+                waiting.append(entry)
+            elif is_picture(entry) and entry.is_file():
+                found.append(entry)
+    return sorted(found)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders directly inside a folder, sorted, hidden ones left out."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not _is_hidden(p))
+
+
+def subfolder(folder: Path, names: Iterable[str]) -> Path | None:
+    """Return the subfolder with the first of these names, in any case, or ``None``."""
+    by_name = {path.name.lower(): path for path in subfolders(folder)}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def keys_of(pictures: Iterable[Path], root: Path) -> dict[Path, str]:
+    """Return a unique key a picture: its path inside ``root`` without the ending.
+
+    Where two pictures differ in their ending alone, both keep it.
+
+    Example:
+        >>> list(keys_of([Path("d/a/1.jpg"), Path("d/2.png")], Path("d")).values())
+        ['a/1', '2']
+    """
+    relative = {picture: picture.relative_to(root) for picture in pictures}
+    bare = {picture: path.with_suffix("") for picture, path in relative.items()}
+    counts = Counter(bare.values())
+    return {
+        picture: (path if counts[path] == 1 else relative[picture]).as_posix()
+        for picture, path in bare.items()
+    }
+
+
+def split_of(path: Path) -> Split | None:
+    """Return the split that a folder of a relative path is named for, if any.
+
+    Example:
+        >>> split_of(Path("Validation/rust/1.jpg"))
+        'val'
+    """
+    parts = (part.lower() for part in path.parts[:-1])
+    return next((SPLIT_NAMES[part] for part in parts if part in SPLIT_NAMES), None)
+
+
+def tidy_name(name: str) -> str:
+    """Return a class name as all data sets can share it: lower case, single spaces.
+
+    Example:
+        >>> tidy_name("Early_blight ")
+        'early blight'
+    """
+    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").lower().split())
+
+
+def same_name(name: str) -> str:
+    """Return a file's name without ending, in the form in which names are compared.
+
+    File systems store accents in two ways, and some masks keep the picture's ending.
+
+    Example:
+        >>> same_name("leaf 1.JPG.png")
+        'leaf 1'
+    """
+    stem = unicodedata.normalize("NFC", name)
+    while ending := next((e for e in PICTURE_ENDINGS if stem.lower().endswith(e)), ""):
+        stem = stem[: -len(ending)]
+    return stem
+
+
+def read_index(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, column names in lower case.
+
+    Commas, semicolons and tabs are understood as separators.
+
+    Raises:
+        DataError: If the file is not text in UTF-8.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"`{path}` is not text in UTF-8.",
+            needed="a CSV file in UTF-8",
+            fix='save it from the spreadsheet as "CSV UTF-8"',
+        ) from error
+    lines = text.splitlines()
+    header = lines[0] if lines else ""
+    separator = max(",;\t", key=header.count)
+    return [
+        {name.strip().lower(): (value or "").strip() for name, value in row.items()}
+        for row in csv.DictReader(lines, delimiter=separator, restval="")
+        if None not in row
+    ]
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith((".", "__MACOSX"))

@@ -1,0 +1,165 @@
+"""Pictures and masks of equal names, in two folders or side by side."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from plantseg_next.data.layouts.coding import find_coding
+from plantseg_next.data.layouts.folders import (
+    SPLIT_NAMES,
+    find_pictures,
+    keys_of,
+    same_name,
+    split_of,
+    subfolder,
+    subfolders,
+)
+from plantseg_next.data.layouts.index import INDEX_FILE, add_index
+from plantseg_next.data.manifest import Manifest, Origin, Row, common_classes
+from plantseg_next.errors import UsageError
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos", "pictures", "jpegimages")
+MASK_FOLDERS = (
+    *("masks", "mask", "annotations", "annotation", "labels", "label"),
+    *("ground_truth", "groundtruth", "gt", "segmentationclass"),
+)
+_SUFFIX = re.compile(r"[_\-. ](masks?|labels?|gt|seg|segmentation)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures, and what lies where their masks should be.
+
+    Args:
+        images: Pictures, each below ``image_root``.
+        masks: Masks, each below ``mask_root``.
+        image_root: Folder of the pictures.
+        mask_root: Folder of the masks; the same one where they lie side by side.
+    """
+
+    images: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    image_root: Path
+    mask_root: Path
+
+
+def find_pairs(folder: Path, pictures: list[Path]) -> list[Pairs]:
+    """Return where pictures and masks lie; empty if this is another layout.
+
+    Either in two folders, ``images`` and ``masks`` or the like, directly inside or in
+    each of ``train``, ``val``...; or the masks in a folder beneath their pictures; or
+    side by side, ``leaf.jpg`` and ``leaf_mask.png``.
+
+    Args:
+        folder: The data set.
+        pictures: All pictures below it.
+    """
+    places = [folder, *(p for p in subfolders(folder) if p.name.lower() in SPLIT_NAMES)]
+    found = []
+    for place in places:
+        mask_root = subfolder(place, MASK_FOLDERS)
+        if mask_root is None:
+            continue
+        masks = find_pictures(mask_root)
+        image_root = subfolder(place, IMAGE_FOLDERS) or place
+        images = [p for p in find_pictures(image_root) if mask_root not in p.parents]
+        if images and masks:
+            found.append(Pairs(tuple(images), tuple(masks), image_root, mask_root))
+    return found or _side_by_side(folder, pictures)
+
+
+def read_image_mask(
+    folder: Path, pairs: list[Pairs], source: str, classes: Path | None = None
+) -> Manifest:
+    """Return pictures with the masks of their names; those without one stay.
+
+    Splits come from the ``split`` column of ``index.csv``, or else from folders named
+    ``train``, ``val``, ``test``.
+
+    Args:
+        folder: The data set; may hold ``index.csv`` and a class file.
+        pairs: Where its pictures and masks lie.
+        source: Name of the data set.
+        classes: A class file that takes precedence over the folder's own.
+
+    Raises:
+        DataError: If the class file or the index cannot be understood.
+        UsageError: If no mask has the name of a picture, or the masks cannot be
+            understood without a class file.
+    """
+    mask_of: dict[Path, Path] = {}
+    for pair in pairs:
+        mask_of |= match_masks(pair)
+    images = [image for pair in pairs for image in pair.images]
+    masks = [mask for pair in pairs for mask in pair.masks]
+    if masks and not mask_of:
+        raise UsageError(
+            f"In `{folder}` no mask has the name of a picture: the first picture is "
+            f"called `{images[0].name}`, the first mask `{masks[0].name}`.",
+            needed="equal names but for the ending, or for a suffix such as `_mask`",
+            fix="rename the masks after their pictures",
+        )
+
+    root = pairs[0].image_root if len(pairs) == 1 else folder
+    rows = [
+        Row(key, image, source, mask_of.get(image), split_of(image.relative_to(folder)))
+        for image, key in keys_of(images, root).items()
+    ]
+    missing: list[str] = []
+    if (folder / INDEX_FILE).is_file():
+        rows, missing = add_index(rows, folder / INDEX_FILE)
+    used = set(mask_of.values())
+    codings = {source: find_coding(folder, sorted(used), classes)} if used else {}
+    origin = Origin(
+        "pictures and masks of equal names" if used else "pictures and an index",
+        tuple(str(mask) for mask in masks if mask not in used),
+        tuple(missing),
+    )
+    return Manifest(tuple(rows), common_classes(rows, codings), codings, {source: origin})
+
+
+def match_masks(pair: Pairs) -> dict[Path, Path]:
+    """Return the mask of each picture that has one.
+
+    Names are compared without ending and without a suffix such as ``_mask``. A mask in
+    the folder of the same name goes first; one elsewhere is taken if neither its name
+    nor the picture's occurs twice.
+    """
+    exact = {(_place(m, pair.mask_root), same_name(m.name)): m for m in pair.masks}
+    suffixed = {(place, _base(name)): mask for (place, name), mask in exact.items()}
+    here = suffixed | exact
+    count = Counter(name for _, name in here)
+    anywhere = {name: mask for (_, name), mask in here.items() if count[name] == 1}
+    pictures = Counter(same_name(image.name) for image in pair.images)
+
+    mask_of = {}
+    for image in pair.images:
+        name = same_name(image.name)
+        mask = here.get((_place(image, pair.image_root), name))
+        if mask is None and pictures[name] == 1:
+            mask = anywhere.get(name)
+        if mask is not None:
+            mask_of[image] = mask
+    return mask_of
+
+
+def _side_by_side(folder: Path, pictures: list[Path]) -> list[Pairs]:
+    names = {(p.parent, same_name(p.name)) for p in pictures}
+    masks = []
+    for picture in pictures:
+        name = same_name(picture.name)
+        if _base(name) != name and (picture.parent, _base(name)) in names:
+            masks.append(picture)
+    if not masks:
+        return []
+    images = sorted(set(pictures) - set(masks))
+    return [Pairs(tuple(images), tuple(masks), folder, folder)]
+
+
+def _base(name: str) -> str:
+    return _SUFFIX.sub("", name)
+
+
+def _place(path: Path, root: Path) -> str:
+    return path.parent.relative_to(root).as_posix().lower()

@@ -1,0 +1,128 @@
+"""What the values of a mask mean: from stored values to the two heads of the model.
+
+Axes: h row, w column.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Integer, UInt8, UInt16
+
+from plantseg_next.data.manifest import MaskCoding
+from plantseg_next.errors import DataError
+from plantseg_next.structures import IGNORE, NO_LESION, ClassMap
+
+MaskValues = UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]
+MaskColours = UInt8[np.ndarray, "h w 3"]
+
+
+def decode_mask(
+    values: MaskValues | MaskColours,
+    coding: MaskCoding,
+    classes: ClassMap,
+    *,
+    name: str = "the mask",
+) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]:
+    """Return what a mask says about lesions and about the leaf.
+
+    Args:
+        values: A mask from ``read_mask``, as colours where the coding is by colour.
+        coding: Meaning of the values. A coding without lesion classes does not
+            annotate the lesion head.
+        classes: The common classes; every lesion class of the coding is among them.
+        name: What errors call the mask, for example its file.
+
+    Returns:
+        Lesion class ids, 0 for none; and 1 on the leaf, lesions included, 0 off it.
+        ``IGNORE`` where the meaning is "ignore", and everywhere in a head that the
+        coding does not annotate.
+
+    Raises:
+        DataError: If a value has no meaning, or the mask is coloured and the coding is
+            not by colour.
+
+    Example:
+        >>> coding = MaskCoding({0: "background", 1: "leaf", 7: "rust"}, True, "doc")
+        >>> mask = np.array([[0, 1, 7]], np.uint8)
+        >>> lesion, leaf = decode_mask(mask, coding, ClassMap(("phoma", "rust")))
+        >>> lesion.tolist(), leaf.tolist()
+        ([[0, 0, 2]], [[0, 1, 1]])
+    """
+    if values.ndim == 3 and not coding.by_colour:
+        raise DataError(
+            f"`{name}` is a coloured mask.",
+            needed=f"a mask of the values {_known_values(coding.meaning)}",
+            fix='state the meaning of its colours in classes.yaml: "#ff0000": rust',
+        )
+    flat = _packed(values) if coding.by_colour else values
+    known = {_as_number(value, coding): m for value, m in coding.meaning.items()}
+    position = _positions(flat, np.array(sorted(known), np.int64))
+    if (position < 0).any():
+        raise _unknown_value(flat[position < 0], flat.size, coding, name)
+
+    meanings = [known[value] for value in sorted(known)]
+    lesion_ids = {lesion: i + 1 for i, lesion in enumerate(classes.lesions)}
+    lesion_of = {"background": NO_LESION, "leaf": NO_LESION, "ignore": IGNORE}
+    leaf_of = {"background": 0, "ignore": IGNORE}
+    unmarked = np.full(flat.shape, IGNORE, np.uint8)
+    lesion = leaf = unmarked
+    if coding.lesions:
+        table = [(lesion_of | lesion_ids)[m] for m in meanings]
+        lesion = np.array(table, np.uint8)[position]
+    if coding.marks_leaf:
+        leaf = np.array([leaf_of.get(m, 1) for m in meanings], np.uint8)[position]
+    return lesion, leaf
+
+
+def _packed(values: MaskValues | MaskColours) -> Integer[np.ndarray, "h w"]:
+    """Return colours as 0xrrggbb; a grey level counts as its colour."""
+    wide = values.astype(np.int64)
+    if wide.ndim == 2:
+        return wide * 0x010101
+    packed: np.ndarray = wide @ np.array([0x10000, 0x100, 1])
+    return packed
+
+
+def _as_number(value: int | str, coding: MaskCoding) -> int:
+    if isinstance(value, str):
+        return int(value.removeprefix("#"), 16)
+    return value * 0x010101 if coding.by_colour else value
+
+
+def _positions(
+    values: Integer[np.ndarray, "h w"], known: Integer[np.ndarray, " n"]
+) -> Integer[np.ndarray, "h w"]:
+    """Return the place of each value among the sorted known ones, -1 if unknown."""
+    if values.dtype.itemsize <= 2:
+        table = np.full(1 << 16, -1, np.int32)
+        table[known] = np.arange(len(known))
+        looked_up: np.ndarray = table[values]
+        return looked_up
+    place = np.searchsorted(known, values).clip(max=len(known) - 1)
+    return np.where(known[place] == values, place, -1)
+
+
+def _known_values(meaning: Mapping[int | str, str]) -> str:
+    shown = [str(value) for value in meaning]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:11], "...", shown[-1]])
+
+
+def _unknown_value(
+    unknown: Integer[np.ndarray, " n"], size: int, coding: MaskCoding, name: str
+) -> DataError:
+    found, counts = np.unique(unknown, return_counts=True)
+    most = counts.argmax()
+    value = int(found[most])
+    shown = f"#{value:06x}" if coding.by_colour else str(value)
+    others = f", and {len(found) - 1} other such values" if len(found) > 1 else ""
+    return DataError(
+        f"`{name}` holds the value {shown} on {_per_cent(counts[most] / size)} of its "
+        f"pixels{others}; its meaning is not known.",
+        needed=f"only the values {_known_values(coding.meaning)} ({coding.origin})",
+        fix="state its meaning in classes.yaml (a class, background, leaf or ignore), "
+        "or mend the mask",
+    )
+
+
+def _per_cent(share: float) -> str:
+    return f"{100 * share:.3g} %" if share >= 0.0001 else "less than 0.01 %"

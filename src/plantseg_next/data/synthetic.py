@@ -1,0 +1,398 @@
+"""Drawn leaves with exact masks: the embedded default data, and the tests' data.
+
+The leaf comes from ``data.blades`` and its lesions from ``data.lesions``; here they are
+lit, laid on a ground and photographed. Much is drawn on purpose so that "whatever is
+not green" is no shortcut: brown margins and petioles, yellowing, bites, specks, glare,
+shadows, and dead leaves and soil on the ground.
+
+Each part of a picture has its own random stream, so another age or another disease of
+the same seed leaves the rest of the picture as it was.
+
+Axes: h row, w column. Lengths are pixels, colours are in [0, 1] until the last step.
+"""
+
+import csv
+from dataclasses import dataclass, replace
+from math import cos, pi, sin
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from plantseg_next.data.blades import (
+    Blade,
+    BladeFields,
+    bite_blades,
+    draw_skin,
+    grow_blades,
+    log_uniform,
+    pick_colour,
+    smooth_noise,
+    trace_blades,
+)
+from plantseg_next.data.lesions import (
+    LESION_KINDS,
+    draw_look,
+    paint_lesions,
+    place_blots,
+    ruggedness,
+)
+from plantseg_next.errors import OutputError, UsageError
+
+DISEASES = ("healthy", *LESION_KINDS)
+"""Image-level labels: a leaf has lesions of one kind, or none."""
+
+_PAPERS = bytes.fromhex("e0d6d6 dbdbde c7bdb8 a8a3a8 807a85 b8b39e 4d5c85 080808")
+_PAPER_SHARES = (0.24, 0.22, 0.14, 0.1, 0.1, 0.08, 0.07, 0.05)
+_SCENES = bytes.fromhex("4d6b24 334d1a 739933 6b5238 4d3826 8c734d b8cce0 d19980 141a0d")
+_DEAD = np.array((1.3, 0.95, 0.6), np.float32)
+_PALETTE = bytes.fromhex("000000 3ca03c 964b19 5a285a f0f0f0 e68214 d2c85a")
+_STREAMS = 8
+
+
+@dataclass(frozen=True)
+class DrawnLeaf:
+    """One drawn picture with what is true of every pixel.
+
+    Args:
+        image: RGB, 0 to 255.
+        lesion: 0 for none, ``i + 1`` for ``LESION_KINDS[i]``. Yellow halos are no part
+            of a lesion; the yellow patches of rust are, out to half their strength.
+        leaf: 1 on the leaf in focus, its petiole and lesions included; 0 in its holes
+            and on foliage behind it.
+        disease: One of ``DISEASES``. A diseased leaf keeps its label while its lesions
+            are too young to be seen.
+        age_days: Days since the leaf could be infected.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    lesion: UInt8[np.ndarray, "h w"]
+    leaf: UInt8[np.ndarray, "h w"]
+    disease: str
+    age_days: float
+
+
+def draw_leaf(
+    seed: int,
+    *,
+    size_hw: tuple[int, int] = (256, 256),
+    disease: str | None = None,
+    age_days: float | None = None,
+    natural_ground: bool | None = None,
+) -> DrawnLeaf:
+    """Return one drawn leaf with its masks.
+
+    The same seed with another age is the same picture with younger or older lesions:
+    no pixel of a lesion is ever healthy again.
+
+    Args:
+        seed: Number of the leaf, at least 0; the same seed gives the same bytes.
+        size_hw: Rows and columns, at least 32 each.
+        disease: One of ``DISEASES``; ``None`` draws it, one in six healthy.
+        age_days: Age at which the leaf is seen, at least 0; at 0 no lesion shows.
+            ``None`` draws 6 to 25 days.
+        natural_ground: Foliage, soil or a blurred scene behind the leaf, or cloth and
+            paper; ``None`` draws it, natural for one leaf in three.
+
+    Raises:
+        UsageError: If an argument is outside the range named above.
+
+    Example:
+        >>> young, old = (draw_leaf(3, disease="rust", age_days=t) for t in (0.0, 20.0))
+        >>> int(young.lesion.sum()), bool(old.lesion.any())
+        (0, True)
+    """
+    _check(seed, size_hw, disease, age_days)
+    streams = (np.random.default_rng([seed, part]) for part in range(_STREAMS))
+    choice, shape, skin, sites, colours, place, light, camera = streams
+    drawn = DISEASES[int(choice.integers(len(DISEASES)))]
+    drawn_age, drawn_natural = choice.uniform(6, 25), choice.random() < 0.33
+    disease = drawn if disease is None else disease
+    age_days = drawn_age if age_days is None else float(age_days)
+    natural = drawn_natural if natural_ground is None else natural_ground
+
+    blades = grow_blades(shape, size_hw)
+    first = blades[0]
+    fields = trace_blades(shape, blades, size_hw)
+    fields = bite_blades(shape, fields, first.size_px)
+    albedo = draw_skin(skin, fields, first)
+    leaf = fields.depth_px > 0
+    lesion = np.zeros(size_hw, np.uint8)
+    gloss = np.ones(size_hw, np.float32)
+    if disease != "healthy":
+        grain = first.angle if first.veins == 0 else None
+        blots = place_blots(sites, disease, fields.depth_px, first.size_px, grain)
+        extent = blots.extent(age_days, ruggedness(sites, blots, fields.vein))
+        gloss = paint_lesions(colours, albedo, extent, draw_look(colours, disease, blots))
+        lesion[leaf & (extent.depth_px > 0)] = DISEASES.index(disease)
+
+    picture = _lay(
+        _ground(place, size_hw, natural=bool(natural)),
+        _lit(light, albedo, fields, gloss),
+        fields.depth_px,
+        light,
+    )
+    image = _photograph(camera, picture)
+    return DrawnLeaf(image, lesion, leaf.astype(np.uint8), disease, age_days)
+
+
+def _check(
+    seed: int, size_hw: tuple[int, int], disease: str | None, age_days: float | None
+) -> None:
+    if seed < 0:
+        raise UsageError(
+            f"`seed` is {seed}.", needed="a whole number from 0", fix="drop the sign"
+        )
+    if min(size_hw) < 32:
+        needed, fix = "at least 32 rows and columns", "draw larger, then shrink it"
+        raise UsageError(f"`size_hw` is {size_hw}.", needed=needed, fix=fix)
+    if disease is not None and disease not in DISEASES:
+        raise UsageError(
+            f"`disease` is {disease!r}.",
+            needed=f"one of {', '.join(DISEASES)}",
+            fix="correct the spelling, or leave it out to draw any",
+        )
+    if age_days is not None and not age_days >= 0:
+        raise UsageError(
+            f"`age_days` is {age_days}.",
+            needed="a number of days from 0",
+            fix="use 0 for a leaf on which no lesion shows yet",
+        )
+
+
+def _lit(
+    rng: np.random.Generator,
+    albedo: Float32[np.ndarray, "h w 3"],
+    fields: BladeFields,
+    gloss: Float32[np.ndarray, "h w"],
+) -> Float32[np.ndarray, "h w 3"]:
+    """Return the leaf under a light from one side, with glare where it is glossy."""
+    size_hw = gloss.shape
+    towards = rng.uniform(0, 2 * pi)
+    height = cv2.GaussianBlur(fields.height_px, (3, 3), 0)
+    slope = cos(towards) * cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125)
+    slope += sin(towards) * cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125)
+    shade = np.clip(1 + rng.uniform(0.3, 1.3) * slope, 0.45, 1.7)
+    if rng.random() < 0.3:  # the shadow of something that is not in the picture
+        cell = min(size_hw) * rng.uniform(0.2, 0.8)
+        cover = smooth_noise(rng, size_hw, cell) * rng.uniform(1, 8) - rng.uniform(0, 4)
+        shade *= 1 - rng.uniform(0.2, 0.55) * np.clip(cover, 0, 1)
+    # Glare follows the relief; mildew does not.
+    shine = max(0.0, rng.uniform(-0.25, 0.6))
+    patch = smooth_noise(rng, size_hw, min(size_hw) * rng.uniform(0.08, 0.4), 2)
+    patch = 0.6 * patch + rng.uniform(1, 7) * slope - rng.uniform(0, 0.6)
+    sheen = 1 + rng.uniform(0, 0.3) * smooth_noise(rng, size_hw, rng.uniform(1, 3))
+    glare = shine * np.clip(patch, 0, 1) * sheen * (1 - 0.6 * fields.vein)
+    if rng.random() < 0.15:  # drops of water
+        drops = smooth_noise(rng, size_hw, rng.uniform(2, 5))
+        glare += np.clip(3 * (drops - 2.3), 0, 0.7)
+    lit: Float32[np.ndarray, "h w 3"] = albedo * shade[..., None]
+    lit += (glare * gloss)[..., None]
+    return lit
+
+
+def _lay(
+    ground: Float32[np.ndarray, "h w 3"],
+    leaf: Float32[np.ndarray, "h w 3"],
+    depth_px: Float32[np.ndarray, "h w"],
+    rng: np.random.Generator,
+) -> Float32[np.ndarray, "h w 3"]:
+    """Return the leaf on its ground, with the shadow that it casts there."""
+    alpha = np.clip(depth_px + 0.5, 0, 1)
+    side = min(alpha.shape)
+    lift = side * log_uniform(rng, 0.002, 0.06)
+    away = rng.uniform(0, 2 * pi)
+    move = np.array([[1, 0, lift * cos(away)], [0, 1, lift * sin(away)]])
+    shadow = cv2.warpAffine(alpha, move, alpha.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+    shadow = cv2.GaussianBlur(shadow, (0, 0), 0.5 + lift * rng.uniform(0.1, 0.9))
+    strength = max(0.0, rng.uniform(-0.1, 0.95))
+    warm = rng.normal(0, 0.08)  # light that fell through or off the leaf
+    tint = (strength * np.array([1 - warm, 1, 1 + warm])).astype(np.float32)
+    dimmed: Float32[np.ndarray, "h w 3"] = ground * (1 - shadow[..., None] * tint)
+    dimmed += alpha[..., None] * (leaf - dimmed)
+    return dimmed
+
+
+def _ground(
+    rng: np.random.Generator, size_hw: tuple[int, int], *, natural: bool
+) -> Float32[np.ndarray, "h w 3"]:
+    """Return what lies behind the leaf, before the shadow falls on it."""
+    side = min(size_hw)
+    if not natural:
+        colour = np.array(pick_colour(rng, _PAPERS, _PAPER_SHARES))
+        colour = colour * rng.normal(1, 0.07) * rng.normal(1, 0.02, 3)
+        wide = smooth_noise(rng, size_hw, side * rng.uniform(0.8, 2))
+        weave = smooth_noise(rng, size_hw, rng.uniform(1, 3), 2)
+        tone = 1 + rng.uniform(0, 0.1) * wide + log_uniform(rng, 0.003, 0.08) * weave
+        dirt = smooth_noise(rng, size_hw, rng.uniform(1.5, 4))
+        tone -= np.clip(dirt - rng.uniform(2.8, 6), 0, 0.5)
+        return tone[..., None] * colour.astype(np.float32)
+    # It is out of focus: half the rows and columns do, in a quarter of the time.
+    full_hw, size_hw, side = size_hw, (size_hw[0] // 2, size_hw[1] // 2), side // 2
+    scene = np.zeros((*size_hw, 3), np.float32)
+    for layer in range(int(rng.integers(2, 5))):
+        colour = np.array(pick_colour(rng, _SCENES), np.float32)
+        cell = side * log_uniform(rng, 0.05, 0.6)
+        field = smooth_noise(rng, size_hw, cell, 3)
+        weight = np.clip(3 * field, 0, 1) if layer else np.ones_like(field)
+        tone = 1 + 0.25 * smooth_noise(rng, size_hw, rng.uniform(1.5, 8), 3)
+        scene += weight[..., None] * (tone[..., None] * colour - scene)
+    for _ in range(int(rng.integers(0, 9))):
+        blade = _blade_behind(rng, size_hw)
+        fields = trace_blades(rng, (blade,), size_hw)
+        skin = draw_skin(rng, fields, blade)
+        if rng.random() < 0.25:  # a dead leaf
+            skin = skin.mean(axis=2, keepdims=True) * _DEAD
+        scene = _lay(scene, skin * rng.uniform(0.5, 1.3), fields.depth_px, rng)
+    blur = side * log_uniform(rng, 0.002, 0.04)
+    scene = cv2.resize(cv2.GaussianBlur(scene, (0, 0), blur), full_hw[::-1])
+    sand = rng.uniform(0, 0.08) * smooth_noise(rng, full_hw, 1.0)
+    natural_scene: Float32[np.ndarray, "h w 3"] = scene * (1 + sand)[..., None]
+    return natural_scene
+
+
+def _blade_behind(rng: np.random.Generator, size_hw: tuple[int, int]) -> Blade:
+    blade = grow_blades(rng, size_hw)[0]
+    h, w = size_hw
+    scale = min(h, w) * rng.uniform(0.4, 1.2) / blade.length_px
+    return replace(
+        blade,
+        base_xy=(rng.uniform(-0.2, 1.2) * w, rng.uniform(-0.2, 1.2) * h),
+        length_px=blade.length_px * scale,
+        widest_px=blade.widest_px * scale,
+    )
+
+
+def _photograph(
+    rng: np.random.Generator, scene: Float32[np.ndarray, "h w 3"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Return what a camera makes of the scene: vignette, tone, blur, noise, JPEG."""
+    h, w = scene.shape[:2]
+    x = np.linspace(-1, 1, w, dtype=np.float32) - rng.normal(0, 0.3)
+    y = np.linspace(-1, 1, h, dtype=np.float32)[:, None] - rng.normal(0, 0.3)
+    vignette = 1 - max(0.0, rng.uniform(-0.15, 0.25)) * (x * x + y * y)
+    warmth = rng.normal(0, 0.06)
+    balance = np.array([1 + warmth, 1.0, 1 - 1.3 * warmth], np.float32)
+    exposed = scene * (rng.normal(1.0, 0.13) * balance) * vignette[..., None]
+    grey = exposed.mean(axis=2, keepdims=True)
+    exposed = grey + rng.uniform(0.65, 1.2) * (exposed - grey)
+    picture = np.clip(exposed, 0, 1) ** rng.uniform(0.8, 1.25)
+    blur = rng.uniform(0, 1.3)
+    if blur > 0.3:
+        picture = cv2.GaussianBlur(picture, (0, 0), blur)
+    if rng.random() < 0.25:
+        smooth = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.8, 2))
+        picture = picture + rng.uniform(0.3, 2.0) * (picture - smooth)
+    noise = log_uniform(rng, 0.002, 0.03)
+    picture += noise * rng.standard_normal((h, w, 1), dtype=np.float32)
+    picture += 0.4 * noise * rng.standard_normal((h, w, 3), dtype=np.float32)
+    levels = (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(45, 97))]
+    _, coded = cv2.imencode(".jpg", levels, quality)
+    return np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
+
+
+def write_drawn_folder(
+    folder: Path, n: int, *, seed: int = 0, size_hw: tuple[int, int] = (256, 256)
+) -> None:
+    """Write a data set of drawn leaves: pictures, masks, names of classes, an index.
+
+    What is written: ``images/*.jpg``; ``masks/*.png`` with a palette, 0 background,
+    1 leaf and ``i + 2`` for ``LESION_KINDS[i]``; ``classes.yaml`` from value to name;
+    ``index.csv`` with the columns name, split, disease, group. A quarter of the leaves
+    are seen at two ages; the pictures of a leaf are one group and share a split.
+
+    Splits are 70 / 15 / 15 % of the leaves of each disease, but any disease with three
+    leaves has one in each split: small folders hold more of val and test.
+
+    Args:
+        folder: Made if it is not there.
+        n: Pictures, at least 1.
+        seed: Of the whole folder, at least 0.
+        size_hw: Rows and columns of each picture, at least 32 each.
+
+    Raises:
+        UsageError: If ``n``, ``seed`` or ``size_hw`` is outside the range named above.
+        OutputError: If the folder already holds pictures or an index.
+    """
+    if n < 1:
+        raise UsageError(f"`n` is {n}.", needed="1 picture or more", fix="ask for more")
+    _check(seed, size_hw, None, None)
+    index = folder / "index.csv"
+    for there in (folder / "images", folder / "masks", index):
+        if there.exists():
+            raise OutputError(
+                f"`{there}` is already there.",
+                needed="a folder without pictures and index",
+                fix="name another folder, or remove the old pictures first",
+            )
+    (folder / "images").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    names = ("background", "leaf", *LESION_KINDS)
+    lines = (f"{value}: {name}\n" for value, name in enumerate(names))
+    (folder / "classes.yaml").write_text("".join(lines), "utf-8")
+
+    rng = np.random.default_rng([seed, n])
+    looks = _plan_looks(rng, n)
+    diseases = [DISEASES[k % len(DISEASES)] for k in range(len(looks))]
+    splits = _plan_splits(rng, diseases)
+    rows = []
+    next_seed = seed * 1_000_003
+    for k, ages in enumerate(looks):
+        drawn, next_seed = _first_shown(next_seed, ages, diseases[k], size_hw)
+        for picture, letter in zip(drawn, "ab", strict=False):
+            name = f"leaf_{k:05}{letter}"
+            Image.fromarray(picture.image).save(
+                folder / "images" / f"{name}.jpg", quality=95
+            )
+            _write_mask(folder / "masks" / f"{name}.png", picture)
+            rows.append((name, splits[k], diseases[k], f"leaf_{k:05}"))
+    with index.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("name", "split", "disease", "group"), *rows])
+
+
+def _plan_looks(rng: np.random.Generator, n: int) -> list[tuple[float, ...]]:
+    """Return the ages at which each leaf is seen, ``n`` pictures in all."""
+    looks: list[tuple[float, ...]] = []
+    left = n
+    while left:
+        twice = left > 1 and rng.random() < 0.25
+        young, old = rng.uniform(5, 10), rng.uniform(14, 25)
+        looks.append((young, old) if twice else (rng.uniform(8, 25),))
+        left -= len(looks[-1])
+    return looks
+
+
+def _plan_splits(rng: np.random.Generator, diseases: list[str]) -> list[str]:
+    """Return the split of each leaf, the same shares for every disease."""
+    splits = [""] * len(diseases)
+    for disease in DISEASES:
+        leaves = [k for k, name in enumerate(diseases) if name == disease]
+        held = max(1, round(0.15 * len(leaves)))
+        order = ["train"] * max(1, len(leaves) - 2 * held) + (["test", "val"] * held)
+        mixed = rng.permutation(np.array(order[: len(leaves)]))
+        for k, split in zip(leaves, mixed.tolist(), strict=True):
+            splits[k] = split
+    return splits
+
+
+def _first_shown(
+    seed: int, ages: tuple[float, ...], disease: str, size_hw: tuple[int, int]
+) -> tuple[list[DrawnLeaf], int]:
+    """Return the first leaf from ``seed`` on whose lesions show, and the next seed."""
+    while True:
+        drawn = [
+            draw_leaf(seed, size_hw=size_hw, disease=disease, age_days=age) for age in ages
+        ]
+        seed += 1
+        if disease == "healthy" or all(leaf.lesion.any() for leaf in drawn):
+            return drawn, seed
+
+
+def _write_mask(path: Path, drawn: DrawnLeaf) -> None:
+    values = np.where(drawn.lesion > 0, drawn.lesion + 1, drawn.leaf).astype(np.uint8)
+    mask = Image.frombytes("P", values.shape[::-1], values.tobytes())
+    mask.putpalette(_PALETTE)
+    mask.save(path)

@@ -1,0 +1,385 @@
+"""Tiles: where to cut them, how to draw them for training, how to stitch scores back.
+
+Training wants few tiles that hold much information, at any scale and turn; inference
+wants every pixel once, without a seam. Both are geometry on arrays: no network here.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, Int64, UInt8
+
+from plantseg_next.structures import IGNORE, NO_LESION, Sample
+
+CELL = 16
+"""Pixels a cell of an information map."""
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Overlapping tiles that cover a picture, and the weights that hide their seams.
+
+    A tile's weight is 0 in an outer rim of a quarter of the overlap, where the network
+    saw padding instead of leaf, and then rises as a squared sine; at the picture's own
+    border, where there is nothing better, it stays 1. So wherever the network's field of
+    view is no larger than the rim, the stitched scores equal the untiled ones exactly.
+
+    Args:
+        picture_hw: Size of the picture.
+        tile_px: Side of the square tiles.
+        overlap_px: Least overlap of neighbours; less than ``tile_px``.
+
+    Example:
+        >>> TileGrid((100, 300), tile_px=128, overlap_px=32).lefts
+        (0, 86, 172)
+    """
+
+    picture_hw: tuple[int, int]
+    tile_px: int
+    overlap_px: int
+
+    @property
+    def tops(self) -> tuple[int, ...]:
+        """First rows of the tiles."""
+        return _starts(self.picture_hw[0], self.tile_px, self.overlap_px)
+
+    @property
+    def lefts(self) -> tuple[int, ...]:
+        """First columns of the tiles."""
+        return _starts(self.picture_hw[1], self.tile_px, self.overlap_px)
+
+    def __len__(self) -> int:
+        return len(self.tops) * len(self.lefts)
+
+    def cut(
+        self, image: UInt8[np.ndarray, "h w c"]
+    ) -> Iterator[UInt8[np.ndarray, "tile tile c"]]:
+        """Yield the tiles row by row; what lies outside the picture mirrors it."""
+        for top in self.tops:
+            for left in self.lefts:
+                tile = image[top : top + self.tile_px, left : left + self.tile_px]
+                yield pad_to(tile, (self.tile_px, self.tile_px))
+
+    def stitch(
+        self, scores: Iterable[Float32[np.ndarray, "k tile tile"]]
+    ) -> Iterator[tuple[int, Float32[np.ndarray, "k rows w"]]]:
+        """Yield bands of the picture's scores, each with its first row, top to bottom.
+
+        Only the rows that a later tile may still change are held, so memory does not
+        grow with the height of the picture.
+
+        Args:
+            scores: Scores of the tiles, in the order of ``cut``.
+
+        Yields:
+            First row and weighted mean of the scores, ``(k, rows, w)``.
+        """
+        height, width = self.picture_hw
+        scores = iter(scores)
+        total = np.zeros((0, 0, 0), np.float32)
+        weight = np.zeros((0, 0), np.float32)
+        done = 0  # rows of the picture already yielded
+        for i, top in enumerate(self.tops):
+            rows = min(self.tile_px, height - top)
+            for j, left in enumerate(self.lefts):
+                score = next(scores)
+                if not total.size:
+                    total = np.zeros((len(score), self.tile_px, width), np.float32)
+                    weight = np.zeros((self.tile_px, width), np.float32)
+                columns = min(self.tile_px, width - left)
+                window = np.outer(self._rows[i][:rows], self._columns[j][:columns])
+                here = np.s_[:rows, left : left + columns]
+                total[:, *here] += score[:, :rows, :columns] * window
+                weight[here] += window
+            last = i + 1 == len(self.tops)
+            ready = (height if last else self.tops[i + 1]) - done
+            yield done, total[:, :ready] / weight[:ready]
+            done += ready
+            total = _shift_up(total, ready)
+            weight = _shift_up(weight, ready)
+
+    @cached_property
+    def _rows(self) -> list[Float32[np.ndarray, " tile"]]:
+        return self._windows(self.tops)
+
+    @cached_property
+    def _columns(self) -> list[Float32[np.ndarray, " tile"]]:
+        return self._windows(self.lefts)
+
+    def _windows(self, starts: tuple[int, ...]) -> list[Float32[np.ndarray, " tile"]]:
+        return [
+            _window(
+                self.tile_px,
+                self.overlap_px,
+                rises=start != starts[0],
+                falls=start != starts[-1],
+            )
+            for start in starts
+        ]
+
+
+def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
+    if length <= tile:
+        return (0,)
+    n = -(-(length - overlap) // (tile - overlap))
+    return tuple(round(i * (length - tile) / (n - 1)) for i in range(n))
+
+
+def _window(
+    tile: int, overlap: int, *, rises: bool, falls: bool
+) -> Float32[np.ndarray, " tile"]:
+    """Return one axis of a tile's weights, in [0, 1]."""
+    rim = overlap // 4
+    ramp = max(1, overlap - 2 * rim)
+    from_edge = np.arange(tile) + 0.5 - rim
+    rise = np.sin(0.5 * np.pi * np.clip(from_edge / ramp, 0, 1)) ** 2
+    window = np.ones(tile)
+    if rises:
+        window *= rise
+    if falls:
+        window *= rise[::-1]
+    return window.astype(np.float32)
+
+
+def _shift_up(band: np.ndarray, rows: int) -> np.ndarray:
+    """Return the band with its first rows gone and as many empty ones at the end."""
+    axis = band.ndim - 2
+    kept = np.take(band, range(rows, band.shape[axis]), axis=axis)
+    pad = [(0, 0)] * band.ndim
+    pad[axis] = (0, rows)
+    return np.pad(kept, pad)
+
+
+def pad_to(
+    image: UInt8[np.ndarray, "h w c"], size_hw: tuple[int, int]
+) -> UInt8[np.ndarray, "h2 w2 c"]:
+    """Return the picture grown to ``size_hw`` at its right and lower edge, mirrored.
+
+    A picture of one pixel repeats that pixel: OpenCV mirrors as often as it takes.
+    """
+    bottom, right = size_hw[0] - image.shape[0], size_hw[1] - image.shape[1]
+    if bottom <= 0 and right <= 0:
+        return image
+    return cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REFLECT)
+
+
+def shrink_to(
+    image: UInt8[np.ndarray, "h w 3"], long_side_px: int | None
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Return the picture with its long side at most ``long_side_px``; never larger."""
+    scale = shrink_scale(image.shape[:2], long_side_px)
+    if scale == 1:
+        return image
+    h, w = (max(1, round(n * scale)) for n in image.shape[:2])
+    return cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
+
+
+def shrink_sample(sample: Sample, long_side_px: int | None) -> Sample:
+    """Return the sample with its long side at most ``long_side_px``, masks by nearest."""
+    scale = shrink_scale(sample.lesion.shape, long_side_px)
+    if scale == 1:
+        return sample
+    image = shrink_to(sample.image, long_side_px)
+    size = image.shape[1::-1]
+    lesion, leaf = (
+        cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
+        for mask in (sample.lesion, sample.leaf)
+    )
+    return replace(sample, image=image, lesion=lesion, leaf=leaf)
+
+
+def shrink_scale(size_hw: tuple[int, int], long_side_px: int | None) -> float:
+    """Return the factor, at most 1, that brings the long side to ``long_side_px``."""
+    if long_side_px is None:
+        return 1.0
+    return min(1.0, long_side_px / max(size_hw))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a training tile lies on a picture.
+
+    Args:
+        centre_xy: Middle of the tile, in pixels of the picture.
+        scale: Pixels of the tile a pixel of the picture; 2 magnifies.
+        angle_deg: Turn, counter-clockwise.
+        mirrored: Whether left and right are exchanged.
+    """
+
+    centre_xy: tuple[float, float]
+    scale: float = 1.0
+    angle_deg: float = 0.0
+    mirrored: bool = False
+
+    def matrix(self, tile_px: int) -> Float[np.ndarray, "2 3"]:
+        """Return the affine map from picture to tile coordinates."""
+        turn = np.deg2rad(self.angle_deg)
+        linear = self.scale * np.array(
+            [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
+        )
+        if self.mirrored:
+            linear[0] *= -1
+        middle = (tile_px - 1) / 2
+        shift = middle - linear @ np.asarray(self.centre_xy)
+        return np.hstack([linear, shift[:, None]])
+
+
+def draw_tile(sample: Sample, placement: Placement, tile_px: int) -> Sample:
+    """Return the tile of a picture at a placement, masks moved with it.
+
+    What lies outside the picture mirrors it, and is ``IGNORE`` in the masks. A tile keeps
+    the picture's image-level label only where it can be seen in it: where the tile holds
+    a lesion, or where no mask says otherwise.
+    """
+    matrix = placement.matrix(tile_px)
+    size = (tile_px, tile_px)
+    image = cv2.warpAffine(
+        sample.image,
+        matrix,
+        size,
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT,
+    )
+    lesion, leaf = (
+        cv2.warpAffine(
+            mask,
+            matrix,
+            size,
+            flags=cv2.INTER_NEAREST,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=(IGNORE,),
+        )
+        for mask in (sample.lesion, sample.leaf)
+    )
+    has_mask = (sample.lesion != IGNORE).any()
+    is_ill = has_mask and _is_lesion(sample.lesion).any()
+    hidden = is_ill and not _is_lesion(lesion).any()
+    return Sample(sample.key, image, lesion, leaf, IGNORE if hidden else sample.disease)
+
+
+def lesion_information(
+    lesion: UInt8[np.ndarray, "h w"], class_weights: Float[np.ndarray, " k"]
+) -> Float32[np.ndarray, "gh gw"]:
+    """Return how much each cell of a labelled picture teaches: its lesion pixels.
+
+    Args:
+        lesion: Lesion class ids.
+        class_weights: Worth of a pixel of each class, "no lesion" (0) included; rare
+            classes weigh more.
+
+    Returns:
+        Sum of the weights in each cell of ``CELL`` pixels; all 0 without a lesion.
+    """
+    worth = np.zeros(256, np.float32)
+    worth[: len(class_weights)] = class_weights
+    worth[NO_LESION] = 0
+    return _cell_means(worth[lesion])
+
+
+def saliency(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "gh gw"]:
+    """Return how much each cell of an unlabelled picture stands out from its surroundings.
+
+    The distance in CIELAB between the finely and the coarsely blurred picture
+    (Achanta et al. 2009, frequency-tuned saliency, with a local mean for their global
+    one): spots on a leaf score high, an even leaf and an even ground low.
+    """
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32)
+    fine = cv2.blur(lab, (3, 3))
+    coarse = cv2.blur(lab, (4 * CELL + 1, 4 * CELL + 1))
+    return _cell_means(np.linalg.norm(fine - coarse, axis=2).astype(np.float32))
+
+
+def choose_centres(
+    information: Float32[np.ndarray, "gh gw"],
+    n: int,
+    *,
+    reach_cells: float,
+    background_share: float,
+    rng: np.random.Generator,
+) -> list[tuple[float, float]]:
+    """Return centres for ``n`` tiles, drawn where the information is.
+
+    Each tile is drawn with a chance in proportion to the information of its cell, or,
+    with the chance ``background_share`` and where there is no information at all, from
+    anywhere: without plain background a network paints lesions on everything. The next
+    tile of the same picture avoids what the last one covered.
+
+    Args:
+        information: Worth of each cell, >= 0: lesions, saliency, or a teacher's doubt.
+        n: Tiles wanted.
+        reach_cells: Half the side of a tile, in cells; a drawn cell lies anywhere in the
+            inner half of its tile, not always in its middle.
+        background_share: Chance of a tile from anywhere, in [0, 1].
+        rng: Source of chance.
+
+    Returns:
+        ``(x, y)`` in pixels of the picture.
+    """
+    left = information.astype(np.float64)
+    rows, columns = left.shape
+    centres = []
+    for _ in range(n):
+        plain = rng.random() < background_share or left.sum() <= 0
+        chance = np.full(left.size, 1 / left.size) if plain else left.ravel() / left.sum()
+        row, column = divmod(int(rng.choice(left.size, p=chance)), columns)
+        jitter = rng.uniform(-reach_cells / 2, reach_cells / 2, 2) if not plain else (0, 0)
+        y = _keep_inside(row + 0.5 + jitter[0], rows, reach_cells)
+        x = _keep_inside(column + 0.5 + jitter[1], columns, reach_cells)
+        centres.append((x * CELL, y * CELL))
+        reach = max(1, int(reach_cells))
+        left[
+            max(0, int(y) - reach) : max(0, int(y) + reach),
+            max(0, int(x) - reach) : max(0, int(x) + reach),
+        ] *= 0.1
+    return centres
+
+
+def signed_distance(
+    lesion: UInt8[np.ndarray, "h w"],
+) -> Float32[np.ndarray, "h w"]:
+    """Return the signed distance to the outline of any lesion, for the boundary loss.
+
+    Negative inside, positive outside; 0 where ignored, and everywhere in a tile that is
+    all lesion or has none: there is no outline to be near to. In parts of the diagonal.
+
+    Source:
+        Kervadec et al. 2019, arXiv:1812.07032: ``D(outside) - (D(inside) - 1)``, exact
+        Euclidean distances.
+    """
+    inside = _is_lesion(lesion)
+    if not inside.any() or inside.all():
+        return np.zeros(lesion.shape, np.float32)
+    outward, inward = (
+        cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        for part in (~inside, inside)
+    )
+    distance = np.where(inside, 1 - inward, outward) / np.hypot(*lesion.shape)
+    distance[lesion == IGNORE] = 0
+    return distance.astype(np.float32)
+
+
+def class_weights(pixels: Int64[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+    """Return the worth of a pixel of each class: one over the root of its frequency."""
+    return 1 / np.sqrt(np.maximum(pixels, 1))
+
+
+def _keep_inside(centre: float, length: int, reach: float) -> float:
+    """Return the centre moved so that its tile leaves the picture as little as it can."""
+    low, high = sorted((reach, length - reach))
+    if length < 2 * reach:  # the tile is larger than the picture: let the picture roam
+        low, high = (low + length / 2) / 2, (high + length / 2) / 2
+    return float(np.clip(centre, low, high))
+
+
+def _is_lesion(lesion: UInt8[np.ndarray, "h w"]) -> np.ndarray:
+    return (lesion != NO_LESION) & (lesion != IGNORE)
+
+
+def _cell_means(worth: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "gh gw"]:
+    rows, columns = (-(-n // CELL) for n in worth.shape)
+    padded = np.zeros((rows * CELL, columns * CELL), np.float32)
+    padded[: worth.shape[0], : worth.shape[1]] = worth
+    return padded.reshape(rows, CELL, columns, CELL).mean((1, 3))

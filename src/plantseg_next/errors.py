@@ -1,0 +1,73 @@
+"""One family of errors: what came, what was needed, what to do.
+
+Every error that a user can cause derives from ``PlantSegError``; the command line prints
+its text and ends with ``exit_code``. Anything else that escapes is a defect of ours.
+"""
+
+from pathlib import Path
+
+
+class PlantSegError(Exception):
+    """Say what came, what was needed and what to do, in one text.
+
+    Args:
+        came: What was found, naming the file or the argument.
+        needed: What would have been right.
+        fix: What the user can do now.
+    """
+
+    exit_code = 1
+
+    def __init__(self, came: str, *, needed: str, fix: str) -> None:
+        super().__init__(f"{came}\n  needed: {needed}\n  to do:  {fix}")
+        self.came = came
+        self.needed = needed
+        self.fix = fix
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the way out of a loader's worker process, keywords and all."""
+        return (_rebuild, (type(self), self.came, self.needed, self.fix))
+
+
+def _rebuild(kind: type[PlantSegError], came: str, needed: str, fix: str) -> PlantSegError:
+    return kind(came, needed=needed, fix=fix)
+
+
+class UsageError(PlantSegError):
+    """A wrong argument, setting or folder; exit code 2."""
+
+    exit_code = 2
+
+
+class DataError(PlantSegError):
+    """A file that cannot be used as it is: unreadable, empty, of the wrong size."""
+
+
+class OutputError(PlantSegError):
+    """A place that cannot be written, or that holds something worth keeping."""
+
+    exit_code = 2
+
+
+class TrainingError(PlantSegError):
+    """A run that cannot go on."""
+
+
+def missing_path(path: Path, what: str) -> UsageError:
+    """Return the error for a path that is not there.
+
+    Args:
+        path: The path as the user gave it.
+        what: What it should have been, for example "a folder of pictures".
+
+    Example:
+        >>> print(missing_path(Path("leafs"), "a folder of pictures"))
+        `leafs` does not exist.
+          needed: a folder of pictures
+          to do:  check the spelling; paths are relative to the current folder
+    """
+    return UsageError(
+        f"`{path}` does not exist.",
+        needed=what,
+        fix="check the spelling; paths are relative to the current folder",
+    )

@@ -1,0 +1,299 @@
+"""Judge predictions of any model: pictures in, one at a time, and a report out.
+
+Nothing of a picture is kept but its counts, added to those of its group, and a few
+numbers for its row. Intervals are over groups: near-duplicates and tiles of one leaf
+are one witness, not many.
+
+Axes: h row, w column, k class (0 is "no lesion"), g group, n picture.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Float64, Int64, Real, UInt8
+
+from plantseg_next.errors import DataError
+from plantseg_next.evaluation.boundary import boundary_counts, boundary_f1
+from plantseg_next.evaluation.intervals import bootstrap_interval, bootstrap_rows
+from plantseg_next.evaluation.metrics import (
+    ClassScores,
+    class_counts,
+    confusion_matrix,
+    dice,
+    foreground_counts,
+    iou,
+    mean_defined,
+    precision,
+    recall,
+)
+from plantseg_next.evaluation.report_tables import (
+    ClassRow,
+    Estimate,
+    PictureRow,
+    Report,
+    SeverityScores,
+    SubsetRow,
+)
+from plantseg_next.evaluation.severity_agreement import concordance, severity_agreement
+from plantseg_next.structures import IGNORE, NO_LESION, ClassMap, Prediction, Sample
+
+Severity = Callable[
+    [UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"] | None], float | None
+]
+"""From lesion and leaf masks to severity in % of the leaf; ``None`` where there is none."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One picture with its truth and what was predicted for it.
+
+    Args:
+        sample: Picture and truth.
+        prediction: Masks of the same size.
+        source: Name of its data set.
+        group: What is resampled as one; unique over sources.
+        disease: Name of its image-level label, or ``None``.
+    """
+
+    sample: Sample
+    prediction: Prediction
+    source: str
+    group: str
+    disease: str | None = None
+
+
+@dataclass
+class _Counts:
+    """Counts of one or many pictures; each array adds up."""
+
+    pictures: Int64[np.ndarray, " 2"]  # with lesions known, with the leaf known
+    classes: Int64[np.ndarray, "3 k"]
+    lesion: Int64[np.ndarray, " 3"]
+    leaf: Int64[np.ndarray, " 3"]
+    lesion_boundary: Int64[np.ndarray, " 4"]
+    leaf_boundary: Int64[np.ndarray, " 4"]
+    disease: Int64[np.ndarray, " 2"]  # pictures labelled right, pictures judged
+
+    @classmethod
+    def none(cls, n_classes: int) -> "_Counts":
+        shapes = ((2,), (3, n_classes), (3,), (3,), (4,), (4,), (2,))
+        return cls(*(np.zeros(shape, np.int64) for shape in shapes))
+
+    def add(self, other: "_Counts") -> None:
+        for column in fields(self):
+            getattr(self, column.name)[...] += getattr(other, column.name)
+
+
+def judge(
+    items: Iterable[Judged], classes: ClassMap, *, severity: Severity, seed: int = 0
+) -> Report:
+    """Return the report of a stream of judged pictures.
+
+    A picture whose lesions are unknown everywhere has no part in the lesion scores; one
+    whose leaf is unknown, or was not predicted, none in those of the leaf. Pixels that
+    are unknown in the truth are hidden from the predicted severity too.
+
+    Args:
+        items: Read once, in order; pictures are not kept.
+        classes: The classes of truth and prediction alike.
+        severity: How severity is measured; used on truth and prediction alike.
+        seed: Of the intervals.
+
+    Raises:
+        DataError: If a mask holds an unknown class, naming the picture.
+        ValueError: If a prediction and its picture differ in size.
+    """
+    n_classes = classes.n_lesion_logits
+    confusion = np.zeros((n_classes, n_classes), np.int64)
+    by_group, by_source, by_disease = (
+        defaultdict[str, _Counts](lambda: _Counts.none(n_classes)) for _ in range(3)
+    )
+    rows: list[PictureRow] = []
+    for item in items:
+        truth, prediction = item.sample, item.prediction
+        pixels = _confusion(truth.key, truth.lesion, prediction.lesion, n_classes)
+        counts = _count(item, pixels)
+        confusion += pixels
+        by_group[item.group].add(counts)
+        by_source[item.source].add(counts)
+        if item.disease is not None:
+            by_disease[item.disease].add(counts)
+        rows.append(_row(item, counts, classes, severity))
+
+    groups = list(by_group.values())
+    of_lesion = [one for one in groups if one.pictures[0]]
+    of_leaf = [one for one in groups if one.pictures[1]]
+    of_disease = [one for one in groups if one.disease[1]]
+
+    def lesion(score: Callable[..., Real[np.ndarray, ""]]) -> Estimate:
+        return _estimate([one.lesion for one in of_lesion], score, seed)
+
+    def per_class(score: Callable[..., float]) -> Estimate:
+        return _estimate([one.classes for one in of_lesion], score, seed)
+
+    def leaf(score: Callable[..., Real[np.ndarray, ""]]) -> Estimate:
+        return _estimate([one.leaf for one in of_leaf], score, seed)
+
+    return Report(
+        n_pictures=len(rows),
+        n_lesion_pictures=sum(int(one.pictures[0]) for one in groups),
+        n_leaf_pictures=sum(int(one.pictures[1]) for one in groups),
+        n_groups=len(groups),
+        mean_iou=per_class(lambda counts: mean_defined(iou(counts))),
+        mean_accuracy=per_class(lambda counts: mean_defined(recall(counts))),
+        disease_miou=per_class(lambda counts: mean_defined(iou(counts)[1:])),
+        lesion_dice=lesion(dice),
+        lesion_iou=lesion(iou),
+        lesion_precision=lesion(precision),
+        lesion_recall=lesion(recall),
+        lesion_boundary_f1=_estimate(
+            [one.lesion_boundary for one in of_lesion], boundary_f1, seed
+        ),
+        leaf_iou=leaf(iou),
+        leaf_dice=leaf(dice),
+        leaf_boundary_f1=_estimate(
+            [one.leaf_boundary for one in of_leaf], boundary_f1, seed
+        ),
+        disease_accuracy=_estimate(
+            [one.disease for one in of_disease], lambda n: n[0] / n[1], seed
+        ),
+        severity=_severity_scores(rows, seed),
+        classes=_class_rows(confusion, classes),
+        sources=_subset_rows(by_source),
+        diseases=_subset_rows(by_disease),
+        pictures=tuple(rows),
+        confusion=confusion,
+    )
+
+
+def _confusion(
+    key: str,
+    truth: UInt8[np.ndarray, "h w"],
+    predicted: UInt8[np.ndarray, "h w"],
+    n_classes: int,
+) -> Int64[np.ndarray, "k k"]:
+    try:
+        return confusion_matrix(truth, predicted, n_classes)
+    except DataError as error:
+        raise DataError(
+            f"`{key}`: {error.came}", needed=error.needed, fix=error.fix
+        ) from error
+
+
+def _count(item: Judged, pixels: Int64[np.ndarray, "k k"]) -> _Counts:
+    truth, prediction = item.sample, item.prediction
+    counts = _Counts.none(len(pixels))
+    if pixels.any():
+        counts.pictures[0] = 1
+        counts.classes = class_counts(pixels)
+        counts.lesion = foreground_counts(pixels)
+        counts.lesion_boundary = boundary_counts(truth.lesion, prediction.lesion)
+    leaf = prediction.leaf
+    if leaf is not None and (truth.leaf != IGNORE).any():
+        counts.pictures[1] = 1
+        counts.leaf = foreground_counts(_confusion(truth.key, truth.leaf, leaf, 2))
+        counts.leaf_boundary = boundary_counts(truth.leaf, leaf)
+    if truth.disease != IGNORE and prediction.disease_probability:
+        guess = int(np.argmax(prediction.disease_probability))
+        counts.disease = np.array([guess == truth.disease, 1], np.int64)
+    return counts
+
+
+def _row(
+    item: Judged, counts: _Counts, classes: ClassMap, severity: Severity
+) -> PictureRow:
+    scores = item.prediction.disease_probability
+    true_severity, predicted_severity = _severities(item, severity)
+    return PictureRow(
+        key=item.sample.key,
+        source=item.source,
+        group=item.group,
+        disease=item.disease or "",
+        predicted_disease=classes.diseases[int(np.argmax(scores))] if scores else "",
+        lesion_dice=float(dice(counts.lesion)),
+        severity_truth=true_severity,
+        severity_predicted=predicted_severity,
+    )
+
+
+def _severities(item: Judged, severity: Severity) -> tuple[float, float]:
+    """Return true and predicted severity; NaN where there is none."""
+    truth, leaf = item.sample, item.prediction.leaf
+    if (truth.lesion == IGNORE).all() or (truth.leaf == IGNORE).all():
+        return math.nan, math.nan
+    of_truth = severity(truth.lesion, truth.leaf)
+    of_prediction = None
+    if leaf is not None:
+        lesion = np.where(truth.lesion == IGNORE, truth.lesion, item.prediction.lesion)
+        leaf = np.where(truth.leaf == IGNORE, truth.leaf, leaf)
+        of_prediction = severity(lesion, leaf)
+    return (
+        math.nan if of_truth is None else of_truth,
+        math.nan if of_prediction is None else of_prediction,
+    )
+
+
+def _estimate(
+    counts: Sequence[Int64[np.ndarray, "..."]],
+    score: Callable[..., float | Real[np.ndarray, ""]],
+    seed: int,
+) -> Estimate:
+    if not counts:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    stacked = np.stack(counts)
+    found = bootstrap_interval(stacked, lambda total: float(score(total)), seed=seed)
+    value = float(score(stacked.sum(axis=0)))
+    return Estimate(value, found.low, found.high, found.n_groups)
+
+
+def _severity_scores(rows: Sequence[PictureRow], seed: int) -> SeverityScores:
+    pairs = [(row.severity_truth, row.severity_predicted) for row in rows]
+    both = np.array(pairs, np.float64).reshape(-1, 2)
+    there = ~np.isnan(both)
+    usable = there[:, 0] & there[:, 1]
+
+    def rho_c(resampled: Float64[np.ndarray, "n 2"]) -> float:
+        return concordance(resampled[:, 0], resampled[:, 1])
+
+    groups = [rows[i].group for i in np.flatnonzero(usable).tolist()]
+    found = bootstrap_rows(both[usable], groups, rho_c, seed=seed)
+    agreement = severity_agreement(both[:, 0], both[:, 1])
+    return SeverityScores(
+        agreement=agreement,
+        rho_c=Estimate(agreement.rho_c, found.low, found.high, found.n_groups),
+        n_without=int((there[:, 0] & ~there[:, 1]).sum()),
+    )
+
+
+def _class_rows(
+    confusion: Int64[np.ndarray, "k k"], classes: ClassMap
+) -> tuple[ClassRow, ...]:
+    scores = ClassScores(confusion)
+    truth_px, predicted_px = confusion.sum(axis=1), confusion.sum(axis=0)
+    return tuple(
+        ClassRow(
+            name=classes.lesion_name(class_id),
+            iou=float(scores.iou[class_id]),
+            dice=float(scores.dice[class_id]),
+            precision=float(scores.precision[class_id]),
+            recall=float(scores.recall[class_id]),
+            truth_px=int(truth_px[class_id]),
+            predicted_px=int(predicted_px[class_id]),
+        )
+        for class_id in range(NO_LESION, len(confusion))
+    )
+
+
+def _subset_rows(subsets: Mapping[str, _Counts]) -> tuple[SubsetRow, ...]:
+    return tuple(
+        SubsetRow(
+            name=name,
+            n_pictures=int(counts.pictures[0]),
+            lesion_dice=float(dice(counts.lesion)),
+            lesion_iou=float(iou(counts.lesion)),
+        )
+        for name, counts in sorted(subsets.items())
+    )

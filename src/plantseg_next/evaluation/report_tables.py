@@ -1,0 +1,294 @@
+"""What a judged data set looks like: the report as values, as JSON and as plain text.
+
+Filled by ``report.judge``; nothing is computed here.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from plantseg_next.errors import OutputError
+from plantseg_next.evaluation.severity_agreement import Agreement
+
+FOOTNOTES = """\
+How to read this
+  Scores are of pixels summed over all pictures, then divided; never means of pictures.
+  IoU, Dice   `-` (undefined) for a class in neither truth nor prediction, and left out
+              of means; 0 for a class that is predicted but absent from the truth.
+  precision   `-` where nothing was predicted; recall `-` where nothing was there.
+  mean IoU    over all classes, "no lesion" included; disease mIoU without it.
+  boundary    F1 of outlines within 0.75 % of the diagonal, at least one pixel; outlines
+              of the picture's border and of ignored pixels do not count.
+  95 %        percentile bootstrap over groups, which are never split; `-` for fewer
+              than two groups. With fewer than about 20 groups it is too narrow.
+  severity    % of the leaf, only where the leaf is marked and predicted. rho_c is Lin's
+              concordance (1989), C_b its bias factor; `-` below three pictures or where
+              the true severity does not vary. Limits: mean difference +- 1.96 SD.
+  Pixels, and pictures, without an annotation are left out of the scores they lack."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score with its 95 % interval; NaN where undefined.
+
+    Args:
+        value: The score over all pictures.
+        low: Lower bound.
+        high: Upper bound.
+        n_groups: Groups that it rests on.
+    """
+
+    value: float
+    low: float
+    high: float
+    n_groups: int
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Scores of one lesion class, or of "no lesion"; areas in pixels."""
+
+    name: str
+    iou: float
+    dice: float
+    precision: float
+    recall: float
+    truth_px: int
+    predicted_px: int
+
+    @property
+    def seen(self) -> bool:
+        """Whether the class is in the truth or in a prediction."""
+        return self.truth_px > 0 or self.predicted_px > 0
+
+
+@dataclass(frozen=True)
+class SubsetRow:
+    """Any-lesion scores of one data set, or of the pictures of one disease."""
+
+    name: str
+    n_pictures: int
+    lesion_dice: float
+    lesion_iou: float
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One picture: any-lesion Dice, and severity in % of the leaf; NaN where unknown."""
+
+    key: str
+    source: str
+    group: str
+    disease: str
+    predicted_disease: str
+    lesion_dice: float
+    severity_truth: float
+    severity_predicted: float
+
+
+@dataclass(frozen=True)
+class SeverityScores:
+    """Agreement of severity over the pictures whose leaf is marked.
+
+    Args:
+        agreement: Over the pictures with both values.
+        rho_c: Lin's concordance with its interval.
+        n_without: Pictures with a true severity for which the model gave none.
+    """
+
+    agreement: Agreement
+    rho_c: Estimate
+    n_without: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was found out about a model on one set of pictures.
+
+    Args:
+        n_pictures: Pictures judged; ``n_lesion_pictures`` of them have known lesions,
+            ``n_leaf_pictures`` a known leaf that was also predicted.
+        n_groups: Groups they fall into.
+        confusion: Pixels, rows by true class, columns by predicted class.
+        disease_accuracy: Share of pictures whose image-level label was predicted.
+    """
+
+    n_pictures: int
+    n_lesion_pictures: int
+    n_leaf_pictures: int
+    n_groups: int
+    mean_iou: Estimate
+    mean_accuracy: Estimate
+    disease_miou: Estimate
+    lesion_dice: Estimate
+    lesion_iou: Estimate
+    lesion_precision: Estimate
+    lesion_recall: Estimate
+    lesion_boundary_f1: Estimate
+    leaf_iou: Estimate
+    leaf_dice: Estimate
+    leaf_boundary_f1: Estimate
+    disease_accuracy: Estimate
+    severity: SeverityScores
+    classes: tuple[ClassRow, ...]
+    sources: tuple[SubsetRow, ...]
+    diseases: tuple[SubsetRow, ...]
+    pictures: tuple[PictureRow, ...]
+    confusion: Int64[np.ndarray, "k k"]
+
+    def to_json(self) -> str:
+        """Return the report as JSON; undefined scores are ``null``."""
+        return json.dumps(_plain(asdict(self)), indent=1, ensure_ascii=False)
+
+    def to_text(self) -> str:
+        """Return the report as aligned plain text, rules for reading it at the foot."""
+        return "\n\n".join([*self._sections(), FOOTNOTES]) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Write ``report.json``, ``report.txt`` and ``pictures.csv``.
+
+        Raises:
+            OutputError: If the folder cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "report.json").write_text(self.to_json(), "utf-8")
+            (folder / "report.txt").write_text(self.to_text(), "utf-8")
+            with (folder / "pictures.csv").open("w", encoding="utf-8", newline="") as f:
+                table = csv.writer(f, lineterminator="\n")
+                table.writerow([column.name for column in fields(PictureRow)])
+                for row in self.pictures:
+                    cells = (_plain(value) for value in asdict(row).values())
+                    table.writerow("" if cell is None else cell for cell in cells)
+        except OSError as error:
+            raise OutputError(
+                f"`{error.filename or folder}` cannot be written: {error.strerror}.",
+                needed="a folder with free space, where you may write",
+                fix="free some space, or choose another folder",
+            ) from error
+
+    def _sections(self) -> Iterable[str]:
+        yield (
+            f"{self.n_pictures} pictures in {self.n_groups} groups; "
+            f"lesions known in {self.n_lesion_pictures}, leaf in {self.n_leaf_pictures}"
+        )
+        yield _estimates(
+            "Any lesion against none",
+            ("Dice", self.lesion_dice),
+            ("IoU", self.lesion_iou),
+            ("precision", self.lesion_precision),
+            ("recall", self.lesion_recall),
+            ("boundary F1", self.lesion_boundary_f1),
+        )
+        yield _estimates(
+            "Classes",
+            ("mean IoU", self.mean_iou),
+            ("disease mIoU", self.disease_miou),
+            ("mean accuracy", self.mean_accuracy),
+            ("image-level label right", self.disease_accuracy),
+        )
+        if self.n_leaf_pictures:
+            yield _estimates(
+                "Leaf",
+                ("IoU", self.leaf_iou),
+                ("Dice", self.leaf_dice),
+                ("boundary F1", self.leaf_boundary_f1),
+            )
+        if self.severity.agreement.n or self.severity.n_without:
+            yield self._severity()
+        yield _aligned(
+            ["Class", "IoU", "Dice", "precision", "recall", "true px", "predicted px"],
+            [_class_cells(row) for row in self.classes if row.seen],
+        )
+        if unseen := [row.name for row in self.classes if not row.seen]:
+            yield f"In neither truth nor prediction: {', '.join(unseen)}"
+        for title, rows in (("Source", self.sources), ("Disease", self.diseases)):
+            if rows:
+                yield _aligned(
+                    [title, "pictures", "lesion Dice", "lesion IoU"],
+                    [_subset_cells(row) for row in rows],
+                )
+
+    def _severity(self) -> str:
+        found = self.severity.agreement
+        limits = f"{_points(found.limit_low)} to {_points(found.limit_high)}"
+        lines = [
+            _estimates("Severity", ("concordance rho_c", self.severity.rho_c)),
+            f"  correlation r {_score(found.r)}, bias factor C_b {_score(found.c_b)}",
+            f"  RMSE {_points(found.rmse)} points of severity",
+            f"  predicted less true {_points(found.mean_difference)} points, "
+            f"95 % limits {limits}",
+            f"  {found.n} pictures; {self.severity.n_without} more have a true severity "
+            "but no predicted one",
+        ]
+        return "\n".join(lines)
+
+
+def _plain(value: object) -> object:
+    """Return a value as JSON can hold it."""
+    match value:
+        case float():
+            return None if math.isnan(value) else value
+        case np.ndarray():
+            return value.tolist()
+        case dict():
+            return {name: _plain(entry) for name, entry in value.items()}
+        case list() | tuple():
+            return [_plain(entry) for entry in value]
+        case _:
+            return value
+
+
+def _score(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _points(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def _class_cells(row: ClassRow) -> list[str]:
+    scores = map(_score, (row.iou, row.dice, row.precision, row.recall))
+    return [row.name, *scores, str(row.truth_px), str(row.predicted_px)]
+
+
+def _subset_cells(row: SubsetRow) -> list[str]:
+    scores = map(_score, (row.lesion_dice, row.lesion_iou))
+    return [row.name, str(row.n_pictures), *scores]
+
+
+def _estimates(title: str, *rows: tuple[str, Estimate]) -> str:
+    return _aligned(
+        [title, "", "95 % interval", "groups"],
+        [
+            [
+                f"  {name}",
+                _score(found.value),
+                f"{_score(found.low)} to {_score(found.high)}"
+                if not math.isnan(found.low)
+                else "-",
+                str(found.n_groups),
+            ]
+            for name, found in rows
+        ],
+    )
+
+
+def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table, its first column flush left and the others flush right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    widths[0] = max(widths[0], 26)
+    lines = (
+        row[0].ljust(widths[0])
+        + "".join(
+            f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)
+        )
+        for row in (head, *rows)
+    )
+    return "\n".join(line.rstrip() for line in lines)

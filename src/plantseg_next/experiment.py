@@ -1,0 +1,239 @@
+"""The settings of a run: one frozen, typed tree, written beside its results.
+
+Every number that changes what a run learns is here, under the name it has in the code.
+An unknown key is an error that names its nearest neighbour.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from plantseg_next.errors import UsageError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataSettings(_Part):
+    """Which pictures, and how they are cut."""
+
+    labelled_share: float = Field(1.0, gt=0, le=1)
+    """Part of the training masks used; the rest are treated as unlabelled."""
+    tile_px: int = Field(256, ge=64, multiple_of=32)
+    """Side of a tile, in training and in prediction."""
+    max_tiles: int = Field(1, ge=1)
+    """Tiles drawn at one visit to a picture."""
+    long_side_px: int | None = Field(1024, ge=64)
+    """Larger pictures are shrunk to this long side, in training and in prediction;
+    null keeps every pixel."""
+    background_share: float = Field(0.3, ge=0, le=1)
+    """Chance that a tile is taken anywhere instead of from a lesion."""
+    balance: float = Field(0.5, ge=0, le=1)
+    """0: every picture is drawn equally often; 1: every disease."""
+    scale: tuple[float, float] = (0.6, 1.5)
+    """Least and greatest magnification of a training tile."""
+    workers: int = Field(1, ge=0)
+    """Processes that read pictures; 0 reads in the main process."""
+    cache_mib: float = Field(1024, ge=0)
+    """Room for decoded pictures, a worker."""
+
+
+class ModelSettings(_Part):
+    """The network."""
+
+    encoder: Literal[
+        "atto", "femto", "pico", "nano", "tiny", "small", "base", "large", "huge"
+    ] = "atto"
+    weights: Literal["none", "noncommercial", "permissive"] = "none"
+    """Where the encoder starts: at random; from ConvNeXt-V2's published weights
+    (CC BY-NC 4.0: no commercial use); from Apache-licensed ConvNeXt weights."""
+    width: int = Field(96, ge=32, multiple_of=32)
+    """Channels of the decoder."""
+    layers: int = Field(2, ge=0)
+    """Attention layers over the coarse scales; 0 leaves a plain feature pyramid."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share dropped in the decoder."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Share of the encoder's residual branches dropped."""
+
+
+class LossSettings(_Part):
+    """Weights of the parts; 0 leaves a part out."""
+
+    hardest_pixels: float = Field(1.0, ge=0)
+    hardest_share: float = Field(0.25, gt=0, le=1)
+    """Part of the valid pixels that the cross-entropy keeps."""
+    focal_tversky: float = Field(1.0, ge=0)
+    dice: float = Field(0.0, ge=0)
+    boundary: float = Field(0.0, ge=0)
+    leaf: float = Field(0.5, ge=0)
+    """Cross-entropy and Dice of the leaf head."""
+    disease: float = Field(0.1, ge=0)
+    """Cross-entropy of the image-level head."""
+
+
+class TrainingSettings(_Part):
+    """The optimiser and its schedule."""
+
+    minutes: float | None = Field(12.0, gt=0)
+    """Length of the run; turned into steps after the first ones were timed.
+    null: ``steps`` decides."""
+    steps: int = Field(100_000, ge=1)
+    """Most optimiser steps."""
+    batch: int = Field(8, ge=1)
+    """Tiles an optimiser step."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Tiles a forward pass; gradients are accumulated up to ``batch``. null: all."""
+    rate: float = Field(2e-3, gt=0)
+    """Peak learning rate of the decoder."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Factor on the rate from each stage of the encoder to the one before. null: 0.75
+    from published weights, 1 from a random start."""
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_share: float = Field(0.05, ge=0, le=0.5)
+    """Part of the steps in which the rate rises."""
+    clip: float = Field(1.0, gt=0)
+    """Greatest norm of the gradient."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the device computes in it."""
+    validations: int = Field(8, ge=1)
+    """How often the run is judged on the validation split, evenly spaced."""
+    validation_pictures: int = Field(60, ge=1)
+    """Most pictures of a validation, drawn once by the seed."""
+
+
+class Experiment(_Part):
+    """Everything that fixes a run besides the data."""
+
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    loss: LossSettings = LossSettings()
+    training: TrainingSettings = TrainingSettings()
+
+    def write(self, path: Path) -> None:
+        """Write the tree as YAML."""
+        path.write_text(self.to_yaml(), "utf-8")
+
+    def to_yaml(self) -> str:
+        """Return the tree as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @classmethod
+    def read(cls, path: Path) -> "Experiment":
+        """Read a tree; what it leaves out has its default.
+
+        Raises:
+            UsageError: If the file is no such tree.
+        """
+        try:
+            tree = yaml.safe_load(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(
+                f"`{path}` cannot be read: {error}",
+                needed="a YAML file of settings",
+                fix="start from the settings.yaml that every run writes",
+            ) from error
+        return cls.from_tree(tree or {}, origin=str(path))
+
+    @classmethod
+    def from_tree(cls, tree: Any, *, origin: str) -> "Experiment":  # noqa: ANN401
+        """Return the typed tree of plain values.
+
+        Args:
+            tree: Nested mappings, as YAML gives them.
+            origin: Where they come from, for the error.
+
+        Raises:
+            UsageError: If a key is unknown or a value is out of range.
+        """
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise _explain(error, origin) from error
+
+    def with_settings(self, pairs: list[str]) -> "Experiment":
+        """Return the tree with ``part.name=value`` applied.
+
+        Values are read as YAML, so ``null``, ``3e-4`` and ``[0.5, 2]`` mean what they
+        say.
+
+        Raises:
+            UsageError: If a pair has no ``=``, an unknown key or a wrong value.
+
+        Example:
+            >>> Experiment().with_settings(["training.rate=3e-4"]).training.rate
+            0.0003
+        """
+        tree = self.model_dump()
+        for pair in pairs:
+            name, equals, text = pair.partition("=")
+            if not equals:
+                raise UsageError(
+                    f"--set got {pair!r}.",
+                    needed="key=value",
+                    fix="for example --set training.rate=3e-4",
+                )
+            _place(tree, name.strip(), yaml.safe_load(_yaml_number(text)))
+        return Experiment.from_tree(tree, origin="--set")
+
+
+def setting_names() -> list[str]:
+    """Return the dotted names of all settings."""
+    return list(_flatten(Experiment().model_dump()))
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _yaml_number(text: str) -> str:
+    """Return ``3e-4`` as a number YAML 1.1 knows; it takes it for text otherwise."""
+    try:
+        return repr(float(text)) if "e" in text.lower() else text
+    except ValueError:
+        return text
+
+
+def _place(tree: dict[str, Any], name: str, value: object) -> None:
+    if name not in setting_names():
+        raise _unknown(name, "--set")
+    *path, last = name.split(".")
+    for step in path:
+        tree = tree[step]
+    tree[last] = value
+
+
+def _unknown(name: str, origin: str) -> UsageError:
+    names = setting_names()
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    by_ending = [n for n in names if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    nearest = (by_ending or near)[0]
+    return UsageError(
+        f"{origin}: there is no setting `{name}`.",
+        needed=f"one of the settings; the nearest is `{nearest}`",
+        fix="`plantseg-next train --settings` lists all with their defaults",
+    )
+
+
+def _explain(error: ValidationError, origin: str) -> UsageError:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return _unknown(name, origin)
+    return UsageError(
+        f"{origin}: `{name}` is {first['input']!r}.",
+        needed=first["msg"],
+        fix="correct the value, or leave it out for its default",
+    )

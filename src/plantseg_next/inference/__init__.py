@@ -1,0 +1,1 @@
+"""Scores are used; nothing here needs torch until a torch model is loaded."""

@@ -1,0 +1,113 @@
+"""A picture becomes tiles, tiles become scores, scores become one Prediction.
+
+Working memory is set by the width of the picture and the size of a tile, not by the
+picture's height: bands of finished rows leave as soon as no later tile can change them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import cv2
+import numpy as np
+from jaxtyping import Float16, Float32, UInt8
+
+from plantseg_next.data.tiling import TileGrid, shrink_to
+from plantseg_next.inference.backends import Backend
+from plantseg_next.structures import ClassMap, Prediction
+
+TILES_AT_ONCE = 4
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Predict pictures of any size.
+
+    Args:
+        backend: Scores tiles.
+        classes: Names behind the ids.
+        tile_px: Side of a tile; a multiple of 32.
+        long_side_px: Larger pictures are shrunk to this, and their scores brought back
+            to the picture's own size; ``None`` keeps every pixel.
+    """
+
+    backend: Backend
+    classes: ClassMap
+    tile_px: int
+    long_side_px: int | None
+
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Prediction:
+        """Return the prediction for an upright RGB picture, at its own size."""
+        small = shrink_to(image, self.long_side_px)
+        grid = TileGrid(small.shape[:2], self.tile_px, self.tile_px // 4)
+        name = np.zeros(small.shape[:2], np.uint8)
+        lesion = np.zeros(small.shape[:2], np.float16)
+        leaf = np.zeros(small.shape[:2], np.float16)
+        diseases = DiseaseVote(len(self.classes.diseases))
+        for top, band in grid.stitch(self._scores(grid, small, diseases)):
+            rows = slice(top, top + band.shape[1])
+            name[rows] = band[1:-1].argmax(0) + 1
+            lesion[rows] = band[1:-1].sum(0)
+            leaf[rows] = band[-1]
+        size = image.shape[:2]
+        lesion = _grow(lesion, size)
+        name = cv2.resize(name, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        return Prediction(
+            lesion=np.where(lesion >= THRESHOLD, name, 0).astype(np.uint8),
+            lesion_probability=lesion,
+            leaf_probability=_grow(leaf, size) if self.classes.has_leaf else None,
+            disease_probability=diseases.result(),
+        )
+
+    def _scores(
+        self,
+        grid: TileGrid,
+        image: UInt8[np.ndarray, "h w 3"],
+        diseases: "DiseaseVote",
+    ) -> Iterator[Float32[np.ndarray, "k tile tile"]]:
+        """Yield a tile's lesion probabilities with its leaf probability below them."""
+        for some in _in_batches(grid.cut(image)):
+            scores = self.backend(np.stack(some))
+            for lesion, leaf, disease in zip(*scores, strict=True):
+                diseases.add(disease, weight=float(leaf.mean() + (1 - lesion[0]).mean()))
+                yield np.concatenate([lesion, leaf[None]])
+
+
+class DiseaseVote:
+    """Average the tiles' image-level probabilities, tiles of bare ground counting less.
+
+    Args:
+        n: Number of diseases; 0 where the model knows none.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._total = np.zeros(n)
+        self._weight = 0.0
+
+    def add(self, probability: Float32[np.ndarray, " d"], *, weight: float) -> None:
+        """Count one tile; ``weight`` is how much of it is leaf or lesion."""
+        self._total += probability * (weight + 1e-6)
+        self._weight += weight + 1e-6
+
+    def result(self) -> tuple[float, ...]:
+        """Return the probability of each disease; empty where there are none."""
+        return tuple(float(p) for p in self._total / max(self._weight, 1e-12))
+
+
+def _in_batches(
+    tiles: Iterator[UInt8[np.ndarray, "tile tile 3"]],
+) -> Iterator[list[UInt8[np.ndarray, "tile tile 3"]]]:
+    while some := list(islice(tiles, TILES_AT_ONCE)):
+        yield some
+
+
+def _grow(
+    score: Float16[np.ndarray, "h w"], size_hw: tuple[int, int]
+) -> Float16[np.ndarray, "h2 w2"]:
+    if score.shape == size_hw:
+        return score
+    grown = cv2.resize(
+        score.astype(np.float32), size_hw[::-1], interpolation=cv2.INTER_LINEAR
+    )
+    return grown.astype(np.float16)

@@ -1,0 +1,140 @@
+"""A model on disk: weights, a digest of them, and all that using them right takes.
+
+A bundle is a folder with two files. ``model.safetensors`` holds the weights and cannot
+run code. ``model.json`` is the card: class names, the shape of the network, how pictures
+are to be cut for it, where its first weights came from and under which licence, and the
+SHA-256 of the weights: a flipped byte is found before it becomes a wrong severity.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plantseg_next.errors import DataError, missing_path
+from plantseg_next.experiment import ModelSettings
+from plantseg_next.files import write_atomically
+from plantseg_next.structures import ClassMap
+
+if TYPE_CHECKING:
+    from plantseg_next.models.segmenter import Segmenter
+
+FORMAT = 1
+CARD = "model.json"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one must know to use a model, readable without torch.
+
+    Args:
+        classes: Names behind the ids.
+        model: Shape of the network.
+        tile_px: Side of the tiles it was trained on.
+        long_side_px: Larger pictures are shrunk to this first; ``None``: never.
+        weights_origin: Where the encoder started, see ``models.encoder.Origin``.
+        weights_licence: Licence of those first weights; it binds the trained model.
+        sources: Data sets it learned from.
+        figures: How it was judged when it was written.
+        sha256: Digest of the weights file; filled in by ``write_bundle``.
+    """
+
+    classes: ClassMap
+    model: ModelSettings
+    tile_px: int
+    long_side_px: int | None
+    weights_origin: str = "random"
+    weights_licence: str = "none"
+    sources: tuple[str, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    sha256: str = ""
+
+
+def write_bundle(folder: Path, network: "Segmenter", card: Card) -> Card:
+    """Write a model; an older one in the same folder is replaced file by file.
+
+    Returns:
+        The card with the digest of the weights.
+    """
+    import safetensors.torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {n: t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
+    weights = safetensors.torch.save(state)
+    card = replace(card, sha256=hashlib.sha256(weights).hexdigest())
+    tree = {"format": FORMAT, **asdict(card), "model": card.model.model_dump()}
+    write_atomically(folder / WEIGHTS, weights)
+    text = json.dumps(tree, indent=1, ensure_ascii=False)
+    write_atomically(folder / CARD, text.encode())
+    return card
+
+
+def read_card(folder: Path) -> Card:
+    """Return the card of a bundle.
+
+    Raises:
+        UsageError: If the folder does not exist.
+        DataError: If it holds no card, or one that cannot be read.
+    """
+    path = folder / CARD
+    if not folder.exists():
+        raise missing_path(folder, "the folder of a trained model")
+    if not path.exists():
+        raise DataError(
+            f"`{folder}` holds no `{CARD}`.",
+            needed="the folder of a trained model, for example RUN/best",
+            fix="train one: plantseg-next train DATA --out RUN",
+        )
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+        if tree.pop("format") > FORMAT:
+            raise DataError(
+                f"`{path}` was written by a newer version.",
+                needed=f"a model of format {FORMAT}",
+                fix="update plantseg-next",
+            )
+        classes = tree.pop("classes")
+        return Card(
+            classes=ClassMap(
+                tuple(classes["lesions"]),
+                tuple(classes["diseases"]),
+                classes["has_leaf"],
+            ),
+            model=ModelSettings.model_validate(tree.pop("model")),
+            sources=tuple(tree.pop("sources")),
+            **tree,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"`{path}` cannot be read: {error!r}.",
+            needed="the card that training wrote",
+            fix="take another copy of the model, or train it again",
+        ) from error
+
+
+def read_bundle(folder: Path) -> "tuple[Segmenter, Card]":
+    """Return the network, in eval mode on the CPU, and its card.
+
+    Raises:
+        DataError: If the weights are missing, damaged or of another network.
+    """
+    import safetensors.torch
+
+    from plantseg_next.models.segmenter import build_segmenter
+
+    card = read_card(folder)
+    path = folder / WEIGHTS
+    weights = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(weights).hexdigest() != card.sha256:
+        raise DataError(
+            f"`{path}` is damaged: its SHA-256 is not the one in `{CARD}`.",
+            needed="the weights as they were written",
+            fix="take another copy, or the run's `last` in place of its `best`",
+        )
+    shape = card.model.model_copy(update={"weights": "none"})
+    network = build_segmenter(shape, card.classes)
+    network.load_state_dict(safetensors.torch.load(weights))
+    return network.eval(), card

@@ -1,0 +1,140 @@
+"""The network: encoder, decoder and three heads over one map.
+
+Two segmentation heads, not one, because data sets mark different things: PlantSeg marks
+lesions only, so severity (lesion over leaf) cannot be learned from it; others mark the
+leaf too. Each head learns from the pixels that are annotated for it.
+
+Axes: b tile, k class, h row, w column, d image-level disease.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plantseg_next.experiment import ModelSettings
+from plantseg_next.models.decoder import Decoder, SeparableConv
+from plantseg_next.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from plantseg_next.structures import ClassMap
+
+DETAIL_CHANNELS = 24
+LEAF_LOGITS = 2  # two, not one: the energy of a single logit is blind (see docs)
+STRIDE = 32
+
+
+class Scores(NamedTuple):
+    """Logits of the three heads; softmax over ``k``, over the leaf's two, over ``d``.
+
+    Args:
+        lesion: ``(b, k, h, w)``, class 0 is "no lesion".
+        leaf: ``(b, 2, h, w)``: not leaf, leaf.
+        disease: ``(b, d)``; ``d`` may be 0.
+    """
+
+    lesion: Tensor
+    leaf: Tensor
+    disease: Tensor
+
+    def resized(self, size_hw: tuple[int, int]) -> "Scores":
+        """Return the scores with both maps resized to ``size_hw``, bilinearly."""
+        lesion, leaf = (
+            F.interpolate(m, size_hw, mode="bilinear", align_corners=False)
+            for m in (self.lesion, self.leaf)
+        )
+        return Scores(lesion, leaf, self.disease)
+
+
+class Segmenter(nn.Module):
+    """Score every pixel for lesion and leaf, and the tile for disease.
+
+    The fused map at stride 4 is joined by a thin path at stride 2 straight from the
+    picture: a rust pustule of three pixels is gone at stride 4, and this is the cheapest
+    place that still sees it.
+
+    Args:
+        encoder: Pyramid of features; normalisation of the picture is done here, not by
+            the caller, so that it cannot be forgotten.
+        classes: Names behind the ids; fixes the number of logits.
+        width: Channels of the decoder.
+        layers: Attention layers of the decoder.
+        dropout: Share dropped in the decoder, in [0, 1).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        classes: ClassMap,
+        *,
+        width: int = 96,
+        layers: int = 2,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = Decoder(
+            encoder.channels, width=width, layers=layers, dropout=dropout
+        )
+        self.detail = nn.Sequential(
+            nn.Conv2d(3, DETAIL_CHANNELS, 3, stride=2, padding=1, bias=False),
+            nn.GroupNorm(8, DETAIL_CHANNELS),
+            nn.GELU(),
+            SeparableConv(DETAIL_CHANNELS, DETAIL_CHANNELS),
+        )
+        half = width // 2
+        self.narrow = nn.Conv2d(width, half, 1)
+        self.join = nn.Sequential(
+            SeparableConv(half + DETAIL_CHANNELS, half), SeparableConv(half, half)
+        )
+        self.lesion_head = nn.Conv2d(half, classes.n_lesion_logits, 1)
+        self.leaf_head = nn.Conv2d(half, LEAF_LOGITS, 1)
+        # What the whole tile looks like helps to name its lesions: two diseases may share
+        # a colour, but seldom a leaf.
+        self.context = nn.Linear(width, classes.n_lesion_logits)
+        self.disease_head = (
+            nn.Linear(width, len(classes.diseases)) if classes.diseases else None
+        )
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Scores:
+        """Return logits for pictures in [0, 1] of any size that is a multiple of 32.
+
+        The maps come at stride 2; ``Scores.resized`` brings them to the picture's size.
+        """
+        x = (image - self.mean) / self.std
+        fused, whole = self.decoder(*self.encoder(x))
+        detail = self.detail(x)  # (b, 24, h / 2, w / 2)
+        fused = F.interpolate(
+            self.narrow(fused), detail.shape[2:], mode="bilinear", align_corners=False
+        )
+        joint = self.join(torch.cat([fused, detail], dim=1))
+        lesion = self.lesion_head(joint) + self.context(whole)[:, :, None, None]
+        disease = (
+            whole.new_zeros(len(whole), 0)
+            if self.disease_head is None
+            else self.disease_head(whole)
+        )
+        return Scores(lesion, self.leaf_head(joint), disease)
+
+
+def build_segmenter(settings: ModelSettings, classes: ClassMap) -> Segmenter:
+    """Return a new network for these classes.
+
+    Raises:
+        UsageError: If published weights are asked for and cannot be fetched.
+    """
+    encoder = Encoder(
+        settings.encoder, weights=settings.weights, drop_path=settings.drop_path
+    )
+    return Segmenter(
+        encoder,
+        classes,
+        width=settings.width,
+        layers=settings.layers,
+        dropout=settings.dropout,
+    )

@@ -1,0 +1,60 @@
+"""Device, precision and seeds: what a run stands on."""
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from plantseg_next.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a run computes.
+
+    Args:
+        kind: "cpu" or "cuda".
+        name: For people.
+        has_bfloat16: Whether it computes in bfloat16, not merely stores it.
+    """
+
+    kind: Literal["cpu", "cuda"]
+    name: str
+    has_bfloat16: bool
+
+
+def find_device(wanted: Literal["auto", "cpu", "cuda"] = "auto") -> Device:
+    """Return the device to use; "auto" takes a GPU where there is one.
+
+    Raises:
+        UsageError: If a GPU is wanted and there is none.
+    """
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if wanted == "cuda" and not has_gpu:
+        raise UsageError(
+            "device=cuda, but PyTorch sees no GPU.",
+            needed="an NVIDIA GPU with its driver",
+            fix="--set device=cpu, or device=auto",
+        )
+    if has_gpu and wanted != "cpu":
+        return Device("cuda", torch.cuda.get_device_name(), torch.cuda.is_bf16_supported())
+    return Device("cpu", f"CPU, {torch.get_num_threads()} threads", _cpu_has_bfloat16())
+
+
+def _cpu_has_bfloat16() -> bool:
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy's old global generator and PyTorch."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - for libraries that still use it
+    torch.manual_seed(seed)

@@ -1,0 +1,127 @@
+"""The currency between rooms: samples, batches, predictions and class names.
+
+Axis letters, here and in every signature of the package:
+
+    b picture or tile in a batch    k class (0 is "no lesion")    c channel
+    h row        w column           n token                       t tile
+
+Pixels without an annotation carry ``IGNORE``. A row that is not annotated for a head at
+all is ``IGNORE`` everywhere, so that "a row teaches only the heads it is annotated for"
+needs no further bookkeeping: losses and scores skip ignored pixels, and that is all.
+
+This module knows numpy only; the tensors of ``Batch`` are named for the type checker.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float16, UInt8
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORE = 255
+"""Label of pixels, and of whole pictures, that teach nothing and are not scored."""
+
+NO_LESION = 0
+"""Class id of pixels without a lesion, in every mask of lesions."""
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """The names behind the ids of the three heads.
+
+    Args:
+        lesions: Names of the lesion classes; ``lesions[i]`` has the mask id ``i + 1``.
+        diseases: Names of the image-level labels; ``diseases[i]`` has the id ``i``.
+        has_leaf: Whether any row marks the leaf. Without it, no severity can be given.
+
+    Example:
+        >>> ClassMap(("rust", "phoma"), ("healthy", "rust"), True).lesion_name(2)
+        'phoma'
+    """
+
+    lesions: tuple[str, ...]
+    diseases: tuple[str, ...] = ()
+    has_leaf: bool = False
+
+    @property
+    def n_lesion_logits(self) -> int:
+        """Number of lesion scores a pixel has: the classes and "no lesion"."""
+        return len(self.lesions) + 1
+
+    def lesion_name(self, class_id: int) -> str:
+        """Return the name of a mask id, "no lesion" for 0."""
+        return "no lesion" if class_id == NO_LESION else self.lesions[class_id - 1]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture, or one tile of it, with what is known about it.
+
+    Args:
+        key: Name of the manifest row it came from, unique in the manifest.
+        image: RGB, upright (EXIF turn applied), 0 to 255.
+        lesion: Lesion class ids, 0 for none, ``IGNORE`` where nobody looked.
+        leaf: 1 on the leaf (its lesions included), 0 off it, ``IGNORE`` if unknown.
+        disease: Index into ``ClassMap.diseases``, ``IGNORE`` if unknown.
+    """
+
+    key: str
+    image: UInt8[np.ndarray, "h w 3"]
+    lesion: UInt8[np.ndarray, "h w"]
+    leaf: UInt8[np.ndarray, "h w"]
+    disease: int = IGNORE
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tiles stacked for one forward pass.
+
+    Args:
+        image: float32 ``(b, 3, h, w)`` in [0, 1]; the network normalises.
+        lesion: int64 ``(b, h, w)``, class ids or ``IGNORE``.
+        leaf: int64 ``(b, h, w)``, 0, 1 or ``IGNORE``.
+        disease: int64 ``(b,)``, index or ``IGNORE``.
+        distance: float32 ``(b, h, w)``, signed distance to the outline of any lesion, in
+            parts of the tile's diagonal; see ``data.tiling.signed_distance``.
+        keys: Manifest rows the tiles came from.
+    """
+
+    image: "Tensor"
+    lesion: "Tensor"
+    leaf: "Tensor"
+    disease: "Tensor"
+    distance: "Tensor"
+    keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one picture, at the picture's own size.
+
+    Args:
+        lesion: Most probable lesion class where a lesion of any class is more probable
+            than none, 0 elsewhere.
+        lesion_probability: Probability of any lesion, in [0, 1].
+        leaf_probability: Probability of leaf, in [0, 1]; ``None`` where the model never
+            learned the leaf.
+        disease_probability: A probability a disease of ``ClassMap.diseases``; empty
+            where the model has no image-level head.
+    """
+
+    lesion: UInt8[np.ndarray, "h w"]
+    lesion_probability: Float16[np.ndarray, "h w"]
+    leaf_probability: Float16[np.ndarray, "h w"] | None
+    disease_probability: tuple[float, ...] = ()
+
+    @property
+    def leaf(self) -> UInt8[np.ndarray, "h w"] | None:
+        """Leaf mask, 1 where leaf is more probable than not; ``None`` if unknown."""
+        if self.leaf_probability is None:
+            return None
+        return (self.leaf_probability >= 0.5).astype(np.uint8)

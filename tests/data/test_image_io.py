@@ -1,0 +1,256 @@
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from plantseg_next.data.image_io import (
+    load_sample,
+    read_header,
+    read_image,
+    read_mask,
+    read_size,
+    turn_mask,
+)
+from plantseg_next.data.manifest import Manifest, MaskCoding, Row, common_classes
+from plantseg_next.errors import DataError, UsageError
+from plantseg_next.structures import IGNORE
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8)
+
+
+def save_turned(path: Path, turn: int) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(PIXELS).save(path, exif=exif)
+    return path
+
+
+def grey_png(path: Path, values: list[int], bits: int) -> Path:
+    """Write a grey PNG of one row with two or four bits a pixel, as Pillow cannot."""
+    packed = 0
+    for value in values:
+        packed = packed << bits | value
+    line = b"\0" + packed.to_bytes(len(values) * bits // 8, "big")
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(line))]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("ending", ["png", "tif", "jpg"])
+def test_exif_turns_are_undone_as_pillow_undoes_them(tmp_path, turn, ending):
+    path = save_turned(tmp_path / f"leaf.{ending}", turn)
+    with Image.open(path) as image:
+        expected = np.array(ImageOps.exif_transpose(image))
+    assert np.array_equal(read_image(path), expected)
+    assert read_size(path) == expected.shape[:2]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA", "RGBA", "YCbCr"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    image = Image.fromarray(PIXELS).convert(mode)
+    path = tmp_path / ("leaf.tif" if mode in {"CMYK", "YCbCr"} else "leaf.png")
+    image.save(path)
+    got = read_image(path)
+    assert got.shape == (6, 10, 3)
+    assert np.array_equal(got, np.array(image.convert("RGB")))
+
+
+def test_grey_of_16_bits_is_scaled_not_clipped(tmp_path):
+    values = np.array([[0, 257, 32768, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "grey.png")
+    assert read_image(tmp_path / "grey.png")[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_transparent_pixels_are_laid_on_white(tmp_path):
+    Image.new("RGBA", (3, 2), (10, 20, 30, 0)).save(tmp_path / "cut_out.png")
+    assert (read_image(tmp_path / "cut_out.png") == 255).all()
+
+
+def test_transparent_palette_is_laid_on_white_without_a_warning(tmp_path):
+    image = Image.fromarray(PIXELS).convert("P")
+    index = image.getpixel((0, 0))
+    image.save(
+        tmp_path / "p.png", transparency=bytes(0 if i == index else 255 for i in range(256))
+    )
+    assert read_image(tmp_path / "p.png")[0, 0].tolist() == [255, 255, 255]
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("L", (4, 4), grey) for grey in (0, 255)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert not read_image(tmp_path / "a.gif").any()
+
+
+def test_a_picture_of_100_megapixels_is_read_without_a_warning(tmp_path):
+    Image.new("1", (12_500, 8_000)).save(tmp_path / "mosaic.png")
+    assert read_size(tmp_path / "mosaic.png") == (8_000, 12_500)
+    assert read_image(tmp_path / "mosaic.png").shape == (8_000, 12_500, 3)
+
+
+def test_a_picture_above_the_limit_is_refused(tmp_path):
+    Image.new("1", (14_000, 13_000)).save(tmp_path / "mosaic.png")
+    with pytest.raises(DataError, match="has more than 179 megapixels"):
+        read_image(tmp_path / "mosaic.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is empty"),
+        (b"<html>404 not found</html>", "holds text, not a picture"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC picture"),
+        (b"\0\x01\x02\x03" * 20, "is not a picture of a known format"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_the_reason(tmp_path, content, sentence):
+    path = tmp_path / "leaf.jpg"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=sentence) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+    with pytest.raises(DataError, match=sentence):
+        read_size(path)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif"])
+def test_a_file_cut_short_is_refused(tmp_path, ending):
+    path = tmp_path / f"leaf.{ending}"
+    big = np.random.default_rng(1).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(big).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"is damaged or cut short|cannot be opened"):
+        read_image(path)
+
+
+def test_a_missing_file_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match=r"gone.jpg` does not exist"):
+        read_image(tmp_path / "gone.jpg")
+
+
+def test_floating_point_pictures_are_refused(tmp_path):
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "depth.tif")
+    with pytest.raises(DataError, match="holds numbers of 32 bits"):
+        read_image(tmp_path / "depth.tif")
+
+
+def test_mask_values_are_kept_as_stored(tmp_path):
+    ids = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
+    palette = Image.fromarray(ids).convert("P")
+    palette.putpalette([0, 0, 0, 0, 255, 0, 255, 0, 0])
+    palette.save(tmp_path / "p.png")
+    Image.fromarray(ids * 100).save(tmp_path / "l.png")
+    Image.fromarray(ids.astype(np.uint16) * 300).save(tmp_path / "i.png")
+    Image.fromarray(ids > 1).save(tmp_path / "1.png")
+    Image.fromarray(np.stack([ids] * 3, -1)).save(tmp_path / "grey_rgb.png")
+    assert np.array_equal(read_mask(tmp_path / "l.png"), ids * 100)
+    assert read_mask(tmp_path / "i.png").max() == 600
+    assert read_mask(tmp_path / "1.png").max() == 1
+    assert np.array_equal(read_mask(tmp_path / "grey_rgb.png"), ids)
+    assert np.array_equal(read_mask(tmp_path / "p.png"), ids)
+
+
+def test_palette_masks_give_colours_on_request(tmp_path):
+    image = Image.new("P", (2, 1), 1)
+    image.putpalette([0, 0, 0, 255, 128, 0])
+    image.save(tmp_path / "p.png")
+    assert read_mask(tmp_path / "p.png").tolist() == [[1, 1]]
+    coloured = read_mask(tmp_path / "p.png", as_colours=True)
+    assert coloured[0, 0].tolist() == [255, 128, 0]
+
+
+@pytest.mark.parametrize(("bits", "values"), [(2, [0, 1, 2, 3]), (4, [0, 1, 7, 15])])
+def test_masks_of_few_bits_are_not_spread(tmp_path, bits, values):
+    path = grey_png(tmp_path / "few.png", values, bits)
+    assert read_mask(path).tolist() == [values]
+
+
+def test_a_coloured_mask_has_three_channels(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "c.png")
+    assert np.array_equal(read_mask(tmp_path / "c.png"), PIXELS)
+
+
+def test_a_jpeg_mask_is_refused_whatever_its_ending(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "mask.png", format="JPEG")
+    with pytest.raises(DataError, match="is a JPEG") as caught:
+        read_mask(tmp_path / "mask.png")
+    assert "invents classes" in str(caught.value)
+
+
+def manifest_of(row: Row) -> Manifest:
+    coding = MaskCoding({0: "background", 1: "leaf", 2: "rust"}, True, "test")
+    codings = {"s": coding} if row.mask else {}
+    return Manifest((row,), common_classes([row], codings), codings)
+
+
+def write_pair(folder: Path, mask: np.ndarray, turn: int = 1) -> Row:
+    image = save_turned(folder / "leaf.png", turn)
+    Image.fromarray(mask).save(folder / "mask.png")
+    return Row("leaf", image, "s", folder / "mask.png", disease="rust")
+
+
+def test_a_sample_carries_picture_masks_and_label(tmp_path):
+    mask = np.zeros((6, 10), np.uint8)
+    mask[0, :3] = [0, 1, 2]
+    row = write_pair(tmp_path, mask)
+    sample = load_sample(row, manifest_of(row))
+    assert np.array_equal(sample.image, PIXELS)
+    assert sample.lesion[0, :3].tolist() == [0, 0, 1]
+    assert sample.leaf[0, :3].tolist() == [0, 1, 1]
+    assert sample.disease == 0
+
+
+def test_a_healthy_picture_without_a_mask_says_nothing_about_pixels(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "leaf.png")
+    row = Row("leaf", tmp_path / "leaf.png", "s", disease="healthy")
+    sample = load_sample(row, manifest_of(row))
+    assert (sample.lesion == IGNORE).all()
+    assert (sample.leaf == IGNORE).all()
+    assert sample.disease == 0
+
+
+@pytest.mark.parametrize("turn", [5, 6, 7, 8])
+def test_a_mask_of_the_unturned_picture_is_turned_with_it(tmp_path, turn):
+    mask = (PIXELS[..., 0] > 128).astype(np.uint8)
+    row = write_pair(tmp_path, mask, turn)
+    sample = load_sample(row, manifest_of(row))
+    assert sample.lesion.shape == (10, 6)
+    assert np.array_equal(sample.leaf == 1, sample.image[..., 0] > 128)
+
+
+def test_a_mask_of_the_upright_picture_stays(tmp_path):
+    mask = np.zeros((10, 6), np.uint8)
+    mask[0, 0] = 2
+    row = write_pair(tmp_path, mask, turn=6)
+    assert load_sample(row, manifest_of(row)).lesion[0, 0] == 1
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    row = write_pair(tmp_path, np.zeros((6, 9), np.uint8))
+    with pytest.raises(DataError, match="has 9 x 6 pixels, but its picture"):
+        load_sample(row, manifest_of(row))
+    with pytest.raises(DataError, match="has 10 x 6"):
+        turn_mask(np.zeros((6, 9), np.uint8), (6, 10), row)
+
+
+def test_a_label_that_the_manifest_does_not_list_is_refused(tmp_path):
+    row = write_pair(tmp_path, np.zeros((6, 10), np.uint8))
+    manifest = Manifest((row,), common_classes([], {}), manifest_of(row).codings)
+    with pytest.raises(DataError, match="labelled `rust`, which is no known label"):
+        load_sample(row, manifest)
+
+
+def test_the_header_tells_format_and_turn(tmp_path):
+    header = read_header(save_turned(tmp_path / "leaf.png", 6))
+    assert (header.file_format, header.mode, header.turn) == ("PNG", "RGB", 6)
+    assert (header.height, header.width) == (10, 6)

@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from plantseg_next.data.manifest import (
+    Manifest,
+    MaskCoding,
+    Origin,
+    Row,
+    common_classes,
+    merge,
+)
+from plantseg_next.errors import DataError, UsageError
+
+CODING = MaskCoding({0: "background", 1: "leaf", "#ff0000": "rust"}, True, "by hand")
+
+
+def manifest_of(source: str, folder: Path, coding: MaskCoding = CODING) -> Manifest:
+    rows = (
+        Row("a", folder / "ä 1.jpg", source, folder / "a.png", "train", "g", "rust"),
+        Row("b", folder / "b.jpg", source, stated={"severity": "3"}, sha256="0f"),
+    )
+    codings = {source: coding}
+    origins = {source: Origin("by hand", ("left.png",), ("lost",))}
+    return Manifest(rows, common_classes(rows, codings), codings, origins)
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    manifest = manifest_of("s", tmp_path.resolve())
+    manifest.write(tmp_path / "manifest.json")
+    assert Manifest.read(tmp_path / "manifest.json") == manifest
+
+
+def test_relative_paths_are_relative_to_the_table(tmp_path):
+    manifest_of("s", tmp_path).write(tmp_path / "manifest.json")
+    table = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
+    table["rows"][1]["image"] = "deeper/b.jpg"
+    (tmp_path / "manifest.json").write_text(json.dumps(table), "utf-8")
+    rows = Manifest.read(tmp_path / "manifest.json").rows
+    assert rows[1].image == tmp_path / "deeper" / "b.jpg"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', "leaf"])
+def test_anything_else_is_refused(tmp_path, text):
+    (tmp_path / "m.json").write_text(text, "utf-8")
+    with pytest.raises(DataError, match="is not a manifest"):
+        Manifest.read(tmp_path / "m.json")
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    (tmp_path / "m.json").write_text('{"format": 99}', "utf-8")
+    with pytest.raises(DataError, match="has format 99"):
+        Manifest.read(tmp_path / "m.json")
+
+
+def test_merging_shares_classes_and_keeps_their_order(tmp_path):
+    other = MaskCoding({0: "background", 1: "phoma", 2: "rust"}, False, "x")
+    one, two = manifest_of("s", tmp_path), manifest_of("t", tmp_path, other)
+    both = merge([one, two])
+    assert both.classes.lesions == ("rust", "phoma")
+    assert both.classes.has_leaf
+    assert [row.key for row in both.rows] == ["s/a", "s/b", "t/a", "t/b"]
+    assert both.origins.keys() == {"s", "t"}
+    assert both.rows[0].group_key != both.rows[2].group_key
+
+
+def test_two_data_sets_of_one_name_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"both called \['s'\]"):
+        merge([manifest_of("s", tmp_path), manifest_of("s", tmp_path)])
+
+
+def test_selections_keep_the_classes(tmp_path):
+    manifest = manifest_of("s", tmp_path)
+    assert [row.key for row in manifest.split("train").rows] == ["a"]
+    assert [row.key for row in manifest.labelled.rows] == ["a"]
+    assert len(manifest.labelled) == 1
+    assert manifest.split("test").classes == manifest.classes

@@ -1,0 +1,109 @@
+"""The bootstrap: against scipy's, and in its degenerate cases."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from plantseg_next.evaluation.intervals import bootstrap_interval, bootstrap_rows
+
+
+def share(total):
+    return float(total[0] / total[1]) if total[1] else math.nan
+
+
+def counts_of(n_groups):
+    rng = np.random.default_rng(5)
+    n = rng.integers(50, 200, n_groups)
+    return np.stack([rng.binomial(n, 0.7), n], axis=1)
+
+
+def test_agrees_with_scipy():
+    counts = counts_of(40)
+    found = bootstrap_interval(counts, share, n_resamples=4000)
+    expected = bootstrap(
+        (counts[:, 0], counts[:, 1]),
+        lambda hit, n, axis: hit.sum(axis=axis) / n.sum(axis=axis),
+        paired=True,
+        method="percentile",
+        n_resamples=4000,
+        random_state=np.random.default_rng(1),
+    ).confidence_interval
+    assert found.low == pytest.approx(expected.low, abs=0.002)
+    assert found.high == pytest.approx(expected.high, abs=0.002)
+    assert found.n_groups == 40
+
+
+def test_rows_alone_in_their_groups_give_the_same_interval():
+    counts = counts_of(30)
+    names = [f"group {i:02d}" for i in range(30)]
+    a = bootstrap_interval(counts, share, seed=3)
+    b = bootstrap_rows(counts, names, lambda rows: share(rows.sum(axis=0)), seed=3)
+    assert (a.low, a.high) == pytest.approx((b.low, b.high))
+
+
+def test_rows_of_a_group_come_together():
+    rows = np.arange(12).reshape(12, 1)
+    groups = [f"{i // 3}" for i in range(12)]
+
+    def whole_groups(drawn):
+        numbers, times = np.unique(drawn, return_counts=True)
+        assert len(drawn) == 12
+        assert (times.reshape(-1, 3) == times.reshape(-1, 3)[:, :1]).all()
+        assert (numbers.reshape(-1, 3)[:, 0] % 3 == 0).all()
+        return 1.0
+
+    assert bootstrap_rows(rows, groups, whole_groups, n_resamples=50).n_groups == 4
+
+
+def test_groups_widen_the_interval():
+    rng = np.random.default_rng(2)
+    values = np.repeat(rng.normal(size=10), 20)[:, None]
+
+    def mean(rows):
+        return float(rows.mean())
+
+    alone = bootstrap_rows(values, [f"{i}" for i in range(200)], mean)
+    grouped = bootstrap_rows(values, [f"{i // 20}" for i in range(200)], mean)
+    assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
+
+
+def test_the_seed_fixes_the_interval_and_the_level_narrows_it():
+    counts = counts_of(15)
+    assert bootstrap_interval(counts, share) == bootstrap_interval(counts, share)
+    wide, narrow = (bootstrap_interval(counts, share, level=q) for q in (0.95, 0.5))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+@pytest.mark.parametrize("n_groups", [0, 1])
+def test_fewer_than_two_groups_give_no_interval(n_groups):
+    found = bootstrap_interval(counts_of(2)[:n_groups], share)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    assert found.n_groups == n_groups
+    rows = bootstrap_rows(np.ones((n_groups, 1)), ["a"] * n_groups, lambda _: 1.0)
+    assert math.isnan(rows.low)
+
+
+def test_undefined_resamples_are_left_out_unless_they_are_most():
+    some = np.array([[0, 0], [1, 2], [2, 2]])
+    assert bootstrap_interval(some, share).low == 0.5
+    assert math.isnan(bootstrap_interval(np.zeros((9, 2)), share).low)
+
+
+def test_a_matrix_of_counts_keeps_its_shape():
+    seen = []
+    counts = np.ones((3, 2, 4), np.int64)
+    bootstrap_interval(counts, lambda m: seen.append(m.shape) or m.sum(), n_resamples=250)
+    assert seen == [(2, 4)] * 250
+
+
+def test_wrong_level_is_refused():
+    with pytest.raises(ValueError, match=r"`level` is 95.0, but must be in \(0, 1\)"):
+        bootstrap_interval(counts_of(3), share, level=95.0)
+
+
+def test_missing_groups_are_refused():
+    with pytest.raises(ValueError, match="`groups` names 2 rows, but `rows` has 3"):
+        bootstrap_rows(np.ones((3, 1)), ["a", "b"], lambda _: 1.0)

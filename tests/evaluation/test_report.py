@@ -1,0 +1,227 @@
+"""The report: additive over pictures, honest about what is unknown, readable."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import jaxtyping
+import numpy as np
+import pytest
+
+from plantseg_next.errors import DataError, OutputError
+from plantseg_next.evaluation.metrics import ClassScores, confusion_matrix
+from plantseg_next.evaluation.report import Judged, judge
+from plantseg_next.evaluation.severity_agreement import severity_agreement
+from plantseg_next.structures import ClassMap, Prediction, Sample
+
+CLASSES = ClassMap(("rust", "blight", "scab"), ("healthy", "rust"), True)
+
+
+def plain_severity(lesion, leaf):
+    if leaf is None or not (leaf == 1).any():
+        return None
+    return 100.0 * ((lesion > 0) & (lesion < 255) & (leaf == 1)).sum() / (leaf == 1).sum()
+
+
+def picture(seed, *, group=None, leaf=True, lesions=True, head=True, source="field"):
+    rng = np.random.default_rng(seed)
+    truth = np.zeros((24, 20), np.uint8)
+    truth[4:20, 3 : 5 + seed % 12] = 1 + seed % 2
+    predicted = truth.copy()
+    predicted[rng.random(truth.shape) < 0.05] = 1
+    on_leaf = np.ones(truth.shape, np.uint8)
+    on_leaf[:2] = 0
+    probability = np.where(on_leaf, 0.9, 0.1).astype(np.float16)
+    unknown = np.full(truth.shape, 255, np.uint8)
+    return Judged(
+        Sample(
+            key=f"{source}/{seed}",
+            image=np.zeros((24, 20, 3), np.uint8),
+            lesion=truth if lesions else unknown,
+            leaf=on_leaf if leaf else unknown,
+            disease=1 if head else 255,
+        ),
+        Prediction(
+            predicted,
+            (predicted > 0).astype(np.float16),
+            probability if leaf else None,
+            (0.3, 0.7) if seed % 3 else (0.6, 0.4),
+        ),
+        source=source,
+        group=group or f"leaf {seed}",
+        disease="rust",
+    )
+
+
+def report_of(items):
+    return judge(items, CLASSES, severity=plain_severity)
+
+
+def test_scores_are_those_of_all_pixels_at_once():
+    items = [picture(i) for i in range(8)]
+    report = report_of(iter(items))
+    truth = np.concatenate([item.sample.lesion for item in items])
+    predicted = np.concatenate([item.prediction.lesion for item in items])
+    scores = ClassScores(confusion_matrix(truth, predicted, 4))
+    np.testing.assert_array_equal(report.confusion, scores.confusion)
+    for name in (
+        "mean_iou", "mean_accuracy", "disease_miou", "lesion_dice", "lesion_iou",
+        "lesion_precision", "lesion_recall",
+    ):  # fmt: skip
+        estimate = getattr(report, name)
+        assert estimate.value == pytest.approx(getattr(scores, name)), name
+        assert estimate.low <= estimate.value <= estimate.high, name
+        assert estimate.n_groups == 8
+    assert [row.name for row in report.classes] == ["no lesion", *CLASSES.lesions]
+    assert math.isnan(report.classes[3].iou)
+    assert report.disease_accuracy.value == pytest.approx(5 / 8)
+    assert report.leaf_iou.value == report.leaf_boundary_f1.value == 1.0
+    assert 0 < report.lesion_boundary_f1.value <= 1
+
+
+def test_severity_agrees_with_the_formula():
+    items = [picture(i) for i in range(8)]
+    report = report_of(items)
+    truth, predicted = (
+        np.array([getattr(row, name) for row in report.pictures])
+        for name in ("severity_truth", "severity_predicted")
+    )
+    assert report.severity.agreement == severity_agreement(truth, predicted)
+    found = report.severity.rho_c
+    assert found.low <= found.value <= found.high
+    assert truth[3] == plain_severity(items[3].sample.lesion, items[3].sample.leaf)
+
+
+def test_groups_not_pictures_are_counted():
+    report = report_of(picture(i, group="one leaf") for i in range(4))
+    assert (report.n_pictures, report.n_groups) == (4, 1)
+    assert math.isnan(report.lesion_dice.low)
+    assert not math.isnan(report.lesion_dice.value)
+
+
+def test_what_is_unknown_is_skipped():
+    known = [picture(i) for i in range(4)]
+    alone = report_of(known)
+    mixed = report_of(
+        [*known, picture(5, lesions=False), picture(6, leaf=False, head=False)]
+    )
+    assert mixed.n_lesion_pictures == mixed.n_leaf_pictures == 5
+    assert math.isnan(mixed.pictures[4].lesion_dice)
+    assert math.isnan(mixed.pictures[4].severity_truth)
+    assert mixed.severity == alone.severity
+    assert mixed.disease_accuracy.n_groups == 5
+
+
+def test_ignored_pixels_are_hidden_from_the_predicted_severity():
+    item = picture(4)
+    item.sample.lesion[:, 10:] = 255
+    item.sample.leaf[:, 10:] = 255
+    item.prediction.lesion[:, 10:] = 1
+    row = report_of([item]).pictures[0]
+    seen = item.prediction.lesion[:, :10]
+    expected = 100 * (seen[2:] > 0).sum() / seen[2:].size
+    assert row.severity_predicted == pytest.approx(expected)
+
+
+def test_a_model_without_a_leaf_has_no_severity_and_says_so():
+    items = [picture(i) for i in range(3)]
+    blind = [
+        Judged(
+            item.sample,
+            Prediction(item.prediction.lesion, item.prediction.lesion_probability, None),
+            item.source,
+            item.group,
+        )
+        for item in items
+    ]
+    report = report_of(blind)
+    assert (report.severity.agreement.n, report.severity.n_without) == (0, 3)
+    assert report.leaf_dice.n_groups == report.disease_accuracy.n_groups == 0
+    assert "0 pictures; 3 more have a true severity but no predicted one" in (
+        report.to_text()
+    )
+    assert report.diseases == ()
+
+
+def test_subsets():
+    report = report_of(
+        [picture(0), picture(1), picture(2, source="glasshouse", leaf=False)]
+    )
+    assert [(row.name, row.n_pictures) for row in report.sources] == [
+        ("field", 2),
+        ("glasshouse", 1),
+    ]
+    assert [(row.name, row.n_pictures) for row in report.diseases] == [("rust", 3)]
+    assert report.diseases[0].lesion_dice == pytest.approx(report.lesion_dice.value)
+
+
+def test_json_has_null_for_undefined():
+    report = report_of([picture(0)])
+    found = json.loads(report.to_json(), parse_constant=pytest.fail)
+    assert found["lesion_dice"]["low"] is None
+    assert found["classes"][3]["iou"] is None
+    assert found["confusion"] == report.confusion.tolist()
+    assert found["pictures"][0]["key"] == "field/0"
+
+
+def test_text_is_aligned_and_states_its_rules():
+    text = report_of([picture(i) for i in range(5)]).to_text()
+    assert "5 pictures in 5 groups; lesions known in 5, leaf in 5" in text
+    assert "In neither truth nor prediction: scab" in text
+    assert "0 for a class that is predicted but absent from the truth" in text
+    assert "nan" not in text
+    assert max(map(len, text.splitlines())) <= 88
+    table = text[text.index("Class  ") :].split("\n\n")[0].splitlines()
+    assert len({len(line) for line in table}) == 1
+
+
+def test_no_pictures_give_an_empty_report():
+    report = report_of([])
+    assert report.n_pictures == 0
+    assert math.isnan(report.mean_iou.value)
+    assert "0 pictures" in report.to_text()
+    json.loads(report.to_json())
+
+
+def test_write(tmp_path: Path):
+    report_of([picture(0), picture(1, leaf=False)]).write(tmp_path / "new" / "report")
+    folder = tmp_path / "new" / "report"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "pictures.csv", "report.json", "report.txt",
+    ]  # fmt: skip
+    with (folder / "pictures.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["key"] for row in rows] == ["field/0", "field/1"]
+    assert rows[1]["severity_truth"] == ""
+    assert 0 <= float(rows[1]["lesion_dice"]) <= 1
+
+
+def test_unwritable_folder_is_explained(tmp_path: Path):
+    (tmp_path / "report").write_text("in the way")
+    with pytest.raises(OutputError, match="report` cannot be written"):
+        report_of([picture(0)]).write(tmp_path / "report")
+
+
+def test_an_unknown_class_names_the_picture():
+    item = picture(2)
+    item.prediction.lesion[0, 0] = 9
+    with pytest.raises(DataError, match=r"`field/2`: The prediction holds .* \[9\]"):
+        report_of([item])
+
+
+def test_an_unknown_leaf_value_names_the_picture():
+    item = picture(2)
+    item.sample.leaf[0, 0] = 2
+    with pytest.raises(DataError, match=r"`field/2`: The true mask holds .* \[2\]"):
+        report_of([item])
+
+
+def test_a_prediction_of_another_size_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    small = np.zeros((3, 3), np.uint8)
+    item = Judged(
+        picture(1).sample, Prediction(small, small.astype(np.float16), None), "a", "b"
+    )
+    with pytest.raises(ValueError, match="never resize the truth"):
+        report_of([item])

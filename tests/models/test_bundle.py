@@ -1,0 +1,70 @@
+import json
+
+import pytest
+import torch
+
+from plantseg_next.errors import DataError, UsageError
+from plantseg_next.experiment import ModelSettings
+from plantseg_next.models.bundle import CARD, WEIGHTS, Card, read_bundle, read_card
+from plantseg_next.models.bundle import write_bundle as write
+from plantseg_next.models.segmenter import build_segmenter
+from plantseg_next.structures import ClassMap
+
+CLASSES = ClassMap(("rost", "Mehltau-Flecken é"), ("healthy",), has_leaf=True)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    settings = ModelSettings(width=32, layers=1)
+    network = build_segmenter(settings, CLASSES)
+    card = Card(CLASSES, settings, 64, None, sources=("a",), figures={"dice": 0.5})
+    return folder, network, write(folder, network, card)
+
+
+def test_a_model_comes_back_as_it_was(bundle):
+    folder, network, card = bundle
+    again, read = read_bundle(folder)
+    assert read == card
+    assert not again.training
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(x).lesion, again(x).lesion)
+
+
+def test_a_flipped_byte_is_found(bundle, tmp_path):
+    folder, _, _ = bundle
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / WEIGHTS).write_bytes(content)
+    (tmp_path / CARD).write_bytes((folder / CARD).read_bytes())
+    with pytest.raises(DataError, match="is damaged: its SHA-256 is not the one"):
+        read_bundle(tmp_path)
+
+
+def test_a_truncated_and_a_missing_file_are_found(bundle, tmp_path):
+    folder, _, _ = bundle
+    (tmp_path / CARD).write_bytes((folder / CARD).read_bytes())
+    with pytest.raises(DataError, match="is damaged"):
+        read_bundle(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-10])
+    with pytest.raises(DataError, match="is damaged"):
+        read_bundle(tmp_path)
+
+
+def test_wrong_folders_and_cards_are_explained(tmp_path):
+    with pytest.raises(UsageError, match="does not exist"):
+        read_card(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"holds no `model\.json`"):
+        read_card(tmp_path)
+    (tmp_path / CARD).write_text("{}")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_card(tmp_path)
+
+
+def test_a_newer_format_is_said_to_be(bundle, tmp_path):
+    folder, _, _ = bundle
+    tree = json.loads((folder / CARD).read_text("utf-8"))
+    (tmp_path / CARD).write_text(json.dumps(tree | {"format": 99}))
+    with pytest.raises(DataError, match="written by a newer version"):
+        read_card(tmp_path)

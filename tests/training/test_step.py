@@ -1,0 +1,122 @@
+import pytest
+import torch
+from torch import nn
+
+from plantseg_next.data.streams import collate
+from plantseg_next.experiment import LossSettings, ModelSettings
+from plantseg_next.models.segmenter import build_segmenter
+from plantseg_next.structures import IGNORE, Batch, ClassMap
+from plantseg_next.training.step import accumulate_gradients, supervised_loss
+
+CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
+WEIGHTS = LossSettings(dice=0.5, boundary=0.1)
+
+
+def make_batch(n: int, seed: int = 0, size: int = 64) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    lesion = torch.randint(0, 3, (n, size, size), generator=generator)
+    lesion[0, : size // 2] = IGNORE
+    return Batch(
+        image=torch.rand(n, 3, size, size, generator=generator),
+        lesion=lesion,
+        leaf=torch.randint(0, 2, (n, size, size), generator=generator),
+        disease=torch.randint(0, 2, (n,), generator=generator),
+        distance=torch.rand(n, size, size, generator=generator) - 0.5,
+        keys=tuple(map(str, range(n))),
+    )
+
+
+def split(batch: Batch, size: int) -> list[Batch]:
+    return [
+        Batch(*(getattr(batch, f)[i : i + size] for f in batch.__dataclass_fields__))
+        for i in range(0, len(batch), size)
+    ]
+
+
+def gradients(network: nn.Module, batches: list[Batch]) -> dict[str, torch.Tensor]:
+    network.zero_grad()
+    torch.manual_seed(1)
+    accumulate_gradients(
+        network,
+        batches,
+        lambda scores, batch: supervised_loss(scores, batch, WEIGHTS),
+        lambda loss: loss.backward(),
+    )
+    return {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_micro_batches_give_the_gradient_of_the_large_batch(size):
+    """For losses that join the whole batch too: overlaps and hardest pixels."""
+    torch.manual_seed(0)
+    network = build_segmenter(ModelSettings(dropout=0.0, width=32), CLASSES)
+    batch = make_batch(4)
+    whole, parts = gradients(network, [batch]), gradients(network, split(batch, size))
+    assert whole.keys() == parts.keys()
+    for name, expected in whole.items():
+        error = (parts[name] - expected).norm() / expected.norm().clamp_min(1e-8)
+        assert error < 1e-3, name
+
+
+def test_the_mean_of_micro_batches_would_not_be_enough():
+    """The test above is one that plain accumulation fails."""
+    torch.manual_seed(0)
+    network = build_segmenter(ModelSettings(dropout=0.0, width=32), CLASSES)
+    batch = make_batch(4)
+    whole = gradients(network, [batch])["lesion_head.weight"]
+    plain = sum(gradients(network, [b])["lesion_head.weight"] for b in split(batch, 1)) / 4
+    assert (plain - whole).norm() / whole.norm() > 0.02
+
+
+def test_both_passes_of_a_micro_batch_drop_the_same():
+    torch.manual_seed(0)
+    network = build_segmenter(ModelSettings(dropout=0.5, width=32), CLASSES).train()
+    seen: list[torch.Tensor] = []
+
+    def watching(image):
+        scores = network(image)
+        seen.append(scores.lesion.detach())
+        return scores
+
+    accumulate_gradients(
+        watching,
+        split(make_batch(2), 1),
+        lambda scores, batch: supervised_loss(scores, batch, WEIGHTS),
+        lambda loss: loss.backward(),
+    )
+    first, second, first_again, second_again = seen
+    assert torch.equal(first, first_again)
+    assert torch.equal(second, second_again)
+
+
+def test_a_row_teaches_only_the_heads_it_is_annotated_for():
+    network = build_segmenter(ModelSettings(width=32), CLASSES)
+    batch = make_batch(2)
+    unknown = Batch(
+        batch.image,
+        torch.full_like(batch.lesion, IGNORE),
+        batch.leaf,
+        torch.full_like(batch.disease, IGNORE),
+        torch.zeros_like(batch.distance),
+        batch.keys,
+    )
+    found = gradients(network, [unknown])
+    assert not found["lesion_head.weight"].any()
+    assert not found["disease_head.weight"].any()
+    assert found["leaf_head.weight"].any()
+
+
+def test_a_part_of_weight_zero_is_left_out():
+    network = build_segmenter(ModelSettings(width=32), CLASSES)
+    batch = make_batch(1)
+    loss = supervised_loss(network(batch.image), batch, LossSettings())
+    assert set(loss.parts) == {"hardest_pixels", "focal_tversky", "leaf", "disease"}
+    nothing = LossSettings(hardest_pixels=0, focal_tversky=0, leaf=0, disease=0)
+    assert supervised_loss(network(batch.image), batch, nothing).total.item() == 0
+
+
+def test_collate_keeps_the_order():
+    batch = make_batch(3)
+    again = collate(split(batch, 1))
+    assert again.keys == batch.keys
+    assert torch.equal(again.lesion, batch.lesion)
