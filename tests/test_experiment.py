@@ -37,7 +37,9 @@ def test_an_unknown_key_names_its_nearest_neighbour(typed, meant):
 def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("training: {rat: 1}")
-    with pytest.raises(UsageError, match=r"mine\.yaml: there is no setting `training\.rat`"):
+    with pytest.raises(
+        UsageError, match=r"mine\.yaml: there is no setting `training\.rat`"
+    ):
         Experiment.read(path)
 
 

@@ -23,7 +23,7 @@ class DataSettings(_Part):
 
     labelled_share: float = Field(1.0, gt=0, le=1)
     """Part of the training masks used; the rest are treated as unlabelled."""
-    tile_px: int = Field(256, ge=64, multiple_of=32)
+    tile_px: int = Field(192, ge=64, multiple_of=32)
     """Side of a tile, in training and in prediction."""
     max_tiles: int = Field(1, ge=1)
     """Tiles drawn at one visit to a picture."""
@@ -36,8 +36,9 @@ class DataSettings(_Part):
     """0: every picture is drawn equally often; 1: every disease."""
     scale: tuple[float, float] = (0.6, 1.5)
     """Least and greatest magnification of a training tile."""
-    workers: int = Field(1, ge=0)
-    """Processes that read pictures; 0 reads in the main process."""
+    workers: int | None = Field(None, ge=0)
+    """Processes that read pictures; 0 reads in the main process. null: as many as there
+    are cores beyond two, at most 4."""
     cache_mib: float = Field(1024, ge=0)
     """Room for decoded pictures, a worker."""
 
@@ -72,7 +73,7 @@ class LossSettings(_Part):
     boundary: float = Field(0.0, ge=0)
     leaf: float = Field(0.5, ge=0)
     """Cross-entropy and Dice of the leaf head."""
-    disease: float = Field(0.1, ge=0)
+    disease: float = Field(0.3, ge=0)
     """Cross-entropy of the image-level head."""
 
 
@@ -88,7 +89,7 @@ class TrainingSettings(_Part):
     """Tiles an optimiser step."""
     micro_batch: int | None = Field(None, ge=1)
     """Tiles a forward pass; gradients are accumulated up to ``batch``. null: all."""
-    rate: float = Field(2e-3, gt=0)
+    rate: float = Field(3e-3, gt=0)
     """Peak learning rate of the decoder."""
     layer_decay: float | None = Field(None, gt=0, le=1)
     """Factor on the rate from each stage of the encoder to the one before. null: 0.75

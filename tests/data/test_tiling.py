@@ -176,7 +176,9 @@ def test_tiles_go_where_the_information_is():
     information = np.zeros((20, 20), np.float32)
     information[3, 15] = 1
     rng = np.random.default_rng(0)
-    centres = choose_centres(information, 50, reach_cells=2.0, background_share=0.0, rng=rng)
+    centres = choose_centres(
+        information, 50, reach_cells=2.0, background_share=0.0, rng=rng
+    )
     first = np.array(centres[0]) / CELL
     assert np.abs(first - (15.5, 3.5)).max() <= 1
     spread = np.array(

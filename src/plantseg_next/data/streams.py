@@ -5,6 +5,7 @@ light. So a run can go on at any draw, on any number of workers, and see what it
 have seen.
 """
 
+import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
@@ -157,7 +158,7 @@ class DrawSampler(Sampler[int]):
 
 
 def loader(
-    dataset: TileDataset, *, tiles: int, start: int, stop: int, workers: int
+    dataset: TileDataset, *, tiles: int, start: int, stop: int, workers: int | None
 ) -> DataLoader[Batch]:
     """Return batches of ``tiles`` tiles, from batch ``start`` up to ``stop``.
 
@@ -166,8 +167,12 @@ def loader(
         tiles: Tiles a batch; a multiple of ``max_tiles``.
         start: First batch.
         stop: Batch after the last.
-        workers: Processes beside the main one; 0 reads in the main process.
+        workers: Processes beside the main one; 0 reads in the main process. ``None``:
+            as many as there are cores beyond two, at most 4: on two cores a worker takes
+            from the network more than it gives.
     """
+    if workers is None:
+        workers = min(4, max(0, (os.cpu_count() or 1) - 2))
     visits = tiles // dataset.settings.max_tiles
     return DataLoader(
         dataset,

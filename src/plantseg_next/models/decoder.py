@@ -133,6 +133,9 @@ class Decoder(nn.Module):
             for _ in range(layers)
         )
         self.smooth = nn.ModuleList(SeparableConv(width, width) for _ in channels)
+        self.whole = nn.Sequential(
+            nn.LayerNorm(channels[-1]), nn.Linear(channels[-1], width), nn.GELU()
+        )
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(
@@ -143,12 +146,12 @@ class Decoder(nn.Module):
             lateral(c) for lateral, c in zip(self.lateral, (c2, c3, c4, c5), strict=True)
         )
         p4, p5 = self._attend(p4, p5)
+        whole = self.whole(c5.mean((2, 3)))  # (b, c)
         p4 = p4 + _resize_to(p5, p4)
         p3 = p3 + _resize_to(p4, p3)
         p2 = p2 + _resize_to(p3, p2)
         levels = [s(p) for s, p in zip(self.smooth, (p2, p3, p4, p5), strict=True)]
         fused = levels[0] + sum(_resize_to(p, p2) for p in levels[1:])
-        whole = levels[3].mean((2, 3)) + levels[2].amax((2, 3))  # (b, c)
         return self.dropout(fused), whole
 
     def _attend(self, p4: Tensor, p5: Tensor) -> tuple[Tensor, Tensor]:

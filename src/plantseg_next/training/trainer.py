@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
+from statistics import median
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +25,7 @@ from plantseg_next.training.schedules import warmup_cosine
 from plantseg_next.training.step import accumulate_gradients, supervised_loss
 
 ENCODER_STAGES = 4
-UNTIMED_STEPS = 5  # they pay for starting workers and choosing kernels
+UNTIMED_STEPS = 10  # they pay for starting workers and choosing kernels
 TIMED_STEPS = 20
 FINE_TUNING_DECAY = 0.75
 
@@ -144,7 +146,7 @@ class Pace:
     def __init__(self, settings: TrainingSettings) -> None:
         self._settings = settings
         self._started = time.perf_counter()
-        self._timed_from = self._started
+        self._ends: list[float] = []  # of the timed steps
         self.steps = settings.steps
 
     @property
@@ -154,17 +156,19 @@ class Pace:
 
     def measures_at(self, step: int) -> bool:
         """Return whether this step ends the timing; a validation is then timed too."""
-        if step == UNTIMED_STEPS:
-            self._timed_from = time.perf_counter()
-        return self._settings.minutes is not None and step == UNTIMED_STEPS + TIMED_STEPS
+        last = UNTIMED_STEPS + TIMED_STEPS
+        if self._settings.minutes is None or not UNTIMED_STEPS <= step <= last:
+            return False
+        self._ends.append(time.perf_counter())
+        return step == last
 
     def learn(self, step: int, *, validation_s: float) -> None:
         """Fix the number of steps, if this was the step that ends the timing."""
         if self._settings.minutes is None or step != UNTIMED_STEPS + TIMED_STEPS:
             return
-        now = time.perf_counter()
-        step_s = (now - validation_s - self._timed_from) / TIMED_STEPS
-        left_s = self._settings.minutes * 60 - (now - self._started)
+        # The median: now and then a step waits for a cold file or another program.
+        step_s = median(b - a for a, b in pairwise(self._ends))
+        left_s = self._settings.minutes * 60 - (time.perf_counter() - self._started)
         left_s -= validation_s * self._settings.validations
         self.steps = min(self.steps, step + max(1, int(left_s / step_s)))
 

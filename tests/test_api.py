@@ -1,0 +1,190 @@
+"""The whole way on drawn leaves: every verb, and what goes wrong on it."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plantseg_next import api
+from plantseg_next.data.manifest import Manifest
+from plantseg_next.errors import DataError, OutputError, UsageError
+from plantseg_next.experiment import (
+    DataSettings,
+    Experiment,
+    ModelSettings,
+    TrainingSettings,
+)
+
+TINY = Experiment(
+    data=DataSettings(tile_px=64, workers=0),
+    model=ModelSettings(width=32, layers=1),
+    training=TrainingSettings(
+        minutes=None, steps=6, batch=2, validations=2, validation_pictures=3
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def trained(drawn_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "a run with spaces"
+    return api.train(drawn_folder, out, TINY)
+
+
+def test_training_leaves_a_run(trained, drawn_folder):
+    folder = trained.folder
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "settings.yaml", "manifest.json", "run.json", "history.csv", "best", "last",
+    }  # fmt: skip
+    assert trained.outcome.steps == 6
+    splits = {row.split for row in Manifest.read(folder / "manifest.json").rows}
+    assert splits == {"train", "val", "test"}
+    assert api.check(drawn_folder).spoils_training is False
+
+
+def test_a_run_is_never_written_over(trained, drawn_folder):
+    with pytest.raises(OutputError, match="already holds a run") as caught:
+        api.train(drawn_folder, trained.folder, TINY)
+    assert caught.value.exit_code == 2
+    assert (trained.folder / "best" / "model.safetensors").exists()
+
+
+def test_a_run_is_judged_on_its_own_test_pictures(trained):
+    report = api.evaluate(trained.folder)
+    test = Manifest.read(trained.folder / "manifest.json").split("test")
+    assert report.n_pictures == len(test)
+    assert {row.key for row in report.pictures} == {row.key for row in test.rows}
+
+
+def test_pictures_learned_from_are_not_judged(trained, drawn_folder):
+    report = api.evaluate(trained.folder, drawn_folder)
+    assert report.n_pictures == len(
+        Manifest.read(trained.folder / "manifest.json").split("test")
+    )
+    with pytest.raises(UsageError, match="of these pictures are ones the model learned"):
+        api.evaluate(trained.folder, drawn_folder, split="all")
+
+
+def make_other_data(folder):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        image = rng.integers(0, 256, (80, 70, 3), np.uint8)
+        mask = np.zeros((80, 70), np.uint8)
+        mask[20:40, 20:40] = 1
+        for kind, pixels in (("images", image), ("masks", mask)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / kind / f"leaf {i} 葉.png")
+    return folder
+
+
+def test_another_data_set_is_judged_as_any_lesion(trained, tmp_path):
+    """Its classes have other names, so where is judged, not which."""
+    report = api.evaluate(trained.folder, make_other_data(tmp_path / "other"), split="all")
+    assert [row.name for row in report.classes] == ["no lesion", "any lesion"]
+    assert report.n_pictures == 3
+
+
+def test_pictures_are_measured(trained, tmp_path):
+    pictures = make_other_data(tmp_path / "new") / "images"
+    (pictures / "broken.jpg").write_bytes(b"this is no picture")
+    seen = []
+    found = api.predict(
+        trained.folder,
+        pictures,
+        tmp_path / "out",
+        progress=lambda *told: seen.append(told),
+    )
+    assert len(found.rows) == 3
+    ((name, reason),) = found.skipped
+    assert name == "broken.jpg"
+    assert "broken.jpg" in reason
+    with (tmp_path / "out" / "severity.csv").open(encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [row["image"] for row in table] == [f"leaf {i} 葉.png" for i in range(3)]
+    for row in table:
+        assert (tmp_path / "out" / row["mask"]).exists()
+        assert (tmp_path / "out" / row["overlay"]).exists()
+        assert row["denominator"] in {"leaf", "image"}
+        assert row["min_lesion_px"] == "20"
+    assert len(
+        json.loads((tmp_path / "out" / "records.json").read_text("utf-8"))["pictures"]
+    )
+    assert seen[-1] == ("measuring", 4, 4)
+    with pytest.raises(OutputError, match="already holds predictions"):
+        api.predict(trained.folder, pictures, tmp_path / "out")
+
+
+def test_one_broken_picture_is_an_error_and_leaves_nothing(trained, tmp_path):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(DataError, match=r"broken\.jpg"):
+        api.predict(trained.folder, path, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.csv"))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGBA", "L", "P", "1", "I;16"])
+def test_any_kind_of_picture_is_measured(trained, tmp_path, mode):
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 255, (50, 60, 3), np.uint8)
+    )
+    if mode == "I;16":
+        image = Image.fromarray(np.full((50, 60), 3000, np.uint16))
+    else:
+        image = image.convert(mode)
+    path = tmp_path / ("a.tif" if mode in {"CMYK", "I;16"} else "a.png")
+    image.save(path)
+    (row,) = api.predict(trained.folder, path, tmp_path / "out").rows
+    assert (row["height"], row["width"]) == (50, 60)
+
+
+def test_a_picture_of_one_pixel_is_measured(trained, tmp_path):
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    (row,) = api.predict(trained.folder, tmp_path / "dot.png", tmp_path / "out").rows
+    assert (row["height"], row["width"]) == (1, 1)
+
+
+def test_a_folder_without_a_model_is_explained(tmp_path):
+    with pytest.raises(UsageError, match="holds no trained model"):
+        api.evaluate(tmp_path)
+
+
+def test_a_data_set_without_masks_cannot_teach(tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="no picture with a mask in its train split"):
+        api.train(tmp_path, tmp_path / "run", TINY)
+    assert not (tmp_path / "run").exists()
+
+
+def test_max_tiles_must_fit_the_batch(drawn_folder, tmp_path):
+    settings = TINY.with_settings(["data.max_tiles=3"])
+    with pytest.raises(UsageError, match=r"data\.max_tiles is 3, a micro-batch 2 tiles"):
+        api.train(drawn_folder, tmp_path / "run", settings)
+
+
+def test_an_output_that_is_a_file_is_refused(trained, drawn_folder, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(OutputError, match="cannot be written"):
+        api.train(drawn_folder, tmp_path / "out", TINY)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_model_alone_needs_data(trained, tmp_path):
+    import shutil
+
+    shutil.copytree(trained.folder / "best", tmp_path / "model")
+    with pytest.raises(UsageError, match="does not say which pictures"):
+        api.evaluate(tmp_path / "model")
+
+
+def test_the_demonstration_goes_the_whole_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("plantseg_next.recipes.quick", lambda _minutes: TINY)
+    said = []
+    done = api.demo(tmp_path / "demo", leaves=40, say=said.append)
+    assert (tmp_path / "demo" / "predictions" / "severity.csv").exists()
+    assert (tmp_path / "demo" / "report" / "report.txt").exists()
+    assert done.predicted.rows
+    assert said[0] == "drawing 40 leaves with exact masks"
+    with pytest.raises(OutputError, match="already holds a demonstration"):
+        api.demo(tmp_path / "demo")
