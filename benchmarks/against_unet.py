@@ -36,7 +36,7 @@ from plantseg_next.runtime import find_device, seed_everything
 from plantseg_next.structures import ClassMap
 from plantseg_next.training.trainer import Validation, fit, micro_batch
 
-RATE = {"ours": 3e-3, "unet": 1e-3}
+RATE = {"ours": 2e-3, "unet": 1e-3}
 
 
 class UNet(nn.Module):

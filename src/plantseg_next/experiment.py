@@ -89,7 +89,7 @@ class TrainingSettings(_Part):
     """Tiles an optimiser step."""
     micro_batch: int | None = Field(None, ge=1)
     """Tiles a forward pass; gradients are accumulated up to ``batch``. null: all."""
-    rate: float = Field(3e-3, gt=0)
+    rate: float = Field(2e-3, gt=0)
     """Peak learning rate of the decoder."""
     layer_decay: float | None = Field(None, gt=0, le=1)
     """Factor on the rate from each stage of the encoder to the one before. null: 0.75

@@ -134,7 +134,7 @@ class Decoder(nn.Module):
         )
         self.smooth = nn.ModuleList(SeparableConv(width, width) for _ in channels)
         self.whole = nn.Sequential(
-            nn.LayerNorm(channels[-1]), nn.Linear(channels[-1], width), nn.GELU()
+            nn.LayerNorm(8 * width), nn.Linear(8 * width, width), nn.GELU()
         )
         self.dropout = nn.Dropout2d(dropout)
 
@@ -146,10 +146,17 @@ class Decoder(nn.Module):
             lateral(c) for lateral, c in zip(self.lateral, (c2, c3, c4, c5), strict=True)
         )
         p4, p5 = self._attend(p4, p5)
-        whole = self.whole(c5.mean((2, 3)))  # (b, c)
         p4 = p4 + _resize_to(p5, p4)
         p3 = p3 + _resize_to(p4, p3)
         p2 = p2 + _resize_to(p3, p2)
+        # Mean and spread of every level: colour and texture name a leaf long before a
+        # deep level has learned to.
+        statistics = [
+            s
+            for p in (p2, p3, p4, p5)
+            for s in (p.mean((2, 3)), p.flatten(2).std(2))
+        ]
+        whole = self.whole(torch.cat(statistics, dim=1))  # (b, c)
         levels = [s(p) for s, p in zip(self.smooth, (p2, p3, p4, p5), strict=True)]
         fused = levels[0] + sum(_resize_to(p, p2) for p in levels[1:])
         return self.dropout(fused), whole
@@ -172,7 +179,7 @@ class Decoder(nn.Module):
             token = block(token, position)
         sizes = [p.shape[2] * p.shape[3] for p in maps]
         p4, p5 = (
-            t.transpose(1, 2).unflatten(2, p.shape[2:])
+            t.transpose(1, 2).reshape(p.shape)
             for t, p in zip(torch.split(token, sizes, dim=1), maps, strict=True)
         )
         return p4, p5
