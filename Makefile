@@ -8,6 +8,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test lint types imports coverage clean
 
 demo: $(INSTALLED)
+	rm -rf demo
 	$(BIN)/plantseg-next demo --out demo
 
 test: $(INSTALLED) lint types imports

@@ -45,7 +45,7 @@ def test_training_leaves_a_run(trained, drawn_folder):
 
 
 def test_a_run_is_never_written_over(trained, drawn_folder):
-    with pytest.raises(OutputError, match="already holds a run") as caught:
+    with pytest.raises(OutputError, match=r"already holds best, history\.csv") as caught:
         api.train(drawn_folder, trained.folder, TINY)
     assert caught.value.exit_code == 2
     assert (trained.folder / "best" / "model.safetensors").exists()
@@ -65,6 +65,14 @@ def test_pictures_learned_from_are_not_judged(trained, drawn_folder):
     )
     with pytest.raises(UsageError, match="of these pictures are ones the model learned"):
         api.evaluate(trained.folder, drawn_folder, split="all")
+
+
+def test_a_copied_picture_is_still_known(trained, drawn_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(drawn_folder, tmp_path / "copied")
+    with pytest.raises(UsageError, match="of these pictures are ones the model learned"):
+        api.evaluate(trained.folder, tmp_path / "copied", split="all")
 
 
 def make_other_data(folder):
@@ -112,7 +120,7 @@ def test_pictures_are_measured(trained, tmp_path):
         json.loads((tmp_path / "out" / "records.json").read_text("utf-8"))["pictures"]
     )
     assert seen[-1] == ("measuring", 4, 4)
-    with pytest.raises(OutputError, match="already holds predictions"):
+    with pytest.raises(OutputError, match="already holds"):
         api.predict(trained.folder, pictures, tmp_path / "out")
 
 
@@ -121,7 +129,7 @@ def test_one_broken_picture_is_an_error_and_leaves_nothing(trained, tmp_path):
     path.write_bytes(b"\xff\xd8\xff")
     with pytest.raises(DataError, match=r"broken\.jpg"):
         api.predict(trained.folder, path, tmp_path / "out")
-    assert not list((tmp_path / "out").glob("*.csv"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "RGBA", "L", "P", "1", "I;16"])
@@ -163,11 +171,49 @@ def test_max_tiles_must_fit_the_batch(drawn_folder, tmp_path):
         api.train(drawn_folder, tmp_path / "run", settings)
 
 
-def test_an_output_that_is_a_file_is_refused(trained, drawn_folder, tmp_path):
+def test_an_output_that_is_a_file_is_refused(drawn_folder, tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written: File exists"):
         api.train(drawn_folder, tmp_path / "out", TINY)
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_results_are_never_written_among_pictures(trained, drawn_folder):
+    before = sorted(p.name for p in (drawn_folder / "masks").iterdir())
+    with pytest.raises(OutputError, match=r"already holds classes\.yaml, images"):
+        api.predict(trained.folder, drawn_folder / "images", drawn_folder)
+    assert sorted(p.name for p in (drawn_folder / "masks").iterdir()) == before
+
+
+def test_the_pictures_of_a_manifest_are_measured(trained, tmp_path):
+    rows = Manifest.read(trained.folder / "manifest.json").split("test").rows
+    manifest = Manifest.read(trained.folder / "manifest.json").only(rows[:2])
+    (tmp_path / "some").mkdir()
+    manifest.write(tmp_path / "some" / "manifest.json")
+    found = api.predict(trained.folder, tmp_path / "some", tmp_path / "out")
+    assert [row["image"] for row in found.rows] == [
+        f"{row.key}{row.image.suffix}" for row in rows[:2]
+    ]
+
+
+def test_masks_of_the_leaf_alone_teach_no_disease(tmp_path):
+    data = make_other_data(tmp_path / "leaf only")
+    (data / "classes.yaml").write_text("0: background\n1: leaf\n")
+    with pytest.raises(UsageError, match="name no lesion class"):
+        api.train(data, tmp_path / "run", TINY)
+
+
+def test_a_model_away_from_its_run_does_not_guess(trained, drawn_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(trained.folder / "best", tmp_path / "model")
+    stated = drawn_folder / "index.csv"
+    shutil.copytree(drawn_folder / "images", tmp_path / "leaves" / "images")
+    shutil.copytree(drawn_folder / "masks", tmp_path / "leaves" / "masks")
+    shutil.copy(drawn_folder / "classes.yaml", tmp_path / "leaves")
+    assert stated.exists()
+    with pytest.raises(UsageError, match="has been moved away from its run"):
+        api.evaluate(tmp_path / "model", tmp_path / "leaves")
 
 
 def test_a_model_alone_needs_data(trained, tmp_path):
@@ -186,5 +232,5 @@ def test_the_demonstration_goes_the_whole_way(tmp_path, monkeypatch):
     assert (tmp_path / "demo" / "report" / "report.txt").exists()
     assert done.predicted.rows
     assert said[0] == "drawing 40 leaves with exact masks"
-    with pytest.raises(OutputError, match="already holds a demonstration"):
+    with pytest.raises(OutputError, match="already holds leaves"):
         api.demo(tmp_path / "demo")

@@ -129,13 +129,3 @@ def test_the_whole_way_on_the_command_line(call, drawn_folder, tmp_path):
     assert code == 0
     assert "40 pictures measured" in out
     assert "... and 28 more" in out
-
-
-def test_an_interrupted_run_says_so(call, monkeypatch):
-    def interrupted():
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "app", interrupted)
-    code, _, err = call("demo")
-    assert code == 130
-    assert "stopped" in err

@@ -53,7 +53,10 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
         ("training.rate=nan", "`training.rate` is"),
         ("data=3", "there is no setting `data`"),
         ("rate", "key=value"),
-        ("training.rate=[", "training.rate"),
+        ("training.rate=[", "--set training.rate: '[' is no value"),
+        ("data.scale=[2, 0.5]", "the least magnification comes first"),
+        ("data.scale=[0, 1]", "greater than 0"),
+        ("seed=5000000000", "less than 4294967296"),
     ],
 )
 def test_wrong_values_are_explained(pair, said):
@@ -68,10 +71,16 @@ def test_a_file_that_is_no_yaml_is_explained(tmp_path):
     with pytest.raises(UsageError, match=r"broken\.yaml` cannot be read"):
         Experiment.read(path)
     path.write_text("just words")
-    with pytest.raises(UsageError, match=r"broken\.yaml"):
+    with pytest.raises(UsageError, match=r"broken\.yaml: the whole is 'just words'"):
         Experiment.read(path)
+
+
+def test_a_run_must_learn_from_something():
+    parts = ("hardest_pixels", "focal_tversky", "dice", "leaf", "disease")
+    with pytest.raises(UsageError, match="above 0"):
+        Experiment().with_settings([f"loss.{part}=0" for part in parts])
 
 
 def test_the_surface_of_settings_is_known():
     """A new setting is a promise to users: adding one changes this number on purpose."""
-    assert len(setting_names()) == 37
+    assert len(setting_names()) == 36

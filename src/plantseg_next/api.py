@@ -16,8 +16,8 @@ from plantseg_next.data.checks import check as check_manifest
 from plantseg_next.data.findings import CheckReport
 from plantseg_next.data.image_io import load_sample, read_image
 from plantseg_next.data.layouts import read_folder
-from plantseg_next.data.manifest import Manifest, Row, Split
-from plantseg_next.errors import DataError, UsageError
+from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
+from plantseg_next.errors import PlantSegError, UsageError
 from plantseg_next.evaluation.metrics import ClassScores, confusion_matrix
 from plantseg_next.evaluation.report import Judged, judge
 from plantseg_next.evaluation.report_tables import Report
@@ -25,8 +25,8 @@ from plantseg_next.experiment import Experiment
 from plantseg_next.files import prepare_output
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import RecordWriter, Value
-from plantseg_next.inference.severity import assess, measure_severity
-from plantseg_next.models.bundle import CARD, Card, read_bundle
+from plantseg_next.inference.severity import Assessment, assess, measure_severity
+from plantseg_next.models.bundle import CARD, Card, read_bundle, read_card
 from plantseg_next.runtime import find_device, seed_everything
 from plantseg_next.structures import IGNORE, ClassMap
 
@@ -38,21 +38,23 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """Hears what is being done, how much of it is done, and of how much."""
 
-RUN_FILE = "run.json"
-SEVERITY_TABLE = "severity.csv"
-
 
 def check(
-    data: Path, *, classes: Path | None = None, progress: Progress | None = None
+    data: Path,
+    *,
+    classes: Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """Return everything that is wrong, doubtful or worth knowing about a data set.
 
     Args:
         data: Any folder that ``train`` takes.
         classes: What mask values mean, if the folder does not say.
+        seed: Of the run to come; it draws the splits where the data set states none.
         progress: Told of every picture.
     """
-    manifest = splits.assign(read_folder(data, classes=classes), seed=0)
+    manifest = splits.assign(read_folder(data, classes=classes), seed=seed)
     return check_manifest(manifest, on_progress=_told(progress, "checking"))
 
 
@@ -116,8 +118,15 @@ def train(
     manifest = splits.assign(read_folder(data, classes=classes), seed=settings.seed)
     share = settings.data.labelled_share
     manifest = splits.labelled_fraction(manifest, share, seed=settings.seed)
+    if len(manifest.labelled) and not manifest.classes.lesions:
+        raise UsageError(
+            f"The masks of `{data}` name no lesion class.",
+            needed="masks that mark lesions; leaf masks alone teach no disease",
+            fix="say in classes.yaml which value is a lesion",
+        )
     learned, judged_on = (_labelled(manifest, s, data) for s in ("train", "val"))
-    prepare_output(out, marker=RUN_FILE, what="a run")
+    prepare_output(out)
+    manifest = manifest.digested()
 
     device = find_device(settings.device)
     seed_everything(settings.seed)
@@ -167,7 +176,8 @@ def evaluate(
     """Judge a model on pictures with masks that it has not learned from.
 
     Where the data set does not state its splits, those of the model's run are used, and
-    pictures that the run never saw count as test pictures.
+    pictures that the run never saw count as test pictures. Pictures are known by their
+    content, not by their name.
 
     Args:
         model: A run, or one of its models.
@@ -184,9 +194,15 @@ def evaluate(
     if split == "all":
         _refuse_learned(folder, manifest)
         rows = manifest.labelled
+        if not len(rows):
+            raise UsageError(
+                f"`{data}` has no picture with a mask.",
+                needed="masks to judge the model by",
+                fix="run `plantseg-next check` on it: it says how the folder was read",
+            )
     else:
         rows = _labelled(manifest, split, data or folder)
-    predictor, card = loadmake_predictor(folder)
+    predictor, card = load_predictor(folder)
     judged_as = card.classes
     if card.classes.lesions != manifest.classes.lesions:
         judged_as = replace(card.classes, lesions=("any lesion",))
@@ -235,7 +251,7 @@ def predict(
         find_model(model),
         manifest,
         out,
-        name=lambda row: row.image.relative_to(root).as_posix(),
+        name=lambda row: _name(row, root),
         min_lesion_px=min_lesion_px,
         progress=progress,
     )
@@ -282,7 +298,7 @@ def demo(
     from plantseg_next.data.synthetic import write_drawn_folder
     from plantseg_next.recipes import quick
 
-    prepare_output(out, marker="leaves", what="a demonstration")
+    prepare_output(out)
     say(f"drawing {leaves} leaves with exact masks")
     write_drawn_folder(out / "leaves", leaves, seed=0, size_hw=(192, 192))
     checked = check(out / "leaves", progress=progress)
@@ -296,7 +312,7 @@ def demo(
     )
     report = evaluate(out / "run", progress=progress)
     report.write(out / "report")
-    test = Manifest.read(out / "run" / "manifest.json").split("test")
+    test = Manifest.read(out / "run" / MANIFEST_FILE).split("test")
     predicted = _predict_rows(
         find_model(out / "run"),
         test,
@@ -316,23 +332,40 @@ def _predict_rows(
     min_lesion_px: int = 20,
     progress: Progress | None = None,
 ) -> Predicted:
-    predictor, card = loadmake_predictor(model)
-    prepare_output(out, marker=SEVERITY_TABLE, what="predictions")
+    predictor, card = load_predictor(model)
     rows, skipped = [], []
     told = _told(progress, "measuring")
+    only_image = read_image(manifest.rows[0].image) if len(manifest) == 1 else None
+    prepare_output(out)
     with RecordWriter(out, card.classes, model=card.sha256[:12]) as writer:
         for i, row in enumerate(manifest.rows):
             try:
-                image = read_image(row.image)
-            except DataError as error:
-                if len(manifest) == 1:
-                    raise
+                image = read_image(row.image) if only_image is None else only_image
+            except PlantSegError as error:
                 skipped.append((name(row), error.came))
             else:
                 found = assess(predictor(image), min_lesion_px=min_lesion_px)
-                rows.append(writer.add(name(row), image, found))
+                notes = _notes(image, found, card)
+                rows.append(writer.add(name(row), image, found, notes=notes))
             told(i + 1, len(manifest))
     return Predicted(tuple(rows), tuple(skipped))
+
+
+def _notes(image: np.ndarray, found: Assessment, card: Card) -> list[str]:
+    """Return what a reader of the table should know about one picture."""
+    notes = []
+    if card.long_side_px is not None and max(image.shape[:2]) > card.long_side_px:
+        notes.append(f"seen at {card.long_side_px} px on the long side")
+    if card.classes.has_leaf and found.measure.denominator == "image":
+        notes.append("no leaf found")
+    return notes
+
+
+def _name(row: Row, root: Path) -> str:
+    """Return the picture's path within the folder read, or its key if it is elsewhere."""
+    if row.image.is_relative_to(root):
+        return row.image.relative_to(root).as_posix()
+    return f"{row.key}{row.image.suffix}"
 
 
 def find_model(path: Path) -> Path:
@@ -351,7 +384,7 @@ def find_model(path: Path) -> Path:
     )
 
 
-def loadmake_predictor(model: Path) -> tuple[Predictor, Card]:
+def load_predictor(model: Path) -> tuple[Predictor, Card]:
     """Return a predictor on the best device there is, and the model's card."""
     network, card = read_bundle(model)
     device = find_device().kind
@@ -399,7 +432,8 @@ def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
         if found.leaf is not None:
             leaf += confusion_matrix(truth.leaf, found.leaf, 2)
     scores = ClassScores(confusion)
-    figures = {"lesion_dice": float(np.nan_to_num(scores.lesion_dice))}
+    # Undefined means: there was nothing to find, and nothing was claimed.
+    figures = {"lesion_dice": float(np.nan_to_num(scores.lesion_dice, nan=1.0))}
     if n > 2:
         figures["disease_miou"] = float(np.nan_to_num(scores.disease_miou))
     score = sum(figures.values()) / len(figures)
@@ -409,7 +443,11 @@ def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
 
 
 def _to_judge(model: Path, data: Path | None, classes: Path | None) -> Manifest:
-    """Return what a model may be judged on, each row in the split its run had it in."""
+    """Return what a model may be judged on, each row in the split its run had it in.
+
+    A picture that the run knows by content, or whose group it knows, keeps its split
+    there; one that it never saw is a test picture.
+    """
     learned = _manifest_of_run(model)
     if data is None:
         if learned is None:
@@ -420,15 +458,39 @@ def _to_judge(model: Path, data: Path | None, classes: Path | None) -> Manifest:
             )
         return learned
     manifest = read_folder(data, classes=classes)
-    known = {row.image.resolve(): row.split for row in learned.rows} if learned else {}
+    if learned is None:
+        _refuse_own_data(model, manifest)
+        return manifest.only(
+            replace(row, split=row.split or "test") for row in manifest.rows
+        )
+    contents = {row.sha256: row.split for row in learned.rows}
+    groups = {(row.source, row.group): row.split for row in learned.rows if row.group}
     return manifest.only(
-        replace(row, split=known.get(row.image.resolve(), row.split or "test"))
-        for row in manifest.rows
+        replace(
+            row,
+            split=contents.get(row.sha256)
+            or groups.get((row.source, row.group))
+            or row.split
+            or "test",
+        )
+        for row in manifest.digested().rows
     )
 
 
+def _refuse_own_data(model: Path, manifest: Manifest) -> None:
+    """Refuse to call pictures test pictures when nobody knows whether they are."""
+    own = set(read_card(model).sources) & {row.source for row in manifest.rows}
+    if own and not all(row.split for row in manifest.labelled.rows):
+        raise UsageError(
+            f"`{model}` learned from a data set called {', '.join(sorted(own))}, and has "
+            "been moved away from its run, which knows which pictures those were.",
+            needed="the model in its run, or pictures that it cannot have learned from",
+            fix="put the model back beside the run's manifest.json, or rename the data",
+        )
+
+
 def _manifest_of_run(model: Path) -> Manifest | None:
-    path = model.parent / "manifest.json"
+    path = model.resolve().parent / MANIFEST_FILE
     return Manifest.read(path) if path.is_file() else None
 
 
@@ -436,11 +498,11 @@ def _refuse_learned(model: Path, manifest: Manifest) -> None:
     learned = _manifest_of_run(model)
     if learned is None:
         return
-    seen = {row.image.resolve() for row in learned.split("train").labelled.rows}
-    shared = sum(row.image.resolve() in seen for row in manifest.labelled.rows)
+    seen = {row.sha256 for row in learned.labelled.rows if row.split != "test"}
+    shared = sum(row.sha256 in seen for row in manifest.labelled.rows)
     if shared:
         raise UsageError(
-            f"{shared} of these pictures are ones the model learned from.",
+            f"{shared} of these pictures are ones the model learned from or was chosen by.",
             needed="pictures that had no part in its training",
             fix="leave out --split all, and the run's test pictures are taken",
         )
@@ -469,7 +531,9 @@ def judged(
 
 def _any_lesion(lesion: np.ndarray) -> np.ndarray:
     """Return the map with every class as 1: a judge of where, not of which."""
-    return np.where(lesion == IGNORE, IGNORE, lesion > 0).astype(np.uint8)
+    any_lesion = (lesion > 0).astype(np.uint8)
+    any_lesion[lesion == IGNORE] = IGNORE
+    return any_lesion
 
 
 def severity_pct(lesion: np.ndarray, leaf: np.ndarray | None) -> float | None:

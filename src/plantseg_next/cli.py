@@ -129,9 +129,12 @@ def evaluate(
     classes: Classes = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Judge a model on pictures it has not learned from."""
+    """Judge a model, on the test pictures of its run unless told otherwise."""
     from plantseg_next import api
+    from plantseg_next.files import prepare_output
 
+    if out is not None:
+        prepare_output(out)
     with _progress() as progress:
         report = api.evaluate(
             model, data, split=_one_split(split), classes=classes, progress=progress
@@ -211,9 +214,6 @@ def main() -> None:
     except PlantSegError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
 
 
 def _settings(config: Path | None, pairs: list[str]) -> "Experiment":

@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from plantseg_next.errors import UsageError
+from plantseg_next.files import write_atomically
 
 
 class _Part(BaseModel):
@@ -34,12 +43,20 @@ class DataSettings(_Part):
     """Chance that a tile is taken anywhere instead of from a lesion."""
     balance: float = Field(0.5, ge=0, le=1)
     """0: every picture is drawn equally often; 1: every disease."""
-    scale: tuple[float, float] = (0.6, 1.5)
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.6, 1.5)
     """Least and greatest magnification of a training tile."""
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] > scale[1]:
+            raise ValueError("the least magnification comes first")
+        return scale
+
     workers: int | None = Field(None, ge=0)
     """Processes that read pictures; 0 reads in the main process. null: as many as there
     are cores beyond two, at most 4."""
-    cache_mib: float = Field(1024, ge=0)
+    cache_mib: float = Field(1024.0, ge=0)
     """Room for decoded pictures, a worker."""
 
 
@@ -76,6 +93,13 @@ class LossSettings(_Part):
     disease: float = Field(0.3, ge=0)
     """Cross-entropy of the image-level head."""
 
+    @model_validator(mode="after")
+    def _teaches(self) -> "LossSettings":
+        parts = ("hardest_pixels", "focal_tversky", "dice", "leaf", "disease")
+        if not any(getattr(self, name) > 0 for name in parts):
+            raise ValueError(f"one of {', '.join(parts)} above 0")
+        return self
+
 
 class TrainingSettings(_Part):
     """The optimiser and its schedule."""
@@ -110,7 +134,7 @@ class TrainingSettings(_Part):
 class Experiment(_Part):
     """Everything that fixes a run besides the data."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
@@ -119,7 +143,7 @@ class Experiment(_Part):
 
     def write(self, path: Path) -> None:
         """Write the tree as YAML."""
-        path.write_text(self.to_yaml(), "utf-8")
+        write_atomically(path, self.to_yaml().encode())
 
     def to_yaml(self) -> str:
         """Return the tree as YAML."""
@@ -140,7 +164,7 @@ class Experiment(_Part):
                 needed="a YAML file of settings",
                 fix="start from the settings.yaml that every run writes",
             ) from error
-        return cls.from_tree(tree or {}, origin=str(path))
+        return cls.from_tree({} if tree is None else tree, origin=str(path))
 
     @classmethod
     def from_tree(cls, tree: Any, *, origin: str) -> "Experiment":  # noqa: ANN401
@@ -180,7 +204,15 @@ class Experiment(_Part):
                     needed="key=value",
                     fix="for example --set training.rate=3e-4",
                 )
-            _place(tree, name.strip(), yaml.safe_load(_yaml_number(text)))
+            try:
+                value = yaml.safe_load(_yaml_number(text))
+            except yaml.YAMLError as error:
+                raise UsageError(
+                    f"--set {name}: {text!r} is no value.",
+                    needed="a number, a word, null, or a list as [0.5, 2]",
+                    fix="quote the pair, and close every bracket",
+                ) from error
+            _place(tree, name.strip(), value)
         return Experiment.from_tree(tree, origin="--set")
 
 
@@ -233,8 +265,9 @@ def _explain(error: ValidationError, origin: str) -> UsageError:
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return _unknown(name, origin)
+    what = f"`{name}`" if name else "the whole"
     return UsageError(
-        f"{origin}: `{name}` is {first['input']!r}.",
+        f"{origin}: {what} is {first['input']!r}.",
         needed=first["msg"],
         fix="correct the value, or leave it out for its default",
     )

@@ -1,7 +1,8 @@
 """Writing: whole files or nothing, and never over something worth keeping."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,32 +37,39 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
         partial.unlink(missing_ok=True)
 
 
-def prepare_output(folder: Path, *, marker: str, what: str) -> None:
+def prepare_output(folder: Path) -> None:
     """Make an output folder, or refuse it before anything is computed.
 
-    Args:
-        folder: Where results are to go.
-        marker: File by which a folder of earlier results is known.
-        what: What such results are called, for the error.
-
     Raises:
-        OutputError: If the folder holds earlier results, is a file, or cannot be
-            written.
+        OutputError: If the folder holds anything, is a file, or cannot be written.
     """
-    if (folder / marker).exists():
-        raise OutputError(
-            f"`{folder}` already holds {what}.",
-            needed="a new or an empty folder, so that nothing is lost",
-            fix="choose another --out, or move the old folder away",
-        )
-    try:
+    with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        held = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        if held:
+            raise OutputError(
+                f"`{folder}` already holds {', '.join(held[:4])}"
+                f"{' and more' if len(held) > 4 else ''}.",
+                needed="a new or an empty folder, so that nothing is written over",
+                fix="choose another --out, or move the old folder away",
+            )
         probe = folder / f".{os.getpid()}.probe"
         probe.touch()
         probe.unlink()
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turn what the disk says about a folder of results into words.
+
+    Raises:
+        OutputError: In place of any ``OSError``.
+    """
+    try:
+        yield
     except OSError as error:
         raise OutputError(
-            f"`{folder}` cannot be written: {error.strerror}.",
-            needed="a folder in which you may create files",
-            fix="choose another --out, or change the folder's permissions",
+            f"`{error.filename or folder}` cannot be written: {error.strerror}.",
+            needed="a folder with free space, where you may write",
+            fix="free some space, or choose another --out",
         ) from error

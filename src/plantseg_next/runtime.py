@@ -40,7 +40,11 @@ def find_device(wanted: Literal["auto", "cpu", "cuda"] = "auto") -> Device:
             fix="--set device=cpu, or device=auto",
         )
     if has_gpu and wanted != "cpu":
-        return Device("cuda", torch.cuda.get_device_name(), torch.cuda.is_bf16_supported())
+        return Device(
+            "cuda",
+            torch.cuda.get_device_name(),
+            torch.cuda.is_bf16_supported(including_emulation=False),
+        )
     return Device("cpu", f"CPU, {torch.get_num_threads()} threads", _cpu_has_bfloat16())
 
 

@@ -76,3 +76,15 @@ def test_selections_keep_the_classes(tmp_path):
     assert [row.key for row in manifest.labelled.rows] == ["a"]
     assert len(manifest.labelled) == 1
     assert manifest.split("test").classes == manifest.classes
+
+
+def test_pictures_are_known_by_their_content(tmp_path):
+    (tmp_path / "ä 1.jpg").write_bytes(b"abc")
+    manifest = manifest_of("s", tmp_path).digested()
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert [row.sha256 for row in manifest.rows] == [expected, "0f"]
+
+
+def test_a_picture_that_is_gone_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"1\.jpg` cannot be read"):
+        manifest_of("s", tmp_path).digested()

@@ -1,4 +1,7 @@
+import shutil
+
 import numpy as np
+import pytest
 import torch
 
 from plantseg_next.data import splits
@@ -10,6 +13,7 @@ from plantseg_next.data.streams import (
     count_pixels,
     loader,
 )
+from plantseg_next.errors import DataError
 from plantseg_next.experiment import DataSettings
 from plantseg_next.structures import IGNORE
 
@@ -75,13 +79,14 @@ def test_tiles_seek_lesions_and_balance_diseases(drawn_folder):
 def test_the_cache_forgets_the_oldest(drawn_folder):
     manifest = read_folder(drawn_folder)
     one = 96 * 96 * 5 / 2**20
-    cache = SampleCache(manifest, None, budget_mib=2.5 * one)
+    read = dataset(drawn_folder)._read
+    cache = SampleCache(read, budget_mib=2.5 * one)
     for row in manifest.rows[:4]:
         cache.get(row)
     assert list(cache._held) == [row.key for row in manifest.rows[2:4]]
-    assert cache._bytes == sum(s.image.nbytes * 5 // 3 for s in cache._held.values())
-    nothing = SampleCache(manifest, None, budget_mib=0.0)
-    assert nothing.get(manifest.rows[0]).key == manifest.rows[0].key
+    assert cache._bytes == sum(held.nbytes for held in cache._held.values())
+    nothing = SampleCache(read, budget_mib=0.0)
+    assert nothing.get(manifest.rows[0]).sample.key == manifest.rows[0].key
     assert not nothing._held
 
 
@@ -93,3 +98,14 @@ def test_pixels_are_counted_by_class(drawn_folder):
     assert len(pixels) == 6
     assert np.argmax(pixels) == 0
     assert seen[-1] == (40, 40)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_breaks_later_is_named(drawn_folder, tmp_path, workers):
+    """From a worker too, as the error itself and not as a traceback."""
+    shutil.copytree(drawn_folder, tmp_path / "leaves")
+    data = dataset(tmp_path / "leaves")
+    for path in (tmp_path / "leaves" / "images").iterdir():
+        path.write_bytes(b"gone")
+    with pytest.raises(DataError, match=r"\.jpg"):
+        next(loader(data, tiles=2, start=0, stop=1, workers=workers))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -46,7 +48,9 @@ def test_a_large_picture_comes_back_at_its_own_size():
 
 
 def test_without_a_leaf_head_no_leaf_is_claimed():
-    found = Predictor(colour_backend, ClassMap(("red", "blue")), 64, None)(picture(64, 64))
+    found = Predictor(colour_backend, replace(CLASSES, has_leaf=False), 64, None)(
+        picture(64, 64)
+    )
     assert found.leaf_probability is None
     assert found.leaf is None
 

@@ -184,7 +184,7 @@ def test_an_unwritable_folder_is_explained(tmp_path):
         RecordWriter(tmp_path / "out", CLASSES),
     ):
         pass
-    assert "free some space, or choose another folder" in str(error.value)
+    assert "free some space, or choose another --out" in str(error.value)
 
 
 def test_a_failed_write_keeps_what_was_there(tmp_path):

@@ -62,6 +62,24 @@ def test_wrong_folders_and_cards_are_explained(tmp_path):
         read_card(tmp_path)
 
 
+def test_weights_of_another_network_are_said_not_to_fit(bundle, tmp_path):
+    folder, _, _ = bundle
+    tree = json.loads((folder / CARD).read_text("utf-8"))
+    tree["model"]["width"] = 64
+    (tmp_path / CARD).write_text(json.dumps(tree))
+    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    with pytest.raises(DataError, match=r"does not fit its `model\.json`"):
+        read_bundle(tmp_path)
+
+
+def test_a_model_from_permissive_weights_keeps_their_topology(tmp_path):
+    settings = ModelSettings(width=32, layers=1, weights="permissive")
+    network = build_segmenter(settings, CLASSES, fetch=False)
+    assert not any("grn" in name for name, _ in network.named_parameters())
+    write(tmp_path, network, Card(CLASSES, settings, 64, None))
+    read_bundle(tmp_path)
+
+
 def test_a_newer_format_is_said_to_be(bundle, tmp_path):
     folder, _, _ = bundle
     tree = json.loads((folder / CARD).read_text("utf-8"))

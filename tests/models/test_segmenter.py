@@ -23,6 +23,7 @@ def test_scores_fit_pictures_of_any_size(network, h, w):
     with torch.no_grad():
         scores = network(torch.rand(2, 3, h, w)).resized((h, w))
     assert scores.lesion.shape == (2, 3, h, w)
+    assert all(torch.isfinite(score).all() for score in scores)
     assert scores.leaf.shape == (2, 2, h, w)
     assert scores.disease.shape == (2, 3)
 

@@ -5,6 +5,7 @@ picture came from. How mask values are to be read is kept a source, in a ``MaskC
 so that five data sets with five conventions share one table of classes.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from plantseg_next.errors import DataError, UsageError
+from plantseg_next.files import write_atomically
 from plantseg_next.structures import ClassMap
 
 Split = Literal["train", "val", "test", "unlabelled"]
@@ -20,6 +22,8 @@ Role = Literal["background", "leaf", "ignore"]
 """What a mask value can mean besides a lesion class."""
 
 FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+"""Name by which a folder with a manifest, a run for one, is known."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,19 @@ class Manifest:
         """The rows that have a mask."""
         return self.only(row for row in self.rows if row.mask is not None)
 
+    def digested(self) -> "Manifest":
+        """Return the manifest with the SHA-256 of every picture filled in.
+
+        A picture that was renamed, moved or copied is still known by it.
+
+        Raises:
+            DataError: If a picture cannot be read.
+        """
+        return self.only(
+            row if row.sha256 else replace(row, sha256=_digest(row.image))
+            for row in self.rows
+        )
+
     def write(self, path: Path) -> None:
         """Write the table as JSON, pictures by absolute path."""
         table = {
@@ -146,7 +163,8 @@ class Manifest:
             "origins": {name: asdict(origin) for name, origin in self.origins.items()},
             "rows": [_row_to_json(row) for row in self.rows],
         }
-        path.write_text(json.dumps(table, indent=1, ensure_ascii=False), "utf-8")
+        text = json.dumps(table, indent=1, ensure_ascii=False)
+        write_atomically(path, text.encode())
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -236,6 +254,18 @@ def merge(manifests: Iterable[Manifest]) -> Manifest:
         origins.update(manifest.origins)
         rows += [replace(row, key=f"{row.source}/{row.key}") for row in manifest.rows]
     return Manifest(tuple(rows), common_classes(rows, codings), codings, origins)
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"`{path}` cannot be read: {error.strerror}.",
+            needed="a picture that is there and may be read",
+            fix="restore the file, or run `plantseg-next check` on the folder",
+        ) from error
 
 
 def _row_to_json(row: Row) -> dict[str, object]:

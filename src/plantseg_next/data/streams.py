@@ -8,10 +8,13 @@ have seen.
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from jaxtyping import Float32
+from torch.utils.data import DataLoader, Dataset
 
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest, Row
@@ -26,39 +29,49 @@ from plantseg_next.data.tiling import (
     signed_distance,
 )
 from plantseg_next.data.views import Geometry, Photometry
+from plantseg_next.errors import PlantSegError
 from plantseg_next.experiment import DataSettings
 from plantseg_next.structures import IGNORE, Batch, Sample
+
+
+class Held(NamedTuple):
+    """A decoded picture, and where in it the information is."""
+
+    sample: Sample
+    information: Float32[np.ndarray, "gh gw"]
+
+    @property
+    def nbytes(self) -> int:
+        """Room it takes."""
+        sample = self.sample
+        return int(sample.image.nbytes + sample.lesion.nbytes + sample.leaf.nbytes)
 
 
 class SampleCache:
     """Decoded pictures, the least recently used dropped first.
 
     Args:
-        manifest: Where rows and their mask codings come from.
-        long_side_px: Larger pictures are shrunk to this; ``None``: never.
+        read: Decodes a row.
         budget_mib: Room for pictures, a process; 0 keeps none.
     """
 
-    def __init__(
-        self, manifest: Manifest, long_side_px: int | None, budget_mib: float
-    ) -> None:
-        self._manifest = manifest
-        self._long_side_px = long_side_px
+    def __init__(self, read: Callable[[Row], Held], budget_mib: float) -> None:
+        self._read = read
         self._budget = budget_mib * 2**20
-        self._held: OrderedDict[str, Sample] = OrderedDict()
+        self._held: OrderedDict[str, Held] = OrderedDict()
         self._bytes = 0
 
-    def get(self, row: Row) -> Sample:
-        """Return the row's sample, decoded now or earlier."""
+    def get(self, row: Row) -> Held:
+        """Return the row's picture, decoded now or earlier."""
         if row.key in self._held:
             self._held.move_to_end(row.key)
             return self._held[row.key]
-        sample = shrink_sample(load_sample(row, self._manifest), self._long_side_px)
-        self._held[row.key] = sample
-        self._bytes += _size(sample)
+        held = self._read(row)
+        self._held[row.key] = held
+        self._bytes += held.nbytes
         while self._bytes > self._budget and self._held:
-            self._bytes -= _size(self._held.popitem(last=False)[1])
-        return sample
+            self._bytes -= self._held.popitem(last=False)[1].nbytes
+        return held
 
 
 class TileDataset(Dataset[Batch]):
@@ -88,7 +101,8 @@ class TileDataset(Dataset[Batch]):
         self.geometry = Geometry(settings.scale)
         self.photometry = photometry
         self._weights = class_weights(np.asarray(pixels, np.int64))
-        self._cache = SampleCache(manifest, settings.long_side_px, settings.cache_mib)
+        self._manifest = manifest
+        self._cache = SampleCache(self._read, settings.cache_mib)
         strata = [(row.source, row.disease) for row in manifest.rows]
         size = Counter(strata)
         chance = np.array([size[s] ** -settings.balance for s in strata])
@@ -104,11 +118,7 @@ class TileDataset(Dataset[Batch]):
     def tiles(self, row: Row, rng: np.random.Generator) -> Iterator[Sample]:
         """Yield ``max_tiles`` informative tiles of one picture."""
         settings = self.settings
-        sample = self._cache.get(row)
-        if (sample.lesion == IGNORE).all():
-            information = saliency(sample.image)
-        else:
-            information = lesion_information(sample.lesion, self._weights)
+        sample, information = self._cache.get(row)
         scale = self.geometry.draw_scale(rng)
         centres = choose_centres(
             information,
@@ -120,6 +130,13 @@ class TileDataset(Dataset[Batch]):
         for centre in centres:
             placement = self.geometry.draw(centre, scale, rng)
             yield draw_tile(sample, placement, settings.tile_px)
+
+    def _read(self, row: Row) -> Held:
+        sample = load_sample(row, self._manifest)
+        sample = shrink_sample(sample, self.settings.long_side_px)
+        if (sample.lesion == IGNORE).all():
+            return Held(sample, saliency(sample.image))
+        return Held(sample, lesion_information(sample.lesion, self._weights))
 
     def _to_batch(self, tile: Sample, rng: np.random.Generator) -> Batch:
         return Batch(
@@ -144,23 +161,10 @@ def collate(batches: Sequence[Batch]) -> Batch:
     )
 
 
-class DrawSampler(Sampler[int]):
-    """Count draws from ``start`` to ``stop``."""
-
-    def __init__(self, start: int, stop: int) -> None:
-        self._draws = range(start, stop)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._draws)
-
-    def __len__(self) -> int:
-        return len(self._draws)
-
-
 def loader(
     dataset: TileDataset, *, tiles: int, start: int, stop: int, workers: int | None
-) -> DataLoader[Batch]:
-    """Return batches of ``tiles`` tiles, from batch ``start`` up to ``stop``.
+) -> Iterator[Batch]:
+    """Yield batches of ``tiles`` tiles, from batch ``start`` up to ``stop``.
 
     Args:
         dataset: Where tiles come from.
@@ -170,25 +174,54 @@ def loader(
         workers: Processes beside the main one; 0 reads in the main process. ``None``:
             as many as there are cores beyond two, at most 4: on two cores a worker takes
             from the network more than it gives.
+
+    Raises:
+        DataError: If a picture cannot be read, from whichever process.
     """
     if workers is None:
         workers = min(4, max(0, (os.cpu_count() or 1) - 2))
     visits = tiles // dataset.settings.max_tiles
-    return DataLoader(
-        dataset,
+    batches = DataLoader(
+        _Draws(dataset),
         batch_size=visits,
-        sampler=DrawSampler(start * visits, stop * visits),
+        sampler=range(start * visits, stop * visits),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate_or_error,
         worker_init_fn=_quiet_worker if workers else None,
         prefetch_factor=4 if workers else None,
+        # OpenCV's threads do not survive a plain fork.
+        multiprocessing_context="forkserver" if workers else None,
     )
+    for batch in batches:
+        if isinstance(batch, PlantSegError):
+            raise batch
+        yield batch
+
+
+class _Draws(Dataset[Batch | PlantSegError]):
+    """Hand a user's error over as a value: PyTorch would bury it in a traceback."""
+
+    def __init__(self, tiles: TileDataset) -> None:
+        self._tiles = tiles
+
+    def __getitem__(self, draw: int) -> Batch | PlantSegError:
+        try:
+            return self._tiles[draw]
+        except PlantSegError as error:
+            return error
+
+
+def _collate_or_error(
+    drawn: Sequence[Batch | PlantSegError],
+) -> Batch | PlantSegError:
+    for one in drawn:
+        if isinstance(one, PlantSegError):
+            return one
+    return collate([one for one in drawn if isinstance(one, Batch)])
 
 
 def _quiet_worker(_: int) -> None:
-    """Keep a worker to one thread: OpenCV's pool does not survive a fork."""
-    import cv2
-
+    """Keep a worker to one thread; there is a worker a core."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
@@ -198,17 +231,15 @@ def count_pixels(
 ) -> tuple[int, ...]:
     """Return the labelled pixels of each lesion class, "no lesion" first.
 
-    Reads every mask once.
+    Reads every picture and mask once, so that a broken one is found before training.
     """
     n_ids = manifest.classes.n_lesion_logits
-    total = np.zeros(n_ids, np.int64)
+    total = np.zeros(256, np.int64)
     for i, row in enumerate(manifest.rows):
         lesion = load_sample(row, manifest).lesion
-        total += np.bincount(lesion[lesion != IGNORE].ravel(), minlength=n_ids)[:n_ids]
+        # OpenCV's histogram reads bytes; NumPy's widens them eightfold first.
+        found = cv2.calcHist([lesion], [0], None, [256], [0, 256])
+        total += found.ravel().astype(np.int64)
         if on_progress is not None:
             on_progress(i + 1, len(manifest))
-    return tuple(int(n) for n in total)
-
-
-def _size(sample: Sample) -> int:
-    return int(sample.image.nbytes + sample.lesion.nbytes + sample.leaf.nbytes)
+    return tuple(int(n) for n in total[:n_ids])

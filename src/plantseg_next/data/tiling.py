@@ -98,8 +98,8 @@ class TileGrid:
             ready = (height if last else self.tops[i + 1]) - done
             yield done, total[:, :ready] / weight[:ready]
             done += ready
-            total = _shift_up(total, ready)
-            weight = _shift_up(weight, ready)
+            _shift_up(total, ready)
+            _shift_up(weight, ready)
 
     @cached_property
     def _rows(self) -> list[Float32[np.ndarray, " tile"]]:
@@ -144,13 +144,11 @@ def _window(
     return window.astype(np.float32)
 
 
-def _shift_up(band: np.ndarray, rows: int) -> np.ndarray:
-    """Return the band with its first rows gone and as many empty ones at the end."""
-    axis = band.ndim - 2
-    kept = np.take(band, range(rows, band.shape[axis]), axis=axis)
-    pad = [(0, 0)] * band.ndim
-    pad[axis] = (0, rows)
-    return np.pad(kept, pad)
+def _shift_up(band: np.ndarray, rows: int) -> None:
+    """Drop the first rows of the last but one axis, in place; empty ones follow."""
+    left = band.shape[-2] - rows
+    band[..., :left, :] = band[..., rows:, :].copy()
+    band[..., left:, :] = 0
 
 
 def pad_to(
@@ -271,7 +269,7 @@ def lesion_information(
             classes weigh more.
 
     Returns:
-        Sum of the weights in each cell of ``CELL`` pixels; all 0 without a lesion.
+        Mean weight of the pixels of each cell of ``CELL`` pixels; 0 without a lesion.
     """
     worth = np.zeros(256, np.float32)
     worth[: len(class_weights)] = class_weights
@@ -308,7 +306,7 @@ def choose_centres(
     tile of the same picture avoids what the last one covered.
 
     Args:
-        information: Worth of each cell, >= 0: lesions, saliency, or a teacher's doubt.
+        information: Worth of each cell, >= 0: lesions, saliency, or any map of doubt.
         n: Tiles wanted.
         reach_cells: Half the side of a tile, in cells; a drawn cell lies anywhere in the
             inner half of its tile, not always in its middle.
@@ -352,13 +350,17 @@ def signed_distance(
     inside = _is_lesion(lesion)
     if not inside.any() or inside.all():
         return np.zeros(lesion.shape, np.float32)
-    outward, inward = (
-        cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        for part in (~inside, inside)
-    )
+    outward, inward = (_distance(part) for part in (~inside, inside))
     distance = np.where(inside, 1 - inward, outward) / np.hypot(*lesion.shape)
     distance[lesion == IGNORE] = 0
     return distance.astype(np.float32)
+
+
+def _distance(part: np.ndarray) -> Float32[np.ndarray, "h w"]:
+    """Return the distance of each pixel of a part to the rest, the same on any threads."""
+    found = cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # Squares of such distances are whole numbers; OpenCV's last bit depends on threads.
+    return np.sqrt(np.rint(found * found))
 
 
 def class_weights(pixels: Int64[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:

@@ -1,6 +1,6 @@
 """Backends: tiles to probabilities, behind one protocol."""
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -23,6 +23,7 @@ class TileScores(NamedTuple):
     disease: Float32[np.ndarray, "t d"]
 
 
+@runtime_checkable
 class Backend(Protocol):
     """Anything that scores tiles."""
 

@@ -1,7 +1,8 @@
 """A picture becomes tiles, tiles become scores, scores become one Prediction.
 
-Working memory is set by the width of the picture and the size of a tile, not by the
-picture's height: bands of finished rows leave as soon as no later tile can change them.
+The scores of all classes are held for a band of rows only, however large the picture:
+finished rows leave as soon as no later tile can change them. What stays is three bytes or
+five a pixel.
 """
 
 from collections.abc import Iterator
@@ -70,7 +71,10 @@ class Predictor:
         for some in _in_batches(grid.cut(image)):
             scores = self.backend(np.stack(some))
             for lesion, leaf, disease in zip(*scores, strict=True):
-                diseases.add(disease, weight=float(leaf.mean() + (1 - lesion[0]).mean()))
+                plant = (1 - lesion[0]).mean()
+                if self.classes.has_leaf:
+                    plant += leaf.mean()
+                diseases.add(disease, weight=float(plant))
                 yield np.concatenate([lesion, leaf[None]])
 
 

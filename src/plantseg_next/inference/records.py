@@ -14,8 +14,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -26,8 +25,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from plantseg_next.errors import OutputError, UsageError
-from plantseg_next.files import write_atomically
+from plantseg_next.errors import UsageError
+from plantseg_next.files import explained, write_atomically
 from plantseg_next.inference.overlay import class_colours, draw_overlay
 from plantseg_next.inference.severity import Assessment, Lesion
 from plantseg_next.structures import IGNORE, ClassMap
@@ -120,7 +119,7 @@ class RecordWriter:
 
     def __enter__(self) -> "RecordWriter":
         """Start the tables."""
-        with _explained(self.folder):
+        with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._tables = (
                 self._partial("severity.csv").open("w", encoding="utf-8", newline="\n"),
@@ -142,7 +141,7 @@ class RecordWriter:
             table.close()
         if kind is not None:
             return
-        with _explained(self.folder):
+        with explained(self.folder):
             self._write_json()
             for name in ("severity.csv", "lesions.csv"):
                 self._partial(name).replace(self.folder / name)
@@ -176,7 +175,7 @@ class RecordWriter:
         row = picture_row(name, assessment, self.classes)
         row |= {"model": self.model, "notes": "; ".join(notes)}
         prediction = assessment.prediction
-        with _explained(self.folder):
+        with explained(self.folder):
             if self.masks:
                 row["mask"] = path = self._path("masks", name, ".png")
                 write_mask(self.folder / path, prediction.lesion, self.classes.lesions)
@@ -291,15 +290,3 @@ def csv_line(values: Iterable[Value]) -> str:
         f"{value:.8g}" if isinstance(value, float) else value for value in values
     )
     return line.getvalue()
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"`{error.filename or folder}` cannot be written: {error.strerror}.",
-            needed="a folder with free space, where you may write",
-            fix="free some space, or choose another folder",
-        ) from error

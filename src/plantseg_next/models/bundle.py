@@ -107,7 +107,7 @@ def read_card(folder: Path) -> Card:
             sources=tuple(tree.pop("sources")),
             **tree,
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"`{path}` cannot be read: {error!r}.",
             needed="the card that training wrote",
@@ -127,14 +127,23 @@ def read_bundle(folder: Path) -> "tuple[Segmenter, Card]":
 
     card = read_card(folder)
     path = folder / WEIGHTS
-    weights = path.read_bytes() if path.exists() else b""
+    try:
+        weights = path.read_bytes()
+    except OSError:
+        weights = b""
     if hashlib.sha256(weights).hexdigest() != card.sha256:
         raise DataError(
             f"`{path}` is damaged: its SHA-256 is not the one in `{CARD}`.",
             needed="the weights as they were written",
             fix="take another copy, or the run's `last` in place of its `best`",
         )
-    shape = card.model.model_copy(update={"weights": "none"})
-    network = build_segmenter(shape, card.classes)
-    network.load_state_dict(safetensors.torch.load(weights))
+    network = build_segmenter(card.model, card.classes, fetch=False)
+    try:
+        network.load_state_dict(safetensors.torch.load(weights))
+    except RuntimeError as error:
+        raise DataError(
+            f"`{path}` does not fit its `{CARD}`: {str(error).splitlines()[0]}",
+            needed="weights and card of the same model",
+            fix="take another copy of both",
+        ) from error
     return network.eval(), card

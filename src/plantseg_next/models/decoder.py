@@ -133,9 +133,7 @@ class Decoder(nn.Module):
             for _ in range(layers)
         )
         self.smooth = nn.ModuleList(SeparableConv(width, width) for _ in channels)
-        self.whole = nn.Sequential(
-            nn.LayerNorm(8 * width), nn.Linear(8 * width, width), nn.GELU()
-        )
+        self.whole = nn.Sequential(nn.Linear(8 * width, width), nn.GELU())
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(
@@ -149,15 +147,14 @@ class Decoder(nn.Module):
         p4 = p4 + _resize_to(p5, p4)
         p3 = p3 + _resize_to(p4, p3)
         p2 = p2 + _resize_to(p3, p2)
-        # Mean and spread of every level: colour and texture name a leaf long before a
-        # deep level has learned to.
+        levels = [s(p) for s, p in zip(self.smooth, (p2, p3, p4, p5), strict=True)]
+        # Mean and spread of every level: colour and texture name a leaf long before a deep
+        # level has learned to. Taken after GroupNorm: before it, a few large channels
+        # drown all others.
         statistics = [
-            s
-            for p in (p2, p3, p4, p5)
-            for s in (p.mean((2, 3)), p.flatten(2).std(2))
+            s for p in levels for s in (p.mean((2, 3)), p.flatten(2).std(2, correction=0))
         ]
         whole = self.whole(torch.cat(statistics, dim=1))  # (b, c)
-        levels = [s(p) for s, p in zip(self.smooth, (p2, p3, p4, p5), strict=True)]
         fused = levels[0] + sum(_resize_to(p, p2) for p in levels[1:])
         return self.dropout(fused), whole
 

@@ -66,13 +66,20 @@ class Encoder(nn.Module):
         weights: Where to start: at random, from ConvNeXt-V2's published weights
             (non-commercial), or from Apache-licensed ConvNeXt weights.
         drop_path: Share of residual branches dropped in training, in [0, 1).
+        fetch: Whether to fetch the published weights. A model read from disk has the
+            topology that its first weights decided, and weights of its own.
 
     Raises:
         UsageError: If the size is unknown, or published weights cannot be fetched.
     """
 
     def __init__(
-        self, size: str = "atto", *, weights: Weights = "none", drop_path: float = 0.0
+        self,
+        size: str = "atto",
+        *,
+        weights: Weights = "none",
+        drop_path: float = 0.0,
+        fetch: bool = True,
     ) -> None:
         super().__init__()
         if size not in SIZES:
@@ -85,7 +92,7 @@ class Encoder(nn.Module):
         try:
             self.network = timm.create_model(
                 name,
-                pretrained=weights != "none",
+                pretrained=fetch and weights != "none",
                 features_only=True,
                 drop_path_rate=drop_path,
             )
@@ -97,7 +104,7 @@ class Encoder(nn.Module):
             ) from error
         self.channels: tuple[int, ...] = tuple(self.network.feature_info.channels())
         self.origin = Origin()
-        if weights != "none":
+        if fetch and weights != "none":
             card = self.network.pretrained_cfg
             tag = f"{card.get('architecture', name)}.{card.get('tag', '')}".rstrip(".")
             self.origin = Origin(tag, card.get("license") or "not stated")
@@ -108,14 +115,3 @@ class Encoder(nn.Module):
         """Return c2, c3, c4 and c5, at strides 4, 8, 16 and 32."""
         c2, c3, c4, c5 = self.network(image)
         return c2, c3, c4, c5
-
-    @property
-    def depth_names(self) -> tuple[tuple[str, ...], ...]:
-        """Parameter prefixes from the stem to the last stage, for layer-wise rates."""
-        return (
-            ("network.stem",),
-            ("network.stages_0",),
-            ("network.stages_1",),
-            ("network.stages_2",),
-            ("network.stages_3",),
-        )

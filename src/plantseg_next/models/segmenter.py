@@ -20,8 +20,7 @@ from plantseg_next.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
 from plantseg_next.structures import ClassMap
 
 DETAIL_CHANNELS = 24
-LEAF_LOGITS = 2  # two, not one: the energy of a single logit is blind (see docs)
-STRIDE = 32
+LEAF_LOGITS = 2  # not leaf, leaf: one logit alone has no energy to doubt by
 
 
 class Scores(NamedTuple):
@@ -122,14 +121,19 @@ class Segmenter(nn.Module):
         return Scores(lesion, self.leaf_head(joint), disease)
 
 
-def build_segmenter(settings: ModelSettings, classes: ClassMap) -> Segmenter:
-    """Return a new network for these classes.
+def build_segmenter(
+    settings: ModelSettings, classes: ClassMap, *, fetch: bool = True
+) -> Segmenter:
+    """Return a new network for these classes; ``fetch`` as in ``Encoder``.
 
     Raises:
         UsageError: If published weights are asked for and cannot be fetched.
     """
     encoder = Encoder(
-        settings.encoder, weights=settings.weights, drop_path=settings.drop_path
+        settings.encoder,
+        weights=settings.weights,
+        drop_path=settings.drop_path,
+        fetch=fetch,
     )
     return Segmenter(
         encoder,

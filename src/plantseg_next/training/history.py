@@ -12,14 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from plantseg_next import __version__
-from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.experiment import Experiment
-from plantseg_next.files import write_atomically
+from plantseg_next.files import explained, write_atomically
 from plantseg_next.models.bundle import Card, write_bundle
 from plantseg_next.models.segmenter import Segmenter
 from plantseg_next.training.trainer import Validation
-
-RUN_FILE = "run.json"
 
 
 class RunFolder:
@@ -53,10 +51,12 @@ class RunFolder:
             manifest: Every picture with its split.
             facts: Device and other things worth keeping, JSON values.
         """
-        settings.write(self._folder / "settings.yaml")
-        manifest.write(self._folder / "manifest.json")
         facts = {"plantseg_next": __version__, "started": self._started, **facts}
-        self._write_json(RUN_FILE, facts)
+        text = json.dumps(facts, indent=1, ensure_ascii=False)
+        with explained(self._folder):
+            settings.write(self._folder / "settings.yaml")
+            manifest.write(self._folder / MANIFEST_FILE)
+            write_atomically(self._folder / "run.json", text.encode())
 
     def on_step(self, step: int, steps: int, parts: Mapping[str, Tensor]) -> None:  # noqa: ARG002
         """Add the parts of the loss to the running mean."""
@@ -82,11 +82,8 @@ class RunFolder:
         writer = csv.DictWriter(table, list(self._rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
-        write_atomically(self._folder / "history.csv", table.getvalue().encode())
         card = replace(self._card, figures=dict(validation.figures))
-        for name in ("last", "best") if best else ("last",):
-            write_bundle(self._folder / name, self._network, card)
-
-    def _write_json(self, name: str, tree: Mapping[str, Any]) -> None:
-        text = json.dumps(tree, indent=1, ensure_ascii=False)
-        write_atomically(self._folder / name, text.encode())
+        with explained(self._folder):
+            write_atomically(self._folder / "history.csv", table.getvalue().encode())
+            for name in ("last", "best") if best else ("last",):
+                write_bundle(self._folder / name, self._network, card)

@@ -99,7 +99,7 @@ def accumulate_gradients(
     whole = Scores(
         *(torch.cat(maps).float().requires_grad_() for maps in zip(*found, strict=True))
     )
-    loss = loss_of(whole, collate(batches))
+    loss = loss_of(whole, collate(batches))  # for the targets; pictures come along
     # Heads that no tile of the step is annotated for get no gradient at all.
     slopes = torch.autograd.grad(
         loss.total, whole, allow_unused=True, materialize_grads=True

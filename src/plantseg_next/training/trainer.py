@@ -4,18 +4,18 @@ Lightning Fabric brings device and precision; the order of things is ours. What 
 learns is in ``step.py``, what a batch holds in ``data/streams.py``.
 """
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from statistics import median
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from plantseg_next.errors import TrainingError, UsageError
 from plantseg_next.experiment import Experiment, TrainingSettings
@@ -43,6 +43,7 @@ class Validation:
     figures: Mapping[str, float]
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Whoever hears how a run goes: the progress bar, the history, the disk."""
 
@@ -70,7 +71,7 @@ class Outcome:
 
 def fit(
     network: nn.Module,
-    batches: Callable[[int], DataLoader[Batch]],
+    batches: Callable[[int], Iterator[Batch]],
     validate: Callable[[nn.Module], Validation],
     settings: Experiment,
     device: Device,
@@ -80,7 +81,7 @@ def fit(
 
     Args:
         network: Pictures in [0, 1] to ``Scores``; trained in place.
-        batches: From a number of micro-batches to a loader of them.
+        batches: From a number of micro-batches to an iterator over them.
         validate: Judges the network as it stands.
         settings: Everything else.
         device: Where to compute.
@@ -92,6 +93,8 @@ def fit(
     """
     training = settings.training
     accumulated = training.batch // micro_batch(training)
+    # Fabric would tell the user of the precision, in its own words.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator="gpu" if device.kind == "cuda" else "cpu",
         devices=1,
@@ -102,7 +105,7 @@ def fit(
     model, optimiser = fabric.setup(
         network, torch.optim.AdamW(parameter_groups(network, settings), lr=training.rate)
     )
-    source = iter(batches(training.steps * accumulated))
+    source = batches(training.steps * accumulated)
     loss_of = partial(supervised_loss, weights=settings.loss)
     pace = Pace(training)
     best: Validation | None = None
@@ -125,7 +128,7 @@ def fit(
             before = time.perf_counter()
             found = validate(network)
             pace.learn(step, validation_s=time.perf_counter() - before)
-            is_best = best is None or found.score > best.score
+            is_best = best is None or found.score >= best.score
             best = found if is_best else best
             for watcher in watchers:
                 watcher.on_validation(step, found, best=is_best)

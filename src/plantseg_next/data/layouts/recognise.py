@@ -17,10 +17,8 @@ from plantseg_next.data.layouts.image_mask import Pairs, find_pairs, read_image_
 from plantseg_next.data.layouts.index import INDEX_FILE
 from plantseg_next.data.layouts.plain import read_plain
 from plantseg_next.data.layouts.plantseg import is_plantseg, read_plantseg
-from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.errors import UsageError, missing_path
-
-MANIFEST_FILE = "manifest.json"
 
 
 def read_folder(path: Path, *, classes: Path | None = None) -> Manifest:

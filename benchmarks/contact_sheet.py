@@ -1,0 +1,86 @@
+"""Real predictions for the eye: picture, truth and prediction side by side.
+
+    python benchmarks/contact_sheet.py MODEL DATA [DATA ...] --out sheet.png
+
+Takes test pictures where the data set has them, otherwise any, spread evenly over the
+range of their lesion Dice: the worst, the best, and some between.
+"""
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from plantseg_next import api
+from plantseg_next.data import splits
+from plantseg_next.data.image_io import load_sample
+from plantseg_next.data.layouts import read_folder
+from plantseg_next.structures import IGNORE
+
+CELL_HW = (220, 300)
+
+
+def outlined(image: np.ndarray, lesion: np.ndarray, leaf: np.ndarray | None) -> np.ndarray:
+    """Return the picture in a cell, lesions outlined in magenta and the leaf in cyan."""
+    height, width = CELL_HW
+    scale = min(height / image.shape[0], width / image.shape[1])
+    h, w = (max(1, round(n * scale)) for n in image.shape[:2])
+    cell = np.full((height, width, 3), 255, np.uint8)
+    small = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
+    masks = [((lesion > 0) & (lesion != IGNORE), (255, 0, 255))]
+    if leaf is not None:
+        masks.insert(0, (leaf == 1, (0, 255, 255)))
+    for mask, colour in masks:
+        shrunk = cv2.resize(mask.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST)
+        found, _ = cv2.findContours(shrunk, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(small, found, -1, colour, 1)
+    cell[:h, :w] = small
+    return cell
+
+
+def main() -> None:
+    """Predict, sort, draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--each", type=int, default=6)
+    parser.add_argument("--pictures", type=int, default=40)
+    arguments = parser.parse_args()
+    predictor, _ = api.load_predictor(api.find_model(arguments.model))
+    columns = []
+    for data in arguments.data:
+        manifest = splits.assign(read_folder(data), seed=0)
+        test = manifest.split("test").labelled
+        chosen = api.some_rows(test if len(test) else manifest, arguments.pictures, 0)
+        shown = []
+        for row in chosen.rows:
+            truth = load_sample(row, manifest)
+            found = predictor(truth.image)
+            a = (truth.lesion > 0) & (truth.lesion != IGNORE)
+            b = found.lesion > 0
+            dice = 2 * (a & b).sum() / max(1, a.sum() + b.sum()) if (a | b).any() else 1.0
+            trio = [
+                outlined(truth.image, np.zeros_like(truth.lesion), None),
+                outlined(truth.image, truth.lesion, truth.leaf),
+                outlined(truth.image, found.lesion, found.leaf),
+            ]
+            cv2.putText(
+                trio[2],
+                f"{dice:.2f}",
+                (4, 214),
+                cv2.FONT_HERSHEY_SIMPLEX,
+                0.7,
+                (200, 0, 0),
+                2,
+            )
+            shown.append((dice, np.hstack(trio)))
+        shown.sort(key=lambda pair: pair[0])
+        take = np.linspace(0, len(shown) - 1, arguments.each).round().astype(int)
+        columns.append(np.vstack([shown[i][1] for i in take]))
+    cv2.imwrite(str(arguments.out), np.hstack(columns)[:, :, ::-1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from plantseg_next.errors import DataError, OutputError, PlantSegError, missing_path
+from plantseg_next.files import prepare_output, write_atomically
+
+
+def test_a_failed_write_keeps_what_was_there(tmp_path):
+    path = tmp_path / "a" / "table.csv"
+    write_atomically(path, b"old")
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["table.csv"]
+
+
+def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
+    if os.geteuid() == 0:  # root may write anywhere: let the disk refuse instead
+
+        def refuse(*_args, **_kwargs):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("pathlib.Path.touch", refuse)
+    else:
+        tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="cannot be written: Permission denied"):
+        prepare_output(tmp_path)
+
+
+def test_errors_say_three_things_and_survive_a_process_border():
+    import pickle
+
+    error = DataError("`a.jpg` is empty.", needed="a picture", fix="take another copy")
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    assert str(again) == str(error)
+    assert type(again) is DataError
+    assert "needed: a picture" in str(error)
+    assert isinstance(missing_path(Path("x"), "a folder"), PlantSegError)
