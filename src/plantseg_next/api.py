@@ -279,7 +279,7 @@ class Demonstrated:
 def demo(
     out: Path,
     *,
-    minutes: float = 2.0,
+    minutes: float = 3.0,
     leaves: int = 240,
     watchers: Sequence["Watcher"] = (),
     say: Callable[[str], None] = lambda _: None,

@@ -173,7 +173,7 @@ def predict(
 @app.command()
 def demo(
     out: Out = Path("demo"),
-    minutes: Annotated[float, typer.Option(min=0.1, help="Minutes of training.")] = 2.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Minutes of training.")] = 3.0,
     leaves: Annotated[int, typer.Option(min=40, help="Leaves to draw.")] = 240,
 ) -> None:
     """Go the whole way on drawn leaves: draw, check, train, evaluate, predict."""
