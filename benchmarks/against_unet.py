@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plantseg_next import api
+from plantseg_next import judging
 from plantseg_next.data import splits
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest
@@ -99,7 +99,7 @@ def run(
         settings.data.tile_px,
         settings.data.long_side_px,
     )
-    judged = api.some_rows(
+    judged = judging.some_rows(
         manifest.split("val").labelled, settings.training.validation_pictures, settings.seed
     )
     best = BestWeights(net)
@@ -112,7 +112,7 @@ def run(
             stop=n,
             workers=settings.data.workers,
         ),
-        lambda _: api.validate(predictor, judged),
+        lambda _: judging.validate(predictor, judged),
         settings,
         device,
         [best],
@@ -120,9 +120,8 @@ def run(
     net.load_state_dict(best.state)
     started = time.perf_counter()
     test = manifest.split("test").labelled
-    report = judge(
-        api.judged(predictor, classes, test, classes), classes, severity=api.severity_pct
-    )
+    items = judging.judged(predictor, classes, test, classes)
+    report = judge(items, classes, severity=judging.severity_pct)
     return {
         "network": network,
         "seed": settings.seed,

@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from plantseg_next import api
+from plantseg_next import api, judging
 from plantseg_next.data import splits
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.layouts import read_folder
@@ -53,7 +53,7 @@ def main() -> None:
     for data in arguments.data:
         manifest = splits.assign(read_folder(data), seed=0)
         test = manifest.split("test").labelled
-        chosen = api.some_rows(test if len(test) else manifest, arguments.pictures, 0)
+        chosen = judging.some_rows(test if len(test) else manifest, arguments.pictures, 0)
         shown = []
         for row in chosen.rows:
             truth = load_sample(row, manifest)

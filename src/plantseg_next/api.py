@@ -4,7 +4,7 @@ Each takes paths and settings and returns what it found; none prints. The comman
 says the same words.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,21 +14,27 @@ import numpy as np
 from plantseg_next.data import splits
 from plantseg_next.data.checks import check as check_manifest
 from plantseg_next.data.findings import CheckReport
-from plantseg_next.data.image_io import load_sample, read_image
+from plantseg_next.data.image_io import read_image
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
 from plantseg_next.errors import PlantSegError, UsageError
-from plantseg_next.evaluation.metrics import ClassScores, confusion_matrix
-from plantseg_next.evaluation.report import Judged, judge
+from plantseg_next.evaluation.report import judge
 from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.experiment import Experiment
 from plantseg_next.files import prepare_output
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import RecordWriter, Value
-from plantseg_next.inference.severity import Assessment, assess, measure_severity
-from plantseg_next.models.bundle import CARD, Card, read_bundle, read_card
+from plantseg_next.inference.severity import Assessment, assess
+from plantseg_next.judging import (
+    judged,
+    labelled_rows,
+    pictures_to_judge,
+    severity_pct,
+    some_rows,
+    validate,
+)
+from plantseg_next.models.bundle import CARD, Card, read_bundle
 from plantseg_next.runtime import find_device, seed_everything
-from plantseg_next.structures import IGNORE, ClassMap
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,7 +130,7 @@ def train(
             needed="masks that mark lesions; leaf masks alone teach no disease",
             fix="say in classes.yaml which value is a lesion",
         )
-    learned, judged_on = (_labelled(manifest, s, data) for s in ("train", "val"))
+    learned, judged_on = (labelled_rows(manifest, s, data) for s in ("train", "val"))
     prepare_output(out)
     manifest = manifest.digested()
 
@@ -190,21 +196,10 @@ def evaluate(
         UsageError: If there is nothing to judge by, or training pictures are in it.
     """
     folder = find_model(model)
-    manifest = _to_judge(folder, data, classes)
-    if split == "all":
-        _refuse_learned(folder, manifest)
-        rows = manifest.labelled
-        if not len(rows):
-            raise UsageError(
-                f"`{data}` has no picture with a mask.",
-                needed="masks to judge the model by",
-                fix="run `plantseg-next check` on it: it says how the folder was read",
-            )
-    else:
-        rows = _labelled(manifest, split, data or folder)
+    rows = pictures_to_judge(folder, data, split, classes=classes)
     predictor, card = load_predictor(folder)
     judged_as = card.classes
-    if card.classes.lesions != manifest.classes.lesions:
+    if card.classes.lesions != rows.classes.lesions:
         judged_as = replace(card.classes, lesions=("any lesion",))
     items = judged(predictor, card.classes, rows, judged_as, _told(progress, "judging"))
     return judge(items, judged_as, severity=severity_pct)
@@ -397,148 +392,6 @@ def make_predictor(network: "nn.Module", card: Card, device: str) -> Predictor:
 
     backend = TorchBackend(network, device)
     return Predictor(backend, card.classes, card.tile_px, card.long_side_px)
-
-
-def _labelled(manifest: Manifest, split: Split, origin: Path) -> Manifest:
-    found = manifest.split(split).labelled
-    if not len(found):
-        counts = {s: len(manifest.split(s).labelled) for s in ("train", "val", "test")}
-        raise UsageError(
-            f"`{origin}` has no picture with a mask in its {split} split "
-            f"(pictures with masks: {counts}).",
-            needed="masks of at least a few pictures of every split",
-            fix="run `plantseg-next check` on it: it says how the folder was read",
-        )
-    return found
-
-
-def some_rows(manifest: Manifest, n: int, seed: int) -> Manifest:
-    """Return at most ``n`` rows, drawn once by the seed."""
-    order = np.random.default_rng(seed).permutation(len(manifest))[:n]
-    return manifest.only(manifest.rows[i] for i in sorted(order))
-
-
-def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
-    """Return the validation figures: lesion Dice, and IoU over diseases if several."""
-    from plantseg_next.training.trainer import Validation
-
-    n = manifest.classes.n_lesion_logits
-    confusion = np.zeros((n, n), np.int64)
-    leaf = np.zeros((2, 2), np.int64)
-    for row in manifest.rows:
-        truth = load_sample(row, manifest)
-        found = predictor(truth.image)
-        confusion += confusion_matrix(truth.lesion, found.lesion, n)
-        if found.leaf is not None:
-            leaf += confusion_matrix(truth.leaf, found.leaf, 2)
-    scores = ClassScores(confusion)
-    # Undefined means: there was nothing to find, and nothing was claimed.
-    figures = {"lesion_dice": float(np.nan_to_num(scores.lesion_dice, nan=1.0))}
-    if n > 2:
-        figures["disease_miou"] = float(np.nan_to_num(scores.disease_miou))
-    score = sum(figures.values()) / len(figures)
-    if leaf.any():
-        figures["leaf_iou"] = float(np.nan_to_num(ClassScores(leaf).lesion_iou))
-    return Validation(score, figures)
-
-
-def _to_judge(model: Path, data: Path | None, classes: Path | None) -> Manifest:
-    """Return what a model may be judged on, each row in the split its run had it in.
-
-    A picture that the run knows by content, or whose group it knows, keeps its split
-    there; one that it never saw is a test picture.
-    """
-    learned = _manifest_of_run(model)
-    if data is None:
-        if learned is None:
-            raise UsageError(
-                f"`{model}` does not say which pictures it was trained on.",
-                needed="pictures with masks to judge it by",
-                fix="name a folder: plantseg-next evaluate MODEL DATA",
-            )
-        return learned
-    manifest = read_folder(data, classes=classes)
-    if learned is None:
-        _refuse_own_data(model, manifest)
-        return manifest.only(
-            replace(row, split=row.split or "test") for row in manifest.rows
-        )
-    contents = {row.sha256: row.split for row in learned.rows}
-    groups = {(row.source, row.group): row.split for row in learned.rows if row.group}
-    return manifest.only(
-        replace(
-            row,
-            split=contents.get(row.sha256)
-            or groups.get((row.source, row.group))
-            or row.split
-            or "test",
-        )
-        for row in manifest.digested().rows
-    )
-
-
-def _refuse_own_data(model: Path, manifest: Manifest) -> None:
-    """Refuse to call pictures test pictures when nobody knows whether they are."""
-    own = set(read_card(model).sources) & {row.source for row in manifest.rows}
-    if own and not all(row.split for row in manifest.labelled.rows):
-        raise UsageError(
-            f"`{model}` learned from a data set called {', '.join(sorted(own))}, and has "
-            "been moved away from its run, which knows which pictures those were.",
-            needed="the model in its run, or pictures that it cannot have learned from",
-            fix="put the model back beside the run's manifest.json, or rename the data",
-        )
-
-
-def _manifest_of_run(model: Path) -> Manifest | None:
-    path = model.resolve().parent / MANIFEST_FILE
-    return Manifest.read(path) if path.is_file() else None
-
-
-def _refuse_learned(model: Path, manifest: Manifest) -> None:
-    learned = _manifest_of_run(model)
-    if learned is None:
-        return
-    seen = {row.sha256 for row in learned.labelled.rows if row.split != "test"}
-    shared = sum(row.sha256 in seen for row in manifest.labelled.rows)
-    if shared:
-        raise UsageError(
-            f"{shared} of these pictures are ones the model learned from or was chosen by.",
-            needed="pictures that had no part in its training",
-            fix="leave out --split all, and the run's test pictures are taken",
-        )
-
-
-def judged(
-    predictor: Predictor,
-    model_classes: ClassMap,
-    manifest: Manifest,
-    judged_as: ClassMap,
-    told: Callable[[int, int], None] = lambda *_: None,
-) -> Iterator[Judged]:
-    """Yield every row with its prediction, merged to "any lesion" where names differ."""
-    merge = judged_as.lesions != model_classes.lesions
-    names = {name: i for i, name in enumerate(judged_as.diseases)}
-    for i, row in enumerate(manifest.rows):
-        sample = load_sample(row, manifest)
-        sample = replace(sample, disease=names.get(row.disease or "", IGNORE))
-        found = predictor(sample.image)
-        if merge:
-            sample = replace(sample, lesion=_any_lesion(sample.lesion))
-            found = replace(found, lesion=_any_lesion(found.lesion))
-        yield Judged(sample, found, row.source, row.group_key, row.disease)
-        told(i + 1, len(manifest))
-
-
-def _any_lesion(lesion: np.ndarray) -> np.ndarray:
-    """Return the map with every class as 1: a judge of where, not of which."""
-    any_lesion = (lesion > 0).astype(np.uint8)
-    any_lesion[lesion == IGNORE] = IGNORE
-    return any_lesion
-
-
-def severity_pct(lesion: np.ndarray, leaf: np.ndarray | None) -> float | None:
-    """Return lesion over leaf area in percent, ``None`` where no leaf is known."""
-    return measure_severity(lesion, leaf).severity_pct
 
 
 def _told(progress: Progress | None, what: str) -> Callable[[int, int], None]:

@@ -4,6 +4,7 @@ Filled by ``report.judge``; nothing is computed here.
 """
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -13,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from plantseg_next.errors import OutputError
 from plantseg_next.evaluation.severity_agreement import Agreement
+from plantseg_next.files import explained, write_atomically
 
 FOOTNOTES = """\
 How to read this
@@ -156,22 +157,16 @@ class Report:
         Raises:
             OutputError: If the folder cannot be written.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "report.json").write_text(self.to_json(), "utf-8")
-            (folder / "report.txt").write_text(self.to_text(), "utf-8")
-            with (folder / "pictures.csv").open("w", encoding="utf-8", newline="") as f:
-                table = csv.writer(f, lineterminator="\n")
-                table.writerow([column.name for column in fields(PictureRow)])
-                for row in self.pictures:
-                    cells = (_plain(value) for value in asdict(row).values())
-                    table.writerow("" if cell is None else cell for cell in cells)
-        except OSError as error:
-            raise OutputError(
-                f"`{error.filename or folder}` cannot be written: {error.strerror}.",
-                needed="a folder with free space, where you may write",
-                fix="free some space, or choose another folder",
-            ) from error
+        pictures = io.StringIO()
+        table = csv.writer(pictures, lineterminator="\n")
+        table.writerow([column.name for column in fields(PictureRow)])
+        for row in self.pictures:
+            cells = (_plain(value) for value in asdict(row).values())
+            table.writerow("" if cell is None else cell for cell in cells)
+        with explained(folder):
+            write_atomically(folder / "report.json", self.to_json().encode())
+            write_atomically(folder / "report.txt", self.to_text().encode())
+            write_atomically(folder / "pictures.csv", pictures.getvalue().encode())
 
     def _sections(self) -> Iterable[str]:
         yield (
