@@ -36,7 +36,7 @@ class DataSettings(_Part):
     """Side of a tile, in training and in prediction."""
     max_tiles: int = Field(1, ge=1)
     """Tiles drawn at one visit to a picture."""
-    long_side_px: int | None = Field(1024, ge=64)
+    long_side_px: int | None = Field(640, ge=64)
     """Larger pictures are shrunk to this long side, in training and in prediction;
     null keeps every pixel."""
     background_share: float = Field(0.3, ge=0, le=1)

@@ -33,6 +33,15 @@ def test_a_data_set_without_diseases_has_no_disease_scores():
     assert network(torch.rand(1, 3, 32, 32)).disease.shape == (1, 0)
 
 
+@pytest.mark.parametrize("picture", [torch.zeros(1, 3, 64, 64), torch.rand(1, 3, 32, 32)])
+def test_tiles_without_any_spread_have_finite_gradients(network, picture):
+    """A flat tile has no spread, nor has the single cell of the coarsest stage."""
+    sum(s.square().mean() for s in network(picture)).backward()
+    slopes = [p.grad for p in network.parameters() if p.grad is not None]
+    network.zero_grad()
+    assert all(torch.isfinite(slope).all() for slope in slopes)
+
+
 def test_every_parameter_learns(network):
     scores = network(torch.rand(2, 3, 64, 64))
     sum(s.square().mean() for s in scores).backward()

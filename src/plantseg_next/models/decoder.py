@@ -133,13 +133,12 @@ class Decoder(nn.Module):
             for _ in range(layers)
         )
         self.smooth = nn.ModuleList(SeparableConv(width, width) for _ in channels)
-        self.whole = nn.Sequential(nn.Linear(8 * width, width), nn.GELU())
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(
         self, c2: Tensor, c3: Tensor, c4: Tensor, c5: Tensor
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c"]]:
-        """Return the fused map at stride 4, and one vector for the whole tile."""
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the fused map at stride 4."""
         p2, p3, p4, p5 = (
             lateral(c) for lateral, c in zip(self.lateral, (c2, c3, c4, c5), strict=True)
         )
@@ -148,15 +147,8 @@ class Decoder(nn.Module):
         p3 = p3 + _resize_to(p4, p3)
         p2 = p2 + _resize_to(p3, p2)
         levels = [s(p) for s, p in zip(self.smooth, (p2, p3, p4, p5), strict=True)]
-        # Mean and spread of every level: colour and texture name a leaf long before a deep
-        # level has learned to. Taken after GroupNorm: before it, a few large channels
-        # drown all others.
-        statistics = [
-            s for p in levels for s in (p.mean((2, 3)), p.flatten(2).std(2, correction=0))
-        ]
-        whole = self.whole(torch.cat(statistics, dim=1))  # (b, c)
         fused = levels[0] + sum(_resize_to(p, p2) for p in levels[1:])
-        return self.dropout(fused), whole
+        return self.dropout(fused)
 
     def _attend(self, p4: Tensor, p5: Tensor) -> tuple[Tensor, Tensor]:
         if not self.attention:

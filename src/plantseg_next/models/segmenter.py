@@ -45,6 +45,35 @@ class Scores(NamedTuple):
         return Scores(lesion, leaf, self.disease)
 
 
+class Summary(nn.Module):
+    """Say in one vector what the whole tile looks like.
+
+    Mean and spread of every stage of the encoder, shallow ones included: colour and
+    texture name a leaf long before a deep stage has learned to. Each statistic has a
+    LayerNorm of its own, as ConvNeXt's classifier has, or a few large channels drown the
+    rest. Taken behind the decoder's GroupNorm, which makes every tile alike, the same
+    statistics named half as many diseases after 240 steps.
+
+    Args:
+        channels: Channels of c2, c3, c4 and c5.
+        width: Length of the vector.
+    """
+
+    def __init__(self, channels: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels for _ in range(2))
+        self.mix = nn.Sequential(nn.Linear(2 * sum(channels), width), nn.GELU())
+
+    def forward(self, *stages: Float[Tensor, "b _ _ _"]) -> Float[Tensor, "b c"]:
+        """Return the vector of every tile."""
+        statistics = [
+            s for c in stages for s in (c.mean((2, 3)), c.std((2, 3), correction=0))
+        ]
+        return self.mix(
+            torch.cat([n(s) for n, s in zip(self.norms, statistics, strict=True)], dim=1)
+        )
+
+
 class Segmenter(nn.Module):
     """Score every pixel for lesion and leaf, and the tile for disease.
 
@@ -91,6 +120,7 @@ class Segmenter(nn.Module):
         )
         self.lesion_head = nn.Conv2d(half, classes.n_lesion_logits, 1)
         self.leaf_head = nn.Conv2d(half, LEAF_LOGITS, 1)
+        self.summary = Summary(encoder.channels, width)
         # What the whole tile looks like helps to name its lesions: two diseases may share
         # a colour, but seldom a leaf.
         self.context = nn.Linear(width, classes.n_lesion_logits)
@@ -106,7 +136,8 @@ class Segmenter(nn.Module):
         The maps come at stride 2; ``Scores.resized`` brings them to the picture's size.
         """
         x = (image - self.mean) / self.std
-        fused, whole = self.decoder(*self.encoder(x))
+        stages = self.encoder(x)
+        fused, whole = self.decoder(*stages), self.summary(*stages)
         detail = self.detail(x)  # (b, 24, h / 2, w / 2)
         fused = F.interpolate(
             self.narrow(fused), detail.shape[2:], mode="bilinear", align_corners=False
