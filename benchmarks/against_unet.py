@@ -10,14 +10,13 @@ added to the CSV; runs that are in it already are not repeated.
 """
 
 import argparse
-import csv
 import platform
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import results_table
 import torch
 from torch import Tensor, nn
 
@@ -143,13 +142,7 @@ def run(
         "precision": settings.training.precision,
         "torch_threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.strip(),
-        "date": time.strftime("%Y-%m-%d %H:%M"),
+        **results_table.stamp(),
     }
 
 
@@ -167,9 +160,7 @@ def main() -> None:
     arguments = parser.parse_args()
     manifest = splits.assign(read_folder(arguments.data), seed=0)
     pixels = count_pixels(manifest.split("train").labelled)
-    done: list[dict[str, Any]] = []
-    if arguments.out.exists():
-        done = list(csv.DictReader(arguments.out.open()))
+    done = results_table.read(arguments.out)
     for seed in arguments.seeds:
         for network in arguments.networks:
             if any(r["network"] == network and r["seed"] == str(seed) for r in done):
@@ -185,11 +176,7 @@ def main() -> None:
                 ]
             )
             done.append(run(manifest, pixels, network, settings))
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            with arguments.out.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(done[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(done)
+            results_table.write(arguments.out, done)
     for row in done:
         print({name: row[name] for name in list(row)[:11]})
 

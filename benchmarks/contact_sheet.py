@@ -14,11 +14,12 @@ import numpy as np
 
 from plantseg_next import api, judging
 from plantseg_next.data import splits
-from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.layouts import read_folder
-from plantseg_next.structures import IGNORE
+from plantseg_next.evaluation.metrics import ClassScores, confusion_matrix
+from plantseg_next.structures import ClassMap, is_lesion
 
 CELL_HW = (220, 300)
+ANY_LESION = ClassMap(("any lesion",))
 
 
 def outlined(image: np.ndarray, lesion: np.ndarray, leaf: np.ndarray | None) -> np.ndarray:
@@ -28,7 +29,7 @@ def outlined(image: np.ndarray, lesion: np.ndarray, leaf: np.ndarray | None) -> 
     h, w = (max(1, round(n * scale)) for n in image.shape[:2])
     cell = np.full((height, width, 3), 255, np.uint8)
     small = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
-    masks = [((lesion > 0) & (lesion != IGNORE), (255, 0, 255))]
+    masks = [(is_lesion(lesion), (255, 0, 255))]
     if leaf is not None:
         masks.insert(0, (leaf == 1, (0, 255, 255)))
     for mask, colour in masks:
@@ -48,19 +49,18 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=6)
     parser.add_argument("--pictures", type=int, default=40)
     arguments = parser.parse_args()
-    predictor, _ = api.load_predictor(api.find_model(arguments.model))
+    predictor, card = api.load_predictor(api.find_model(arguments.model))
     columns = []
     for data in arguments.data:
         manifest = splits.assign(read_folder(data), seed=0)
         test = manifest.split("test").labelled
         chosen = judging.some_rows(test if len(test) else manifest, arguments.pictures, 0)
         shown = []
-        for row in chosen.rows:
-            truth = load_sample(row, manifest)
-            found = predictor(truth.image)
-            a = (truth.lesion > 0) & (truth.lesion != IGNORE)
-            b = found.lesion > 0
-            dice = 2 * (a & b).sum() / max(1, a.sum() + b.sum()) if (a | b).any() else 1.0
+        for one in judging.judged(predictor, card.classes, chosen, ANY_LESION):
+            truth, found = one.sample, one.prediction
+            confusion = confusion_matrix(truth.lesion, found.lesion, 2)
+            # Undefined means: there was nothing to find, and nothing was claimed.
+            dice = float(np.nan_to_num(ClassScores(confusion).lesion_dice, nan=1.0))
             trio = [
                 outlined(truth.image, np.zeros_like(truth.lesion), None),
                 outlined(truth.image, truth.lesion, truth.leaf),

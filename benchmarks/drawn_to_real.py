@@ -8,9 +8,10 @@ the pixels, and the best Dice without looking is that of calling everything a le
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
+
+import results_table
 
 from plantseg_next import api
 from plantseg_next.data.synthetic import write_drawn_folder
@@ -58,18 +59,11 @@ def main() -> None:
                 "severity_rho_c": round(report.severity.rho_c.value, 4),
                 "chance_precision": round(share, 4),
                 "chance_dice": round(2 * share / (1 + share), 4),
-                "date": time.strftime("%Y-%m-%d %H:%M"),
+                **results_table.stamp(),
             }
         )
         print(rows[-1], flush=True)
-    earlier = []
-    if arguments.out.exists():
-        earlier = list(csv.DictReader(arguments.out.open()))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*earlier, *rows])
+    results_table.write(arguments.out, [*results_table.read(arguments.out), *rows])
 
 
 if __name__ == "__main__":

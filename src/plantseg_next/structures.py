@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float16, UInt8
+from jaxtyping import Bool, Float16, UInt8
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,11 @@ IGNORE = 255
 
 NO_LESION = 0
 """Class id of pixels without a lesion, in every mask of lesions."""
+
+
+def is_lesion(lesion: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Return where a map of class ids says lesion; where nobody looked is none."""
+    return (lesion != NO_LESION) & (lesion != IGNORE)
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,9 @@ def test_boundary_falls_as_the_lesion_is_found():
 
 def test_image_level_leaves_unknown_rows_out():
     logits = torch.tensor([[2.0, 0.0], [0.0, 5.0]])
-    known = losses.image_level(logits, torch.tensor([0, IGNORE]))
+    known = losses.cross_entropy(logits, torch.tensor([0, IGNORE]))
     assert known.item() == pytest.approx(math.log(1 + math.exp(-2)))
-    assert losses.image_level(logits, torch.tensor([IGNORE, IGNORE])).item() == 0
+    assert losses.cross_entropy(logits, torch.tensor([IGNORE, IGNORE])).item() == 0
 
 
 @pytest.mark.parametrize("loss", PIXEL_LOSSES)

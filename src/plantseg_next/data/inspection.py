@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from hashlib import file_digest
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -15,7 +14,7 @@ from plantseg_next.data.image_io import (
     read_mask,
     turn_mask,
 )
-from plantseg_next.data.manifest import Manifest, Row
+from plantseg_next.data.manifest import Manifest, Row, digest
 from plantseg_next.data.mask_values import decode_mask
 from plantseg_next.data.near_duplicates import Fingerprint, fingerprint
 from plantseg_next.errors import PlantSegError
@@ -101,17 +100,16 @@ def inspect(
 def inspect_row(row: Row, manifest: Manifest) -> Facts:
     """Return the facts about one row; a file that cannot be used is one of them."""
     failures: list[Failure] = []
-    size_hw, turn, digest, print_ = None, 1, "", None
+    size_hw, turn, sha256, print_ = None, 1, "", None
     try:
         image = read_image(row.image)
         size_hw, turn = image.shape[:2], read_header(row.image).turn
-        with row.image.open("rb") as file:
-            digest = file_digest(file, "sha256").hexdigest()
+        sha256 = digest(row.image)
         print_ = fingerprint(image)
     except PlantSegError as error:
         failures.append(Failure("unreadable-picture", error))
     mask = _inspect_mask(row, manifest, size_hw, failures)
-    return Facts(row, size_hw, turn, digest, print_, mask, failures)
+    return Facts(row, size_hw, turn, sha256, print_, mask, failures)
 
 
 def _inspect_mask(

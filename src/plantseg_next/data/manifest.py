@@ -147,7 +147,7 @@ class Manifest:
             DataError: If a picture cannot be read.
         """
         return self.only(
-            row if row.sha256 else replace(row, sha256=_digest(row.image))
+            row if row.sha256 else replace(row, sha256=digest(row.image))
             for row in self.rows
         )
 
@@ -256,7 +256,12 @@ def merge(manifests: Iterable[Manifest]) -> Manifest:
     return Manifest(tuple(rows), common_classes(rows, codings), codings, origins)
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a picture file.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
 
-from plantseg_next.structures import IGNORE, NO_LESION, Sample
+from plantseg_next.structures import IGNORE, NO_LESION, Sample, is_lesion
 
 CELL = 16
 """Pixels a cell of an information map."""
@@ -252,9 +252,7 @@ def draw_tile(sample: Sample, placement: Placement, tile_px: int) -> Sample:
         )
         for mask in (sample.lesion, sample.leaf)
     )
-    has_mask = (sample.lesion != IGNORE).any()
-    is_ill = has_mask and _is_lesion(sample.lesion).any()
-    hidden = is_ill and not _is_lesion(lesion).any()
+    hidden = not is_lesion(lesion).any() and is_lesion(sample.lesion).any()
     return Sample(sample.key, image, lesion, leaf, IGNORE if hidden else sample.disease)
 
 
@@ -347,7 +345,7 @@ def signed_distance(
         Kervadec et al. 2019, arXiv:1812.07032: ``D(outside) - (D(inside) - 1)``, exact
         Euclidean distances.
     """
-    inside = _is_lesion(lesion)
+    inside = is_lesion(lesion)
     if not inside.any() or inside.all():
         return np.zeros(lesion.shape, np.float32)
     outward, inward = (_distance(part) for part in (~inside, inside))
@@ -374,10 +372,6 @@ def _keep_inside(centre: float, length: int, reach: float) -> float:
     if length < 2 * reach:  # the tile is larger than the picture: let the picture roam
         low, high = (low + length / 2) / 2, (high + length / 2) / 2
     return float(np.clip(centre, low, high))
-
-
-def _is_lesion(lesion: UInt8[np.ndarray, "h w"]) -> np.ndarray:
-    return (lesion != NO_LESION) & (lesion != IGNORE)
 
 
 def _cell_means(worth: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "gh gw"]:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float16, Float64, Int32, UInt8
 
-from plantseg_next.structures import IGNORE, NO_LESION, Prediction
+from plantseg_next.structures import IGNORE, NO_LESION, Prediction, is_lesion
 
 Denominator = Literal["leaf", "image"]
 
@@ -191,7 +191,7 @@ def whole_leaf(
     Returns:
         The mask in the coding of ``leaf``; pixels unknown there stay unknown.
     """
-    diseased = (lesion != NO_LESION) & (lesion != IGNORE)
+    diseased = is_lesion(lesion)
     if not (diseased & (leaf == 0)).any():
         return leaf
     _, labels = cv2.connectedComponents(

@@ -166,8 +166,6 @@ def hardest_pixels(
         logits.float(), target, ignore_index=IGNORE, reduction="none"
     ).flatten()
     valid = target.flatten() != IGNORE
-    if share == 1:  # nothing to choose, and choosing costs a sort
-        return loss.sum() / valid.sum().clamp_min(1)
     n_kept = max(1, -(-int(valid.sum() * round(share * 1e6)) // 10**6))
     kept = loss.masked_fill(~valid, 0.0).topk(n_kept).values
     return kept.sum() / n_kept
@@ -195,10 +193,10 @@ def boundary(
     return (foreground * distance).mean()
 
 
-def image_level(
-    logits: Float[Tensor, "b d"], target: Int[Tensor, " b"]
+def cross_entropy(
+    logits: Float[Tensor, "b k ..."], target: Int[Tensor, "b ..."]
 ) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy of the image-level labels that are known."""
+    """Return the mean cross-entropy of the labels that are known, of pixels or pictures."""
     n_known = (target != IGNORE).sum().clamp_min(1)
     total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="sum")
     return total / n_known

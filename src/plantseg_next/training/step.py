@@ -49,10 +49,10 @@ def supervised_loss(scores: Scores, batch: Batch, weights: LossSettings) -> Step
         "dice": lambda: losses.soft_dice(scores.lesion, batch.lesion),
         "boundary": lambda: losses.boundary(scores.lesion, batch.distance),
         "leaf": lambda: (
-            losses.hardest_pixels(scores.leaf, batch.leaf, share=1.0)
+            losses.cross_entropy(scores.leaf, batch.leaf)
             + losses.soft_dice(scores.leaf, batch.leaf)
         ),
-        "disease": lambda: losses.image_level(scores.disease, batch.disease),
+        "disease": lambda: losses.cross_entropy(scores.disease, batch.disease),
     }
     wanted = {n: part() for n, part in parts.items() if getattr(weights, n) > 0}
     total = sum(
