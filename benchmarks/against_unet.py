@@ -24,7 +24,7 @@ from plantseg_next import judging
 from plantseg_next.data import splits
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.data.streams import TileDataset, count_pixels, loader
+from plantseg_next.data.streams import MixedDataset, TileDataset, count_pixels, loader
 from plantseg_next.evaluation.report import judge
 from plantseg_next.experiment import Experiment
 from plantseg_next.inference.backends import TorchBackend
@@ -89,8 +89,13 @@ def run(
     device = find_device(settings.device)
     classes = manifest.classes
     net = UNet(classes) if network == "unet" else build_segmenter(settings.model, classes)
-    data = TileDataset(
-        manifest.split("train").labelled, settings.data, seed=settings.seed, pixels=pixels
+    data = MixedDataset(
+        TileDataset(
+            manifest.split("train").labelled,
+            settings.data,
+            seed=settings.seed,
+            pixels=pixels,
+        )
     )
     predictor = Predictor(
         TorchBackend(net, device.kind),

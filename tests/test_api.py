@@ -36,7 +36,8 @@ def test_training_leaves_a_run(trained, drawn_folder):
     folder = trained.folder
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        "settings.yaml", "manifest.json", "run.json", "history.csv", "best", "last",
+        "settings.yaml", "manifest.json", "run.json", "history.csv", "events.jsonl",
+        "best", "last",
     }  # fmt: skip
     assert trained.outcome.steps == 6
     splits = {row.split for row in Manifest.read(folder / "manifest.json").rows}

@@ -15,6 +15,7 @@ from plantseg_next.data import splits
 from plantseg_next.data.checks import check as check_manifest
 from plantseg_next.data.findings import CheckReport
 from plantseg_next.data.image_io import read_image
+from plantseg_next.data.joining import join, left_out
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
 from plantseg_next.errors import PlantSegError, UsageError
@@ -34,12 +35,16 @@ from plantseg_next.judging import (
     validate,
 )
 from plantseg_next.models.bundle import CARD, Card, read_bundle
+from plantseg_next.pseudo_labels import PseudoLabelled, write_pseudo_labels
 from plantseg_next.runtime import find_device, seed_everything
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from plantseg_next.structures import Batch
     from plantseg_next.training.trainer import Outcome, Validation, Watcher
+
+AUDITED_TILES = 16
 
 Progress = Callable[[str, int, int], None]
 """Hears what is being done, how much of it is done, and of how much."""
@@ -87,17 +92,26 @@ def train(
     settings: Experiment | None = None,
     *,
     classes: Path | None = None,
+    unlabelled: Sequence[Path] = (),
+    pseudo_labels: Sequence[Path] = (),
     watchers: Sequence["Watcher"] = (),
     say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train a segmenter on a folder of pictures and masks; keep it under ``out``.
 
+    Pictures without masks, of the folder itself or of others, are learned from too,
+    unless ``unlabelled.method`` is "supervised".
+
     Args:
         data: Pictures with masks in any layout that ``check`` knows.
         out: New folder for the run: settings, history, ``best`` and ``last`` model.
         settings: Everything that can be chosen; the defaults by default.
         classes: What mask values mean, if the folder does not say.
+        unlabelled: Further folders of pictures; their masks and labels, if any, are not
+            looked at. Those that show a labelled or judged scene are left out.
+        pseudo_labels: Folders that ``pseudo_label`` wrote; their masks are learned from
+            as far as they say anything.
         watchers: Hear of every step and validation, after the run's own folder.
         say: Hears what a person should know before training starts.
         progress: Told of every mask that is read before training starts.
@@ -108,10 +122,20 @@ def train(
         DataError: If a file cannot be used.
         TrainingError: If learning breaks down.
     """
-    from plantseg_next.data.streams import TileDataset, count_pixels, loader
+    from plantseg_next.data.streams import (
+        Drawn,
+        MixedDataset,
+        TileDataset,
+        ViewDataset,
+        count_pixels,
+        loader,
+    )
     from plantseg_next.models.segmenter import build_segmenter
+    from plantseg_next.training.guards import drift
     from plantseg_next.training.history import RunFolder
-    from plantseg_next.training.trainer import fit, micro_batch
+    from plantseg_next.training.lessons import Lessons
+    from plantseg_next.training.teacher import Teacher
+    from plantseg_next.training.trainer import fit, micro_batch, to_device, uses_bfloat16
 
     settings = settings or Experiment()
     tiles = micro_batch(settings.training)
@@ -131,6 +155,17 @@ def train(
             fix="say in classes.yaml which value is a lesion",
         )
     learned, judged_on = (labelled_rows(manifest, s, data) for s in ("train", "val"))
+    for folders, masks in ((unlabelled, False), (pseudo_labels, True)):
+        if folders:
+            manifest, left = join(
+                manifest,
+                [read_folder(folder) for folder in folders],
+                masks=masks,
+                told=_told(progress, "comparing pictures"),
+            )
+            for line in left_out(left):
+                say(line)
+    learned = labelled_rows(manifest, "train", data)
     prepare_output(out)
     manifest = manifest.digested()
 
@@ -141,7 +176,24 @@ def train(
     say(f"{len(learned)} labelled pictures to learn from, {len(judged_on)} to judge by")
     say(f"device: {device.name}; {origin.notice}")
     pixels = count_pixels(learned, on_progress=_told(progress, "reading masks"))
-    dataset = TileDataset(learned, settings.data, seed=settings.seed, pixels=pixels)
+    labelled = TileDataset(learned, settings.data, seed=settings.seed, pixels=pixels)
+    without = [
+        replace(row, mask=None, disease=None) for row in manifest.split("unlabelled").rows
+    ]
+    views, lessons = None, None
+    if without and settings.unlabelled.method != "supervised":
+        say(f"{len(without)} pictures without masks to learn from")
+        tiles_of = TileDataset(
+            manifest.only(without), settings.data, seed=settings.seed + 1, pixels=pixels
+        )
+        views = ViewDataset(tiles_of, n_strong=settings.unlabelled.strong_views)
+        teacher = Teacher(
+            network,
+            decay=settings.unlabelled.decay,
+            bfloat16=uses_bfloat16(settings.training, device),
+        )
+        lessons = Lessons(teacher, settings.unlabelled, manifest.classes)
+    dataset = MixedDataset(labelled, views, settings.unlabelled.ratio)
     card = Card(
         classes=manifest.classes,
         model=settings.model,
@@ -151,12 +203,19 @@ def train(
         weights_licence=origin.licence,
         sources=tuple(sorted({row.source for row in learned.rows})),
     )
-    folder = RunFolder(out, network, card)
+    folder = RunFolder(out, lessons.teacher.network if lessons else network, card)
     folder.begin(settings, manifest, {"device": device.name, "pixels": pixels})
     chosen = some_rows(judged_on, settings.training.validation_pictures, settings.seed)
 
+    audited = _tiles_of_hidden(manifest, settings, pixels) if lessons else None
+
     def judge_on_val(net: "nn.Module") -> "Validation":
-        return validate(make_predictor(net, card, device.kind), chosen)
+        found = validate(make_predictor(net, card, device.kind), chosen)
+        if lessons is None or audited is None:
+            return found
+        place = next(network.parameters()).device
+        details = lessons.audit(network, to_device(Drawn(audited), place).labelled)
+        return replace(found, details=details, events=(*found.events, *drift(details)))
 
     outcome = fit(
         network,
@@ -167,8 +226,26 @@ def train(
         settings,
         device,
         [folder, *watchers],
+        lessons,
     )
     return Trained(outcome, out, len(learned), len(judged_on))
+
+
+def _tiles_of_hidden(
+    manifest: Manifest, settings: Experiment, pixels: Sequence[int]
+) -> "Batch | None":
+    """Return tiles to check the teacher by: their masks exist, but the run hides them."""
+    from plantseg_next.data.streams import TileDataset, collate
+    from plantseg_next.data.views import UNCHANGED
+
+    hidden = manifest.split("unlabelled").labelled
+    if not len(hidden):
+        return None
+    tiles = TileDataset(
+        hidden, settings.data, seed=settings.seed, pixels=pixels, photometry=UNCHANGED
+    )
+    visits = -(-AUDITED_TILES // settings.data.max_tiles)
+    return collate([tiles[i] for i in range(visits)])
 
 
 def evaluate(
@@ -249,6 +326,46 @@ def predict(
         name=lambda row: _name(row, root),
         min_lesion_px=min_lesion_px,
         progress=progress,
+    )
+
+
+def pseudo_label(
+    model: Path,
+    pictures: Path,
+    out: Path,
+    *,
+    threshold: float = 0.9,
+    progress: Progress | None = None,
+) -> PseudoLabelled:
+    """Label pictures with what a model is sure of, for the next run to learn from.
+
+    Args:
+        model: A run, or one of its models.
+        pictures: A picture, or a folder of them in any layout.
+        out: New folder; see ``pseudo_labels``.
+        threshold: Least probability believed.
+        progress: Told of every picture.
+
+    Raises:
+        OutputError: If ``out`` holds results already or cannot be written.
+        UsageError: If the threshold is not above 0.5 and below 1.
+    """
+    if not 0.5 < threshold < 1:
+        raise UsageError(
+            f"The threshold is {threshold:g}.",
+            needed="a probability above 0.5 and below 1",
+            fix="for example 0.9",
+        )
+    manifest = read_folder(pictures)
+    root = pictures if pictures.is_dir() else pictures.parent
+    predictor, _ = load_predictor(find_model(model))
+    return write_pseudo_labels(
+        predictor,
+        manifest,
+        out,
+        name=lambda row: _name(row, root),
+        threshold=threshold,
+        told=_told(progress, "labelling"),
     )
 
 

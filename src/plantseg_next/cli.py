@@ -76,6 +76,14 @@ def train(
         typer.Option("--set", help="One setting, as training.rate=3e-4. Repeatable."),
     ] = None,
     classes: Classes = None,
+    unlabelled: Annotated[
+        list[Path] | None,
+        typer.Option(help="Further pictures to learn from; needs no masks. Repeatable."),
+    ] = None,
+    pseudo_labels: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folders that pseudo-label wrote. Repeatable."),
+    ] = None,
     settings: Annotated[
         bool, typer.Option("--settings", help="Print all settings and stop.")
     ] = False,
@@ -100,6 +108,8 @@ def train(
             out,
             chosen,
             classes=classes,
+            unlabelled=unlabelled or [],
+            pseudo_labels=pseudo_labels or [],
             watchers=[watcher],
             say=bar.console.print,
             progress=_Told(bar),
@@ -165,6 +175,33 @@ def predict(
         )
     print(_table(found))
     print(f"{len(found.rows)} pictures measured: {out / 'severity.csv'}")
+    for name, reason in found.skipped:
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    raise typer.Exit(1 if found.skipped else 0)
+
+
+@app.command()
+def pseudo_label(
+    model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
+    pictures: Annotated[Path, typer.Argument(help="A picture, or a folder of them.")],
+    out: Out = Path("pseudo_labels"),
+    threshold: Annotated[
+        float, typer.Option(help="Least probability believed; the rest is ignored.")
+    ] = 0.9,
+) -> None:
+    """Label pictures with what a model is sure of; train --pseudo-labels reads them.
+
+    Ends with exit code 1 if a picture could not be read; the others are labelled.
+    """
+    from plantseg_next import api
+
+    with _progress() as progress:
+        found = api.pseudo_label(
+            model, pictures, out, threshold=threshold, progress=progress
+        )
+    print(f"{len(found.rows)} pictures labelled: {out / 'pseudo_labels.csv'}")
+    print(f"correct the masks in {out / 'masks'} where they are wrong, then:")
+    print(f"next:  plantseg-next train DATA --pseudo-labels {out}")
     for name, reason in found.skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)
     raise typer.Exit(1 if found.skipped else 0)

@@ -101,6 +101,49 @@ class LossSettings(_Part):
         return self
 
 
+class UnlabelledSettings(_Part):
+    """What is learned from pictures without masks; nothing where there are none."""
+
+    method: Literal["supervised", "mean_teacher", "weak_to_strong"] = "weak_to_strong"
+    """supervised: nothing. mean_teacher: the student is drawn to the teacher's
+    probabilities. weak_to_strong: what the teacher says of the picture as it is becomes
+    the label of the same picture under a harder light."""
+    ratio: int = Field(1, ge=1)
+    """Tiles without labels a tile with."""
+    strong_views: int = Field(1, ge=1, le=2)
+    """Harder views of a tile; two see complementary halves of the features."""
+    weight: float = Field(1.0, ge=0)
+    """Of what the teacher says, beside true labels, when the ramp is over."""
+    starts: float = Field(0.1, ge=0, le=1)
+    """Part of the run before the teacher is asked; in any case not before it finds a
+    lesion on labelled tiles."""
+    ramp: float = Field(0.2, ge=0, le=1)
+    """Part of the run over which its weight then rises."""
+    decay: float = Field(0.999, ge=0, lt=1)
+    """Share of the old teacher that a step keeps; less in a short run."""
+    gate: tuple[Literal["probability", "energy", "entropy", "dropout"], ...] = Field(
+        ("probability",), min_length=1
+    )
+    """By what the teacher is believed; several are combined as the mean of ranks."""
+    threshold: float = Field(0.9, gt=0, lt=1)
+    """Least probability believed; other gates believe as many pixels as this one."""
+    dynamic: bool = True
+    """Whether classes of which the teacher is seldom sure get a lower threshold."""
+    floor: float = Field(0.1, ge=0, le=1)
+    """Least share of the pixels of each class that is believed, where dynamic."""
+    passes: int = Field(4, ge=2)
+    """Passes with dropout, for the dropout gate."""
+    divide_by: Literal["inside", "believed"] = "inside"
+    """What the teacher's loss is a mean of: all pixels of the picture, so that a doubtful
+    tile weighs less, or the believed ones."""
+    dice: float = Field(0.5, ge=0)
+    """Weight of the overlap with the teacher's mask, beside cross-entropy."""
+    cut_mix: float = Field(0.5, ge=0, le=1)
+    """Chance that a tile takes a box from another one."""
+    copy_paste: float = Field(0.5, ge=0, le=1)
+    """Chance that a tile gets the lesions of a labelled one pasted on."""
+
+
 class TrainingSettings(_Part):
     """The optimiser and its schedule."""
 
@@ -139,6 +182,7 @@ class Experiment(_Part):
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
+    unlabelled: UnlabelledSettings = UnlabelledSettings()
     training: TrainingSettings = TrainingSettings()
 
     def write(self, path: Path) -> None:

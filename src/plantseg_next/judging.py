@@ -84,6 +84,7 @@ def some_rows(manifest: Manifest, n: int, seed: int) -> Manifest:
 
 def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
     """Return the validation figures: lesion Dice, and IoU over diseases if several."""
+    from plantseg_next.training.guards import collapse
     from plantseg_next.training.trainer import Validation
 
     n = manifest.classes.n_lesion_logits
@@ -103,7 +104,8 @@ def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
     score = sum(figures.values()) / len(figures)
     if leaf.any():
         figures["leaf_iou"] = float(np.nan_to_num(ClassScores(leaf).lesion_iou))
-    return Validation(score, figures)
+    events = tuple(collapse(confusion, manifest.classes.lesions))
+    return Validation(score, figures, events=events)
 
 
 def judged(

@@ -106,6 +106,26 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Views:
+    """Tiles without labels, each from one place under several lights.
+
+    Args:
+        weak: ``(b, 3, h, w)``, as the camera saw it: the teacher looks at this.
+        strong: ``(v, b, 3, h, w)``, changed light and camera: the student looks at these.
+        inside: bool ``(b, h, w)``, whether a pixel lies in the picture at all.
+        keys: Manifest rows the tiles came from.
+    """
+
+    weak: "Tensor"
+    strong: "Tensor"
+    inside: "Tensor"
+    keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a model says about one picture, at the picture's own size.
 

@@ -7,8 +7,10 @@ import torch
 from plantseg_next.data import splits
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.streams import (
+    MixedDataset,
     SampleCache,
     TileDataset,
+    ViewDataset,
     collate,
     count_pixels,
     loader,
@@ -33,6 +35,47 @@ def same(a, b):
     )
 
 
+def mixed(folder, *, ratio=2, n_strong=2):
+    """Labelled tiles, and views of the same pictures as if they had no masks."""
+    tiles = dataset(folder)
+    return MixedDataset(tiles, ViewDataset(dataset(folder), n_strong=n_strong), ratio)
+
+
+def same_drawn(a, b):
+    views = (a.unlabelled, b.unlabelled)
+    return same(a.labelled, b.labelled) and all(
+        torch.equal(*(getattr(v, n) for v in views)) for n in ("weak", "strong", "inside")
+    )
+
+
+def test_unlabelled_views_come_in_their_ratio(drawn_folder):
+    ((batch, views),) = loader(mixed(drawn_folder), tiles=4, start=0, stop=1, workers=0)
+    assert len(batch) == 4
+    assert len(views) == 8
+    assert views.strong.shape == (2, 8, 3, 64, 64)
+    assert views.inside.dtype == torch.bool
+
+
+def test_views_show_one_place_under_other_lights(drawn_folder):
+    """A strong view has its edges where the weak one has them."""
+    tiles = dataset(drawn_folder, max_tiles=1)
+    for draw in range(6):
+        views = ViewDataset(tiles, n_strong=1)[draw]
+        weak, strong = (
+            v.float().mean(0).flatten() for v in (views.weak[0], views.strong[0, 0])
+        )
+        assert not torch.equal(weak, strong)
+        assert torch.corrcoef(torch.stack([weak, strong]))[0, 1] > 0.7
+
+
+def test_what_lies_outside_the_picture_is_known(drawn_folder):
+    """Where a labelled tile of the same draw is ignored, a view is outside."""
+    tiles = dataset(drawn_folder, max_tiles=1)
+    for draw in range(6):
+        inside = ViewDataset(tiles, n_strong=1)[draw].inside
+        assert torch.equal(inside, tiles[draw].leaf != IGNORE)
+
+
 def test_a_draw_depends_on_its_number_alone(drawn_folder):
     one, two = dataset(drawn_folder), dataset(drawn_folder)
     for i in range(5):
@@ -42,21 +85,23 @@ def test_a_draw_depends_on_its_number_alone(drawn_folder):
 
 
 def test_batches_go_on_where_they_stopped(drawn_folder):
-    data = dataset(drawn_folder)
+    data = mixed(drawn_folder)
     whole = list(loader(data, tiles=4, start=0, stop=4, workers=0))
     rest = list(loader(data, tiles=4, start=2, stop=4, workers=0))
-    assert all(same(a, b) for a, b in zip(whole[2:], rest, strict=True))
+    assert all(same_drawn(a, b) for a, b in zip(whole[2:], rest, strict=True))
 
 
 def test_workers_change_nothing(drawn_folder):
-    data = dataset(drawn_folder)
+    data = mixed(drawn_folder)
     alone = list(loader(data, tiles=4, start=0, stop=2, workers=0))
     helped = list(loader(data, tiles=4, start=0, stop=2, workers=1))
-    assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
+    assert all(same_drawn(a, b) for a, b in zip(alone, helped, strict=True))
 
 
 def test_a_batch_holds_what_the_network_wants(drawn_folder):
-    (batch,) = loader(dataset(drawn_folder), tiles=6, start=0, stop=1, workers=0)
+    data = MixedDataset(dataset(drawn_folder))
+    ((batch, views),) = loader(data, tiles=6, start=0, stop=1, workers=0)
+    assert views is None
     assert len(batch) == 6
     assert batch.image.shape == (6, 3, 64, 64)
     assert batch.image.dtype == torch.uint8
@@ -104,7 +149,7 @@ def test_pixels_are_counted_by_class(drawn_folder):
 def test_a_picture_that_breaks_later_is_named(drawn_folder, tmp_path, workers):
     """From a worker too, as the error itself and not as a traceback."""
     shutil.copytree(drawn_folder, tmp_path / "leaves")
-    data = dataset(tmp_path / "leaves")
+    data = MixedDataset(dataset(tmp_path / "leaves"))
     for path in (tmp_path / "leaves" / "images").iterdir():
         path.write_bytes(b"gone")
     with pytest.raises(DataError, match=r"\.jpg"):

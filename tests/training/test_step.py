@@ -6,7 +6,8 @@ from plantseg_next.data.streams import collate
 from plantseg_next.experiment import LossSettings, ModelSettings
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.structures import IGNORE, Batch, ClassMap
-from plantseg_next.training.step import accumulate_gradients, supervised_loss
+from plantseg_next.training.accumulation import accumulate_gradients
+from plantseg_next.training.step import supervised_loss
 
 CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
 WEIGHTS = LossSettings(dice=0.5, boundary=0.1)
@@ -36,10 +37,11 @@ def split(batch: Batch, size: int) -> list[Batch]:
 def gradients(network: nn.Module, batches: list[Batch]) -> dict[str, torch.Tensor]:
     network.zero_grad()
     torch.manual_seed(1)
+    whole = collate(batches)
     accumulate_gradients(
         network,
-        batches,
-        lambda scores, batch: supervised_loss(scores, batch, WEIGHTS),
+        [batch.image for batch in batches],
+        lambda scores: supervised_loss(scores, whole, WEIGHTS),
         lambda loss: loss.backward(),
     )
     return {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
@@ -78,10 +80,11 @@ def test_both_passes_of_a_micro_batch_drop_the_same():
         seen.append(scores.lesion.detach())
         return scores
 
+    batch = make_batch(2)
     accumulate_gradients(
         watching,
-        split(make_batch(2), 1),
-        lambda scores, batch: supervised_loss(scores, batch, WEIGHTS),
+        [part.image for part in split(batch, 1)],
+        lambda scores: supervised_loss(scores, batch, WEIGHTS),
         lambda loss: loss.backward(),
     )
     first, second, first_again, second_again = seen

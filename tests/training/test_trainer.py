@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from plantseg_next.data.layouts import read_folder
-from plantseg_next.data.streams import TileDataset, loader
+from plantseg_next.data.streams import MixedDataset, TileDataset, loader
 from plantseg_next.errors import TrainingError, UsageError
 from plantseg_next.experiment import (
     DataSettings,
@@ -58,7 +58,9 @@ def manifest(drawn_folder):
 def run(manifest, settings=SETTINGS, scores=(0.1, 0.9), watchers=(), network=None):
     seed_everything(settings.seed)
     network = network or build_segmenter(settings.model, manifest.classes)
-    data = TileDataset(manifest, settings.data, seed=0, pixels=(9, 1, 1, 1, 1, 1))
+    data = MixedDataset(
+        TileDataset(manifest, settings.data, seed=0, pixels=(9, 1, 1, 1, 1, 1))
+    )
     micro = settings.training.micro_batch or settings.training.batch
     found = iter(scores)
     outcome = fit(
@@ -96,7 +98,9 @@ def test_the_same_seed_gives_the_same_weights(manifest):
 
 def test_a_batch_seen_again_and_again_is_learned(manifest):
     settings = SETTINGS.with_settings(["training.steps=30", "training.validations=1"])
-    data = TileDataset(manifest, settings.data, seed=0, pixels=(9, 1, 1, 1, 1, 1))
+    data = MixedDataset(
+        TileDataset(manifest, settings.data, seed=0, pixels=(9, 1, 1, 1, 1, 1))
+    )
     (batch,) = loader(data, tiles=4, start=0, stop=1, workers=0)
     heard = Heard()
     seed_everything(0)

@@ -20,18 +20,20 @@ from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest, Row
 from plantseg_next.data.tiling import (
     CELL,
+    Placement,
     choose_centres,
     class_weights,
+    covered,
     draw_tile,
     lesion_information,
     saliency,
     shrink_sample,
     signed_distance,
 )
-from plantseg_next.data.views import Geometry, Photometry
+from plantseg_next.data.views import STRONG, UNCHANGED, Geometry, Photometry
 from plantseg_next.errors import PlantSegError
 from plantseg_next.experiment import DataSettings
-from plantseg_next.structures import IGNORE, Batch, Sample
+from plantseg_next.structures import IGNORE, Batch, Sample, Views
 
 
 class Held(NamedTuple):
@@ -110,15 +112,23 @@ class TileDataset(Dataset[Batch]):
 
     def __getitem__(self, draw: int) -> Batch:
         """Return the tiles of one visit to one picture."""
+        sample, placements, rng = self.visit(draw)
+        tiles = (draw_tile(sample, p, self.settings.tile_px) for p in placements)
+        return collate([self._to_batch(tile, rng) for tile in tiles])
+
+    def visit(self, draw: int) -> tuple[Sample, Iterator[Placement], np.random.Generator]:
+        """Return the picture of a draw, where its tiles lie, and the draw's chance."""
         rng = np.random.default_rng((self.seed, draw))
         index = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
         row = self.rows[min(index, len(self.rows) - 1)]
-        return collate([self._to_batch(t, rng) for t in self.tiles(row, rng)])
-
-    def tiles(self, row: Row, rng: np.random.Generator) -> Iterator[Sample]:
-        """Yield ``max_tiles`` informative tiles of one picture."""
-        settings = self.settings
         sample, information = self._cache.get(row)
+        return sample, self._placements(information, rng), rng
+
+    def _placements(
+        self, information: Float32[np.ndarray, "gh gw"], rng: np.random.Generator
+    ) -> Iterator[Placement]:
+        """Yield ``max_tiles`` informative places of one picture."""
+        settings = self.settings
         scale = self.geometry.draw_scale(rng)
         centres = choose_centres(
             information,
@@ -128,8 +138,7 @@ class TileDataset(Dataset[Batch]):
             rng=rng,
         )
         for centre in centres:
-            placement = self.geometry.draw(centre, scale, rng)
-            yield draw_tile(sample, placement, settings.tile_px)
+            yield self.geometry.draw(centre, scale, rng)
 
     def _read(self, row: Row) -> Held:
         sample = load_sample(row, self._manifest)
@@ -149,6 +158,82 @@ class TileDataset(Dataset[Batch]):
         )
 
 
+class ViewDataset(Dataset[Views]):
+    """Weak and strong views of tiles without labels, by draw number.
+
+    Args:
+        tiles: Where tiles come from; its rows have no masks.
+        n_strong: Strong views a tile.
+        strong: Light and camera of those.
+    """
+
+    def __init__(
+        self, tiles: TileDataset, *, n_strong: int, strong: Photometry = STRONG
+    ) -> None:
+        self._tiles = tiles
+        self._n_strong = n_strong
+        self._strong = strong
+
+    def __getitem__(self, draw: int) -> Views:
+        """Return the views of one visit to one picture."""
+        sample, placements, rng = self._tiles.visit(draw)
+        size = self._tiles.settings.tile_px
+        found = []
+        for placement in placements:
+            image = draw_tile(sample, placement, size).image
+            strong = [self._strong.apply(image, rng) for _ in range(self._n_strong)]
+            inside = covered(sample.image.shape[:2], placement, size)
+            found.append(
+                Views(
+                    UNCHANGED.apply(image, rng)[None],
+                    torch.stack(strong)[:, None],
+                    torch.from_numpy(inside)[None],
+                    (sample.key,),
+                )
+            )
+        return collate_views(found)
+
+
+class Drawn(NamedTuple):
+    """What one forward pass learns from.
+
+    Args:
+        labelled: Tiles with whatever labels their rows have.
+        unlabelled: Views of tiles without; ``None`` in a supervised run.
+    """
+
+    labelled: Batch
+    unlabelled: Views | None = None
+
+
+class MixedDataset(Dataset[Drawn]):
+    """One visit to a labelled picture, and ``ratio`` visits to unlabelled ones.
+
+    Args:
+        labelled: Tiles with labels.
+        unlabelled: Views of tiles without.
+        ratio: Visits to unlabelled pictures a visit to a labelled one.
+    """
+
+    def __init__(
+        self, labelled: TileDataset, unlabelled: ViewDataset | None = None, ratio: int = 1
+    ) -> None:
+        self.max_tiles = labelled.settings.max_tiles
+        self._labelled = labelled
+        self._unlabelled = unlabelled
+        self._ratio = ratio
+
+    def __getitem__(self, draw: int) -> Drawn:
+        """Return what a draw number stands for."""
+        views = None
+        if self._unlabelled is not None:
+            first = draw * self._ratio
+            views = collate_views(
+                [self._unlabelled[i] for i in range(first, first + self._ratio)]
+            )
+        return Drawn(self._labelled[draw], views)
+
+
 def collate(batches: Sequence[Batch]) -> Batch:
     """Return one batch of many, in order; values stay bytes until they are used."""
     return Batch(
@@ -161,14 +246,24 @@ def collate(batches: Sequence[Batch]) -> Batch:
     )
 
 
+def collate_views(views: Sequence[Views]) -> Views:
+    """Return the views of many tiles as one, in order."""
+    return Views(
+        weak=torch.cat([v.weak for v in views]),
+        strong=torch.cat([v.strong for v in views], dim=1),
+        inside=torch.cat([v.inside for v in views]),
+        keys=tuple(key for v in views for key in v.keys),
+    )
+
+
 def loader(
-    dataset: TileDataset, *, tiles: int, start: int, stop: int, workers: int | None
-) -> Iterator[Batch]:
-    """Yield batches of ``tiles`` tiles, from batch ``start`` up to ``stop``.
+    dataset: MixedDataset, *, tiles: int, start: int, stop: int, workers: int | None
+) -> Iterator[Drawn]:
+    """Yield batches of ``tiles`` labelled tiles, from batch ``start`` up to ``stop``.
 
     Args:
         dataset: Where tiles come from.
-        tiles: Tiles a batch; a multiple of ``max_tiles``.
+        tiles: Labelled tiles a batch; a multiple of ``max_tiles``.
         start: First batch.
         stop: Batch after the last.
         workers: Processes beside the main one; 0 reads in the main process. ``None``:
@@ -180,7 +275,7 @@ def loader(
     """
     if workers is None:
         workers = min(4, max(0, (os.cpu_count() or 1) - 2))
-    visits = tiles // dataset.settings.max_tiles
+    visits = tiles // dataset.max_tiles
     batches = DataLoader(
         _Draws(dataset),
         batch_size=visits,
@@ -198,13 +293,13 @@ def loader(
         yield batch
 
 
-class _Draws(Dataset[Batch | PlantSegError]):
+class _Draws(Dataset[Drawn | PlantSegError]):
     """Hand a user's error over as a value: PyTorch would bury it in a traceback."""
 
-    def __init__(self, tiles: TileDataset) -> None:
+    def __init__(self, tiles: MixedDataset) -> None:
         self._tiles = tiles
 
-    def __getitem__(self, draw: int) -> Batch | PlantSegError:
+    def __getitem__(self, draw: int) -> Drawn | PlantSegError:
         try:
             return self._tiles[draw]
         except PlantSegError as error:
@@ -212,12 +307,17 @@ class _Draws(Dataset[Batch | PlantSegError]):
 
 
 def _collate_or_error(
-    drawn: Sequence[Batch | PlantSegError],
-) -> Batch | PlantSegError:
+    drawn: Sequence[Drawn | PlantSegError],
+) -> Drawn | PlantSegError:
+    found: list[Drawn] = []
     for one in drawn:
         if isinstance(one, PlantSegError):
             return one
-    return collate([one for one in drawn if isinstance(one, Batch)])
+        found.append(one)
+    views = [one.unlabelled for one in found if one.unlabelled is not None]
+    return Drawn(
+        collate([one.labelled for one in found]), collate_views(views) if views else None
+    )
 
 
 def _quiet_worker(_: int) -> None:

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
 from plantseg_next.structures import IGNORE, NO_LESION, Sample, is_lesion
 
@@ -254,6 +254,21 @@ def draw_tile(sample: Sample, placement: Placement, tile_px: int) -> Sample:
     )
     hidden = not is_lesion(lesion).any() and is_lesion(sample.lesion).any()
     return Sample(sample.key, image, lesion, leaf, IGNORE if hidden else sample.disease)
+
+
+def covered(
+    picture_hw: tuple[int, int], placement: Placement, tile_px: int
+) -> Bool[np.ndarray, "tile tile"]:
+    """Return which pixels of a tile lie in the picture; the rest mirrors it."""
+    return (
+        cv2.warpAffine(
+            np.ones(picture_hw, np.uint8),
+            placement.matrix(tile_px),
+            (tile_px, tile_px),
+            flags=cv2.INTER_NEAREST,
+        )
+        > 0
+    )
 
 
 def lesion_information(

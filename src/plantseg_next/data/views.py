@@ -71,6 +71,8 @@ class Photometry:
     ) -> UInt8[Tensor, "3 h w"]:
         """Return the picture under another light, as a tensor."""
         x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if self == UNCHANGED:
+            return x
         x = tv.adjust_brightness(x, 1 + rng.uniform(-1, 1) * self.brightness)
         x = tv.adjust_contrast(x, 1 + rng.uniform(-1, 1) * self.contrast)
         x = tv.adjust_saturation(x, 1 + rng.uniform(-1, 1) * self.saturation)
@@ -80,3 +82,12 @@ class Photometry:
         if rng.random() < self.blur:
             x = tv.gaussian_blur(x, [5, 5], [float(rng.uniform(0.3, 1.5))] * 2)
         return x
+
+
+UNCHANGED = Photometry(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+"""The weak view: as the camera saw it."""
+
+STRONG = Photometry(
+    brightness=0.5, contrast=0.5, saturation=0.5, hue=0.03, gamma=0.5, blur=0.5
+)
+"""The strong view. Colour is not taken away, as it is elsewhere: lesions are colour."""

@@ -130,13 +130,22 @@ class Segmenter(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Scores:
+    def forward(
+        self, image: Float[Tensor, "b 3 h w"], *, complementary: bool = False
+    ) -> Scores:
         """Return logits for pictures in [0, 1] of any size that is a multiple of 32.
 
         The maps come at stride 2; ``Scores.resized`` brings them to the picture's size.
+
+        Args:
+            image: The pictures.
+            complementary: Whether the second half of the batch shows the same tiles as
+                the first, and each half is to see other channels of the encoder.
         """
         x = (image - self.mean) / self.std
         stages = self.encoder(x)
+        if complementary:
+            stages = tuple(complementary_channels(stage) for stage in stages)
         fused, whole = self.decoder(*stages), self.summary(*stages)
         detail = self.detail(x)  # (b, 24, h / 2, w / 2)
         fused = F.interpolate(
@@ -150,6 +159,21 @@ class Segmenter(nn.Module):
             else self.disease_head(whole)
         )
         return Scores(lesion, self.leaf_head(joint), disease)
+
+
+def complementary_channels(stage: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Return the features with half the channels of each tile dropped, the rest doubled.
+
+    Channels that the first view of a tile keeps, its second view loses. Half of the
+    tiles stay whole.
+
+    Source:
+        Yang et al. 2025 (UniMatch V2), arXiv:2410.10777.
+    """
+    half = len(stage) // 2
+    keep = 2 * torch.randint(0, 2, (half, stage.shape[1], 1, 1), device=stage.device)
+    keep = keep.where(torch.rand(half, 1, 1, 1, device=stage.device) < 0.5, 1)
+    return stage * torch.cat([keep, 2 - keep]).to(stage.dtype)
 
 
 def build_segmenter(

@@ -4,8 +4,8 @@ import csv
 import io
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from plantseg_next.experiment import Experiment
 from plantseg_next.files import explained, write_atomically
 from plantseg_next.models.bundle import Card, write_bundle
 from plantseg_next.models.segmenter import Segmenter
+from plantseg_next.training.guards import Event
 from plantseg_next.training.trainer import Validation
 
 
@@ -24,7 +25,8 @@ class RunFolder:
     """Keep what a run is and how it goes; one of the trainer's watchers.
 
     ``settings.yaml``, ``manifest.json`` and ``run.json`` say what was run on what;
-    ``history.csv`` has a row a validation; ``best`` and ``last`` are the models.
+    ``history.csv`` has a row a validation, ``events.jsonl`` a line for whatever looked
+    wrong; ``best`` and ``last`` are the models.
 
     Args:
         folder: Exists, and holds no other run.
@@ -71,6 +73,7 @@ class RunFolder:
             "minutes": round((time.time() - self._started) / 60, 3),
             "best": int(best),
             **{f"val_{n}": round(v, 5) for n, v in validation.figures.items()},
+            **{n: round(v, 5) for n, v in validation.details.items()},
             **{
                 f"loss_{name}": round(float(total) / max(self._n_steps, 1), 5)
                 for name, total in self._sums.items()
@@ -79,11 +82,20 @@ class RunFolder:
         self._sums, self._n_steps = {}, 0
         self._rows.append(row)
         table = io.StringIO()
-        writer = csv.DictWriter(table, list(self._rows[0]), lineterminator="\n")
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        writer = csv.DictWriter(table, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
         card = replace(self._card, figures=dict(validation.figures))
         with explained(self._folder):
             write_atomically(self._folder / "history.csv", table.getvalue().encode())
+            self._append_events(step, validation.events)
             for name in ("last", "best") if best else ("last",):
                 write_bundle(self._folder / name, self._network, card)
+
+    def _append_events(self, step: int, events: Sequence[Event]) -> None:
+        """Add a line an event; whole lines survive whatever happens to the next one."""
+        with (self._folder / "events.jsonl").open("a", encoding="utf-8") as file:
+            for event in events:
+                line = {"time": round(time.time(), 1), "step": step, **asdict(event)}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -10,7 +10,7 @@ Axes: b tile, k class, h row, w column.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -169,6 +169,55 @@ def hardest_pixels(
     n_kept = max(1, -(-int(valid.sum() * round(share * 1e6)) // 10**6))
     kept = loss.masked_fill(~valid, 0.0).topk(n_kept).values
     return kept.sum() / n_kept
+
+
+def pseudo_cross_entropy(
+    logits: Float[Tensor, "b k h w"],
+    label: Int[Tensor, "b h w"],
+    inside: Bool[Tensor, "b h w"] | None,
+) -> Float[Tensor, ""]:
+    """Return the cross-entropy with labels of which only some are believed.
+
+    Args:
+        logits: Unnormalised class scores.
+        label: The teacher's class, ``IGNORE`` where it is not believed.
+        inside: Pixels that the sum is divided by, so that a batch of which little is
+            believed weighs little; ``None`` divides by the believed ones.
+
+    Returns:
+        Loss >= 0, in nats; 0 where nothing is believed.
+
+    Source:
+        Sohn et al. 2020 (FixMatch), arXiv:2001.07685, who divide by all.
+    """
+    total = F.cross_entropy(logits.float(), label, ignore_index=IGNORE, reduction="sum")
+    n = (label != IGNORE).sum() if inside is None else inside.sum()
+    return total / n.clamp_min(1)
+
+
+def consistency(
+    logits: Float[Tensor, "b k h w"],
+    teacher: Float[Tensor, "b k h w"],
+    label: Int[Tensor, "b h w"],
+    inside: Bool[Tensor, "b h w"],
+) -> Float[Tensor, ""]:
+    """Return the squared distance of the student's probabilities from the teacher's.
+
+    Args:
+        logits: The student's scores.
+        teacher: The teacher's scores of the same pixels; not differentiated.
+        label: ``IGNORE`` where the teacher is not believed; those pixels count as 0.
+        inside: Pixels of the picture, which the sum is divided by.
+
+    Returns:
+        Mean over pixels of the mean over classes, in [0, 2 / k].
+
+    Source:
+        Tarvainen and Valpola 2017 (Mean Teacher), arXiv:1703.01780.
+    """
+    gap = logits.float().softmax(1) - teacher.detach().float().softmax(1)
+    distance = gap.square().mean(1).masked_fill(label == IGNORE, 0.0)  # (b, h, w)
+    return distance.sum() / inside.sum().clamp_min(1)
 
 
 def boundary(

@@ -3,32 +3,64 @@
 A step turns batches into gradients and the named parts of their loss. What is learned
 from is plain in the targets: pixels and pictures without an annotation are ``IGNORE`` and
 teach nothing, so a row that marks lesions only, one that marks the leaf too and one that
-has only a name pass through the same lines.
+has only a name pass through the same lines. So do the teacher's labels: a pixel on which
+it is not believed is ``IGNORE``.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from plantseg_next.data.streams import collate
-from plantseg_next.experiment import LossSettings
+from plantseg_next.data.streams import Drawn, collate
+from plantseg_next.experiment import LossSettings, UnlabelledSettings
 from plantseg_next.models.segmenter import Scores
 from plantseg_next.structures import Batch
 from plantseg_next.training import losses
+from plantseg_next.training.accumulation import StepLoss, accumulate_gradients
+from plantseg_next.training.lessons import Lessons
+from plantseg_next.training.taught import Taught
 
 
-class StepLoss(NamedTuple):
-    """What one step is to learn from.
+def learn(
+    student: Callable[..., Scores],
+    drawn: Sequence[Drawn],
+    weights: LossSettings,
+    backward: Callable[[Tensor], object],
+    lessons: Lessons | None = None,
+) -> dict[str, Tensor]:
+    """Add the gradients of one step to the student's, and return the parts of its loss.
 
     Args:
-        total: The weighted sum, to be differentiated.
-        parts: Each part before its weight, detached, by name.
+        student: The network in training.
+        drawn: Micro-batches, on the network's device.
+        weights: What the parts of the supervised loss are worth.
+        backward: Differentiates a scalar, as Fabric does it.
+        lessons: What the teacher makes of tiles without labels, once it is its time.
     """
-
-    total: Tensor
-    parts: dict[str, Tensor]
+    labelled = collate([d.labelled for d in drawn])
+    loss = accumulate_gradients(
+        student,
+        [d.labelled.image for d in drawn],
+        lambda scores: supervised_loss(scores, labelled, weights),
+        backward,
+    )
+    weight = None if lessons is None else lessons.weight
+    if lessons is None or weight is None:
+        return loss.parts
+    taught = [
+        lessons.teach(d.unlabelled, d.labelled) for d in drawn if d.unlabelled is not None
+    ]
+    whole = Taught.joined(taught)
+    settings = lessons.settings
+    lesson = accumulate_gradients(
+        partial(student, complementary=True) if settings.strong_views > 1 else student,
+        [t.image for t in taught],
+        lambda scores: lesson_loss(scores, whole, settings, weight),
+        backward,
+    )
+    return loss.parts | lesson.parts
 
 
 def supervised_loss(scores: Scores, batch: Batch, weights: LossSettings) -> StepLoss:
@@ -62,73 +94,37 @@ def supervised_loss(scores: Scores, batch: Batch, weights: LossSettings) -> Step
     return StepLoss(total, {name: part.detach() for name, part in wanted.items()})
 
 
-def accumulate_gradients(
-    network: Callable[[Tensor], Scores],
-    batches: Sequence[Batch],
-    loss_of: Callable[[Scores, Batch], StepLoss],
-    backward: Callable[[Tensor], object],
+def lesson_loss(
+    scores: Scores, taught: Taught, settings: UnlabelledSettings, weight: float
 ) -> StepLoss:
-    """Add the gradient of one step, of one micro-batch or of several, and return its loss.
-
-    Several micro-batches give the gradient of the one large batch, not nearly but
-    exactly, for any loss: overlaps and hardest pixels are taken over all tiles. The
-    scores of all micro-batches are computed first without a graph; the loss is
-    differentiated with respect to them; then each micro-batch is run again, with the same
-    dropout, to carry its part of that gradient into the network. It costs one more
-    forward pass, and no more memory than the scores of the batch.
+    """Return the loss of tiles on which the teacher has spoken.
 
     Args:
-        network: Pictures in [0, 1] to scores.
-        batches: Micro-batches of one step, on the network's device.
-        loss_of: Loss of the scores of any number of tiles.
-        backward: Differentiates a scalar, as Fabric does it.
-
-    Source:
-        Gao et al. 2021 (GradCache), arXiv:2101.06983, for losses that join a batch.
+        scores: What the student says of ``taught.image``, at any resolution.
+        taught: What the teacher says.
+        settings: Method and weights.
+        weight: What all of it is worth now, beside the supervised loss.
     """
-    if len(batches) == 1:
-        loss = loss_of(network(batches[0].image), batches[0])
-        backward(loss.total)
-        return loss
-    chances: list[Chance] = []
-    with torch.no_grad():
-        found = []
-        for batch in batches:
-            chances.append(Chance.now())
-            found.append(network(batch.image))
-    whole = Scores(
-        *(torch.cat(maps).float().requires_grad_() for maps in zip(*found, strict=True))
+    h, w = taught.lesion.shape[-2:]
+    scores = scores.resized((h, w))
+    heads = (
+        ("lesson_lesion", scores.lesion, taught.lesion, 1.0),
+        ("lesson_leaf", scores.leaf, taught.leaf, 0.5),
     )
-    loss = loss_of(whole, collate(batches))  # for the targets; pictures come along
-    # Heads that no tile of the step is annotated for get no gradient at all.
-    slopes = torch.autograd.grad(
-        loss.total, whole, allow_unused=True, materialize_grads=True
-    )
-    first = 0
-    for batch, chance in zip(batches, chances, strict=True):
-        chance.restore()
-        part = slice(first, first + len(batch))
-        scores = network(batch.image)
-        pulls = [(s * g[part]).sum() for s, g in zip(scores, slopes, strict=True)]
-        backward(torch.stack([pull.float() for pull in pulls]).sum())
-        first = part.stop
-    return loss
-
-
-class Chance(NamedTuple):
-    """The state of PyTorch's random numbers, on the CPU and on the GPU if there is one."""
-
-    cpu: Tensor
-    gpu: Tensor | None
-
-    @classmethod
-    def now(cls) -> "Chance":
-        """Return the present state."""
-        has_gpu = torch.cuda.is_available()
-        return cls(torch.get_rng_state(), torch.cuda.get_rng_state() if has_gpu else None)
-
-    def restore(self) -> None:
-        """Go back to this state."""
-        torch.set_rng_state(self.cpu)
-        if self.gpu is not None:
-            torch.cuda.set_rng_state(self.gpu)
+    total = scores.lesion.new_zeros((), dtype=torch.float32)
+    parts: dict[str, Tensor] = {}
+    for name, logits, label, worth in heads:
+        if taught.scores is not None:
+            truth = taught.scores.lesion if name == "lesson_lesion" else taught.scores.leaf
+            part = losses.consistency(logits, truth, label, taught.inside)
+        else:
+            part = losses.pseudo_cross_entropy(
+                logits,
+                label,
+                taught.inside if settings.divide_by == "inside" else None,
+            )
+            if settings.dice > 0:
+                part = part + settings.dice * losses.soft_dice(logits, label)
+        total = total + weight * worth * part
+        parts[name] = part.detach()
+    return StepLoss(total, parts)

@@ -7,8 +7,7 @@ learns is in ``step.py``, what a batch holds in ``data/streams.py``.
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 from typing import Any, Protocol, runtime_checkable
@@ -17,12 +16,15 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from plantseg_next.data.streams import Drawn
 from plantseg_next.errors import TrainingError, UsageError
 from plantseg_next.experiment import Experiment, TrainingSettings
 from plantseg_next.runtime import Device
-from plantseg_next.structures import Batch
+from plantseg_next.structures import Batch, Views
+from plantseg_next.training.guards import Event
+from plantseg_next.training.lessons import Lessons
 from plantseg_next.training.schedules import warmup_cosine
-from plantseg_next.training.step import accumulate_gradients, supervised_loss
+from plantseg_next.training.step import learn
 
 ENCODER_STAGES = 4
 UNTIMED_STEPS = 10  # they pay for starting workers and choosing kernels
@@ -37,10 +39,14 @@ class Validation:
     Args:
         score: The one number by which the best model is chosen; higher is better.
         figures: All numbers, by name.
+        details: Further numbers, for the history only.
+        events: What looks wrong.
     """
 
     score: float
     figures: Mapping[str, float]
+    details: Mapping[str, float] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
 
 
 @runtime_checkable
@@ -71,11 +77,12 @@ class Outcome:
 
 def fit(
     network: nn.Module,
-    batches: Callable[[int], Iterator[Batch]],
+    batches: Callable[[int], Iterator[Drawn]],
     validate: Callable[[nn.Module], Validation],
     settings: Experiment,
     device: Device,
     watchers: Sequence[Watcher],
+    lessons: Lessons | None = None,
 ) -> Outcome:
     """Train a network; watchers hear of it and keep the models.
 
@@ -86,6 +93,8 @@ def fit(
         settings: Everything else.
         device: Where to compute.
         watchers: Told of every step and validation, in order.
+        lessons: What is learned from tiles without labels. Its teacher is then the one
+            that is judged: it is the better network.
 
     Raises:
         TrainingError: If a gradient is not finite; the step is not taken.
@@ -105,28 +114,34 @@ def fit(
     model, optimiser = fabric.setup(
         network, torch.optim.AdamW(parameter_groups(network, settings), lr=training.rate)
     )
+    if lessons is not None:
+        lessons.teacher.network.to(fabric.device)
+    judged = network if lessons is None else lessons.teacher.network
     source = batches(training.steps * accumulated)
-    loss_of = partial(supervised_loss, weights=settings.loss)
     pace = Pace(training)
     best: Validation | None = None
     step = 0
     while step < pace.steps:
         model.train()
         set_rate(optimiser, step, pace.steps, training.warmup_share)
-        tiles = [to_device(next(source), fabric.device) for _ in range(accumulated)]
+        drawn = [to_device(next(source), fabric.device) for _ in range(accumulated)]
+        if lessons is not None:
+            lessons.begin_step(step, pace.steps, drawn, rehearsal=pace.is_timing(step))
         optimiser.zero_grad(set_to_none=True)
-        loss = accumulate_gradients(model, tiles, loss_of, fabric.backward)
+        parts = learn(model, drawn, settings.loss, fabric.backward, lessons)
         norm = fabric.clip_gradients(
             model, optimiser, max_norm=training.clip, error_if_nonfinite=False
         )
         _refuse_infinite(norm, step)
         optimiser.step()
         step += 1
+        if lessons is not None:
+            lessons.teacher.update(network, steps=pace.steps)
         for watcher in watchers:
-            watcher.on_step(step, pace.steps, loss.parts)
+            watcher.on_step(step, pace.steps, parts)
         if pace.measures_at(step) or is_due(step, pace.steps, training.validations):
             before = time.perf_counter()
-            found = validate(network)
+            found = validate(judged)
             pace.learn(step, validation_s=time.perf_counter() - before)
             is_best = best is None or found.score >= best.score
             best = found if is_best else best
@@ -156,6 +171,10 @@ class Pace:
     def minutes(self) -> float:
         """Wall time so far."""
         return (time.perf_counter() - self._started) / 60
+
+    def is_timing(self, step: int) -> bool:
+        """Return whether the step after this one is among those that are timed."""
+        return self._settings.minutes is not None and step < UNTIMED_STEPS + TIMED_STEPS
 
     def measures_at(self, step: int) -> bool:
         """Return whether this step ends the timing; a validation is then timed too."""
@@ -261,16 +280,33 @@ def set_rate(
         group["lr"] = group["peak"] * factor
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch on a device, bytes turned into what the network wants."""
-    image = batch.image.to(device, non_blocking=True).float().div_(255)
-    return Batch(
-        image=image.contiguous(memory_format=torch.channels_last),
-        lesion=batch.lesion.to(device, non_blocking=True).long(),
-        leaf=batch.leaf.to(device, non_blocking=True).long(),
-        disease=batch.disease.to(device, non_blocking=True).long(),
-        distance=batch.distance.to(device, non_blocking=True),
-        keys=batch.keys,
+def to_device(drawn: Drawn, device: torch.device) -> Drawn:
+    """Return the tiles on a device, bytes turned into what the network wants."""
+    labelled, views = drawn
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    def picture(tensor: Tensor) -> Tensor:
+        image = moved(tensor).float().div_(255)
+        return image.contiguous(memory_format=torch.channels_last)
+
+    return Drawn(
+        Batch(
+            image=picture(labelled.image),
+            lesion=moved(labelled.lesion).long(),
+            leaf=moved(labelled.leaf).long(),
+            disease=moved(labelled.disease).long(),
+            distance=moved(labelled.distance),
+            keys=labelled.keys,
+        ),
+        views
+        and Views(
+            weak=picture(views.weak),
+            strong=torch.stack([picture(view) for view in views.strong]),
+            inside=moved(views.inside),
+            keys=views.keys,
+        ),
     )
 
 

@@ -1,0 +1,226 @@
+"""Gates: which pixels of the teacher to believe.
+
+A gate measures how *certain* the teacher is of each pixel, higher being surer, and
+believes what lies above a threshold. Certainties of different kinds have different units;
+they meet only as ranks among the teacher's pixels on labelled tiles, never as sums.
+
+Axes: b tile, k class, h row, w column, n pass with dropout.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from plantseg_next.structures import NO_LESION
+
+Kind = Literal["probability", "energy", "entropy", "dropout"]
+SAMPLE = 20_000
+"""Most pixels that a quantile is taken of: its error is then below half a percent."""
+MEMORY = 0.99
+"""Share of a running figure that one more step keeps."""
+
+
+def probability(logits: Float[Tensor, "b k h w"]) -> Float[Tensor, "b h w"]:
+    """Return the probability of the likeliest class, in [1 / k, 1]."""
+    return logits.float().softmax(1).amax(1)
+
+
+def energy(
+    logits: Float[Tensor, "b k h w"], *, temperature: float = 1.0
+) -> Float[Tensor, "b h w"]:
+    """Return the negative energy, ``T logsumexp(f / T)``: large where any score is large.
+
+    Source:
+        Liu et al. 2020, arXiv:2010.03759, for inputs; here for pixels. The original
+        system's ``-log(sum(softmax))`` is zero for every input, because a softmax sums to
+        one: it told no pixel from another. This is the formula that was meant.
+    """
+    return temperature * (logits.float() / temperature).logsumexp(1)
+
+
+def negative_entropy(logits: Float[Tensor, "b k h w"]) -> Float[Tensor, "b h w"]:
+    """Return minus the entropy over the classes, in parts of its maximum: [-1, 0]."""
+    log_prob = logits.float().log_softmax(1)
+    return (log_prob.exp() * log_prob).sum(1) / math.log(logits.shape[1])
+
+
+def steadiness(logits: Float[Tensor, "n b k h w"]) -> Float[Tensor, "b h w"]:
+    """Return minus the variance of the probabilities over passes, summed over classes.
+
+    Args:
+        logits: Of each pass with dropout; at least two.
+
+    Returns:
+        At most 0, which is perfect agreement.
+
+    Source:
+        Gal and Ghahramani 2016, arXiv:1506.02142.
+    """
+    return -logits.float().softmax(2).var(0, correction=0).sum(1)
+
+
+class Opinion(NamedTuple):
+    """What the teacher says of the pixels of one head.
+
+    Args:
+        logits: ``(b, k, h, w)``, without dropout.
+        passes: ``(n, b, k, h, w)`` with dropout; ``None`` where no gate asks for them.
+    """
+
+    logits: Tensor
+    passes: Tensor | None = None
+
+    @property
+    def label(self) -> Int[Tensor, "b h w"]:
+        """The likeliest class."""
+        return self.logits.argmax(1)
+
+    def certainty(self, kind: Kind) -> Float[Tensor, "b h w"]:
+        """Return how sure the teacher is, in the units of the kind."""
+        if kind == "probability":
+            return probability(self.logits)
+        if kind == "energy":
+            return energy(self.logits)
+        if kind == "entropy":
+            return negative_entropy(self.logits)
+        assert self.passes is not None, "the dropout gate needs passes"  # noqa: S101
+        return steadiness(self.passes)
+
+
+class Ranks:
+    """Where a certainty stands among those of labelled tiles, foreground apart.
+
+    Background pixels are many and sure; among them every lesion would rank last. So
+    pixels called lesion are ranked among such, and the others among theirs.
+    """
+
+    def __init__(self, points: int = 101) -> None:
+        self._at = torch.linspace(0, 1, points)
+        self._tables: list[Tensor | None] = [None, None]  # no lesion, lesion
+
+    def learn(self, certainty: Float[Tensor, " p"], is_lesion: Bool[Tensor, " p"]) -> None:
+        """Move the tables towards the quantiles of these pixels."""
+        for group in (0, 1):
+            values = _some(certainty[is_lesion == bool(group)])
+            if not len(values):
+                continue
+            found = values.quantile(self._at.to(values.device)).cpu()
+            old = self._tables[group]
+            self._tables[group] = found if old is None else old.lerp(found, 1 - 0.9)
+
+    def __call__(
+        self,
+        certainty: Float[Tensor, "*p"],
+        is_lesion: Bool[Tensor, "*p"],
+        *,
+        unknown: float = 0.0,
+    ) -> Float[Tensor, "*p"]:
+        """Return ranks in [0, 1]; ``unknown`` in a group that nothing was learned of."""
+        rank = torch.full_like(certainty, unknown)
+        for group, table in enumerate(self._tables):
+            if table is None:
+                continue
+            found = torch.searchsorted(
+                table.to(certainty.device), certainty.contiguous(), right=True
+            )
+            rank = torch.where(is_lesion == bool(group), found / len(table), rank)
+        return rank
+
+
+class Gate:
+    """Believe the pixels of which the teacher is certain enough; a gate a head.
+
+    Args:
+        kinds: Certainties to ask; several are combined as the mean of their ranks.
+        threshold: Least probability believed, in (0, 1). Other kinds believe the same
+            share of labelled pixels as this probability would, so that kinds differ in
+            which pixels they believe and not in how many.
+        n_classes: Classes of the head.
+        dynamic: Whether a class of which the teacher is seldom sure gets a lower
+            threshold, in proportion to its running certainty.
+        floor: Least share of the pixels of each class that is believed, so that a rare
+            disease keeps some; only where ``dynamic``.
+
+    Source:
+        Sohn et al. 2020 (FixMatch), arXiv:2001.07685, the fixed threshold; Zhang et al.
+        2021 (FlexMatch), arXiv:2110.08263, and Wang et al. 2023 (FreeMatch),
+        arXiv:2205.07246, the dynamic one; the floor and the equal shares are ours.
+    """
+
+    def __init__(
+        self,
+        kinds: tuple[Kind, ...],
+        *,
+        threshold: float,
+        n_classes: int,
+        dynamic: bool,
+        floor: float,
+    ) -> None:
+        self.kinds = kinds
+        self.threshold = threshold
+        self.dynamic = dynamic
+        self.floor = floor
+        self._sureness = torch.ones(n_classes)  # running mean probability of a class
+        self._ranks = {kind: Ranks() for kind in ("probability", *kinds)}
+
+    @property
+    def needs_ranks(self) -> bool:
+        """Whether ``learn`` must be called now and then."""
+        return self.kinds != ("probability",)
+
+    def learn(self, opinion: Opinion, known: Bool[Tensor, "b h w"]) -> None:
+        """Learn the ranks from the teacher's opinion on labelled tiles."""
+        is_lesion = (opinion.label != NO_LESION)[known]
+        for kind, ranks in self._ranks.items():
+            ranks.learn(opinion.certainty(kind)[known], is_lesion)
+
+    def notice(self, opinion: Opinion, inside: Bool[Tensor, "b h w"]) -> None:
+        """Update how sure the teacher usually is of each class."""
+        label, prob = opinion.label, opinion.certainty("probability")
+        for c in range(len(self._sureness)):
+            mine = prob[(label == c) & inside]
+            if len(mine):
+                self._sureness[c].lerp_(mine.mean().cpu(), 1 - MEMORY)
+
+    def believes(
+        self, opinion: Opinion, inside: Bool[Tensor, "b h w"]
+    ) -> Bool[Tensor, "b h w"]:
+        """Return which pixels to believe; none outside ``inside``."""
+        label = opinion.label
+        certainty = opinion.certainty("probability")
+        bar = self._thresholds.to(certainty.device)[label]  # (b, h, w)
+        if self.needs_ranks:
+            is_lesion = label != NO_LESION
+            bar = self._ranks["probability"](bar, is_lesion, unknown=2.0)  # out of reach
+            certainty = torch.stack(
+                [self._ranks[k](opinion.certainty(k), is_lesion) for k in self.kinds]
+            ).mean(0)
+        believed = (certainty >= bar) & inside
+        if self.dynamic:
+            believed |= self._surest(label, certainty, inside)
+        return believed
+
+    @property
+    def _thresholds(self) -> Float[Tensor, " k"]:
+        if not self.dynamic:
+            return torch.full_like(self._sureness, self.threshold)
+        return self.threshold * self._sureness / self._sureness.max()
+
+    def _surest(
+        self, label: Tensor, certainty: Tensor, inside: Tensor
+    ) -> Bool[Tensor, "b h w"]:
+        """Return the surest pixels of each class, as many as the floor asks for."""
+        surest = torch.zeros_like(inside)
+        for c in label[inside].unique().tolist():
+            mine = (label == c) & inside
+            bar = _some(certainty[mine]).quantile(1 - self.floor)
+            surest |= mine & (certainty >= bar)
+        return surest
+
+
+def _some(values: Tensor) -> Tensor:
+    """Return at most ``SAMPLE`` of the values, evenly picked: the same every time."""
+    return values[:: max(1, -(-len(values) // SAMPLE))]

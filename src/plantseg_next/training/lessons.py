@@ -1,0 +1,186 @@
+"""Lessons: what a slow teacher makes of tiles without labels."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from plantseg_next.data.streams import Drawn
+from plantseg_next.experiment import UnlabelledSettings
+from plantseg_next.models.segmenter import LEAF_LOGITS, Scores
+from plantseg_next.structures import IGNORE, NO_LESION, Batch, ClassMap, Views
+from plantseg_next.training.gating import Gate, Opinion
+from plantseg_next.training.mixing import cut_mix, draw_boxes, paste_lesions
+from plantseg_next.training.schedules import ramp_up
+from plantseg_next.training.taught import Taught
+from plantseg_next.training.teacher import Teacher
+
+ASKED_EVERY = 20
+"""Steps between two looks of the teacher at labelled tiles."""
+
+
+class Lessons:
+    """Turn unlabelled tiles into labelled ones, as far as the teacher is to be believed.
+
+    Args:
+        teacher: Follows the student.
+        settings: Method, gates and mixes.
+        classes: Of the network.
+    """
+
+    def __init__(
+        self, teacher: Teacher, settings: UnlabelledSettings, classes: ClassMap
+    ) -> None:
+        self.teacher = teacher
+        self.settings = settings
+        self.weight: float | None = None
+        self._begun: float | None = None
+        self._has_leaf = classes.has_leaf
+        self._lesion_gate, self._leaf_gate = (
+            Gate(
+                settings.gate,
+                threshold=settings.threshold,
+                n_classes=n,
+                dynamic=settings.dynamic,
+                floor=settings.floor,
+            )
+            for n in (classes.n_lesion_logits, LEAF_LOGITS)
+        )
+
+    def begin_step(
+        self, step: int, steps: int, drawn: Sequence[Drawn], *, rehearsal: bool
+    ) -> None:
+        """Set the weight of the lessons for this step; ``None`` while there are none.
+
+        Now and then the teacher looks at labelled tiles: lessons begin when it finds a
+        lesion there, and its ranks are learned from what it says of them.
+
+        Args:
+            step: Steps already taken.
+            steps: Steps of the run.
+            drawn: What the step learns from.
+            rehearsal: Whether to give a lesson that counts for nothing, while steps are
+                timed: the run is planned by what a step will cost.
+        """
+        self.weight = 0.0 if rehearsal else None
+        done = step / max(steps, 1)
+        waits = self._begun is None and done >= self.settings.starts
+        if waits or (self._lesion_gate.needs_ranks and step % ASKED_EVERY == 0):
+            found = self._look_at(drawn[0].labelled)
+            if waits and found:
+                self._begun = done
+        if self._begun is not None:
+            ramp = max(self.settings.ramp, 1e-6)
+            self.weight = self.settings.weight * ramp_up((done - self._begun) / ramp)
+
+    def teach(self, views: Views, donors: Batch) -> Taught:
+        """Return the student's tiles, labelled by the teacher.
+
+        With two strong views, the second half of the tiles are the first under another
+        light and another mix.
+        """
+        lesion, leaf = self._opinions(views.weak)
+        self._lesion_gate.notice(lesion, views.inside)
+        self._leaf_gate.notice(leaf, views.inside)
+        sure = self._lesion_gate.believes(lesion, views.inside)
+        lesion_label = lesion.label.masked_fill(~sure, IGNORE)
+        leaf_label = torch.full_like(lesion_label, IGNORE)
+        if self._has_leaf:
+            sure = self._leaf_gate.believes(leaf, views.inside)
+            leaf_label = leaf.label.masked_fill(~sure, IGNORE)
+        if self.settings.method == "mean_teacher":
+            scores = Scores(lesion.logits, leaf.logits, lesion.logits.new_zeros(0))
+            return Taught(views.strong[0], lesion_label, leaf_label, views.inside, scores)
+        return Taught.joined(
+            [
+                self._mixed(Taught(image, lesion_label, leaf_label, views.inside), donors)
+                for image in views.strong
+            ]
+        )
+
+    def audit(self, student: nn.Module, hidden: Batch) -> dict[str, float]:
+        """Return how much of the teacher's word is believed, and how right that is.
+
+        Args:
+            student: Whose scores are compared with the teacher's.
+            hidden: Tiles whose masks the run does not learn from.
+
+        Returns:
+            ``believed_...`` is the share of the pixels that the teacher calls so which
+            pass the gate, ``right_...`` the share of those that are what it says, for
+            "none" (no lesion) and "lesion" (any class, named right); ``agreement`` is
+            the Dice overlap of the student's lesions with the teacher's. All in [0, 1],
+            NaN where there is nothing to divide by.
+        """
+        opinion, _ = self._opinions(hidden.image)
+        known = hidden.lesion != IGNORE
+        sure = self._lesion_gate.believes(opinion, known)
+        label = opinion.label
+        figures: dict[str, float] = {}
+        for name, mine in (("none", label == NO_LESION), ("lesion", label != NO_LESION)):
+            right = sure & mine & (label == hidden.lesion)
+            figures[f"believed_{name}"] = _ratio(sure & mine, mine & known)
+            figures[f"right_{name}"] = _ratio(right, sure & mine)
+        with torch.no_grad():
+            was_training = student.training
+            scores = student.eval()(hidden.image).resized(label.shape[1:])
+            student.train(was_training)
+        mine, its = scores.lesion.argmax(1) != NO_LESION, label != NO_LESION
+        both = (mine & its & known).sum() * 2
+        either = (mine & known).sum() + (its & known).sum()
+        figures["agreement"] = float(both / either) if either else math.nan
+        return figures
+
+    def _mixed(self, tiles: Taught, donors: Batch) -> Taught:
+        device = tiles.lesion.device
+        b, h, w = tiles.lesion.shape
+        if self.settings.copy_paste > 0:
+            chosen = torch.rand(b) < self.settings.copy_paste
+            tiles = paste_lesions(tiles, donors, chosen.to(device))
+        if self.settings.cut_mix > 0:
+            boxes = draw_boxes(b, (h, w), chance=self.settings.cut_mix)
+            tiles = cut_mix(tiles, boxes.to(device))
+        return tiles
+
+    def _look_at(self, labelled: Batch) -> bool:
+        """Learn the ranks from labelled tiles; return whether a lesion was found there."""
+        lesion, leaf = self._opinions(labelled.image)
+        known = labelled.lesion != IGNORE
+        if self._lesion_gate.needs_ranks:
+            self._lesion_gate.learn(lesion, known)
+            self._leaf_gate.learn(leaf, labelled.leaf != IGNORE)
+        is_lesion = known & (labelled.lesion != NO_LESION)
+        return bool((is_lesion & (lesion.label != NO_LESION)).any())
+
+    def _opinions(self, image: Tensor) -> tuple[Opinion, Opinion]:
+        """Return what the teacher says of the lesions and of the leaf."""
+        teacher = self.teacher
+        size = (image.shape[2], image.shape[3])
+        scores = teacher(image).resized(size)
+        if "dropout" not in self.settings.gate:
+            return Opinion(scores.lesion), Opinion(scores.leaf)
+        with dropout_on(teacher.network):
+            passes = [teacher(image).resized(size) for _ in range(self.settings.passes)]
+        return (
+            Opinion(scores.lesion, torch.stack([p.lesion for p in passes])),
+            Opinion(scores.leaf, torch.stack([p.leaf for p in passes])),
+        )
+
+
+def _ratio(some: Tensor, all_: Tensor) -> float:
+    return float(some.sum() / all_.sum()) if all_.any() else math.nan
+
+
+@contextmanager
+def dropout_on(network: nn.Module) -> Iterator[None]:
+    """Let a network in eval drop values, and nothing else, for a while."""
+    layers = [m for m in network.modules() if isinstance(m, (nn.Dropout, nn.Dropout2d))]
+    for layer in layers:
+        layer.train()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.eval()

@@ -1,0 +1,88 @@
+"""Mixed tiles: what one tile holds is moved into another, and its label with it.
+
+A mix moves everything that is said of a pixel - picture, label, what is ignored, what is
+doubted - by one mask. Chance is PyTorch's own, which a run keeps with its state.
+
+Axes: b tile, c channel, h row, w column.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torch.nn import functional as F
+
+from plantseg_next.structures import IGNORE, NO_LESION, Batch
+from plantseg_next.training.taught import Taught
+
+BOX_AREA = (0.02, 0.4)  # parts of the tile
+BOX_ASPECT = (0.3, 1 / 0.3)  # height over width
+
+
+def draw_boxes(b: int, size_hw: tuple[int, int], *, chance: float) -> Bool[Tensor, "b h w"]:
+    """Return a box a tile, empty with the chance ``1 - chance``.
+
+    Source:
+        Yun et al. 2019 (CutMix), arXiv:1905.04899; sizes as in UniMatch (Yang et al.
+        2023, arXiv:2208.09910).
+    """
+    h, w = size_hw
+    boxes = torch.zeros(b, h, w, dtype=torch.bool)
+    for box in boxes:
+        drawn, area, aspect, y, x = torch.rand(5).tolist()
+        if drawn >= chance:
+            continue
+        area = (BOX_AREA[0] + area * (BOX_AREA[1] - BOX_AREA[0])) * h * w
+        low, high = (math.log(a) for a in BOX_ASPECT)
+        ratio = math.exp(low + aspect * (high - low))
+        box_h = min(h, max(1, round(math.sqrt(area * ratio))))
+        box_w = min(w, max(1, round(math.sqrt(area / ratio))))
+        top, left = int(y * (h - box_h + 1)), int(x * (w - box_w + 1))
+        box[top : top + box_h, left : left + box_w] = True
+    return boxes
+
+
+def cut_mix(tiles: Taught, boxes: Bool[Tensor, "b h w"]) -> Taught:
+    """Return the tiles with the content of each box taken from the tile before."""
+
+    def moved(own: Tensor) -> Tensor:
+        where = boxes if own.ndim == 3 else boxes[:, None]
+        return torch.where(where, own.roll(1, dims=0), own)
+
+    return tiles.each(moved)
+
+
+def paste_lesions(
+    tiles: Taught, donors: Batch, chosen: Bool[Tensor, " b"], *, soft_px: int = 3
+) -> Taught:
+    """Return the tiles with lesions of labelled tiles pasted onto them.
+
+    A lesion is pasted only where the tile is not known to be off the leaf, and its edge
+    is blended over ``soft_px`` pixels, so that the network learns lesions and not seams.
+    What is pasted is a true label: it is believed.
+
+    Args:
+        tiles: To be pasted on.
+        donors: Labelled tiles of the same size; taken in turn, as often as it needs.
+        chosen: Which tiles get one.
+        soft_px: Width of the blend, odd.
+
+    Source:
+        Ghiasi et al. 2021 (copy-paste), arXiv:2012.07177, across the border of labelled
+        and unlabelled pictures as in Bai et al. 2023 (BCP), arXiv:2305.00673.
+    """
+    order = torch.arange(len(tiles.lesion), device=tiles.lesion.device) % len(donors)
+    lesion = donors.lesion[order]
+    pasted = (lesion != NO_LESION) & (lesion != IGNORE) & chosen[:, None, None]
+    pasted &= (tiles.leaf != 0) & tiles.inside
+    alpha = F.avg_pool2d(
+        pasted[:, None].float(), soft_px, stride=1, padding=soft_px // 2
+    )  # (b, 1, h, w)
+    image = alpha * donors.image[order] + (1 - alpha) * tiles.image
+    return Taught(
+        image=image,
+        lesion=torch.where(pasted, lesion, tiles.lesion),
+        leaf=torch.where(pasted & (tiles.leaf != IGNORE), 1, tiles.leaf),
+        inside=tiles.inside,
+    )

@@ -1,0 +1,60 @@
+"""The teacher: a slow running mean of the student, who is surer than the student is.
+
+Source: Tarvainen and Valpola 2017 (Mean Teacher), arXiv:1703.01780.
+"""
+
+import copy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from plantseg_next.models.segmenter import Scores
+from plantseg_next.training.schedules import teacher_decay
+
+
+class Teacher:
+    """Follow a student; always in eval, never differentiated.
+
+    Parameters and float buffers are averaged; integer buffers (counters) are copied.
+
+    Args:
+        student: Copied as it stands.
+        decay: Greatest share of the old teacher that an update keeps, in [0, 1).
+        bfloat16: Whether it computes in bfloat16, as its student does; its weights stay
+            in float32, or small steps would round away.
+    """
+
+    def __init__(self, student: nn.Module, *, decay: float, bfloat16: bool = False) -> None:
+        self.network = copy.deepcopy(student).eval().requires_grad_(False)
+        self.decay = decay
+        self.bfloat16 = bfloat16
+        self.updates = 0
+
+    @torch.no_grad()
+    def __call__(self, image: Float[Tensor, "b 3 h w"]) -> Scores:
+        """Return what the teacher says of pictures."""
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return self.network(image)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, *, steps: int) -> None:
+        """Move towards the student; call once an optimiser step, after it.
+
+        Args:
+            student: As it stands after the step.
+            steps: Length of the run, which bounds the decay; see ``teacher_decay``.
+        """
+        decay = teacher_decay(self.updates, steps=steps, greatest=self.decay)
+        old, new = _tensors(self.network), _tensors(student)
+        averaged = [name for name, tensor in old.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_(
+            [old[n] for n in averaged], [new[n].detach() for n in averaged], 1 - decay
+        )
+        for name in old.keys() - set(averaged):
+            old[name].copy_(new[name])
+        self.updates += 1
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return dict(network.named_parameters()) | dict(network.named_buffers())

@@ -1,0 +1,92 @@
+"""What a model is sure of becomes the next run's masks."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plantseg_next import api
+from plantseg_next.data.image_io import load_sample
+from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.mask_values import decode_mask
+from plantseg_next.data.synthetic import write_drawn_folder
+from plantseg_next.errors import UsageError
+from plantseg_next.experiment import (
+    DataSettings,
+    Experiment,
+    ModelSettings,
+    TrainingSettings,
+)
+from plantseg_next.pseudo_labels import coding_of, sure_mask
+from plantseg_next.structures import IGNORE, ClassMap, Prediction
+
+TINY = Experiment(
+    data=DataSettings(tile_px=64, workers=0),
+    model=ModelSettings(width=32, layers=1),
+    training=TrainingSettings(
+        minutes=None, steps=4, batch=2, validations=1, validation_pictures=3
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def run(drawn_folder, tmp_path_factory):
+    return api.train(drawn_folder, tmp_path_factory.mktemp("runs") / "run", TINY)
+
+
+def prediction(lesion, leaf, name):
+    probability, leaf = (np.array([values], np.float16) for values in (lesion, leaf))
+    found = np.where(probability >= 0.5, np.array([name]), 0).astype(np.uint8)
+    return Prediction(found, probability, leaf)
+
+
+def test_masks_say_what_is_sure_and_nothing_else():
+    classes = ClassMap(("rust", "blight"), has_leaf=True)
+    #            lesion  lesion?  leaf  leaf?  ground  lesion off the leaf
+    lesion = [0.95, 0.80, 0.02, 0.02, 0.02, 0.95]
+    leaf = [0.99, 0.99, 0.97, 0.60, 0.03, 0.50]
+    found = prediction(lesion, leaf, [2, 2, 1, 1, 1, 1])
+    mask, certainty = sure_mask(found, threshold=0.9, has_leaf=True)
+    assert mask[0].tolist() == [3, IGNORE, 1, IGNORE, 0, 2]
+    assert certainty[0] == pytest.approx([0.95, 0.80, 0.97, 0.60, 0.97, 0.95], abs=2e-3)
+    decoded = decode_mask(mask, coding_of(classes), classes)
+    assert decoded[0][0].tolist() == [2, IGNORE, 0, IGNORE, 0, 1]
+    assert decoded[1][0].tolist() == [1, IGNORE, 1, IGNORE, 0, 1]
+    bare, _ = sure_mask(found, threshold=0.9, has_leaf=False)
+    assert bare[0].tolist() == [2, IGNORE, 0, 0, 0, 1]
+
+
+def test_a_folder_is_labelled_corrected_and_learned_from(run, drawn_folder, tmp_path):
+    write_drawn_folder(tmp_path / "more", 5, seed=7, size_hw=(96, 96))
+    pictures = tmp_path / "more" / "images"
+    (pictures / "broken.jpg").write_bytes(b"not a picture")
+    found = api.pseudo_label(run.folder, pictures, tmp_path / "out", threshold=0.6)
+    assert len(found.rows) == 5
+    assert [name for name, _ in found.skipped] == ["broken.jpg"]
+    with (tmp_path / "out" / "pseudo_labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5
+    manifest = read_folder(tmp_path / "out")
+    sample = load_sample(manifest.rows[0], manifest)
+    believed = (sample.lesion != IGNORE).mean()
+    assert 100 * believed == pytest.approx(float(rows[0]["believed_pct"]), abs=0.01)
+
+    mask = manifest.rows[0].mask  # a person paints it over
+    Image.fromarray(np.full((96, 96), 2, np.uint8)).save(mask)
+    again = load_sample(manifest.rows[0], manifest)
+    assert (again.lesion == 1).all()
+
+    second = api.train(
+        drawn_folder, tmp_path / "second", TINY, pseudo_labels=[tmp_path / "out"]
+    )
+    assert second.n_train == run.n_train + 5
+    assert second.n_val == run.n_val
+    kept = Manifest.read(second.folder / "manifest.json")
+    assert kept.classes == Manifest.read(run.folder / "manifest.json").classes
+
+
+def test_a_threshold_that_believes_everything_is_refused(run, drawn_folder, tmp_path):
+    with pytest.raises(UsageError, match=r"The threshold is 0\.5\."):
+        api.pseudo_label(run.folder, drawn_folder, tmp_path / "out", threshold=0.5)

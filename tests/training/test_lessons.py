@@ -1,0 +1,207 @@
+import pytest
+import torch
+
+from plantseg_next.data.streams import Drawn
+from plantseg_next.experiment import LossSettings, ModelSettings, UnlabelledSettings
+from plantseg_next.models.segmenter import Scores, build_segmenter, complementary_channels
+from plantseg_next.structures import IGNORE, Batch, ClassMap, Views
+from plantseg_next.training.lessons import Lessons, dropout_on
+from plantseg_next.training.step import learn, lesson_loss
+from plantseg_next.training.taught import Taught
+from plantseg_next.training.teacher import Teacher
+
+CLASSES = ClassMap(("rust", "blight"), (), has_leaf=True)
+PLAIN = {"cut_mix": 0.0, "copy_paste": 0.0, "dynamic": False, "starts": 0.0, "ramp": 0.0}
+
+
+def network(dropout=0.0):
+    torch.manual_seed(0)
+    return build_segmenter(ModelSettings(width=32, layers=1, dropout=dropout), CLASSES)
+
+
+def drawn(n=2, size=64, n_strong=1, seed=0):
+    chance = torch.Generator().manual_seed(seed)
+    image = torch.rand(n, 3, size, size, generator=chance)
+    inside = torch.ones(n, size, size, dtype=torch.bool)
+    inside[:, :5] = False
+    return Drawn(
+        Batch(
+            image=torch.rand(n, 3, size, size, generator=chance),
+            lesion=torch.randint(0, 3, (n, size, size), generator=chance),
+            leaf=torch.ones(n, size, size, dtype=torch.long),
+            disease=torch.full((n,), IGNORE),
+            distance=torch.zeros(n, size, size),
+            keys=("labelled",) * n,
+        ),
+        Views(image, torch.stack([image] * n_strong), inside, ("unlabelled",) * n),
+    )
+
+
+def make_lessons(student=None, **changes):
+    settings = UnlabelledSettings(**(PLAIN | changes))
+    return Lessons(Teacher(student or network(), decay=0.9), settings, CLASSES)
+
+
+class Stub:
+    """A teacher that says one thing of every pixel."""
+
+    def __init__(self, lesion):
+        self.lesion = torch.tensor(lesion)
+
+    def __call__(self, image):
+        b, _, h, w = image.shape
+        lesion = self.lesion.view(1, 3, 1, 1).expand(b, 3, h // 2, w // 2)
+        leaf = torch.tensor([-9.0, 9.0]).view(1, 2, 1, 1).expand(b, 2, h // 2, w // 2)
+        return Scores(lesion, leaf, lesion.new_zeros(b, 0))
+
+
+def test_a_sure_teacher_becomes_a_label_and_a_doubtful_one_is_ignored():
+    lessons = make_lessons()
+    one = drawn()
+    lessons.teacher = Stub([0.0, 9.0, 0.0])
+    sure = lessons.teach(one.unlabelled, one.labelled)
+    inside = one.unlabelled.inside
+    assert (sure.lesion[inside] == 1).all()
+    assert (sure.leaf[inside] == 1).all()
+    assert (sure.lesion[~inside] == IGNORE).all()
+    lessons.teacher = Stub([0.0, 0.5, 0.0])
+    doubtful = lessons.teach(one.unlabelled, one.labelled)
+    assert (doubtful.lesion == IGNORE).all()
+
+
+def test_lessons_wait_until_the_teacher_finds_a_lesion():
+    lessons = make_lessons(starts=0.2, ramp=0.5)
+    batch = [drawn()]
+    lessons.teacher = Stub([9.0, 0.0, 0.0])
+    for step in range(100):
+        lessons.begin_step(step, 100, batch, rehearsal=False)
+        assert lessons.weight is None
+    lessons.teacher = Stub([0.0, 9.0, 0.0])
+    lessons.begin_step(10, 100, batch, rehearsal=False)
+    assert lessons.weight is None  # too early in the run
+    lessons.begin_step(20, 100, batch, rehearsal=False)
+    assert lessons.weight == pytest.approx(0.0067, abs=1e-4)
+    lessons.begin_step(70, 100, batch, rehearsal=False)
+    assert lessons.weight == pytest.approx(1.0)
+
+
+def test_a_rehearsal_costs_a_lesson_and_teaches_nothing():
+    student = network()
+    lessons = make_lessons(student, starts=1.0)
+    batch = [drawn()]
+    weights = LossSettings()
+    learn(student, batch, weights, lambda loss: loss.backward())
+    alone = {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
+    student.zero_grad()
+    lessons.begin_step(0, 100, batch, rehearsal=True)
+    parts = learn(student, batch, weights, lambda loss: loss.backward(), lessons)
+    assert "lesson_lesion" in parts
+    for name, parameter in student.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, alone[name])
+
+
+@pytest.mark.parametrize("method", ["mean_teacher", "weak_to_strong"])
+@pytest.mark.parametrize("n_strong", [1, 2])
+def test_lessons_in_micro_batches_give_the_gradient_of_the_large_batch(method, n_strong):
+    student = network()
+    found = []
+    for batches in ([drawn(4, n_strong=n_strong)], halves(drawn(4, n_strong=n_strong))):
+        lessons = make_lessons(student, method=method, threshold=0.4, dice=1.0)
+        lessons.weight = 1.0
+        student.zero_grad()
+        learn(student, batches, LossSettings(), lambda loss: loss.backward(), lessons)
+        found.append(student.lesion_head.weight.grad.clone())
+    assert (found[0] - found[1]).norm() < 1e-3 * found[0].norm()
+
+
+def halves(one):
+    labelled, views = one
+    names = labelled.__dataclass_fields__
+    return [
+        Drawn(
+            Batch(*(getattr(labelled, n)[i : i + 2] for n in names)),
+            Views(
+                views.weak[i : i + 2],
+                views.strong[:, i : i + 2],
+                views.inside[i : i + 2],
+                views.keys[i : i + 2],
+            ),
+        )
+        for i in (0, 2)
+    ]
+
+
+def test_what_is_not_believed_has_no_gradient():
+    logits = torch.randn(1, 3, 8, 8, requires_grad=True)
+    leaf = torch.randn(1, 2, 8, 8, requires_grad=True)
+    label = torch.full((1, 8, 8), IGNORE)
+    label[0, :2] = 1
+    taught = Taught(
+        torch.zeros(1, 3, 8, 8),
+        label,
+        torch.full((1, 8, 8), IGNORE),
+        torch.ones(1, 8, 8, dtype=torch.bool),
+    )
+    scores = Scores(logits, leaf, torch.zeros(1, 0))
+    for method, said in (("weak_to_strong", None), ("mean_teacher", scores)):
+        settings = UnlabelledSettings(method=method)
+        logits.grad = leaf.grad = None
+        shifted = said and Scores(
+            logits.detach() + 1.0 * logits.detach(), leaf, said.disease
+        )
+        with_scores = Taught(
+            taught.image, taught.lesion, taught.leaf, taught.inside, shifted
+        )
+        lesson_loss(scores, with_scores, settings, 1.0).total.backward()
+        assert logits.grad[0, :, :2].any()
+        assert not logits.grad[0, :, 2:].any()
+        assert leaf.grad is None or not leaf.grad.any()
+
+
+def test_dividing_by_the_picture_makes_doubt_weigh_less():
+    logits = torch.randn(1, 3, 8, 8)
+    label = torch.full((1, 8, 8), IGNORE)
+    label[0, :2] = 1
+    taught = Taught(
+        torch.zeros(1, 3, 8, 8),
+        label,
+        torch.full_like(label, IGNORE),
+        torch.ones(1, 8, 8, dtype=torch.bool),
+    )
+    scores = Scores(logits, torch.zeros(1, 2, 8, 8), torch.zeros(1, 0))
+    all_, believed = (
+        lesson_loss(scores, taught, UnlabelledSettings(divide_by=by, dice=0.0), 1.0).total
+        for by in ("inside", "believed")
+    )
+    assert all_.item() == pytest.approx(believed.item() / 4, rel=1e-5)
+
+
+def test_two_views_see_complementary_channels():
+    torch.manual_seed(0)
+    stage = torch.ones(8, 100, 2, 2)
+    first, second = complementary_channels(stage).chunk(2)
+    assert torch.equal(first + second, torch.full_like(first, 2.0))
+    whole = (first == 1).flatten(1).all(1)
+    assert 0 < whole.sum() < 4
+    assert set(first[~whole].unique().tolist()) == {0.0, 2.0}
+
+
+def test_dropout_is_on_for_a_while_only():
+    net = network(dropout=0.5).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        still = net(image).lesion
+        with dropout_on(net):
+            assert not torch.equal(net(image).lesion, net(image).lesion)
+        assert torch.equal(net(image).lesion, still)
+    assert not net.training
+
+
+def test_the_dropout_gate_asks_for_passes():
+    student = network(dropout=0.5)
+    lessons = make_lessons(student, gate=("dropout", "probability"), threshold=0.4)
+    one = drawn()
+    lessons.begin_step(0, 100, [one], rehearsal=False)  # learns its ranks
+    taught = lessons.teach(one.unlabelled, one.labelled)
+    assert (taught.lesion != IGNORE).any()

@@ -1,0 +1,75 @@
+import torch
+
+from plantseg_next.structures import IGNORE, Batch
+from plantseg_next.training.mixing import BOX_AREA, cut_mix, draw_boxes, paste_lesions
+from plantseg_next.training.taught import Taught
+
+
+def tiles(n: int = 3, size: int = 32) -> Taught:
+    """Tiles in which every map tells which tile it came from."""
+    own = torch.arange(n)[:, None, None].expand(n, size, size).clone()
+    return Taught(
+        image=own[:, None].expand(n, 3, size, size).float() / 10,
+        lesion=own,
+        leaf=own.clone(),
+        inside=own != 1,
+    )
+
+
+def donors(lesion: torch.Tensor) -> Batch:
+    n, size, _ = lesion.shape
+    return Batch(
+        image=torch.full((n, 3, size, size), 0.9),
+        lesion=lesion,
+        leaf=torch.ones_like(lesion),
+        disease=torch.zeros(n, dtype=torch.long),
+        distance=torch.zeros(n, size, size),
+        keys=("donor",) * n,
+    )
+
+
+def test_boxes_have_the_stated_size_and_chance():
+    torch.manual_seed(0)
+    area = draw_boxes(2000, (64, 64), chance=0.5).flatten(1).float().mean(1)
+    drawn = area[area > 0]
+    assert 0.45 < len(drawn) / 2000 < 0.55
+    assert BOX_AREA[0] * 0.8 < drawn.min()
+    assert drawn.max() < BOX_AREA[1] * 1.1
+    assert not draw_boxes(20, (64, 64), chance=0.0).any()
+
+
+def test_a_box_moves_everything_that_is_said_of_a_pixel():
+    before = tiles()
+    boxes = torch.zeros(3, 32, 32, dtype=torch.bool)
+    boxes[:, 4:10, 6:20] = True
+    after = cut_mix(before, boxes)
+    for own in range(3):
+        partner = (own - 1) % 3
+        for maps in ((after.lesion, before.lesion), (after.leaf, before.leaf),
+                     (after.inside, before.inside)):  # fmt: skip
+            new, old = maps
+            assert torch.equal(new[own][boxes[own]], old[partner][boxes[own]])
+            assert torch.equal(new[own][~boxes[own]], old[own][~boxes[own]])
+        assert (after.image[own][:, boxes[own]] == before.image[partner, 0, 0, 0]).all()
+
+
+def test_pasted_lesions_bring_their_true_label():
+    lesion = torch.zeros(1, 32, 32, dtype=torch.long)
+    lesion[0, 8:16, 8:16] = 2
+    lesion[0, 0] = IGNORE
+    onto = Taught(
+        image=torch.zeros(2, 3, 32, 32),
+        lesion=torch.full((2, 32, 32), IGNORE),
+        leaf=torch.ones(2, 32, 32, dtype=torch.long),
+        inside=torch.ones(2, 32, 32, dtype=torch.bool),
+    )
+    onto.leaf[:, :, 12:] = 0  # known to be off the leaf: nothing is pasted there
+    found = paste_lesions(onto, donors(lesion), torch.tensor([True, False]))
+    where = torch.zeros(32, 32, dtype=torch.bool)
+    where[8:16, 8:12] = True
+    assert (found.lesion[0][where] == 2).all()
+    assert (found.lesion[0][~where] == IGNORE).all()
+    assert torch.allclose(found.image[0, :, 10, 10], torch.tensor(0.9))
+    assert (found.image[0, :, 20, 20] == 0).all()
+    assert torch.equal(found.lesion[1], onto.lesion[1])
+    assert not found.image[1].any()

@@ -1,0 +1,74 @@
+import copy
+
+import torch
+from torch import nn
+
+from plantseg_next.training.schedules import teacher_decay
+from plantseg_next.training.teacher import Teacher
+
+
+def student() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5))
+
+
+def moved(network: nn.Module, by: float) -> nn.Module:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += by
+    return network
+
+
+def test_the_teacher_is_the_running_mean_of_its_student():
+    network = student()
+    teacher = Teacher(network, decay=0.9)
+    expected = {n: t.clone() for n, t in network.state_dict().items()}
+    for update in range(6):
+        moved(network, 1.0)
+        network(torch.rand(2, 3, 4, 4))  # moves the running mean of the batch norm
+        teacher.update(network, steps=10_000)
+        decay = teacher_decay(update, steps=10_000, greatest=0.9)
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point():
+                expected[name] = decay * expected[name] + (1 - decay) * tensor
+            else:
+                expected[name] = tensor.clone()
+    for name, tensor in teacher.network.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+    assert teacher.network.state_dict()["1.num_batches_tracked"] == 6
+
+
+def test_the_first_update_copies_the_student():
+    network = student()
+    teacher = Teacher(network, decay=0.999)
+    moved(network, 1.0)
+    teacher.update(network, steps=100_000)
+    for a, b in zip(teacher.network.parameters(), network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_teacher_never_trains():
+    network = student().train()
+    teacher = Teacher(network, decay=0.9)
+    before = copy.deepcopy(teacher.network.state_dict())
+    image = torch.rand(1, 3, 4, 4)
+    assert torch.equal(teacher(image), teacher(image))  # no dropout
+    assert not teacher(image).requires_grad
+    assert not any(p.requires_grad for p in teacher.network.parameters())
+    for name, tensor in teacher.network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert network.training
+
+
+def test_a_short_run_has_a_teacher_that_forgets_its_start():
+    network = student()
+    teacher = Teacher(network, decay=0.999)
+    for _ in range(200):
+        moved(network, 0.0)
+        teacher.update(network, steps=200)
+    start = moved(copy.deepcopy(network), 1.0)
+    teacher = Teacher(start, decay=0.999)
+    for _ in range(200):
+        teacher.update(network, steps=200)
+    for a, b in zip(teacher.network.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
