@@ -1,6 +1,6 @@
 """How few masks are enough: methods beside their labelled-only twin, at shares of masks.
 
-    python benchmarks/label_efficiency.py coffee potato rice --work FOLDER --steps 3000
+    python benchmarks/label_efficiency.py coffee potato rice --work FOLDER
 
 The data sets become one, near-duplicates joined into groups before splits are drawn. A
 share of the training masks is kept, by group, the same for every method; the other
@@ -11,14 +11,14 @@ called again.
 """
 
 import argparse
-import csv
-import subprocess
-import time
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import results_table
 
 from plantseg_next import api
 from plantseg_next.data import splits
@@ -26,6 +26,9 @@ from plantseg_next.data.checks import check
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest, merge
 from plantseg_next.experiment import Experiment
+
+RESULTS = Path(__file__).parent / "results" / "label_efficiency.csv"
+METHODS = ("supervised", "mean_teacher", "weak_to_strong")
 
 
 def one_data_set(folders: list[Path], path: Path) -> Manifest:
@@ -36,8 +39,7 @@ def one_data_set(folders: list[Path], path: Path) -> Manifest:
     for folder in folders:
         part = read_folder(folder)
         part = splits.join_groups(part, check(part).same_scene)
-        free = part.only(replace(row, split=None) for row in part.rows)
-        parts.append(free)
+        parts.append(part.only(replace(row, split=None) for row in part.rows))
     manifest = splits.assign(merge(parts), seed=0)
     manifest.write(path)
     return manifest
@@ -47,9 +49,9 @@ def run(data: Path, out: Path, settings: Experiment) -> dict[str, Any]:
     """Train and judge once; return the figures."""
     trained = api.train(data, out, settings, say=lambda line: print(" ", line, flush=True))
     report = api.evaluate(out / "last")
+    report.write(out / "report")
     by_source = {s.name: round(s.lesion_dice, 4) for s in report.sources}
     return {
-        "steps": trained.outcome.steps,
         "minutes": round(trained.outcome.minutes, 2),
         "n_labelled": trained.n_train,
         **{f"dice_{name}": dice for name, dice in by_source.items()},
@@ -60,74 +62,65 @@ def run(data: Path, out: Path, settings: Experiment) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what is missing, smallest shares first, and print the table."""
+    """Run what is missing, a seed after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--tile", type=int, default=128)
+    parser.add_argument("--long-side", type=int, default=384)
     parser.add_argument("--shares", nargs="+", default=["1/32", "1/8", "3/10", "1"])
-    parser.add_argument(
-        "--methods", nargs="+", default=["supervised", "mean_teacher", "weak_to_strong"]
-    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variant", default="", help="name of what --set changes")
     parser.add_argument("--set", action="append", default=[], dest="settings")
-    parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks/results/label_efficiency.csv")
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     data = arguments.work / "manifest.json"
     one_data_set(arguments.data, data)
-    done: list[dict[str, Any]] = []
-    if arguments.out.exists():
-        done = list(csv.DictReader(arguments.out.open()))
-    for seed in arguments.seeds:
-        for share in arguments.shares:
-            for method in arguments.methods:
-                if share == "1" and method != "supervised":
-                    continue  # nothing is left without a mask
-                name = {
-                    "method": method,
-                    "variant": arguments.variant,
-                    "share": share,
-                    "seed": str(seed),
-                    "tile": str(arguments.tile),
-                    "planned_steps": str(arguments.steps),
-                }
-                if any(all(row[k] == v for k, v in name.items()) for row in done):
-                    continue
-                print(name, flush=True)
-                settings = Experiment().with_settings(
-                    [
-                        f"seed={seed}",
-                        f"data.labelled_share={float(Fraction(share))}",
-                        f"data.tile_px={arguments.tile}",
-                        "training.minutes=null",
-                        f"training.steps={arguments.steps}",
-                        "training.validations=4",
-                        "training.validation_pictures=30",
-                        f"unlabelled.method={method}",
-                        *arguments.settings,
-                    ]
-                )
-                place = arguments.work / f"run_{time.time():.0f}"
-                found = run(data, place, settings)
-                commit = subprocess.run(
-                    ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                ).stdout.strip()
-                stamp = {"commit": commit, "date": time.strftime("%Y-%m-%d %H:%M")}
-                done.append(name | found | stamp)
-                print(" ", found, flush=True)
-                arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                with arguments.out.open("w", newline="") as file:
-                    writer = csv.DictWriter(file, list(done[0]), lineterminator="\n")
-                    writer.writeheader()
-                    writer.writerows(done)
+    done = results_table.read(arguments.out)
+    wanted = [
+        (seed, share, method)
+        for seed in arguments.seeds
+        for share in arguments.shares
+        for method in arguments.methods
+        if share != "1" or method == "supervised"  # nothing is left without a mask
+    ]
+    for seed, share, method in wanted:
+        name = {
+            "method": method,
+            "variant": arguments.variant,
+            "share": share,
+            "seed": str(seed),
+            "steps": str(arguments.steps),
+            "tile": str(arguments.tile),
+            "long_side": str(arguments.long_side),
+        }
+        if any(all(row[key] == value for key, value in name.items()) for row in done):
+            continue
+        print(name, flush=True)
+        settings = Experiment().with_settings(
+            [
+                f"seed={seed}",
+                f"data.labelled_share={float(Fraction(share))}",
+                f"data.tile_px={arguments.tile}",
+                f"data.long_side_px={arguments.long_side}",
+                "training.minutes=null",
+                f"training.steps={arguments.steps}",
+                "training.validations=4",
+                "training.validation_pictures=30",
+                f"unlabelled.method={method}",
+                *arguments.settings,
+            ]
+        )
+        words = (method, arguments.variant, share.replace("/", "of"), arguments.steps, seed)
+        place = arguments.work / "-".join(str(word) for word in words if word != "")
+        shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
+        found = run(data, place, settings)
+        done.append(name | found | results_table.stamp())
+        print(" ", found, flush=True)
+        results_table.write(arguments.out, done)
 
 
 if __name__ == "__main__":
