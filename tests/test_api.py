@@ -46,7 +46,7 @@ def test_training_leaves_a_run(trained, drawn_folder):
 
 
 def test_a_run_is_never_written_over(trained, drawn_folder):
-    with pytest.raises(OutputError, match=r"already holds best, history\.csv") as caught:
+    with pytest.raises(OutputError, match=r"already holds best, events\.jsonl") as caught:
         api.train(drawn_folder, trained.folder, TINY)
     assert caught.value.exit_code == 2
     assert (trained.folder / "best" / "model.safetensors").exists()

@@ -15,6 +15,7 @@ from plantseg_next.experiment import (
     TrainingSettings,
     UnlabelledSettings,
 )
+from plantseg_next.learning import Sources
 
 FEW = Experiment(
     data=DataSettings(tile_px=64, workers=0, labelled_share=0.3),
@@ -60,9 +61,8 @@ def test_a_folder_without_masks_joins_the_run(drawn_folder, tmp_path):
     test = Manifest.read(run.folder / "manifest.json").split("test").rows[0]
     shutil.copy(test.image, pictures / "from_test.jpg")
     said = []
-    trained = api.train(
-        drawn_folder, tmp_path / "run", whole, unlabelled=[pictures], say=said.append
-    )
+    sources = Sources(drawn_folder, unlabelled=[pictures])
+    trained = api.train(sources, tmp_path / "run", whole, say=said.append)
     assert "4 pictures without masks to learn from" in said
     (line,) = [line for line in said if "left out" in line]
     assert "show the scene of a validation or test picture: 1" in line

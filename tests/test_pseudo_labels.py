@@ -19,6 +19,7 @@ from plantseg_next.experiment import (
     ModelSettings,
     TrainingSettings,
 )
+from plantseg_next.learning import Sources
 from plantseg_next.pseudo_labels import coding_of, sure_mask
 from plantseg_next.structures import IGNORE, ClassMap, Prediction
 
@@ -78,9 +79,8 @@ def test_a_folder_is_labelled_corrected_and_learned_from(run, drawn_folder, tmp_
     again = load_sample(manifest.rows[0], manifest)
     assert (again.lesion == 1).all()
 
-    second = api.train(
-        drawn_folder, tmp_path / "second", TINY, pseudo_labels=[tmp_path / "out"]
-    )
+    sources = Sources(drawn_folder, pseudo_labels=[tmp_path / "out"])
+    second = api.train(sources, tmp_path / "second", TINY)
     assert second.n_train == run.n_train + 5
     assert second.n_val == run.n_val
     kept = Manifest.read(second.folder / "manifest.json")

@@ -1,4 +1,6 @@
-"""One function a verb: check, train, evaluate, predict, demo. The rooms meet here.
+"""One function a verb: check, train, evaluate, predict, pseudo_label, demo.
+
+The rooms meet here.
 
 Each takes paths and settings and returns what it found; none prints. The command line
 says the same words.
@@ -6,6 +8,7 @@ says the same words.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +18,6 @@ from plantseg_next.data import splits
 from plantseg_next.data.checks import check as check_manifest
 from plantseg_next.data.findings import CheckReport
 from plantseg_next.data.image_io import read_image
-from plantseg_next.data.joining import join, left_out
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
 from plantseg_next.errors import PlantSegError, UsageError
@@ -32,19 +34,21 @@ from plantseg_next.judging import (
     pictures_to_judge,
     severity_pct,
     some_rows,
-    validate,
+)
+from plantseg_next.learning import (
+    Judge,
+    Sources,
+    build_lessons,
+    gather,
+    hidden_tiles,
+    tiles_of,
 )
 from plantseg_next.models.bundle import CARD, Card, read_bundle
 from plantseg_next.pseudo_labels import PseudoLabelled, write_pseudo_labels
 from plantseg_next.runtime import find_device, seed_everything
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from plantseg_next.structures import Batch
-    from plantseg_next.training.trainer import Outcome, Validation, Watcher
-
-AUDITED_TILES = 16
+    from plantseg_next.training.trainer import Outcome, Watcher
 
 Progress = Callable[[str, int, int], None]
 """Hears what is being done, how much of it is done, and of how much."""
@@ -87,13 +91,10 @@ class Trained:
 
 
 def train(
-    data: Path,
+    data: Path | Sources,
     out: Path,
     settings: Experiment | None = None,
     *,
-    classes: Path | None = None,
-    unlabelled: Sequence[Path] = (),
-    pseudo_labels: Sequence[Path] = (),
     watchers: Sequence["Watcher"] = (),
     say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
@@ -104,17 +105,13 @@ def train(
     unless ``unlabelled.method`` is "supervised".
 
     Args:
-        data: Pictures with masks in any layout that ``check`` knows.
+        data: Pictures with masks in any layout that ``check`` knows; or several folders
+            and what each is for.
         out: New folder for the run: settings, history, ``best`` and ``last`` model.
         settings: Everything that can be chosen; the defaults by default.
-        classes: What mask values mean, if the folder does not say.
-        unlabelled: Further folders of pictures; their masks and labels, if any, are not
-            looked at. Those that show a labelled or judged scene are left out.
-        pseudo_labels: Folders that ``pseudo_label`` wrote; their masks are learned from
-            as far as they say anything.
         watchers: Hear of every step and validation, after the run's own folder.
         say: Hears what a person should know before training starts.
-        progress: Told of every mask that is read before training starts.
+        progress: Told of every picture that is read before training starts.
 
     Raises:
         OutputError: If ``out`` holds a run already or cannot be written.
@@ -122,21 +119,12 @@ def train(
         DataError: If a file cannot be used.
         TrainingError: If learning breaks down.
     """
-    from plantseg_next.data.streams import (
-        Drawn,
-        MixedDataset,
-        TileDataset,
-        ViewDataset,
-        count_pixels,
-        loader,
-    )
+    from plantseg_next.data.streams import count_pixels, loader
     from plantseg_next.models.segmenter import build_segmenter
-    from plantseg_next.training.guards import drift
     from plantseg_next.training.history import RunFolder
-    from plantseg_next.training.lessons import Lessons
-    from plantseg_next.training.teacher import Teacher
-    from plantseg_next.training.trainer import fit, micro_batch, to_device, uses_bfloat16
+    from plantseg_next.training.trainer import fit, micro_batch
 
+    sources = Sources(data) if isinstance(data, Path) else data
     settings = settings or Experiment()
     tiles = micro_batch(settings.training)
     if tiles % settings.data.max_tiles:
@@ -145,27 +133,11 @@ def train(
             needed="a micro-batch that is a multiple of max_tiles",
             fix=f"--set data.max_tiles=1, or training.batch={8 * settings.data.max_tiles}",
         )
-    manifest = splits.assign(read_folder(data, classes=classes), seed=settings.seed)
-    share = settings.data.labelled_share
-    manifest = splits.labelled_fraction(manifest, share, seed=settings.seed)
-    if len(manifest.labelled) and not manifest.classes.lesions:
-        raise UsageError(
-            f"The masks of `{data}` name no lesion class.",
-            needed="masks that mark lesions; leaf masks alone teach no disease",
-            fix="say in classes.yaml which value is a lesion",
-        )
-    learned, judged_on = (labelled_rows(manifest, s, data) for s in ("train", "val"))
-    for folders, masks in ((unlabelled, False), (pseudo_labels, True)):
-        if folders:
-            manifest, left = join(
-                manifest,
-                [read_folder(folder) for folder in folders],
-                masks=masks,
-                told=_told(progress, "comparing pictures"),
-            )
-            for line in left_out(left):
-                say(line)
-    learned = labelled_rows(manifest, "train", data)
+    told = partial(_told, progress)
+    manifest = gather(sources, settings, say=say, told=told("comparing pictures"))
+    learned, judged_on = (
+        labelled_rows(manifest, split, sources.data) for split in ("train", "val")
+    )
     prepare_output(out)
     manifest = manifest.digested()
 
@@ -175,25 +147,15 @@ def train(
     origin = network.encoder.origin
     say(f"{len(learned)} labelled pictures to learn from, {len(judged_on)} to judge by")
     say(f"device: {device.name}; {origin.notice}")
-    pixels = count_pixels(learned, on_progress=_told(progress, "reading masks"))
-    labelled = TileDataset(learned, settings.data, seed=settings.seed, pixels=pixels)
-    without = [
-        replace(row, mask=None, disease=None) for row in manifest.split("unlabelled").rows
-    ]
-    views, lessons = None, None
-    if without and settings.unlabelled.method != "supervised":
-        say(f"{len(without)} pictures without masks to learn from")
-        tiles_of = TileDataset(
-            manifest.only(without), settings.data, seed=settings.seed + 1, pixels=pixels
-        )
-        views = ViewDataset(tiles_of, n_strong=settings.unlabelled.strong_views)
-        teacher = Teacher(
-            network,
-            decay=settings.unlabelled.decay,
-            bfloat16=uses_bfloat16(settings.training, device),
-        )
-        lessons = Lessons(teacher, settings.unlabelled, manifest.classes)
-    dataset = MixedDataset(labelled, views, settings.unlabelled.ratio)
+    pixels = count_pixels(learned, on_progress=told("reading masks"))
+    unlabelled, lessons, hidden = manifest.split("unlabelled"), None, None
+    if len(unlabelled) and settings.unlabelled.method != "supervised":
+        say(f"{len(unlabelled)} pictures without masks to learn from")
+        lessons = build_lessons(network, manifest.classes, settings, device)
+        hidden = hidden_tiles(manifest, settings, pixels)
+    else:
+        unlabelled = unlabelled.only(())
+    dataset = tiles_of(learned, unlabelled, settings, pixels)
     card = Card(
         classes=manifest.classes,
         model=settings.model,
@@ -203,49 +165,22 @@ def train(
         weights_licence=origin.licence,
         sources=tuple(sorted({row.source for row in learned.rows})),
     )
+    # The teacher is the better network of the two, and the one to keep.
     folder = RunFolder(out, lessons.teacher.network if lessons else network, card)
     folder.begin(settings, manifest, {"device": device.name, "pixels": pixels})
     chosen = some_rows(judged_on, settings.training.validation_pictures, settings.seed)
-
-    audited = _tiles_of_hidden(manifest, settings, pixels) if lessons else None
-
-    def judge_on_val(net: "nn.Module") -> "Validation":
-        found = validate(make_predictor(net, card, device.kind), chosen)
-        if lessons is None or audited is None:
-            return found
-        place = next(network.parameters()).device
-        details = lessons.audit(network, to_device(Drawn(audited), place).labelled)
-        return replace(found, details=details, events=(*found.events, *drift(details)))
-
     outcome = fit(
         network,
         lambda n: loader(
             dataset, tiles=tiles, start=0, stop=n, workers=settings.data.workers
         ),
-        judge_on_val,
+        Judge(chosen, card, device, student=network, lessons=lessons, hidden=hidden),
         settings,
         device,
         [folder, *watchers],
         lessons,
     )
     return Trained(outcome, out, len(learned), len(judged_on))
-
-
-def _tiles_of_hidden(
-    manifest: Manifest, settings: Experiment, pixels: Sequence[int]
-) -> "Batch | None":
-    """Return tiles to check the teacher by: their masks exist, but the run hides them."""
-    from plantseg_next.data.streams import TileDataset, collate
-    from plantseg_next.data.views import UNCHANGED
-
-    hidden = manifest.split("unlabelled").labelled
-    if not len(hidden):
-        return None
-    tiles = TileDataset(
-        hidden, settings.data, seed=settings.seed, pixels=pixels, photometry=UNCHANGED
-    )
-    visits = -(-AUDITED_TILES // settings.data.max_tiles)
-    return collate([tiles[i] for i in range(visits)])
 
 
 def evaluate(
@@ -498,17 +433,11 @@ def find_model(path: Path) -> Path:
 
 def load_predictor(model: Path) -> tuple[Predictor, Card]:
     """Return a predictor on the best device there is, and the model's card."""
+    from plantseg_next.inference.predictor import make_predictor
+
     network, card = read_bundle(model)
     device = find_device().kind
     return make_predictor(network.to(device), card, device), card
-
-
-def make_predictor(network: "nn.Module", card: Card, device: str) -> Predictor:
-    """Return a predictor for a network in memory."""
-    from plantseg_next.inference.backends import TorchBackend
-
-    backend = TorchBackend(network, device)
-    return Predictor(backend, card.classes, card.tile_px, card.long_side_px)
 
 
 def _told(progress: Progress | None, what: str) -> Callable[[int, int], None]:

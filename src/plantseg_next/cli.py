@@ -76,6 +76,7 @@ def train(
         typer.Option("--set", help="One setting, as training.rate=3e-4. Repeatable."),
     ] = None,
     classes: Classes = None,
+    *,
     unlabelled: Annotated[
         list[Path] | None,
         typer.Option(help="Further pictures to learn from; needs no masks. Repeatable."),
@@ -90,6 +91,7 @@ def train(
 ) -> None:
     """Learn from pictures and masks; the model is RUN/best."""
     from plantseg_next import api
+    from plantseg_next.learning import Sources
 
     chosen = _settings(config, set_ or [])
     if settings:
@@ -104,12 +106,9 @@ def train(
     with _bar() as bar:
         watcher = _TrainingBar(bar)
         trained = api.train(
-            data,
+            Sources(data, classes, unlabelled or (), pseudo_labels or ()),
             out,
             chosen,
-            classes=classes,
-            unlabelled=unlabelled or [],
-            pseudo_labels=pseudo_labels or [],
             watchers=[watcher],
             say=bar.console.print,
             progress=_Told(bar),

@@ -46,7 +46,8 @@ class PseudoLabelled:
 def coding_of(classes: ClassMap) -> MaskCoding:
     """Return what the values of pseudo-label masks mean: leaf first, where it is known."""
     marks = ("background", "leaf") if classes.has_leaf else ("background",)
-    meaning = dict(enumerate((*marks, *classes.lesions))) | {IGNORE: "ignore"}
+    meaning: dict[int | str, str] = dict(enumerate((*marks, *classes.lesions)))
+    meaning[IGNORE] = "ignore"
     return MaskCoding(meaning, classes.has_leaf, "written by pseudo-label")
 
 

@@ -1,4 +1,4 @@
-"""More pictures beside a data set: joined to what is learned from, and kept from leaking."""
+"""More pictures beside a data set, kept from leaking what it is judged by."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,9 +35,10 @@ def join(
 ) -> tuple[Manifest, tuple[Left, ...]]:
     """Return the data set with the pictures of others as more to learn from.
 
-    Splits of the others do not count, nor do their image-level labels. Left out are pictures that cannot be read,
-    and those that show the scene of a labelled or judged picture: a test picture that was
-    learned from, even without its mask, flatters the score.
+    Splits of the others do not count, nor do their image-level labels. Left out are
+    pictures that cannot be read, and those that show the scene of a labelled or judged
+    picture: a test picture that was learned from, even without its mask, flatters the
+    score.
 
     Args:
         manifest: With splits.

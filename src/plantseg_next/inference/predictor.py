@@ -8,14 +8,19 @@ five a pixel.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from jaxtyping import Float16, Float32, UInt8
 
 from plantseg_next.data.tiling import TileGrid, shrink_to
-from plantseg_next.inference.backends import Backend
+from plantseg_next.inference.backends import Backend, TorchBackend
+from plantseg_next.models.bundle import Card
 from plantseg_next.structures import ClassMap, Prediction
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TILES_AT_ONCE = 4
 THRESHOLD = 0.5
@@ -115,3 +120,9 @@ def _grow(
         score.astype(np.float32), size_hw[::-1], interpolation=cv2.INTER_LINEAR
     )
     return grown.astype(np.float16)
+
+
+def make_predictor(network: "nn.Module", card: Card, device: str) -> Predictor:
+    """Return a predictor for a network in memory, which is on the device already."""
+    backend = TorchBackend(network, device)
+    return Predictor(backend, card.classes, card.tile_px, card.long_side_px)

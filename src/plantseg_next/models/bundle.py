@@ -19,6 +19,8 @@ from plantseg_next.files import write_atomically
 from plantseg_next.structures import ClassMap
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from plantseg_next.models.segmenter import Segmenter
 
 FORMAT = 1
@@ -53,7 +55,7 @@ class Card:
     sha256: str = ""
 
 
-def write_bundle(folder: Path, network: "Segmenter", card: Card) -> Card:
+def write_bundle(folder: Path, network: "nn.Module", card: Card) -> Card:
     """Write a model; an older one in the same folder is replaced file by file.
 
     Returns:

@@ -165,6 +165,7 @@ class Gate:
         self.floor = floor
         self._sureness = torch.ones(n_classes)  # running mean probability of a class
         self._ranks = {kind: Ranks() for kind in ("probability", *kinds)}
+        self._combined = Ranks()  # a mean of ranks is itself no rank
 
     @property
     def needs_ranks(self) -> bool:
@@ -176,6 +177,8 @@ class Gate:
         is_lesion = (opinion.label != NO_LESION)[known]
         for kind, ranks in self._ranks.items():
             ranks.learn(opinion.certainty(kind)[known], is_lesion)
+        if known.any():
+            self._combined.learn(self._mean_rank(opinion)[known], is_lesion)
 
     def notice(self, opinion: Opinion, inside: Bool[Tensor, "b h w"]) -> None:
         """Update how sure the teacher usually is of each class."""
@@ -195,11 +198,9 @@ class Gate:
         if self.needs_ranks:
             is_lesion = label != NO_LESION
             bar = self._ranks["probability"](bar, is_lesion, unknown=2.0)  # out of reach
-            certainty = torch.stack(
-                [self._ranks[k](opinion.certainty(k), is_lesion) for k in self.kinds]
-            ).mean(0)
+            certainty = self._combined(self._mean_rank(opinion), is_lesion)
         believed = (certainty >= bar) & inside
-        if self.dynamic:
+        if self.dynamic and self.floor > 0:
             believed |= self._surest(label, certainty, inside)
         return believed
 
@@ -209,12 +210,18 @@ class Gate:
             return torch.full_like(self._sureness, self.threshold)
         return self.threshold * self._sureness / self._sureness.max()
 
+    def _mean_rank(self, opinion: Opinion) -> Float[Tensor, "b h w"]:
+        is_lesion = opinion.label != NO_LESION
+        return torch.stack(
+            [self._ranks[k](opinion.certainty(k), is_lesion) for k in self.kinds]
+        ).mean(0)
+
     def _surest(
         self, label: Tensor, certainty: Tensor, inside: Tensor
     ) -> Bool[Tensor, "b h w"]:
         """Return the surest pixels of each class, as many as the floor asks for."""
         surest = torch.zeros_like(inside)
-        for c in label[inside].unique().tolist():
+        for c in torch.unique(label[inside]).tolist():
             mine = (label == c) & inside
             bar = _some(certainty[mine]).quantile(1 - self.floor)
             surest |= mine & (certainty >= bar)

@@ -9,14 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from plantseg_next import __version__
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.experiment import Experiment
 from plantseg_next.files import explained, write_atomically
 from plantseg_next.models.bundle import Card, write_bundle
-from plantseg_next.models.segmenter import Segmenter
 from plantseg_next.training.guards import Event
 from plantseg_next.training.trainer import Validation
 
@@ -34,7 +33,7 @@ class RunFolder:
         card: What the models' cards say, less the figures.
     """
 
-    def __init__(self, folder: Path, network: Segmenter, card: Card) -> None:
+    def __init__(self, folder: Path, network: nn.Module, card: Card) -> None:
         self._folder = folder
         self._network = network
         self._card = card

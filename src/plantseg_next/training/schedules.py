@@ -44,7 +44,7 @@ def ramp_up(done: float) -> float:
         Laine and Aila 2017, arXiv:1610.02242.
 
     Example:
-        >>> [round(ramp_up(x), 3) for x in (0, 0.5, 1, 2)]
+        >>> [round(ramp_up(x), 3) for x in (0.0, 0.5, 1.0, 2.0)]
         [0.007, 0.287, 1.0, 1.0]
     """
     return math.exp(-5 * (1 - min(max(done, 0.0), 1.0)) ** 2)
@@ -66,7 +66,7 @@ def teacher_decay(updates: int, *, steps: int, greatest: float) -> float:
         Tarvainen and Valpola 2017, arXiv:1703.01780; the bound by length is ours.
 
     Example:
-        >>> [round(teacher_decay(n, steps=100_000, greatest=0.999), 3) for n in (0, 9, 9999)]
+        >>> [round(teacher_decay(n, steps=10**5, greatest=0.999), 3) for n in (0, 9, 9999)]
         [0.0, 0.9, 0.999]
         >>> teacher_decay(900, steps=1000, greatest=0.999)
         0.98

@@ -29,9 +29,10 @@ class Taught:
 
     def each(self, moved: Callable[[Tensor], Tensor]) -> "Taught":
         """Return the tiles with every map changed in the same way."""
-        return Taught(
-            *(moved(m) for m in (self.image, self.lesion, self.leaf, self.inside))
+        image, lesion, leaf, inside = map(
+            moved, (self.image, self.lesion, self.leaf, self.inside)
         )
+        return Taught(image, lesion, leaf, inside)
 
     @classmethod
     def joined(cls, parts: Sequence["Taught"]) -> "Taught":

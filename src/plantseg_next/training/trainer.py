@@ -283,31 +283,37 @@ def set_rate(
 def to_device(drawn: Drawn, device: torch.device) -> Drawn:
     """Return the tiles on a device, bytes turned into what the network wants."""
     labelled, views = drawn
+    return Drawn(
+        batch_to_device(labelled, device),
+        views
+        and Views(
+            weak=_picture(views.weak, device),
+            strong=torch.stack([_picture(view, device) for view in views.strong]),
+            inside=views.inside.to(device, non_blocking=True),
+            keys=views.keys,
+        ),
+    )
+
+
+def batch_to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return labelled tiles on a device, as ``to_device`` does."""
 
     def moved(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
-    def picture(tensor: Tensor) -> Tensor:
-        image = moved(tensor).float().div_(255)
-        return image.contiguous(memory_format=torch.channels_last)
-
-    return Drawn(
-        Batch(
-            image=picture(labelled.image),
-            lesion=moved(labelled.lesion).long(),
-            leaf=moved(labelled.leaf).long(),
-            disease=moved(labelled.disease).long(),
-            distance=moved(labelled.distance),
-            keys=labelled.keys,
-        ),
-        views
-        and Views(
-            weak=picture(views.weak),
-            strong=torch.stack([picture(view) for view in views.strong]),
-            inside=moved(views.inside),
-            keys=views.keys,
-        ),
+    return Batch(
+        image=_picture(batch.image, device),
+        lesion=moved(batch.lesion).long(),
+        leaf=moved(batch.leaf).long(),
+        disease=moved(batch.disease).long(),
+        distance=moved(batch.distance),
+        keys=batch.keys,
     )
+
+
+def _picture(tensor: Tensor, device: torch.device) -> Tensor:
+    image = tensor.to(device, non_blocking=True).float().div_(255)
+    return image.contiguous(memory_format=torch.channels_last)
 
 
 def _refuse_infinite(norm: Tensor | None, step: int) -> None:
