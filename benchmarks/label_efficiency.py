@@ -6,18 +6,23 @@ The data sets become one, near-duplicates joined into groups before splits are d
 share of the training masks is kept, by group, the same for every method; the other
 pictures are unlabelled. Every method takes the same number of optimiser steps, and its
 last model is judged on the test split: nothing is chosen by masks that are hidden. A row
-a run goes into the CSV; what is in it is not repeated, so the script can be killed and
-called again.
+a run goes into the CSV, and the pixels of every test group into a file beside it, from
+which ``label_efficiency_plot.py`` draws intervals. What is in the CSV is not repeated, so
+the script can be killed and called again.
 """
 
 import argparse
+import csv
 import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import results_table
 
 from plantseg_next import api
@@ -25,9 +30,13 @@ from plantseg_next.data import splits
 from plantseg_next.data.checks import check
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest, merge
+from plantseg_next.evaluation.metrics import confusion_matrix, foreground_counts
+from plantseg_next.evaluation.report import Judged, judge
 from plantseg_next.experiment import Experiment
+from plantseg_next.judging import judged, severity_pct
 
 RESULTS = Path(__file__).parent / "results" / "label_efficiency.csv"
+Tally = dict[tuple[str, str], np.ndarray]
 METHODS = ("supervised", "mean_teacher", "weak_to_strong")
 
 
@@ -45,11 +54,28 @@ def one_data_set(folders: list[Path], path: Path) -> Manifest:
     return manifest
 
 
-def run(data: Path, out: Path, settings: Experiment) -> dict[str, Any]:
-    """Train and judge once; return the figures."""
+def tallied(items: Iterable[Judged], tally: Tally, n_classes: int) -> Iterator[Judged]:
+    """Pass judged pictures on, adding their lesion pixels to those of their group."""
+    for item in items:
+        pixels = confusion_matrix(item.sample.lesion, item.prediction.lesion, n_classes)
+        tally[item.source, item.group] += foreground_counts(pixels)
+        yield item
+
+
+def run(data: Path, out: Path, settings: Experiment, counts: Path) -> dict[str, Any]:
+    """Train and judge once; keep the counts of every group, and return the figures."""
     trained = api.train(data, out, settings, say=lambda line: print(" ", line, flush=True))
-    report = api.evaluate(out / "last")
-    report.write(out / "report")
+    rows = Manifest.read(out / "manifest.json").split("test").labelled
+    predictor, card = api.load_predictor(out / "last")
+    tally: Tally = defaultdict(lambda: np.zeros(3, np.int64))
+    items = judged(predictor, card.classes, rows, card.classes)
+    items = tallied(items, tally, card.classes.n_lesion_logits)
+    report = judge(items, card.classes, severity=severity_pct)
+    counts.parent.mkdir(parents=True, exist_ok=True)
+    with counts.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("source", "group", "overlap_px", "truth_px", "predicted_px"))
+        writer.writerows((*names, *tally[names].tolist()) for names in sorted(tally))
     by_source = {s.name: round(s.lesion_dice, 4) for s in report.sources}
     return {
         "minutes": round(trained.outcome.minutes, 2),
@@ -115,9 +141,10 @@ def main() -> None:
             ]
         )
         words = (method, arguments.variant, share.replace("/", "of"), arguments.steps, seed)
-        place = arguments.work / "-".join(str(word) for word in words if word != "")
+        called = "-".join(str(word) for word in words if word != "")
+        place = arguments.work / called
         shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
-        found = run(data, place, settings)
+        found = run(data, place, settings, arguments.out.with_suffix("") / f"{called}.csv")
         done.append(name | found | results_table.stamp())
         print(" ", found, flush=True)
         results_table.write(arguments.out, done)
