@@ -145,9 +145,8 @@ def main() -> None:
         place = arguments.work / called
         shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
         found = run(data, place, settings, arguments.out.with_suffix("") / f"{called}.csv")
-        done.append(name | found | results_table.stamp())
         print(" ", found, flush=True)
-        results_table.write(arguments.out, done)
+        results_table.append(arguments.out, name | found | results_table.stamp())
 
 
 if __name__ == "__main__":

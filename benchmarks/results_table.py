@@ -25,6 +25,22 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a row at the end: two scripts may write to one table.
+
+    Raises:
+        ValueError: If the table has other columns.
+    """
+    earlier = read(path)
+    if not earlier:
+        write(path, [row])
+        return
+    if list(earlier[0]) != list(row):
+        raise ValueError(f"{path} has columns {list(earlier[0])}, the row {list(row)}.")
+    with path.open("a", newline="") as file:
+        csv.DictWriter(file, list(row), lineterminator="\n").writerow(row)
+
+
 def stamp() -> dict[str, str]:
     """Return which code ran, and when."""
     commit = subprocess.run(
