@@ -40,8 +40,8 @@ def test_hidden_masks_judge_the_teacher_and_teach_nobody(drawn_folder, tmp_path,
     hidden = Manifest.read(trained.folder / "manifest.json").split("unlabelled")
     assert f"{len(hidden)} pictures without masks to learn from" in said
     for row in history(trained.folder):
-        assert 0 <= float(row["believed_none"]) <= 1
-        assert 0 <= float(row["right_none"]) <= 1
+        assert 0 <= float(row["believed_no lesion"]) <= 1
+        assert 0 <= float(row["right_no lesion"]) <= 1
     assert api.evaluate(trained.folder).n_pictures
 
 
@@ -50,7 +50,7 @@ def test_the_supervised_twin_looks_at_no_other_picture(drawn_folder, tmp_path):
     settings = FEW.with_settings(["unlabelled.method=supervised"])
     trained = api.train(drawn_folder, tmp_path / "run", settings, say=said.append)
     assert not any("without masks" in line for line in said)
-    assert "believed_none" not in history(trained.folder)[0]
+    assert "taught" not in history(trained.folder)[0]
 
 
 def test_a_folder_without_masks_joins_the_run(drawn_folder, tmp_path):

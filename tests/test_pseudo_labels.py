@@ -90,3 +90,29 @@ def test_a_folder_is_labelled_corrected_and_learned_from(run, drawn_folder, tmp_
 def test_a_threshold_that_believes_everything_is_refused(run, drawn_folder, tmp_path):
     with pytest.raises(UsageError, match=r"The threshold is 0\.5\."):
         api.pseudo_label(run.folder, drawn_folder, tmp_path / "out", threshold=0.5)
+
+
+def test_pictures_that_have_masks_need_no_label(run, drawn_folder, tmp_path):
+    with pytest.raises(UsageError, match="has a mask"):
+        api.pseudo_label(run.folder, drawn_folder, tmp_path / "out")
+
+
+def test_rounds_of_self_training_learn_from_hidden_pictures(drawn_folder, tmp_path):
+    few = TINY.with_settings(
+        [
+            "data.labelled_share=0.3",
+            "unlabelled.method=supervised",
+            "unlabelled.threshold=0.6",
+        ]
+    )
+    said = []
+    first, second = api.self_train(drawn_folder, tmp_path / "rounds", few, say=said.append)
+    hidden = Manifest.read(first.folder / "manifest.json").split("unlabelled")
+    assert second.n_train == first.n_train + len(hidden)
+    assert second.n_val == first.n_val
+    assert f"round 1: {len(hidden)} pictures labelled by run_0" in said
+    rows = Manifest.read(second.folder / "manifest.json").rows
+    assert len({row.image for row in rows}) == len(rows)  # none is there twice
+    assert not any(row.split == "unlabelled" for row in rows)
+    report = api.evaluate(second.folder)
+    assert report.n_pictures

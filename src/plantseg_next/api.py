@@ -276,32 +276,111 @@ def pseudo_label(
 
     Args:
         model: A run, or one of its models.
-        pictures: A picture, or a folder of them in any layout.
+        pictures: A picture, or a folder of them in any layout; of a data set or a run,
+            those without a mask, or with a mask that the run was not shown.
         out: New folder; see ``pseudo_labels``.
         threshold: Least probability believed.
         progress: Told of every picture.
 
     Raises:
         OutputError: If ``out`` holds results already or cannot be written.
-        UsageError: If the threshold is not above 0.5 and below 1.
+        UsageError: If the threshold is not above 0.5 and below 1, or every picture has
+            a mask.
     """
+    _refuse_threshold(threshold)
+    manifest = read_folder(pictures)
+    bare = manifest.only(
+        row for row in manifest.rows if row.split == "unlabelled" or row.mask is None
+    )
+    if not len(bare):
+        raise UsageError(
+            f"Every picture of `{pictures}` has a mask.",
+            needed="pictures without masks",
+            fix="name a folder that holds pictures only",
+        )
+    root = pictures if pictures.is_dir() else pictures.parent
+    predictor, _ = load_predictor(find_model(model))
+    return write_pseudo_labels(
+        predictor,
+        bare,
+        out,
+        name=lambda row: _name(row, root),
+        threshold=threshold,
+        told=_told(progress, "labelling"),
+    )
+
+
+def self_train(
+    data: Path | Sources,
+    out: Path,
+    settings: Experiment | None = None,
+    *,
+    rounds: int = 1,
+    watchers: Sequence["Watcher"] = (),
+    say: Callable[[str], None] = lambda _: None,
+    progress: Progress | None = None,
+) -> tuple[Trained, ...]:
+    """Train, label the pictures without masks, and train anew on both; in rounds.
+
+    Every run starts from the beginning: errors of an earlier one live on in its labels
+    only, where a person can see and correct them.
+
+    Args:
+        data: As for ``train``.
+        out: New folder; ``run_0`` is the run without pseudo-labels, ``labels_1`` what it
+            labelled, ``run_1`` the run that learned from that, and so on.
+        settings: Of every run; ``unlabelled.threshold`` is the least probability that
+            becomes a label.
+        rounds: Times that pictures are labelled, at least 1.
+        watchers: Hear of every run.
+        say: Hears what a person should know.
+        progress: Told how far each part is.
+
+    Returns:
+        The runs, ``rounds + 1`` of them.
+
+    Source:
+        Yang et al. 2022 (ST++), arXiv:2106.05095, that labels made once by a finished
+        model and a strongly disturbed student are enough; whole pictures are not
+        ranked here, pixels are.
+    """
+    sources = Sources(data) if isinstance(data, Path) else data
+    settings = settings or Experiment()
+    threshold = settings.unlabelled.threshold
+    _refuse_threshold(threshold)
+    prepare_output(out)
+    runs = [
+        train(
+            sources, out / "run_0", settings, watchers=watchers, say=say, progress=progress
+        )
+    ]
+    for i in range(1, rounds + 1):
+        labels = out / f"labels_{i}"
+        found = pseudo_label(
+            runs[-1].folder, runs[0].folder, labels, threshold=threshold, progress=progress
+        )
+        say(f"round {i}: {len(found.rows)} pictures labelled by {runs[-1].folder.name}")
+        more = replace(sources, pseudo_labels=(*sources.pseudo_labels, labels))
+        runs.append(
+            train(
+                more,
+                out / f"run_{i}",
+                settings,
+                watchers=watchers,
+                say=say,
+                progress=progress,
+            )
+        )
+    return tuple(runs)
+
+
+def _refuse_threshold(threshold: float) -> None:
     if not 0.5 < threshold < 1:
         raise UsageError(
             f"The threshold is {threshold:g}.",
             needed="a probability above 0.5 and below 1",
             fix="for example 0.9",
         )
-    manifest = read_folder(pictures)
-    root = pictures if pictures.is_dir() else pictures.parent
-    predictor, _ = load_predictor(find_model(model))
-    return write_pseudo_labels(
-        predictor,
-        manifest,
-        out,
-        name=lambda row: _name(row, root),
-        threshold=threshold,
-        told=_told(progress, "labelling"),
-    )
 
 
 @dataclass(frozen=True)

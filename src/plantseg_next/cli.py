@@ -207,6 +207,42 @@ def pseudo_label(
 
 
 @app.command()
+def self_train(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="New folder for the runs.")] = Path("rounds"),
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Times that pictures are labelled and learned from.")
+    ] = 1,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting. Repeatable.")
+    ] = None,
+    unlabelled: Annotated[
+        list[Path] | None,
+        typer.Option(help="Further pictures to learn from; needs no masks. Repeatable."),
+    ] = None,
+) -> None:
+    """Train, label the pictures without masks, train anew on both, in rounds."""
+    from plantseg_next import api
+    from plantseg_next.learning import Sources
+
+    with _bar() as bar:
+        runs = api.self_train(
+            Sources(data, unlabelled=unlabelled or ()),
+            out,
+            _settings(config, set_ or []),
+            rounds=rounds,
+            watchers=[_TrainingBar(bar)],
+            say=bar.console.print,
+            progress=_Told(bar),
+        )
+    for run in runs:
+        best = ", ".join(f"{n} {v:.3f}" for n, v in run.outcome.best.figures.items())
+        print(f"{run.folder}: best on the validation split: {best}")
+    print(f"next:  plantseg-next evaluate {runs[-1].folder}")
+
+
+@app.command()
 def demo(
     out: Out = Path("demo"),
     minutes: Annotated[float, typer.Option(min=0.1, help="Minutes of training.")] = 3.0,

@@ -78,7 +78,8 @@ def gather(
             needed="masks that mark lesions; leaf masks alone teach no disease",
             fix="say in classes.yaml which value is a lesion",
         )
-    for folders, masks in ((sources.unlabelled, False), (sources.pseudo_labels, True)):
+    # Pseudo-labels first: a picture that has one is no longer without a label.
+    for folders, masks in ((sources.pseudo_labels, True), (sources.unlabelled, False)):
         if folders:
             others = [read_folder(folder) for folder in folders]
             manifest, left = join(manifest, others, masks=masks, told=told)

@@ -43,8 +43,9 @@ def join(
     Args:
         manifest: With splits.
         others: Whose pictures are to be joined; sources are renamed where names clash.
-        masks: Whether their masks are learned from, as pseudo-labels are; otherwise
-            they are not looked at, and the rows are unlabelled.
+        masks: Whether their masks are learned from, as pseudo-labels are; unlabelled
+            rows of the same file are then dropped. Otherwise masks are not looked at,
+            and the rows are unlabelled.
         told: Hears of every picture.
 
     Returns:
@@ -92,7 +93,15 @@ def join(
                 reasons[key] = "also judged" if judged else "also labelled"
     left += [Left(row, reasons[row.key]) for row in rows if row.key in reasons]
     kept = [row for row in rows[n_own:] if row.key not in reasons]
-    joined = (*manifest.rows, *kept)
+    files = {row.image.resolve() for row in kept if row.split == "train"}
+    joined = (
+        *(
+            row
+            for row in manifest.rows
+            if row.split != "unlabelled" or row.image.resolve() not in files
+        ),
+        *kept,
+    )
     classes = common_classes(joined, codings)
     return replace(manifest, rows=joined, classes=classes, codings=codings), tuple(left)
 

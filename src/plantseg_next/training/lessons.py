@@ -37,7 +37,8 @@ class Lessons:
         self.settings = settings
         self.weight: float | None = None
         self._begun: float | None = None
-        self._has_leaf = classes.has_leaf
+        self._classes = classes
+        self._taught = torch.zeros(3, dtype=torch.long)  # pixels seen, believed, lesion
         self._lesion_gate, self._leaf_gate = (
             Gate(
                 settings.gate,
@@ -86,8 +87,12 @@ class Lessons:
         self._leaf_gate.notice(leaf, views.inside)
         sure = self._lesion_gate.believes(lesion, views.inside)
         lesion_label = lesion.label.masked_fill(~sure, IGNORE)
+        is_lesion = sure & (lesion.label != NO_LESION)
+        self._taught = self._taught.to(sure.device) + torch.stack(
+            [views.inside.sum(), sure.sum(), is_lesion.sum()]
+        )
         leaf_label = torch.full_like(lesion_label, IGNORE)
-        if self._has_leaf:
+        if self._classes.has_leaf:
             sure = self._leaf_gate.believes(leaf, views.inside)
             leaf_label = leaf.label.masked_fill(~sure, IGNORE)
         if self.settings.method == "mean_teacher":
@@ -108,10 +113,12 @@ class Lessons:
             hidden: Tiles whose masks the run does not learn from.
 
         Returns:
-            ``believed_...`` is the share of the pixels that the teacher calls so which
-            pass the gate, ``right_...`` the share of those that are what it says, for
-            "none" (no lesion) and "lesion" (any class, named right); ``agreement`` is
-            the Dice overlap of the student's lesions with the teacher's. All in [0, 1],
+            Of each class and of "no lesion": ``believed_...``, the share of the pixels
+            that the teacher calls so which pass the gate, and ``right_...``, the share
+            of those that are what it says. ``agreement``, the Dice overlap of the
+            student's lesions with the teacher's. Of the tiles without labels since the
+            last audit: ``taught``, the share of the pixels that was believed, and
+            ``taught_lesion``, the share that was believed to be lesion. All in [0, 1],
             NaN where there is nothing to divide by.
         """
         opinion, _ = self._opinions(hidden.image)
@@ -119,7 +126,8 @@ class Lessons:
         sure = self._lesion_gate.believes(opinion, known)
         label = opinion.label
         figures: dict[str, float] = {}
-        for name, mine in (("none", label == NO_LESION), ("lesion", label != NO_LESION)):
+        for c, name in enumerate(("no lesion", *self._classes.lesions)):
+            mine = label == c
             right = sure & mine & (label == hidden.lesion)
             figures[f"believed_{name}"] = _ratio(sure & mine, mine & known)
             figures[f"right_{name}"] = _ratio(right, sure & mine)
@@ -131,6 +139,10 @@ class Lessons:
         both = (mine & its & known).sum() * 2
         either = (mine & known).sum() + (its & known).sum()
         figures["agreement"] = float(both / either) if either else math.nan
+        n, believed, lesion = self._taught.tolist()
+        figures["taught"] = believed / n if n else math.nan
+        figures["taught_lesion"] = lesion / n if n else math.nan
+        self._taught.zero_()
         return figures
 
     def _mixed(self, tiles: Taught, donors: Batch) -> Taught:
