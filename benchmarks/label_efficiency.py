@@ -34,6 +34,7 @@ from plantseg_next.evaluation.metrics import confusion_matrix, foreground_counts
 from plantseg_next.evaluation.report import Judged, judge
 from plantseg_next.experiment import Experiment
 from plantseg_next.judging import judged, severity_pct
+from plantseg_next.learning import Sources
 
 RESULTS = Path(__file__).parent / "results" / "label_efficiency.csv"
 Tally = dict[tuple[str, str], np.ndarray]
@@ -62,7 +63,27 @@ def tallied(items: Iterable[Judged], tally: Tally, n_classes: int) -> Iterator[J
         yield item
 
 
-def run(data: Path, out: Path, settings: Experiment, counts: Path) -> dict[str, Any]:
+def settings_of(
+    *, seed: int, share: str, steps: int, tile: int = 128, long_side: int = 384
+) -> Experiment:
+    """Return the settings that all runs share."""
+    return Experiment().with_settings(
+        [
+            f"seed={seed}",
+            f"data.labelled_share={float(Fraction(share))}",
+            f"data.tile_px={tile}",
+            f"data.long_side_px={long_side}",
+            "training.minutes=null",
+            f"training.steps={steps}",
+            "training.validations=4",
+            "training.validation_pictures=30",
+        ]
+    )
+
+
+def run(
+    data: Path | Sources, out: Path, settings: Experiment, counts: Path
+) -> dict[str, Any]:
     """Train and judge once; keep the counts of every group, and return the figures."""
     trained = api.train(data, out, settings, say=lambda line: print(" ", line, flush=True))
     rows = Manifest.read(out / "manifest.json").split("test").labelled
@@ -126,20 +147,13 @@ def main() -> None:
         if any(all(row[key] == value for key, value in name.items()) for row in done):
             continue
         print(name, flush=True)
-        settings = Experiment().with_settings(
-            [
-                f"seed={seed}",
-                f"data.labelled_share={float(Fraction(share))}",
-                f"data.tile_px={arguments.tile}",
-                f"data.long_side_px={arguments.long_side}",
-                "training.minutes=null",
-                f"training.steps={arguments.steps}",
-                "training.validations=4",
-                "training.validation_pictures=30",
-                f"unlabelled.method={method}",
-                *arguments.settings,
-            ]
-        )
+        settings = settings_of(
+            seed=seed,
+            share=share,
+            steps=arguments.steps,
+            tile=arguments.tile,
+            long_side=arguments.long_side,
+        ).with_settings([f"unlabelled.method={method}", *arguments.settings])
         words = (method, arguments.variant, share.replace("/", "of"), arguments.steps, seed)
         called = "-".join(str(word) for word in words if word != "")
         place = arguments.work / called

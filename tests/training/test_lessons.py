@@ -59,13 +59,13 @@ def test_a_sure_teacher_becomes_a_label_and_a_doubtful_one_is_ignored():
     lessons = make_lessons()
     one = drawn()
     lessons.teacher = Stub([0.0, 9.0, 0.0])
-    sure = lessons.teach(one.unlabelled, one.labelled)
+    sure = lessons.teach([one])[0]
     inside = one.unlabelled.inside
     assert (sure.lesion[inside] == 1).all()
     assert (sure.leaf[inside] == 1).all()
     assert (sure.lesion[~inside] == IGNORE).all()
     lessons.teacher = Stub([0.0, 0.5, 0.0])
-    doubtful = lessons.teach(one.unlabelled, one.labelled)
+    doubtful = lessons.teach([one])[0]
     assert (doubtful.lesion == IGNORE).all()
 
 
@@ -107,9 +107,12 @@ def test_lessons_in_micro_batches_give_the_gradient_of_the_large_batch(method, n
     student = network()
     found = []
     for batches in ([drawn(4, n_strong=n_strong)], halves(drawn(4, n_strong=n_strong))):
-        lessons = make_lessons(student, method=method, threshold=0.4, dice=1.0)
+        lessons = make_lessons(
+            student, method=method, threshold=0.4, dice=1.0, cut_mix=0.8, copy_paste=0.8
+        )
         lessons.weight = 1.0
         student.zero_grad()
+        torch.manual_seed(0)  # the same boxes
         learn(student, batches, LossSettings(), lambda loss: loss.backward(), lessons)
         found.append(student.lesion_head.weight.grad.clone())
     assert (found[0] - found[1]).norm() < 1e-3 * found[0].norm()
@@ -203,5 +206,20 @@ def test_the_dropout_gate_asks_for_passes():
     lessons = make_lessons(student, gate=("dropout", "probability"), threshold=0.4)
     one = drawn()
     lessons.begin_step(0, 100, [one], rehearsal=False)  # learns its ranks
-    taught = lessons.teach(one.unlabelled, one.labelled)
+    taught = lessons.teach([one])[0]
     assert (taught.lesion != IGNORE).any()
+
+
+def test_a_micro_batch_of_one_tile_has_partners_to_mix_with():
+    lessons = make_lessons(threshold=0.4, cut_mix=1.0)
+    lessons.teacher = Stub([0.0, 9.0, 0.0])
+    both = halves(drawn(4))
+    taught = lessons.teach(both)
+    assert len(taught) == 2
+    images = torch.cat([t.image for t in taught])
+    own = torch.cat([one.unlabelled.strong[0] for one in both])
+    changed = (images != own).any(1)  # (b, h, w)
+    assert changed.flatten(1).any(1).all()
+    assert torch.equal(
+        images.movedim(1, -1)[changed], own.roll(1, 0).movedim(1, -1)[changed]
+    )

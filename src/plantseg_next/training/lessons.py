@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from plantseg_next.data.streams import Drawn
+from plantseg_next.data.streams import Drawn, collate
 from plantseg_next.experiment import UnlabelledSettings
 from plantseg_next.models.segmenter import LEAF_LOGITS, Scores
 from plantseg_next.structures import IGNORE, NO_LESION, Batch, ClassMap, Views
@@ -76,12 +77,37 @@ class Lessons:
             ramp = max(self.settings.ramp, 1e-6)
             self.weight = self.settings.weight * ramp_up((done - self._begun) / ramp)
 
-    def teach(self, views: Views, donors: Batch) -> Taught:
-        """Return the student's tiles, labelled by the teacher.
+    def teach(self, drawn: Sequence[Drawn]) -> list[Taught]:
+        """Return the student's tiles, labelled by the teacher, by micro-batch.
 
-        With two strong views, the second half of the tiles are the first under another
-        light and another mix.
+        Tiles are mixed across the whole step, so that a micro-batch of one tile has
+        partners too. With two strong views, the second half of a micro-batch shows the
+        tiles of the first under another light and another mix.
         """
+        views = [one.unlabelled for one in drawn if one.unlabelled is not None]
+        donors = collate([one.labelled for one in drawn])
+        said = [self._said_of(one) for one in views]
+        mixed = [
+            self._mixed(
+                Taught.joined(
+                    [
+                        replace(labels, image=one.strong[i])
+                        for labels, one in zip(said, views, strict=True)
+                    ]
+                ),
+                donors,
+            )
+            for i in range(len(views[0].strong))
+        ]
+        taught, first = [], 0
+        for one in views:
+            mine = slice(first, first + len(one.weak))
+            taught.append(Taught.joined([tiles.part(mine) for tiles in mixed]))
+            first = mine.stop
+        return taught
+
+    def _said_of(self, views: Views) -> Taught:
+        """Return the weak views with what is believed of them."""
         lesion, leaf = self._opinions(views.weak)
         self._lesion_gate.notice(lesion, views.inside)
         self._leaf_gate.notice(leaf, views.inside)
@@ -95,15 +121,10 @@ class Lessons:
         if self._classes.has_leaf:
             sure = self._leaf_gate.believes(leaf, views.inside)
             leaf_label = leaf.label.masked_fill(~sure, IGNORE)
+        scores = None
         if self.settings.method == "mean_teacher":
             scores = Scores(lesion.logits, leaf.logits, lesion.logits.new_zeros(0))
-            return Taught(views.strong[0], lesion_label, leaf_label, views.inside, scores)
-        return Taught.joined(
-            [
-                self._mixed(Taught(image, lesion_label, leaf_label, views.inside), donors)
-                for image in views.strong
-            ]
-        )
+        return Taught(views.weak, lesion_label, leaf_label, views.inside, scores)
 
     def audit(self, student: nn.Module, hidden: Batch) -> dict[str, float]:
         """Return how much of the teacher's word is believed, and how right that is.
@@ -146,6 +167,8 @@ class Lessons:
         return figures
 
     def _mixed(self, tiles: Taught, donors: Batch) -> Taught:
+        if self.settings.method == "mean_teacher":
+            return tiles  # as it was published
         device = tiles.lesion.device
         b, h, w = tiles.lesion.shape
         if self.settings.copy_paste > 0:

@@ -49,9 +49,7 @@ def learn(
     weight = None if lessons is None else lessons.weight
     if lessons is None or weight is None:
         return loss.parts
-    taught = [
-        lessons.teach(d.unlabelled, d.labelled) for d in drawn if d.unlabelled is not None
-    ]
+    taught = lessons.teach(drawn)
     whole = Taught.joined(taught)
     settings = lessons.settings
     lesson = accumulate_gradients(

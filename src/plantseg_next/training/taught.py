@@ -34,6 +34,14 @@ class Taught:
         )
         return Taught(image, lesion, leaf, inside)
 
+    def part(self, which: slice) -> "Taught":
+        """Return some of the tiles."""
+        image, lesion, leaf, inside = (
+            m[which] for m in (self.image, self.lesion, self.leaf, self.inside)
+        )
+        scores = self.scores and Scores(*(m[which] for m in self.scores))
+        return Taught(image, lesion, leaf, inside, scores)
+
     @classmethod
     def joined(cls, parts: Sequence["Taught"]) -> "Taught":
         """Return the tiles of many parts as one, in order."""
