@@ -32,6 +32,7 @@ from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest, merge
 from plantseg_next.evaluation.metrics import confusion_matrix, foreground_counts
 from plantseg_next.evaluation.report import Judged, judge
+from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.experiment import Experiment
 from plantseg_next.judging import judged, severity_pct
 from plantseg_next.learning import Sources
@@ -81,17 +82,23 @@ def settings_of(
     )
 
 
+def judge_last(run: Path, rows: Manifest) -> tuple[Report, Tally]:
+    """Return the report of a run's last model, and the pixels of every group."""
+    predictor, card = api.load_predictor(run / "last")
+    tally: Tally = defaultdict(lambda: np.zeros(3, np.int64))
+    items = judged(predictor, card.classes, rows, card.classes)
+    items = tallied(items, tally, card.classes.n_lesion_logits)
+    return judge(items, card.classes, severity=severity_pct), tally
+
+
 def run(
     data: Path | Sources, out: Path, settings: Experiment, counts: Path
 ) -> dict[str, Any]:
     """Train and judge once; keep the counts of every group, and return the figures."""
     trained = api.train(data, out, settings, say=lambda line: print(" ", line, flush=True))
-    rows = Manifest.read(out / "manifest.json").split("test").labelled
-    predictor, card = api.load_predictor(out / "last")
-    tally: Tally = defaultdict(lambda: np.zeros(3, np.int64))
-    items = judged(predictor, card.classes, rows, card.classes)
-    items = tallied(items, tally, card.classes.n_lesion_logits)
-    report = judge(items, card.classes, severity=severity_pct)
+    manifest = Manifest.read(out / "manifest.json")
+    val, _ = judge_last(out, manifest.split("val").labelled)
+    report, tally = judge_last(out, manifest.split("test").labelled)
     counts.parent.mkdir(parents=True, exist_ok=True)
     with counts.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -103,6 +110,7 @@ def run(
         "n_labelled": trained.n_train,
         **{f"dice_{name}": dice for name, dice in by_source.items()},
         "mean_dice": round(fmean(by_source.values()), 4),
+        "val_mean_dice": round(fmean(s.lesion_dice for s in val.sources), 4),
         "leaf_iou": round(report.leaf_iou.value, 4),
         "rho_c": round(report.severity.rho_c.value, 4),
     }

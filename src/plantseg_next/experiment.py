@@ -112,6 +112,8 @@ class UnlabelledSettings(_Part):
     """Tiles without labels a tile with."""
     strong_views: int = Field(1, ge=1, le=2)
     """Harder views of a tile; two see complementary halves of the features."""
+    light: float = Field(2.0, ge=0)
+    """How hard the light of these views is, in multiples of that of labelled tiles."""
     weight: float = Field(1.0, ge=0)
     """Of what the teacher says, beside true labels, when the ramp is over."""
     starts: float = Field(0.1, ge=0, le=1)

@@ -100,6 +100,7 @@ def tiles_of(
         pixels: Labelled pixels of each lesion class, "no lesion" first.
     """
     from plantseg_next.data.streams import MixedDataset, TileDataset, ViewDataset
+    from plantseg_next.data.views import strong_light
 
     views = None
     if len(unlabelled):
@@ -107,7 +108,11 @@ def tiles_of(
         tiles = TileDataset(
             unlabelled.only(bare), settings.data, seed=settings.seed + 1, pixels=pixels
         )
-        views = ViewDataset(tiles, n_strong=settings.unlabelled.strong_views)
+        views = ViewDataset(
+            tiles,
+            n_strong=settings.unlabelled.strong_views,
+            strong=strong_light(settings.unlabelled.light),
+        )
     labelled = TileDataset(learned, settings.data, seed=settings.seed, pixels=pixels)
     return MixedDataset(labelled, views, settings.unlabelled.ratio)
 

@@ -15,6 +15,7 @@ from plantseg_next.data.streams import (
     count_pixels,
     loader,
 )
+from plantseg_next.data.views import strong_light
 from plantseg_next.errors import DataError
 from plantseg_next.experiment import DataSettings
 from plantseg_next.structures import IGNORE
@@ -38,7 +39,11 @@ def same(a, b):
 def mixed(folder, *, ratio=2, n_strong=2):
     """Labelled tiles, and views of the same pictures as if they had no masks."""
     tiles = dataset(folder)
-    return MixedDataset(tiles, ViewDataset(dataset(folder), n_strong=n_strong), ratio)
+    return MixedDataset(
+        tiles,
+        ViewDataset(dataset(folder), n_strong=n_strong, strong=strong_light(2.0)),
+        ratio,
+    )
 
 
 def same_drawn(a, b):
@@ -60,7 +65,7 @@ def test_views_show_one_place_under_other_lights(drawn_folder):
     """A strong view has its edges where the weak one has them."""
     tiles = dataset(drawn_folder, max_tiles=1)
     for draw in range(6):
-        views = ViewDataset(tiles, n_strong=1)[draw]
+        views = ViewDataset(tiles, n_strong=1, strong=strong_light(2.0))[draw]
         weak, strong = (
             v.float().mean(0).flatten() for v in (views.weak[0], views.strong[0, 0])
         )
@@ -72,7 +77,7 @@ def test_what_lies_outside_the_picture_is_known(drawn_folder):
     """Where a labelled tile of the same draw is ignored, a view is outside."""
     tiles = dataset(drawn_folder, max_tiles=1)
     for draw in range(6):
-        inside = ViewDataset(tiles, n_strong=1)[draw].inside
+        inside = ViewDataset(tiles, n_strong=1, strong=strong_light(2.0))[draw].inside
         assert torch.equal(inside, tiles[draw].leaf != IGNORE)
 
 

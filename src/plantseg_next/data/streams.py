@@ -30,7 +30,7 @@ from plantseg_next.data.tiling import (
     shrink_sample,
     signed_distance,
 )
-from plantseg_next.data.views import STRONG, UNCHANGED, Geometry, Photometry
+from plantseg_next.data.views import UNCHANGED, Geometry, Photometry
 from plantseg_next.errors import PlantSegError
 from plantseg_next.experiment import DataSettings
 from plantseg_next.structures import IGNORE, Batch, Sample, Views
@@ -167,9 +167,7 @@ class ViewDataset(Dataset[Views]):
         strong: Light and camera of those.
     """
 
-    def __init__(
-        self, tiles: TileDataset, *, n_strong: int, strong: Photometry = STRONG
-    ) -> None:
+    def __init__(self, tiles: TileDataset, *, n_strong: int, strong: Photometry) -> None:
         self._tiles = tiles
         self._n_strong = n_strong
         self._strong = strong

@@ -5,7 +5,7 @@ picture alone. Hue hardly moves: lesions are known by their colour.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -87,7 +87,19 @@ class Photometry:
 UNCHANGED = Photometry(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """The weak view: as the camera saw it."""
 
-STRONG = Photometry(
-    brightness=0.5, contrast=0.5, saturation=0.5, hue=0.03, gamma=0.5, blur=0.5
-)
-"""The strong view. Colour is not taken away, as it is elsewhere: lesions are colour."""
+
+def strong_light(factor: float) -> Photometry:
+    """Return the light of the strong view, ``factor`` times as hard as that of training.
+
+    Hue is left as it is, and colour is not taken away as it is elsewhere: lesions are
+    known by their colour.
+    """
+    plain = Photometry()
+    return replace(
+        plain,
+        brightness=min(1.0, plain.brightness * factor),
+        contrast=min(1.0, plain.contrast * factor),
+        saturation=min(1.0, plain.saturation * factor),
+        gamma=plain.gamma * factor,
+        blur=min(1.0, plain.blur * factor),
+    )
