@@ -62,37 +62,58 @@ def text_of(found: np.ndarray) -> str:
     return f"{found[0]:.3f} ({low:.3f} to {high:.3f})"
 
 
-def main() -> None:
-    """Print the table and draw the picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", required=True)
-    parser.add_argument("--table", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, default=RESULTS.with_suffix(".png"))
-    arguments = parser.parse_args()
-    runs: dict[tuple[str, str], list[Counts]] = defaultdict(list)
-    n_labelled: dict[str, str] = {}
-    rows = results_table.read(arguments.table)
-    for row in sorted(rows, key=lambda row: int(row["seed"])):
-        if row["variant"] or row["steps"] != arguments.steps:
-            continue
-        parts = (row["method"], row["share"].replace("/", "of"), row["steps"], row["seed"])
-        counts = read_counts(arguments.table.with_suffix("") / f"{'-'.join(parts)}.csv")
-        runs[row["method"], row["share"]].append(counts)
-        n_labelled[row["share"]] = row["n_labelled"]
-    found = {cell: scores(many) for cell, many in runs.items()}
-    shares = sorted(n_labelled, key=Fraction)
-    for share in shares:
-        print(f"{share} of the masks ({n_labelled[share]} pictures)")
+Run = dict[str, str]
+"""A row of the table."""
+
+
+def counts_of(row: Run, table: Path) -> Counts:
+    """Return what the run of a row left of every test group."""
+    words = (row["method"], row["variant"], row["share"].replace("/", "of"))
+    name = "-".join(word for word in (*words, row["steps"], row["seed"]) if word)
+    return read_counts(table.with_suffix("") / f"{name}.csv")
+
+
+def print_table(found: dict[tuple[str, str], np.ndarray], rows: list[Run]) -> None:
+    """Print every method at every share, with its gain over the labelled-only twin."""
+    for share in shares_of(rows):
+        n_labelled = next(row["n_labelled"] for row in rows if row["share"] == share)
+        print(f"{share} of the masks ({n_labelled} pictures)")
         for method in METHODS:
             if (method, share) not in found:
                 continue
             mine, twin = found[method, share], found["supervised", share]
-            n = len(runs[method, share])
+            n = sum((row["method"], row["share"]) == (method, share) for row in rows)
             gain = f"  above its twin: {text_of(mine - twin)}" if mine is not twin else ""
             print(f"  {method:15} {n} seeds  {text_of(mine)}{gain}")
+
+
+def print_ablation(plain: list[Run], changed: list[Run], table: Path) -> None:
+    """Print every variant beside the plain runs of the same seeds."""
+    plain_of = {(r["method"], r["share"], r["seed"]): r for r in plain}
+    cells = defaultdict(list)
+    for row in changed:
+        if (row["method"], row["share"], row["seed"]) in plain_of:
+            cells[row["method"], row["share"], row["variant"]].append(row)
+    for (method, share, variant), rows in sorted(cells.items()):
+        twins = [plain_of[method, share, row["seed"]] for row in rows]
+        mine, twin = (scores([counts_of(r, table) for r in runs]) for runs in (rows, twins))
+        val = np.mean([float(r["val_mean_dice"]) for r in rows])
+        print(
+            f"{method} {share} {variant:20} {len(rows)} seeds  {text_of(mine)}  "
+            f"change {text_of(mine - twin)}  validation {val:.3f}"
+        )
+
+
+def shares_of(rows: list[Run]) -> list[str]:
+    """Return the shares in the table, in order."""
+    return sorted({row["share"] for row in rows}, key=Fraction)
+
+
+def draw(found: dict[tuple[str, str], np.ndarray], rows: list[Run], out: Path) -> None:
+    """Draw every method over the share of the masks."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for method in METHODS:
-        mine = [share for share in shares if (method, share) in found]
+        mine = [share for share in shares_of(rows) if (method, share) in found]
         if not mine:
             continue
         x = [100 * float(Fraction(share)) for share in mine]
@@ -100,16 +121,39 @@ def main() -> None:
         low, high = np.quantile(values[:, 1:], [0.025, 0.975], axis=1)
         axes.plot(x, values[:, 0], "o-", label=method, color=COLOURS[method])
         axes.fill_between(x, low, high, alpha=0.15, color=COLOURS[method], linewidth=0)
+    n_labelled = {row["share"]: row["n_labelled"] for row in rows}
     axes.set_xscale("log")
     axes.set_xticks(
-        [100 * float(Fraction(share)) for share in shares],
-        [f"{share}\n({n_labelled[share]})" for share in shares],
+        [100 * float(Fraction(share)) for share in n_labelled],
+        [f"{share}\n({n})" for share, n in n_labelled.items()],
     )
     axes.set_xlabel("share of the training masks (pictures)")
     axes.set_ylabel("lesion Dice, mean of the data sets")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(arguments.out, dpi=150)
+    figure.savefig(out, dpi=150)
+
+
+def main() -> None:
+    """Print the table and the ablation, and draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", required=True)
+    parser.add_argument("--table", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS.with_suffix(".png"))
+    arguments = parser.parse_args()
+    rows = [
+        row
+        for row in sorted(results_table.read(arguments.table), key=lambda r: int(r["seed"]))
+        if row["steps"] == arguments.steps
+    ]
+    plain = [row for row in rows if not row["variant"]]
+    runs: dict[tuple[str, str], list[Counts]] = defaultdict(list)
+    for row in plain:
+        runs[row["method"], row["share"]].append(counts_of(row, arguments.table))
+    found = {cell: scores(many) for cell, many in runs.items()}
+    print_table(found, plain)
+    print_ablation(plain, [row for row in rows if row["variant"]], arguments.table)
+    draw(found, plain, arguments.out)
 
 
 if __name__ == "__main__":
