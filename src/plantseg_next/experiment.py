@@ -115,7 +115,8 @@ class UnlabelledSettings(_Part):
     light: float = Field(2.0, ge=0)
     """How hard the light of these views is, in multiples of that of labelled tiles."""
     weight: float = Field(1.0, ge=0)
-    """Of what the teacher says, beside true labels, when the ramp is over."""
+    """Of what the teacher says, beside true labels, when the ramp is over; 0 asks it
+    nothing and keeps it, as the running mean of a supervised run."""
     starts: float = Field(0.1, ge=0, le=1)
     """Part of the run before the teacher is asked; in any case not before it finds a
     lesion on labelled tiles."""

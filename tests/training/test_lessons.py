@@ -85,6 +85,13 @@ def test_lessons_wait_until_the_teacher_finds_a_lesion():
     assert lessons.weight == pytest.approx(1.0)
 
 
+def test_a_weight_of_zero_keeps_the_teacher_and_asks_it_nothing():
+    lessons = make_lessons(weight=0.0)
+    for rehearsal in (False, True):
+        lessons.begin_step(50, 100, [drawn()], rehearsal=rehearsal)
+        assert lessons.weight is None
+
+
 def test_a_rehearsal_costs_a_lesson_and_teaches_nothing():
     student = network()
     lessons = make_lessons(student, starts=1.0)

@@ -66,7 +66,11 @@ class Lessons:
             rehearsal: Whether to give a lesson that counts for nothing, while steps are
                 timed: the run is planned by what a step will cost.
         """
-        self.weight = 0.0 if rehearsal else None
+        self.weight = None
+        if self.settings.weight == 0:
+            return
+        if rehearsal:
+            self.weight = 0.0
         done = step / max(steps, 1)
         waits = self._begun is None and done >= self.settings.starts
         if waits or (self._lesion_gate.needs_ranks and step % ASKED_EVERY == 0):
