@@ -1,3 +1,5 @@
+import io
+
 import pytest
 import torch
 
@@ -229,4 +231,33 @@ def test_a_micro_batch_of_one_tile_has_partners_to_mix_with():
     assert changed.flatten(1).any(1).all()
     assert torch.equal(
         images.movedim(1, -1)[changed], own.roll(1, 0).movedim(1, -1)[changed]
+    )
+
+
+def test_lessons_go_on_from_a_checkpoint():
+    changes = {"gate": ("entropy", "energy"), "starts": 0.2, "ramp": 0.5, "dynamic": True}
+    student = network()
+    lessons = make_lessons(student, threshold=0.4, **changes)
+    for step in range(20, 23):
+        batch = [drawn(seed=step)]
+        lessons.begin_step(step, 100, batch, rehearsal=False)
+        lessons.teach(batch)
+        lessons.teacher.update(network(), steps=100)
+    file = io.BytesIO()
+    torch.save(lessons.state_dict(), file)
+    file.seek(0)
+    again = make_lessons(network(), threshold=0.4, **changes)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    for step in range(23, 45):
+        batch = [drawn(seed=step)]
+        for one in (lessons, again):
+            one.begin_step(step, 100, batch, rehearsal=False)
+        assert again.weight == lessons.weight
+        first, second = lessons.teach(batch)[0], again.teach(batch)[0]
+        assert torch.equal(first.lesion, second.lesion)
+        assert (first.lesion != IGNORE).any()
+        for one in (lessons, again):
+            one.teacher.update(student, steps=100)
+    assert lessons.audit(student, batch[0].labelled) == pytest.approx(
+        again.audit(student, batch[0].labelled), nan_ok=True
     )

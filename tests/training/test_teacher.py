@@ -1,7 +1,10 @@
 import copy
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from plantseg_next.experiment import ModelSettings
 from plantseg_next.models.segmenter import build_segmenter
@@ -77,3 +80,30 @@ def test_a_short_run_has_a_teacher_that_forgets_its_start():
         teacher.update(network, steps=200)
     for a, b in zip(teacher.network.parameters(), network.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def follow_on(rank: int, folder: str) -> None:
+    """Train on data of its own beside another process; leave the teacher in a file."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    torch.manual_seed(rank)
+    network = DistributedDataParallel(nn.Linear(3, 2))
+    teacher = Teacher(network.module, decay=0.5)
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(5):
+        optimiser.zero_grad()
+        network(torch.randn(4, 3)).square().mean().backward()
+        optimiser.step()
+        teacher.update(network.module, steps=1000)
+    torch.save(teacher.network.state_dict(), f"{folder}/teacher_{rank}")
+    dist.destroy_process_group()
+
+
+def test_the_teacher_is_the_same_on_every_process(tmp_path):
+    mp.spawn(follow_on, args=(str(tmp_path),), nprocs=2)
+    first, second = (
+        torch.load(tmp_path / f"teacher_{rank}", weights_only=True) for rank in (0, 1)
+    )
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name])

@@ -8,7 +8,8 @@ Axes: b tile, k class, h row, w column, n pass with dropout.
 """
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -111,6 +112,14 @@ class Ranks:
             old = self._tables[group]
             self._tables[group] = found if old is None else old.lerp(found, 1 - 0.9)
 
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """Return what a checkpoint must hold."""
+        return dict(zip(("none", "lesion"), self._tables, strict=True))
+
+    def load_state_dict(self, state: Mapping[str, Tensor | None]) -> None:
+        """Go on with the ranks whose state it is."""
+        self._tables = [state["none"], state["lesion"]]
+
     def __call__(
         self,
         certainty: Float[Tensor, "*p"],
@@ -171,6 +180,19 @@ class Gate:
     def needs_ranks(self) -> bool:
         """Whether ``learn`` must be called now and then."""
         return self.kinds != ("probability",)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        ranks: dict[str, Any] = {k: r.state_dict() for k, r in self._ranks.items()}
+        combined = self._combined.state_dict()
+        return {"sureness": self._sureness, "ranks": ranks, "combined": combined}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the gate whose state it is."""
+        self._sureness = state["sureness"].clone()
+        self._combined.load_state_dict(state["combined"])
+        for kind, ranks in self._ranks.items():
+            ranks.load_state_dict(state["ranks"][kind])
 
     def learn(self, opinion: Opinion, known: Bool[Tensor, "b h w"]) -> None:
         """Learn the ranks from the teacher's opinion on labelled tiles."""

@@ -1,9 +1,10 @@
 """Lessons: what a slow teacher makes of tiles without labels."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -169,6 +170,24 @@ class Lessons:
         figures["taught_lesion"] = lesion / n if n else math.nan
         self._taught.zero_()
         return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {
+            "teacher": self.teacher.state_dict(),
+            "lesion_gate": self._lesion_gate.state_dict(),
+            "leaf_gate": self._leaf_gate.state_dict(),
+            "begun": self._begun,
+            "taught": self._taught,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the lessons whose state it is."""
+        self.teacher.load_state_dict(state["teacher"])
+        self._lesion_gate.load_state_dict(state["lesion_gate"])
+        self._leaf_gate.load_state_dict(state["leaf_gate"])
+        self._begun = state["begun"]
+        self._taught = state["taught"].clone()
 
     def _mixed(self, tiles: Taught, donors: Batch) -> Taught:
         if self.settings.method == "mean_teacher":

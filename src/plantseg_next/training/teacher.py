@@ -4,6 +4,8 @@ Source: Tarvainen and Valpola 2017 (Mean Teacher), arXiv:1703.01780.
 """
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -54,6 +56,15 @@ class Teacher:
         for name in old.keys() - set(averaged):
             old[name].copy_(new[name])
         self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {"network": self.network.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the teacher whose state it is."""
+        self.network.load_state_dict(state["network"])
+        self.updates = state["updates"]
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
