@@ -143,8 +143,9 @@ class UnlabelledSettings(_Part):
     """Weight of the overlap with the teacher's mask, beside cross-entropy."""
     cut_mix: float = Field(0.5, ge=0, le=1)
     """Chance that a tile takes a box from another one."""
-    copy_paste: float = Field(0.5, ge=0, le=1)
-    """Chance that a tile gets the lesions of a labelled one pasted on."""
+    copy_paste: float = Field(0.0, ge=0, le=1)
+    """Chance that a tile gets the lesions of a labelled one pasted on. Off: across crops
+    it cost more than it gave."""
 
 
 class TrainingSettings(_Part):
