@@ -2,16 +2,29 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from plantseg_next.data.synthetic import write_drawn_folder
+from plantseg_next.experiment import (
+    DataSettings,
+    Experiment,
+    ModelSettings,
+    TrainingSettings,
+)
 
 # One thread: tests are small, and threads that wait for each other on a busy machine
 # make them a hundred times slower.
 torch.set_num_threads(1)
+
+TINY = Experiment(
+    data=DataSettings(tile_px=64, workers=0),
+    model=ModelSettings(width=32, layers=1),
+    training=TrainingSettings(
+        minutes=None, steps=6, batch=2, validations=2, validation_pictures=3
+    ),
+)
+"""A run of a second, which learns nothing to speak of."""
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -30,10 +43,3 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip("the real photographs are not beside this checkout")
     return REAL_DATA
-
-
-def save_picture(path: Path, pixels: np.ndarray) -> Path:
-    """Write an array as a picture, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path

@@ -7,23 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import TINY
 from plantseg_next import api
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.errors import DataError, OutputError, UsageError
-from plantseg_next.experiment import (
-    DataSettings,
-    Experiment,
-    ModelSettings,
-    TrainingSettings,
-)
-
-TINY = Experiment(
-    data=DataSettings(tile_px=64, workers=0),
-    model=ModelSettings(width=32, layers=1),
-    training=TrainingSettings(
-        minutes=None, steps=6, batch=2, validations=2, validation_pictures=3
-    ),
-)
 
 
 @pytest.fixture(scope="module")

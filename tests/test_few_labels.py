@@ -5,26 +5,13 @@ import shutil
 
 import pytest
 
+from conftest import TINY
 from plantseg_next import api
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.synthetic import write_drawn_folder
-from plantseg_next.experiment import (
-    DataSettings,
-    Experiment,
-    ModelSettings,
-    TrainingSettings,
-    UnlabelledSettings,
-)
 from plantseg_next.learning import Sources
 
-FEW = Experiment(
-    data=DataSettings(tile_px=64, workers=0, labelled_share=0.3),
-    model=ModelSettings(width=32, layers=1),
-    training=TrainingSettings(
-        minutes=None, steps=6, batch=2, validations=2, validation_pictures=3
-    ),
-    unlabelled=UnlabelledSettings(starts=0.0),
-)
+FEW = TINY.with_settings(["data.labelled_share=0.3", "unlabelled.starts=0"])
 
 
 def history(folder):

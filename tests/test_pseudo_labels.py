@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import TINY
 from plantseg_next import api
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.layouts import read_folder
@@ -13,23 +14,9 @@ from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.mask_values import decode_mask
 from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.errors import UsageError
-from plantseg_next.experiment import (
-    DataSettings,
-    Experiment,
-    ModelSettings,
-    TrainingSettings,
-)
 from plantseg_next.learning import Sources
 from plantseg_next.pseudo_labels import coding_of, sure_mask
 from plantseg_next.structures import IGNORE, ClassMap, Prediction
-
-TINY = Experiment(
-    data=DataSettings(tile_px=64, workers=0),
-    model=ModelSettings(width=32, layers=1),
-    training=TrainingSettings(
-        minutes=None, steps=4, batch=2, validations=1, validation_pictures=3
-    ),
-)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.experiment import Experiment
 from plantseg_next.files import prepare_output
 from plantseg_next.inference.predictor import Predictor
-from plantseg_next.inference.records import RecordWriter, Value
+from plantseg_next.inference.records import RecordWriter, Written
 from plantseg_next.inference.severity import Assessment, assess
 from plantseg_next.judging import (
     judged,
@@ -44,7 +44,7 @@ from plantseg_next.learning import (
     tiles_of,
 )
 from plantseg_next.models.bundle import CARD, Card, read_bundle
-from plantseg_next.pseudo_labels import PseudoLabelled, write_pseudo_labels
+from plantseg_next.pseudo_labels import write_pseudo_labels
 from plantseg_next.runtime import find_device, seed_everything
 
 if TYPE_CHECKING:
@@ -217,19 +217,6 @@ def evaluate(
     return judge(items, judged_as, severity=severity_pct)
 
 
-@dataclass(frozen=True)
-class Predicted:
-    """What ``predict`` came to.
-
-    Args:
-        rows: A row of ``severity.csv`` a picture.
-        skipped: Pictures that could not be read, each with the reason.
-    """
-
-    rows: tuple[dict[str, Value], ...]
-    skipped: tuple[tuple[str, str], ...]
-
-
 def predict(
     model: Path,
     pictures: Path,
@@ -237,7 +224,7 @@ def predict(
     *,
     min_lesion_px: int = 20,
     progress: Progress | None = None,
-) -> Predicted:
+) -> Written:
     """Measure every picture of a folder: masks, overlays, and the tables of severity.
 
     Args:
@@ -253,12 +240,11 @@ def predict(
             pictures are listed and the rest is measured.
     """
     manifest = read_folder(pictures)
-    root = pictures if pictures.is_dir() else pictures.parent
     return _predict_rows(
         find_model(model),
         manifest,
         out,
-        name=lambda row: _name(row, root),
+        name=_naming(pictures),
         min_lesion_px=min_lesion_px,
         progress=progress,
     )
@@ -271,7 +257,7 @@ def pseudo_label(
     *,
     threshold: float = 0.9,
     progress: Progress | None = None,
-) -> PseudoLabelled:
+) -> Written:
     """Label pictures with what a model is sure of, for the next run to learn from.
 
     Args:
@@ -298,13 +284,12 @@ def pseudo_label(
             needed="pictures without masks",
             fix="name a folder that holds pictures only",
         )
-    root = pictures if pictures.is_dir() else pictures.parent
     predictor, _ = load_predictor(find_model(model))
     return write_pseudo_labels(
         predictor,
         bare,
         out,
-        name=lambda row: _name(row, root),
+        name=_naming(pictures),
         threshold=threshold,
         told=_told(progress, "labelling"),
     )
@@ -349,21 +334,19 @@ def self_train(
     threshold = settings.unlabelled.threshold
     _refuse_threshold(threshold)
     prepare_output(out)
-    runs = [
-        train(
-            sources, out / "run_0", settings, watchers=watchers, say=say, progress=progress
-        )
-    ]
-    for i in range(1, rounds + 1):
-        labels = out / f"labels_{i}"
-        found = pseudo_label(
-            runs[-1].folder, runs[0].folder, labels, threshold=threshold, progress=progress
-        )
-        say(f"round {i}: {len(found.rows)} pictures labelled by {runs[-1].folder.name}")
-        more = replace(sources, pseudo_labels=(*sources.pseudo_labels, labels))
+    runs: list[Trained] = []
+    learned_from = sources
+    for i in range(rounds + 1):
+        if runs:
+            labels, last = out / f"labels_{i}", runs[-1].folder
+            found = pseudo_label(
+                last, runs[0].folder, labels, threshold=threshold, progress=progress
+            )
+            say(f"round {i}: {len(found.rows)} pictures labelled by {last.name}")
+            learned_from = replace(sources, pseudo_labels=(*sources.pseudo_labels, labels))
         runs.append(
             train(
-                more,
+                learned_from,
                 out / f"run_{i}",
                 settings,
                 watchers=watchers,
@@ -398,7 +381,7 @@ class Demonstrated:
     checked: CheckReport
     trained: Trained
     report: Report
-    predicted: Predicted
+    predicted: Written
     folder: Path
 
 
@@ -457,7 +440,7 @@ def _predict_rows(
     name: Callable[[Row], str],
     min_lesion_px: int = 20,
     progress: Progress | None = None,
-) -> Predicted:
+) -> Written:
     predictor, card = load_predictor(model)
     rows, skipped = [], []
     told = _told(progress, "measuring")
@@ -474,7 +457,7 @@ def _predict_rows(
                 notes = _notes(image, found, card)
                 rows.append(writer.add(name(row), image, found, notes=notes))
             told(i + 1, len(manifest))
-    return Predicted(tuple(rows), tuple(skipped))
+    return Written(tuple(rows), tuple(skipped))
 
 
 def _notes(image: np.ndarray, found: Assessment, card: Card) -> list[str]:
@@ -487,11 +470,16 @@ def _notes(image: np.ndarray, found: Assessment, card: Card) -> list[str]:
     return notes
 
 
-def _name(row: Row, root: Path) -> str:
-    """Return the picture's path within the folder read, or its key if it is elsewhere."""
-    if row.image.is_relative_to(root):
-        return row.image.relative_to(root).as_posix()
-    return f"{row.key}{row.image.suffix}"
+def _naming(pictures: Path) -> Callable[[Row], str]:
+    """Return what calls a picture by its path within what was read, or by its key."""
+    root = pictures if pictures.is_dir() else pictures.parent
+
+    def name(row: Row) -> str:
+        if row.image.is_relative_to(root):
+            return row.image.relative_to(root).as_posix()
+        return f"{row.key}{row.image.suffix}"
+
+    return name
 
 
 def find_model(path: Path) -> Path:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Never
 
 import typer
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from torch import Tensor
 
-    from plantseg_next.api import Predicted, Progress
+    from plantseg_next.api import Progress
     from plantseg_next.experiment import Experiment
+    from plantseg_next.inference.records import Written
     from plantseg_next.training.trainer import Validation
 
 app = typer.Typer(
@@ -174,9 +175,7 @@ def predict(
         )
     print(_table(found))
     print(f"{len(found.rows)} pictures measured: {out / 'severity.csv'}")
-    for name, reason in found.skipped:
-        print(f"skipped {name}: {reason}", file=sys.stderr)
-    raise typer.Exit(1 if found.skipped else 0)
+    _end(found)
 
 
 @app.command()
@@ -201,9 +200,7 @@ def pseudo_label(
     print(f"{len(found.rows)} pictures labelled: {out / 'pseudo_labels.csv'}")
     print(f"correct the masks in {out / 'masks'} where they are wrong, then:")
     print(f"next:  plantseg-next train DATA --pseudo-labels {out}")
-    for name, reason in found.skipped:
-        print(f"skipped {name}: {reason}", file=sys.stderr)
-    raise typer.Exit(1 if found.skipped else 0)
+    _end(found)
 
 
 @app.command()
@@ -307,7 +304,14 @@ def _one_split(name: str) -> Literal["train", "val", "test", "all"]:
             )
 
 
-def _table(found: "Predicted", most: int = 12) -> str:
+def _end(found: "Written") -> Never:
+    """Name the pictures that were skipped; end with exit code 1 if there are any."""
+    for name, reason in found.skipped:
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    raise typer.Exit(1 if found.skipped else 0)
+
+
+def _table(found: "Written", most: int = 12) -> str:
     """Return the first rows of the severity table as aligned text."""
     lines = [f"{'picture':<40} {'severity':>10} {'lesions':>8}"]
     for row in found.rows[:most]:

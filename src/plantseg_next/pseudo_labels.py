@@ -9,7 +9,7 @@ A person may correct any mask, or delete its row: files are read again by the ne
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,26 +21,13 @@ from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, MaskCoding, Row
 from plantseg_next.errors import DataError
 from plantseg_next.files import explained, prepare_output, write_atomically
 from plantseg_next.inference.predictor import Predictor
-from plantseg_next.inference.records import Value, csv_line, write_mask
-from plantseg_next.structures import IGNORE, NO_LESION, ClassMap, Prediction
+from plantseg_next.inference.records import Value, Written, csv_line, write_mask
+from plantseg_next.structures import IGNORE, ClassMap, Prediction
 
 TABLE = "pseudo_labels.csv"
 COLUMNS = (
     "image", "mask", "believed_pct", "lesion_pct", "mean_confidence", "threshold",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PseudoLabelled:
-    """What ``pseudo-label`` came to.
-
-    Args:
-        rows: A row of ``pseudo_labels.csv`` a picture.
-        skipped: Pictures that could not be read, each with the reason.
-    """
-
-    rows: tuple[dict[str, Value], ...]
-    skipped: tuple[tuple[str, str], ...]
 
 
 def coding_of(classes: ClassMap) -> MaskCoding:
@@ -86,7 +73,7 @@ def write_pseudo_labels(
     name: Callable[[Row], str],
     threshold: float,
     told: Callable[[int, int], None] = lambda *_: None,
-) -> PseudoLabelled:
+) -> Written:
     """Write masks, confidence, table and manifest of every picture.
 
     Args:
@@ -121,7 +108,7 @@ def write_pseudo_labels(
             write_mask(place, mask, names)
             _write_grey(out / "confidence" / f"{name(row)}.png", certainty)
         believed = mask != IGNORE
-        is_lesion = believed & (mask > classes.has_leaf) & (mask != NO_LESION)
+        is_lesion = believed & (mask > classes.has_leaf)
         rows.append(
             {
                 "image": str(row.image),
@@ -140,7 +127,7 @@ def write_pseudo_labels(
         Manifest(tuple(kept), replace(classes, diseases=()), codings).write(
             out / MANIFEST_FILE
         )
-    return PseudoLabelled(tuple(rows), tuple(skipped))
+    return Written(tuple(rows), tuple(skipped))
 
 
 def _write_grey(path: Path, certainty: Float32[np.ndarray, "h w"]) -> None:

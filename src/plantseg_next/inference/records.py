@@ -15,7 +15,7 @@ import io
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO, TextIO
@@ -33,6 +33,20 @@ from plantseg_next.structures import IGNORE, ClassMap
 
 FORMAT = 1
 Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a folder of pictures.
+
+    Args:
+        rows: A row of the table a picture.
+        skipped: Pictures that could not be read, each with the reason.
+    """
+
+    rows: tuple[dict[str, Value], ...]
+    skipped: tuple[tuple[str, str], ...]
+
 
 PICTURE_COLUMNS = (
     "image", "disease", "disease_probability", "width", "height", "leaf_px",

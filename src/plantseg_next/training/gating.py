@@ -9,7 +9,9 @@ Axes: b tile, k class, h row, w column, n pass with dropout.
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -63,7 +65,8 @@ def steadiness(logits: Float[Tensor, "n b k h w"]) -> Float[Tensor, "b h w"]:
     return -logits.float().softmax(2).var(0, correction=0).sum(1)
 
 
-class Opinion(NamedTuple):
+@dataclass(frozen=True)
+class Opinion:
     """What the teacher says of the pixels of one head.
 
     Args:
@@ -74,15 +77,20 @@ class Opinion(NamedTuple):
     logits: Tensor
     passes: Tensor | None = None
 
-    @property
+    @cached_property
     def label(self) -> Int[Tensor, "b h w"]:
         """The likeliest class."""
         return self.logits.argmax(1)
 
+    @cached_property
+    def probability(self) -> Float[Tensor, "b h w"]:
+        """Of the likeliest class."""
+        return probability(self.logits)
+
     def certainty(self, kind: Kind) -> Float[Tensor, "b h w"]:
         """Return how sure the teacher is, in the units of the kind."""
         if kind == "probability":
-            return probability(self.logits)
+            return self.probability
         if kind == "energy":
             return energy(self.logits)
         if kind == "entropy":
@@ -204,7 +212,7 @@ class Gate:
 
     def notice(self, opinion: Opinion, inside: Bool[Tensor, "b h w"]) -> None:
         """Update how sure the teacher usually is of each class."""
-        label, prob = opinion.label, opinion.certainty("probability")
+        label, prob = opinion.label, opinion.probability
         for c in range(len(self._sureness)):
             mine = prob[(label == c) & inside]
             if len(mine):
@@ -215,7 +223,7 @@ class Gate:
     ) -> Bool[Tensor, "b h w"]:
         """Return which pixels to believe; none outside ``inside``."""
         label = opinion.label
-        certainty = opinion.certainty("probability")
+        certainty = opinion.probability
         bar = self._thresholds.to(certainty.device)[label]  # (b, h, w)
         if self.needs_ranks:
             is_lesion = label != NO_LESION

@@ -115,7 +115,6 @@ class Lessons:
         """Return the weak views with what is believed of them."""
         lesion, leaf = self._opinions(views.weak)
         self._lesion_gate.notice(lesion, views.inside)
-        self._leaf_gate.notice(leaf, views.inside)
         sure = self._lesion_gate.believes(lesion, views.inside)
         lesion_label = lesion.label.masked_fill(~sure, IGNORE)
         is_lesion = sure & (lesion.label != NO_LESION)
@@ -124,6 +123,7 @@ class Lessons:
         )
         leaf_label = torch.full_like(lesion_label, IGNORE)
         if self._classes.has_leaf:
+            self._leaf_gate.notice(leaf, views.inside)
             sure = self._leaf_gate.believes(leaf, views.inside)
             leaf_label = leaf.label.masked_fill(~sure, IGNORE)
         scores = None

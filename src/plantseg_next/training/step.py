@@ -105,16 +105,13 @@ def lesson_loss(
     """
     h, w = taught.lesion.shape[-2:]
     scores = scores.resized((h, w))
-    heads = (
-        ("lesson_lesion", scores.lesion, taught.lesion, 1.0),
-        ("lesson_leaf", scores.leaf, taught.leaf, 0.5),
-    )
     total = scores.lesion.new_zeros((), dtype=torch.float32)
     parts: dict[str, Tensor] = {}
-    for name, logits, label, worth in heads:
+    for head, worth in (("lesion", 1.0), ("leaf", 0.5)):
+        logits, label = getattr(scores, head), getattr(taught, head)
         if taught.scores is not None:
-            truth = taught.scores.lesion if name == "lesson_lesion" else taught.scores.leaf
-            part = losses.consistency(logits, truth, label, taught.inside)
+            said = getattr(taught.scores, head)
+            part = losses.consistency(logits, said, label, taught.inside)
         else:
             part = losses.pseudo_cross_entropy(
                 logits,
@@ -124,5 +121,5 @@ def lesson_loss(
             if settings.dice > 0:
                 part = part + settings.dice * losses.soft_dice(logits, label)
         total = total + weight * worth * part
-        parts[name] = part.detach()
+        parts[f"lesson_{head}"] = part.detach()
     return StepLoss(total, parts)

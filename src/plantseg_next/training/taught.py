@@ -1,7 +1,7 @@
 """Tiles whose labels come from the teacher."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,11 +36,8 @@ class Taught:
 
     def part(self, which: slice) -> "Taught":
         """Return some of the tiles."""
-        image, lesion, leaf, inside = (
-            m[which] for m in (self.image, self.lesion, self.leaf, self.inside)
-        )
         scores = self.scores and Scores(*(m[which] for m in self.scores))
-        return Taught(image, lesion, leaf, inside, scores)
+        return replace(self.each(lambda own: own[which]), scores=scores)
 
     @classmethod
     def joined(cls, parts: Sequence["Taught"]) -> "Taught":
