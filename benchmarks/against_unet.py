@@ -180,9 +180,9 @@ def main() -> None:
                     *arguments.settings,
                 ]
             )
-            done.append(run(manifest, pixels, network, settings))
-            results_table.write(arguments.out, done)
-    for row in done:
+            row = run(manifest, pixels, network, settings)
+            results_table.append(arguments.out, row)
+    for row in results_table.read(arguments.out):
         print({name: row[name] for name in list(row)[:11]})
 
 

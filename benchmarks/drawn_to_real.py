@@ -38,32 +38,29 @@ def main() -> None:
         [f"training.minutes={arguments.minutes}", f"seed={arguments.seed}"]
     )
     trained = api.train(leaves, run, settings, say=print)
-    rows = []
     for real in arguments.real:
         report = api.evaluate(run, real, split="all")
         pixels = {row.name: row.truth_px for row in report.classes}
         share = 1 - pixels["no lesion"] / sum(pixels.values())
-        rows.append(
-            {
-                "real": real.name,
-                "pictures": report.n_lesion_pictures,
-                "seed": arguments.seed,
-                "minutes": round(trained.outcome.minutes, 2),
-                "steps": trained.outcome.steps,
-                "lesion_dice": round(report.lesion_dice.value, 4),
-                "dice_low": round(report.lesion_dice.low, 4),
-                "dice_high": round(report.lesion_dice.high, 4),
-                "precision": round(report.lesion_precision.value, 4),
-                "recall": round(report.lesion_recall.value, 4),
-                "leaf_iou": round(report.leaf_iou.value, 4),
-                "severity_rho_c": round(report.severity.rho_c.value, 4),
-                "chance_precision": round(share, 4),
-                "chance_dice": round(2 * share / (1 + share), 4),
-                **results_table.stamp(),
-            }
-        )
-        print(rows[-1], flush=True)
-    results_table.write(arguments.out, [*results_table.read(arguments.out), *rows])
+        row = {
+            "real": real.name,
+            "pictures": report.n_lesion_pictures,
+            "seed": arguments.seed,
+            "minutes": round(trained.outcome.minutes, 2),
+            "steps": trained.outcome.steps,
+            "lesion_dice": round(report.lesion_dice.value, 4),
+            "dice_low": round(report.lesion_dice.low, 4),
+            "dice_high": round(report.lesion_dice.high, 4),
+            "precision": round(report.lesion_precision.value, 4),
+            "recall": round(report.lesion_recall.value, 4),
+            "leaf_iou": round(report.leaf_iou.value, 4),
+            "severity_rho_c": round(report.severity.rho_c.value, 4),
+            "chance_precision": round(share, 4),
+            "chance_dice": round(2 * share / (1 + share), 4),
+            **results_table.stamp(),
+        }
+        print(row, flush=True)
+        results_table.append(arguments.out, row)
 
 
 if __name__ == "__main__":

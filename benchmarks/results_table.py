@@ -3,7 +3,6 @@
 import csv
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,6 @@ def read(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(file))
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write all rows, in the columns of the first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add a row at the end: two scripts may write to one table.
 
@@ -32,13 +22,14 @@ def append(path: Path, row: dict[str, Any]) -> None:
         ValueError: If the table has other columns.
     """
     earlier = read(path)
-    if not earlier:
-        write(path, [row])
-        return
-    if list(earlier[0]) != list(row):
+    if earlier and list(earlier[0]) != list(row):
         raise ValueError(f"{path} has columns {list(earlier[0])}, the row {list(row)}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
-        csv.DictWriter(file, list(row), lineterminator="\n").writerow(row)
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if not earlier:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def stamp() -> dict[str, str]:

@@ -12,22 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from plantseg_next.data import splits
 from plantseg_next.data.checks import check as check_manifest
 from plantseg_next.data.findings import CheckReport
-from plantseg_next.data.image_io import read_image
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
-from plantseg_next.errors import PlantSegError, UsageError
+from plantseg_next.errors import UsageError
 from plantseg_next.evaluation.report import judge
 from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.experiment import Experiment
 from plantseg_next.files import prepare_output
 from plantseg_next.inference.predictor import Predictor
-from plantseg_next.inference.records import RecordWriter, Written
-from plantseg_next.inference.severity import Assessment, assess
+from plantseg_next.inference.records import Written
 from plantseg_next.judging import (
     judged,
     labelled_rows,
@@ -43,6 +39,7 @@ from plantseg_next.learning import (
     hidden_tiles,
     tiles_of,
 )
+from plantseg_next.measuring import write_measures
 from plantseg_next.models.bundle import CARD, Card, read_bundle
 from plantseg_next.pseudo_labels import write_pseudo_labels
 from plantseg_next.runtime import find_device, seed_everything
@@ -240,13 +237,15 @@ def predict(
             pictures are listed and the rest is measured.
     """
     manifest = read_folder(pictures)
-    return _predict_rows(
-        find_model(model),
+    predictor, card = load_predictor(find_model(model))
+    return write_measures(
+        predictor,
+        card,
         manifest,
         out,
         name=_naming(pictures),
         min_lesion_px=min_lesion_px,
-        progress=progress,
+        told=_told(progress, "measuring"),
     )
 
 
@@ -422,52 +421,16 @@ def demo(
     report = evaluate(out / "run", progress=progress)
     report.write(out / "report")
     test = Manifest.read(out / "run" / MANIFEST_FILE).split("test")
-    predicted = _predict_rows(
-        find_model(out / "run"),
+    predictor, card = load_predictor(find_model(out / "run"))
+    predicted = write_measures(
+        predictor,
+        card,
         test,
         out / "predictions",
         name=lambda row: row.image.name,
-        progress=progress,
+        told=_told(progress, "measuring"),
     )
     return Demonstrated(checked, trained, report, predicted, out)
-
-
-def _predict_rows(
-    model: Path,
-    manifest: Manifest,
-    out: Path,
-    *,
-    name: Callable[[Row], str],
-    min_lesion_px: int = 20,
-    progress: Progress | None = None,
-) -> Written:
-    predictor, card = load_predictor(model)
-    rows, skipped = [], []
-    told = _told(progress, "measuring")
-    only_image = read_image(manifest.rows[0].image) if len(manifest) == 1 else None
-    prepare_output(out)
-    with RecordWriter(out, card.classes, model=card.sha256[:12]) as writer:
-        for i, row in enumerate(manifest.rows):
-            try:
-                image = read_image(row.image) if only_image is None else only_image
-            except PlantSegError as error:
-                skipped.append((name(row), error.came))
-            else:
-                found = assess(predictor(image), min_lesion_px=min_lesion_px)
-                notes = _notes(image, found, card)
-                rows.append(writer.add(name(row), image, found, notes=notes))
-            told(i + 1, len(manifest))
-    return Written(tuple(rows), tuple(skipped))
-
-
-def _notes(image: np.ndarray, found: Assessment, card: Card) -> list[str]:
-    """Return what a reader of the table should know about one picture."""
-    notes = []
-    if card.long_side_px is not None and max(image.shape[:2]) > card.long_side_px:
-        notes.append(f"seen at {card.long_side_px} px on the long side")
-    if card.classes.has_leaf and found.measure.denominator == "image":
-        notes.append("no leaf found")
-    return notes
 
 
 def _naming(pictures: Path) -> Callable[[Row], str]:

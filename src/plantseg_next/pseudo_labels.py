@@ -18,7 +18,7 @@ from PIL import Image
 
 from plantseg_next.data.image_io import read_image
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, MaskCoding, Row
-from plantseg_next.errors import DataError
+from plantseg_next.errors import PlantSegError
 from plantseg_next.files import explained, prepare_output, write_atomically
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import Value, Written, csv_line, write_mask
@@ -97,7 +97,7 @@ def write_pseudo_labels(
     for i, row in enumerate(manifest.rows):
         try:
             found = predictor(read_image(row.image))
-        except DataError as error:
+        except PlantSegError as error:
             skipped.append((name(row), error.came))
             continue
         finally:
