@@ -11,8 +11,9 @@ added to the CSV; runs that are in it already are not repeated.
 
 import argparse
 import platform
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,11 @@ from plantseg_next.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from plantseg_next.models.segmenter import Scores, build_segmenter
 from plantseg_next.runtime import find_device, seed_everything
 from plantseg_next.structures import ClassMap
-from plantseg_next.training.trainer import Validation, fit, micro_batch
+from plantseg_next.training.checkpoints import Checkpoints
+from plantseg_next.training.guards import Event
+from plantseg_next.training.learner import Learner
+from plantseg_next.training.trainer import Trainer
+from plantseg_next.training.watchers import Validation, Watcher
 
 RATE = {"ours": 2e-3, "unet": 1e-3}
 
@@ -61,21 +66,24 @@ class UNet(nn.Module):
         return Scores(maps[:, : self.lesion_logits], maps[:, -2:], disease)
 
 
-class BestWeights:
-    """Keep the weights of the best validation, and say how the run goes."""
+class BestWeights(Watcher):
+    """Keep the best model, in memory."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.state: dict[str, Tensor] = {}
+        self._network = network
+        self.state = network.state_dict()
 
-    def on_step(self, step: int, steps: int, parts: Mapping[str, Tensor]) -> None:
-        """Nothing to do."""
-
-    def on_validation(self, step: int, validation: Validation, *, best: bool) -> None:
+    def on_validation(
+        self,
+        step: int,  # noqa: ARG002
+        validation: Validation,  # noqa: ARG002
+        *,
+        best: bool,
+    ) -> Sequence[Event]:
         """Copy the weights if they are the best."""
-        print(f"  step {step}: {dict(validation.figures)}", flush=True)
         if best:
-            self.state = {n: t.clone() for n, t in self.network.state_dict().items()}
+            self.state = {n: t.clone() for n, t in self._network.state_dict().items()}
+        return ()
 
 
 def run(
@@ -107,20 +115,22 @@ def run(
         manifest.split("val").labelled, settings.training.validation_pictures, settings.seed
     )
     best = BestWeights(net)
-    outcome = fit(
-        net,
-        lambda n: loader(
-            data,
-            tiles=micro_batch(settings.training),
-            start=0,
-            stop=n,
-            workers=settings.data.workers,
-        ),
-        lambda _: judging.validate(predictor, judged),
-        settings,
-        device,
-        [best],
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = Trainer(
+            Learner(net, settings, device),
+            lambda start: loader(
+                data,
+                tiles=settings.training.batch,
+                start=start,
+                stop=settings.training.steps,
+                workers=settings.data.workers,
+            ),
+            lambda _: judging.validate(predictor, judged),
+            settings,
+            Checkpoints(Path(folder)),
+            n_pictures=len(manifest.split("train").labelled),
+            watchers=[best],
+        ).run()
     net.load_state_dict(best.state)
     started = time.perf_counter()
     test = manifest.split("test").labelled

@@ -24,7 +24,7 @@ def test_training_leaves_a_run(trained, drawn_folder):
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "settings.yaml", "manifest.json", "run.json", "history.csv", "events.jsonl",
-        "best", "last",
+        "checkpoints", "best", "last", ".lock",
     }  # fmt: skip
     assert trained.outcome.steps == 6
     splits = {row.split for row in Manifest.read(folder / "manifest.json").rows}
@@ -32,11 +32,12 @@ def test_training_leaves_a_run(trained, drawn_folder):
     assert api.check(drawn_folder).spoils_training is False
 
 
-def test_a_run_is_never_written_over(trained, drawn_folder):
-    with pytest.raises(OutputError, match=r"already holds best, events\.jsonl") as caught:
-        api.train(drawn_folder, trained.folder, TINY)
+def test_a_folder_of_something_else_is_never_written_into(drawn_folder, tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(OutputError, match=r"already holds thesis\.txt") as caught:
+        api.train(drawn_folder, tmp_path, TINY)
     assert caught.value.exit_code == 2
-    assert (trained.folder / "best" / "model.safetensors").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_run_is_judged_on_its_own_test_pictures(trained):
@@ -155,7 +156,7 @@ def test_a_data_set_without_masks_cannot_teach(tmp_path):
 
 def test_max_tiles_must_fit_the_batch(drawn_folder, tmp_path):
     settings = TINY.with_settings(["data.max_tiles=3"])
-    with pytest.raises(UsageError, match=r"data\.max_tiles is 3, a micro-batch 2 tiles"):
+    with pytest.raises(UsageError, match=r"data\.max_tiles is 3, training\.batch 2"):
         api.train(drawn_folder, tmp_path / "run", settings)
 
 

@@ -12,7 +12,7 @@ LINT = Path(sys.executable).with_name("lint-imports")
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603 - our own tool
+    return subprocess.run(
         [LINT, "--config", folder / "pyproject.toml", "--no-cache"],
         cwd=folder,
         env={"PYTHONPATH": str(folder / "src"), "PATH": ""},

@@ -29,7 +29,7 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
         "heavy = {'torch', 'numpy', 'cv2', 'PIL', 'pydantic', 'rich.progress'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run(  # noqa: S603 - our own interpreter and words
+    done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
@@ -48,7 +48,7 @@ def test_judging_and_measuring_tables_need_no_torch():
         "import sys; import plantseg_next.api, plantseg_next.inference.predictor; "
         "print('torch' in sys.modules)"
     )
-    done = subprocess.run(  # noqa: S603 - our own interpreter and words
+    done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
@@ -120,7 +120,13 @@ def test_the_whole_way_on_the_command_line(call, drawn_folder, tmp_path):
     assert code == 0
     assert "4 steps in" in out
     assert "weights: random start" in err
-    assert call("train", drawn_folder, "--out", tmp_path / "run", *sets)[0] == 2
+    code, out, err = call("train", drawn_folder, "--out", tmp_path / "run", *sets)
+    assert code == 0
+    assert "The run is finished already." in err
+    sets[-1] = "model.width=64"
+    code, out, err = call("train", drawn_folder, "--out", tmp_path / "run", *sets)
+    assert code == 2
+    assert "model.width: 32 in the run, 64 now" in err
     code, out, _ = call("evaluate", tmp_path / "run", "--out", tmp_path / "report")
     assert code == 0
     assert (tmp_path / "report" / "report.json").exists()

@@ -24,28 +24,24 @@ from plantseg_next.experiment import Experiment
 from plantseg_next.files import prepare_output
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import Written
-from plantseg_next.judging import (
-    judged,
-    labelled_rows,
-    pictures_to_judge,
-    severity_pct,
-    some_rows,
-)
-from plantseg_next.learning import (
-    Judge,
-    Sources,
-    build_lessons,
-    gather,
-    hidden_tiles,
-    tiles_of,
-)
+from plantseg_next.judging import judged, labelled_rows, pictures_to_judge, severity_pct
+from plantseg_next.learning import Plan, Sources, build_trainer, gather
 from plantseg_next.measuring import write_measures
 from plantseg_next.models.bundle import CARD, Card, read_bundle
 from plantseg_next.pseudo_labels import write_pseudo_labels
-from plantseg_next.runtime import find_device, seed_everything
+from plantseg_next.runtime import find_device
+from plantseg_next.training.record import (
+    Record,
+    alone_in,
+    facts,
+    prepare_run,
+    refuse_other,
+    set_aside,
+)
 
 if TYPE_CHECKING:
-    from plantseg_next.training.trainer import Outcome, Watcher
+    from plantseg_next.training.trainer import Outcome
+    from plantseg_next.training.watchers import Watcher
 
 Progress = Callable[[str, int, int], None]
 """Hears what is being done, how much of it is done, and of how much."""
@@ -92,6 +88,7 @@ def train(
     out: Path,
     settings: Experiment | None = None,
     *,
+    restart: bool = False,
     watchers: Sequence["Watcher"] = (),
     say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
@@ -99,85 +96,110 @@ def train(
     """Train a segmenter on a folder of pictures and masks; keep it under ``out``.
 
     Pictures without masks, of the folder itself or of others, are learned from too,
-    unless ``unlabelled.method`` is "supervised".
+    unless ``unlabelled.method`` is "supervised". A run that was interrupted, however it
+    was, goes on where it stopped when it is called again in the same way, and ends with
+    the weights that it would have had.
 
     Args:
         data: Pictures with masks in any layout that ``check`` knows; or several folders
             and what each is for.
-        out: New folder for the run: settings, history, ``best`` and ``last`` model.
+        out: Folder of the run: settings, history, checkpoints, ``best`` and ``last``
+            model. New or empty, or of the run to go on with.
         settings: Everything that can be chosen; the defaults by default.
+        restart: Set an earlier run in ``out`` aside, under another name, and begin anew.
         watchers: Hear of every step and validation, after the run's own folder.
         say: Hears what a person should know before training starts.
         progress: Told of every picture that is read before training starts.
 
     Raises:
-        OutputError: If ``out`` holds a run already or cannot be written.
-        UsageError: If there is nothing to learn from or a setting does not fit.
+        OutputError: If ``out`` holds something else or cannot be written.
+        UsageError: If there is nothing to learn from, a setting does not fit, or the run
+            in ``out`` has another configuration.
         DataError: If a file cannot be used.
         TrainingError: If learning breaks down.
+        StoppedError: If the user asked for it; the run can go on.
     """
-    from plantseg_next.data.streams import count_pixels, loader
-    from plantseg_next.models.segmenter import build_segmenter
-    from plantseg_next.training.history import RunFolder
-    from plantseg_next.training.trainer import fit, micro_batch
+    import torch
 
     sources = Sources(data) if isinstance(data, Path) else data
     settings = settings or Experiment()
-    tiles = micro_batch(settings.training)
-    if tiles % settings.data.max_tiles:
+    if settings.training.batch % settings.data.max_tiles:
         raise UsageError(
-            f"data.max_tiles is {settings.data.max_tiles}, a micro-batch {tiles} tiles.",
-            needed="a micro-batch that is a multiple of max_tiles",
-            fix=f"--set data.max_tiles=1, or training.batch={8 * settings.data.max_tiles}",
+            f"data.max_tiles is {settings.data.max_tiles}, training.batch "
+            f"{settings.training.batch}.",
+            needed="a batch that is a multiple of max_tiles",
+            fix="--set data.max_tiles=1",
         )
+    if restart and (earlier := set_aside(out)) is not None:
+        say(f"what was in {out} is now in {earlier}")
+    record = Record.read(out)
     told = partial(_told, progress)
-    manifest = gather(sources, settings, say=say, told=told("comparing pictures"))
-    learned, judged_on = (
-        labelled_rows(manifest, split, sources.data) for split in ("train", "val")
-    )
-    prepare_output(out)
-    manifest = manifest.digested()
+    if record is None:
+        manifest = gather(sources, settings, say=say, told=told("comparing pictures"))
+        for split in ("train", "val"):
+            labelled_rows(manifest, split, sources.data)
+        prepare_run(out)
+        with alone_in(out):
+            plan = _begin(sources, manifest, settings, out, told("reading masks"))
+            return _run(plan, out, watchers, say, ())
+    different, allowed = record.differences(settings, sources.plain())
+    refuse_other(out, different)
+    # Another number of threads would round otherwise.
+    torch.set_num_threads(int(record.facts.get("threads", torch.get_num_threads())))
+    with alone_in(out):
+        plan = Plan(
+            Manifest.read(out / MANIFEST_FILE), settings, record.pixels, sources.data
+        )
+        return _run(plan, out, watchers, say, [*allowed, *_changes(plan.manifest)])
 
-    device = find_device(settings.device)
-    seed_everything(settings.seed)
-    network = build_segmenter(settings.model, manifest.classes)
-    origin = network.encoder.origin
-    say(f"{len(learned)} labelled pictures to learn from, {len(judged_on)} to judge by")
-    say(f"device: {device.name}; {origin.notice}")
-    pixels = count_pixels(learned, on_progress=told("reading masks"))
-    unlabelled, lessons, hidden = manifest.split("unlabelled"), None, None
-    if len(unlabelled) and settings.unlabelled.method != "supervised":
-        say(f"{len(unlabelled)} pictures without masks to learn from")
-        lessons = build_lessons(network, manifest.classes, settings, device)
-        hidden = hidden_tiles(manifest, settings, pixels)
-    else:
-        unlabelled = unlabelled.only(())
-    dataset = tiles_of(learned, unlabelled, settings, pixels)
-    card = Card(
-        classes=manifest.classes,
-        model=settings.model,
-        tile_px=settings.data.tile_px,
-        long_side_px=settings.data.long_side_px,
-        weights_origin=origin.name,
-        weights_licence=origin.licence,
-        sources=tuple(sorted({row.source for row in learned.rows})),
-    )
-    # The teacher is the better network of the two, and the one to keep.
-    folder = RunFolder(out, lessons.teacher.network if lessons else network, card)
-    folder.begin(settings, manifest, {"device": device.name, "pixels": pixels})
-    chosen = some_rows(judged_on, settings.training.validation_pictures, settings.seed)
-    outcome = fit(
-        network,
-        lambda n: loader(
-            dataset, tiles=tiles, start=0, stop=n, workers=settings.data.workers
-        ),
-        Judge(chosen, card, device, student=network, lessons=lessons, hidden=hidden),
-        settings,
-        device,
-        [folder, *watchers],
-        lessons,
-    )
-    return Trained(outcome, out, len(learned), len(judged_on))
+
+def _begin(
+    sources: Sources,
+    manifest: Manifest,
+    settings: Experiment,
+    out: Path,
+    told: Callable[[int, int], None],
+) -> Plan:
+    """Write down what a run is, and return it."""
+    import torch
+
+    from plantseg_next.data.streams import count_pixels
+
+    plan = Plan(manifest.digested(), settings, (), sources.data)
+    plan = replace(plan, pixels=count_pixels(plan.learned, on_progress=told))
+    about = facts(find_device(settings.device).name, torch.get_num_threads())
+    record = Record(settings, sources.plain(), plan.pixels, about)
+    record.write(out, plan.manifest)
+    return plan
+
+
+def _changes(manifest: Manifest) -> list[str]:
+    """Return what a run that goes on should know of its pictures."""
+    changed = manifest.changed().rows
+    if not changed:
+        return []
+    names = ", ".join(row.key for row in changed[:3])
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return [f"pictures or masks that are not what they were: {names}{more}"]
+
+
+def _run(
+    plan: Plan,
+    out: Path,
+    watchers: Sequence["Watcher"],
+    say: Callable[[str], None],
+    changes: Sequence[str],
+) -> Trained:
+    """Train to the end, from the newest checkpoint if there is one."""
+    from plantseg_next.training.guards import Event
+
+    trainer = build_trainer(plan, out, watchers=watchers, say=say)
+    for change in changes:
+        trainer.tell(
+            Event("changed", f"The run goes on under changed conditions: {change}")
+        )
+    outcome = trainer.run()
+    return Trained(outcome, out, len(plan.learned), len(plan.judged_on))
 
 
 def evaluate(

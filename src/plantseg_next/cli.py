@@ -4,7 +4,7 @@ Nothing heavy is imported before a verb is chosen, so that ``--help`` answers at
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Never
@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Literal, Never
 import typer
 
 from plantseg_next import __version__
-from plantseg_next.errors import PlantSegError, UsageError
+from plantseg_next.errors import PlantSegError, StoppedError, UsageError
+from plantseg_next.training.watchers import Watcher
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
-    from torch import Tensor
 
     from plantseg_next.api import Progress
     from plantseg_next.experiment import Experiment
     from plantseg_next.inference.records import Written
-    from plantseg_next.training.trainer import Validation
+    from plantseg_next.training.guards import Event
+    from plantseg_next.training.watchers import Stepped, Validation
 
 app = typer.Typer(
     name="plantseg-next",
@@ -68,7 +69,9 @@ def check(
 @app.command()
 def train(
     data: Annotated[Path | None, typer.Argument(help=DATA_HELP)] = None,
-    out: Annotated[Path, typer.Option(help="New folder for the run.")] = Path("run"),
+    out: Annotated[
+        Path, typer.Option(help="Folder of the run: new, or one to go on with.")
+    ] = Path("run"),
     config: Annotated[
         Path | None, typer.Option(help="YAML file of settings; see RUN/settings.yaml.")
     ] = None,
@@ -86,11 +89,18 @@ def train(
         list[Path] | None,
         typer.Option(help="Folders that pseudo-label wrote. Repeatable."),
     ] = None,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Set an earlier run aside and begin anew."),
+    ] = False,
     settings: Annotated[
         bool, typer.Option("--settings", help="Print all settings and stop.")
     ] = False,
 ) -> None:
-    """Learn from pictures and masks; the model is RUN/best."""
+    """Learn from pictures and masks; the model is RUN/best.
+
+    Called again in the same way, it goes on where it was interrupted.
+    """
     from plantseg_next import api
     from plantseg_next.learning import Sources
 
@@ -110,6 +120,7 @@ def train(
             Sources(data, classes, unlabelled or (), pseudo_labels or ()),
             out,
             chosen,
+            restart=restart,
             watchers=[watcher],
             say=bar.console.print,
             progress=_Told(bar),
@@ -280,6 +291,9 @@ def main() -> None:
     """Run the command line; a user's error is printed without a traceback."""
     try:
         app()
+    except StoppedError as stopped:
+        print(f"{stopped.came} {stopped.fix.capitalize()}.", file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except PlantSegError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -372,8 +386,8 @@ class _Told:
         self._bar.update(self._tasks[what], completed=done, visible=done < total)
 
 
-class _TrainingBar:
-    """Show how a run goes; one of the trainer's watchers.
+class _TrainingBar(Watcher):
+    """Show how a run goes.
 
     Args:
         bar: Where to draw.
@@ -383,17 +397,26 @@ class _TrainingBar:
         self._bar = bar
         self._task: TaskID | None = None
 
-    def on_step(self, step: int, steps: int, parts: Mapping[str, "Tensor"]) -> None:
+    def on_step(self, stepped: "Stepped") -> Sequence["Event"]:
         """Move the bar; the loss is looked at now and then, for looking costs time."""
+        step, steps = stepped.step, stepped.steps
         if self._task is None:
             self._task = self._bar.add_task("training", total=steps)
-        if step % 10 == 0:
-            loss = sum(float(part) for part in parts.values())
+        if step % 10 == 0 and stepped.parts:
+            loss = sum(float(part) for part in stepped.parts.values())
             self._bar.update(self._task, description=f"training, loss {loss:.3f}")
         self._bar.update(self._task, completed=step, total=steps, visible=step < steps)
+        return ()
 
-    def on_validation(self, step: int, validation: "Validation", *, best: bool) -> None:
+    def on_validation(
+        self, step: int, validation: "Validation", *, best: bool
+    ) -> Sequence["Event"]:
         """Print a line."""
         figures = ", ".join(f"{n} {v:.3f}" for n, v in validation.figures.items())
         mark = "  best so far" if best else ""
         self._bar.console.print(f"step {step:>6}: {figures}{mark}")
+        return ()
+
+    def on_event(self, step: int, event: "Event") -> None:
+        """Print a line."""
+        self._bar.console.print(f"step {step:>6}: {event.text}", markup=False)

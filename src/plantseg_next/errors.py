@@ -4,6 +4,7 @@ Every error that a user can cause derives from ``PlantSegError``; the command li
 its text and ends with ``exit_code``. Anything else that escapes is a defect of ours.
 """
 
+import signal
 from pathlib import Path
 
 
@@ -51,6 +52,25 @@ class OutputError(PlantSegError):
 
 class TrainingError(PlantSegError):
     """A run that cannot go on."""
+
+
+class StoppedError(PlantSegError):
+    """A run that stopped because it was asked to, and can go on.
+
+    Args:
+        step: Steps taken.
+        steps: Steps of the run.
+        by: What asked; ``None`` for the caller.
+    """
+
+    def __init__(self, step: int, steps: int, by: signal.Signals | None) -> None:
+        super().__init__(
+            f"Stopped at step {step} of {steps}{f', asked by {by.name}' if by else ''}.",
+            needed="nothing: all of it is kept",
+            fix="the same command goes on from here",
+        )
+        self.step = step
+        self.exit_code = 128 + by if by else 0
 
 
 def missing_path(path: Path, what: str) -> UsageError:

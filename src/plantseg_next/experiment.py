@@ -56,6 +56,9 @@ class DataSettings(_Part):
     workers: int | None = Field(None, ge=0)
     """Processes that read pictures; 0 reads in the main process. null: as many as there
     are cores beyond two, at most 4."""
+    unreadable_share: float = Field(0.05, ge=0, le=1)
+    """Part of the pictures that may turn out unreadable during a run, each replaced by
+    another, before it stops."""
     cache_mib: float = Field(1024.0, ge=0)
     """Room for decoded pictures, a worker."""
 
@@ -159,7 +162,8 @@ class TrainingSettings(_Part):
     batch: int = Field(8, ge=1)
     """Tiles an optimiser step."""
     micro_batch: int | None = Field(None, ge=1)
-    """Tiles a forward pass; gradients are accumulated up to ``batch``. null: all."""
+    """Labelled tiles a forward pass; gradients are accumulated up to ``batch``. null:
+    all. Halved during the run when memory runs out."""
     rate: float = Field(2e-3, gt=0)
     """Peak learning rate of the decoder."""
     layer_decay: float | None = Field(None, gt=0, le=1)
@@ -174,6 +178,12 @@ class TrainingSettings(_Part):
     """auto: bfloat16 where the device computes in it."""
     validations: int = Field(8, ge=1)
     """How often the run is judged on the validation split, evenly spaced."""
+    checkpoint_minutes: float = Field(1.0, ge=0)
+    """Between two checkpoints, besides those at validations; more where writing them
+    would take over a hundredth of the time. 0: after every step."""
+    after_collapse: Literal["go_on", "go_back"] = "go_on"
+    """What to do when a validation finds no lesion at all and an earlier one did: go on
+    and say so, or go back to the best checkpoint with half the rate."""
     validation_pictures: int = Field(60, ge=1)
     """Most pictures of a validation, drawn once by the seed."""
 
@@ -264,9 +274,14 @@ class Experiment(_Part):
         return Experiment.from_tree(tree, origin="--set")
 
 
+def flat_settings(settings: Experiment) -> dict[str, Any]:
+    """Return the values of all settings by dotted name."""
+    return _flatten(settings.model_dump(mode="json"))
+
+
 def setting_names() -> list[str]:
     """Return the dotted names of all settings."""
-    return list(_flatten(Experiment().model_dump()))
+    return list(flat_settings(Experiment()))
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Split
-from plantseg_next.errors import UsageError
+from plantseg_next.errors import DataError, UsageError
 from plantseg_next.evaluation.metrics import ClassScores, confusion_matrix
 from plantseg_next.evaluation.report import Judged
 from plantseg_next.inference.predictor import Predictor
@@ -22,7 +22,7 @@ from plantseg_next.models.bundle import read_card
 from plantseg_next.structures import IGNORE, ClassMap
 
 if TYPE_CHECKING:
-    from plantseg_next.training.trainer import Validation
+    from plantseg_next.training.watchers import Validation
 
 
 def pictures_to_judge(
@@ -83,15 +83,23 @@ def some_rows(manifest: Manifest, n: int, seed: int) -> Manifest:
 
 
 def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
-    """Return the validation figures: lesion Dice, and IoU over diseases if several."""
-    from plantseg_next.training.guards import collapse
-    from plantseg_next.training.trainer import Validation
+    """Return the validation figures: lesion Dice, and IoU over diseases if several.
+
+    A picture that cannot be read is passed over, with an event.
+    """
+    from plantseg_next.training.guards import Event, collapse
+    from plantseg_next.training.watchers import Validation
 
     n = manifest.classes.n_lesion_logits
     confusion = np.zeros((n, n), np.int64)
     leaf = np.zeros((2, 2), np.int64)
+    lost = []
     for row in manifest.rows:
-        truth = load_sample(row, manifest)
+        try:
+            truth = load_sample(row, manifest)
+        except DataError as error:
+            lost.append(Event("unreadable-picture", f"{error.came} It judges nothing."))
+            continue
         found = predictor(truth.image)
         confusion += confusion_matrix(truth.lesion, found.lesion, n)
         if found.leaf is not None:
@@ -104,7 +112,7 @@ def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
     score = sum(figures.values()) / len(figures)
     if leaf.any():
         figures["leaf_iou"] = float(np.nan_to_num(ClassScores(leaf).lesion_iou))
-    events = tuple(collapse(confusion, manifest.classes.lesions))
+    events = (*lost, *collapse(confusion, manifest.classes.lesions))
     return Validation(score, figures, events=events)
 
 

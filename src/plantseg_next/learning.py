@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plantseg_next.data import splits
 from plantseg_next.data.joining import join, left_out
@@ -11,9 +11,10 @@ from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment
-from plantseg_next.judging import validate
+from plantseg_next.inference.predictor import TILES_AT_ONCE
+from plantseg_next.judging import labelled_rows, some_rows, validate
 from plantseg_next.models.bundle import Card
-from plantseg_next.runtime import Device
+from plantseg_next.runtime import Device, find_device, seed_everything
 from plantseg_next.structures import ClassMap
 
 if TYPE_CHECKING:
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 
     from plantseg_next.data.streams import MixedDataset
     from plantseg_next.structures import Batch
+    from plantseg_next.training.guards import Event
     from plantseg_next.training.lessons import Lessons
-    from plantseg_next.training.trainer import Validation
+    from plantseg_next.training.trainer import Trainer
+    from plantseg_next.training.watchers import Validation, Watcher
 
 AUDITED_TILES = 16
 
@@ -44,6 +47,16 @@ class Sources:
     classes: Path | None = None
     unlabelled: Sequence[Path] = ()
     pseudo_labels: Sequence[Path] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """Return the absolute paths as text: what is kept of them in a run."""
+        classes = self.classes and str(self.classes.resolve())
+        return {
+            "data": str(self.data.resolve()),
+            "classes": classes,
+            "unlabelled": [str(path.resolve()) for path in self.unlabelled],
+            "pseudo-labels": [str(path.resolve()) for path in self.pseudo_labels],
+        }
 
 
 def gather(
@@ -88,6 +101,108 @@ def gather(
     return manifest
 
 
+@dataclass(frozen=True)
+class Plan:
+    """All that a run learns from and under: with it, a run can be begun or gone on with.
+
+    Args:
+        manifest: Every picture, in its split.
+        settings: The whole tree.
+        pixels: Labelled pixels of each lesion class, "no lesion" first.
+        origin: What the pictures are called in errors.
+    """
+
+    manifest: Manifest
+    settings: Experiment
+    pixels: tuple[int, ...]
+    origin: Path
+
+    @property
+    def learned(self) -> Manifest:
+        """Pictures whose masks are learned from."""
+        return labelled_rows(self.manifest, "train", self.origin)
+
+    @property
+    def judged_on(self) -> Manifest:
+        """Pictures whose masks choose the best model."""
+        return labelled_rows(self.manifest, "val", self.origin)
+
+    @property
+    def unlabelled(self) -> Manifest:
+        """Pictures that are learned from without a mask; none in a supervised run."""
+        found = self.manifest.split("unlabelled")
+        supervised = self.settings.unlabelled.method == "supervised"
+        return found.only(()) if supervised else found
+
+
+def build_trainer(
+    plan: Plan,
+    folder: Path,
+    *,
+    watchers: Sequence["Watcher"] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> "Trainer":
+    """Return the trainer of a run, network and all, as it stands before the first step.
+
+    Args:
+        plan: What is learned from, and how.
+        folder: Of the run.
+        watchers: Hear of everything, after the run's own folder.
+        say: Hears what a person should know before training starts.
+    """
+    from plantseg_next.data.streams import loader
+    from plantseg_next.models.segmenter import build_segmenter
+    from plantseg_next.training.checkpoints import Checkpoints
+    from plantseg_next.training.guards import Event
+    from plantseg_next.training.history import History
+    from plantseg_next.training.learner import Learner
+    from plantseg_next.training.trainer import Trainer
+
+    settings, classes = plan.settings, plan.manifest.classes
+    learned, judged_on, unlabelled = plan.learned, plan.judged_on, plan.unlabelled
+    device = find_device(settings.device)
+    seed_everything(settings.seed)
+    network = build_segmenter(settings.model, classes)
+    origin = network.encoder.origin
+    say(f"{len(learned)} labelled pictures to learn from, {len(judged_on)} to judge by")
+    say(f"device: {device.name}; {origin.notice}")
+    lessons, hidden = None, None
+    if len(unlabelled):
+        say(f"{len(unlabelled)} pictures without masks to learn from")
+        lessons = build_lessons(network, classes, settings, device)
+        hidden = hidden_tiles(plan.manifest, settings, plan.pixels)
+    card = Card(
+        classes=classes,
+        model=settings.model,
+        tile_px=settings.data.tile_px,
+        long_side_px=settings.data.long_side_px,
+        weights_origin=origin.name,
+        weights_licence=origin.licence,
+        sources=tuple(sorted({row.source for row in learned.rows})),
+    )
+    learner = Learner(network, settings, device, lessons)
+    chosen = some_rows(judged_on, settings.training.validation_pictures, settings.seed)
+    tiles = tiles_of(learned, unlabelled, settings, plan.pixels)
+    trainer = Trainer(
+        learner,
+        lambda start: loader(
+            tiles,
+            tiles=settings.training.batch,
+            start=start,
+            stop=settings.training.steps,
+            workers=settings.data.workers,
+            tell=lambda text: trainer.tell(Event("worker-replaced", text)),
+        ),
+        Judge(chosen, card, device, student=network, lessons=lessons, hidden=hidden),
+        settings,
+        Checkpoints(folder),
+        n_pictures=len(learned) + len(unlabelled),
+        # The teacher is the better network of the two, and the one to keep.
+        watchers=[History(folder, learner.judged, card), *watchers],
+    )
+    return trainer
+
+
 def tiles_of(
     learned: Manifest, unlabelled: Manifest, settings: Experiment, pixels: Sequence[int]
 ) -> "MixedDataset":
@@ -121,9 +236,9 @@ def build_lessons(
     network: "nn.Module", classes: ClassMap, settings: Experiment, device: Device
 ) -> "Lessons":
     """Return the lessons of a teacher that starts as a copy of the network."""
+    from plantseg_next.training.learner import uses_bfloat16
     from plantseg_next.training.lessons import Lessons
     from plantseg_next.training.teacher import Teacher
-    from plantseg_next.training.trainer import uses_bfloat16
 
     teacher = Teacher(
         network,
@@ -161,20 +276,39 @@ class Judge:
         self._student = student
         self._lessons = lessons
         self._hidden = hidden
+        self._at_once = TILES_AT_ONCE
 
     def __call__(self, network: "nn.Module") -> "Validation":
-        """Return the figures of the network as it stands."""
+        """Return the figures of the network as it stands.
+
+        Raises:
+            TrainingError: If memory is too small for one tile.
+        """
+        from plantseg_next.training.recovery import within_memory
+
+        shrunk: list[Event] = []
+        found, self._at_once = within_memory(
+            lambda at_once: self._judge(network, at_once),
+            self._at_once,
+            what="a validation",
+            tell=shrunk.append,
+        )
+        return replace(found, events=(*shrunk, *found.events))
+
+    def _judge(self, network: "nn.Module", at_once: int) -> "Validation":
         from plantseg_next.inference.predictor import make_predictor
         from plantseg_next.training.guards import drift
-        from plantseg_next.training.trainer import batch_to_device
+        from plantseg_next.training.learner import batch_to_device
 
-        found = validate(
-            make_predictor(network, self._card, self._device.kind), self._chosen
+        predictor = make_predictor(
+            network, self._card, self._device.kind, tiles_at_once=at_once
         )
+        found = validate(predictor, self._chosen)
         if self._lessons is None or self._hidden is None:
             return found
         place = next(self._student.parameters()).device
-        details = self._lessons.audit(self._student, batch_to_device(self._hidden, place))
+        hidden = batch_to_device(self._hidden, place)
+        details = self._lessons.audit(self._student, hidden, at_once=2 * at_once)
         return replace(found, details=details, events=(*found.events, *drift(details)))
 
 

@@ -119,7 +119,7 @@ def write_pseudo_labels(
                 "threshold": threshold,
             }
         )
-        kept.append(replace(row, mask=place, split="train", disease=None))
+        kept.append(replace(row, mask=place, mask_sha256="", split="train", disease=None))
     codings = dict.fromkeys({row.source for row in kept}, coding)
     table = csv_line(COLUMNS) + "".join(csv_line(r[c] for c in COLUMNS) for r in rows)
     with explained(out):

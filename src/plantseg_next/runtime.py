@@ -1,8 +1,9 @@
 """Device, precision and seeds: what a run stands on."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -62,3 +63,29 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - for libraries that still use it
     torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of every global source of chance: what a checkpoint must hold."""
+    import torch
+
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    has_gpu = torch.cuda.is_available()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if has_gpu else [],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Go on with the chance of ``random_state``; GPUs that are not there are left out."""
+    import torch
+
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.device_count() == len(state["cuda"]) > 0:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -13,7 +13,7 @@ This module knows numpy only; the tensors of ``Batch`` are named for the type ch
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float16, UInt8
@@ -80,6 +80,18 @@ class Sample:
     disease: int = IGNORE
 
 
+class Lost(NamedTuple):
+    """A picture that could not be read, and was replaced by another.
+
+    Args:
+        key: Its manifest row.
+        reason: What reading it said.
+    """
+
+    key: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Batch:
     """Tiles stacked for one forward pass.
@@ -92,6 +104,7 @@ class Batch:
         distance: float32 ``(b, h, w)``, signed distance to the outline of any lesion, in
             parts of the tile's diagonal; see ``data.tiling.signed_distance``.
         keys: Manifest rows the tiles came from.
+        lost: Rows that could not be read when these were drawn.
     """
 
     image: "Tensor"
@@ -100,9 +113,21 @@ class Batch:
     disease: "Tensor"
     distance: "Tensor"
     keys: tuple[str, ...]
+    lost: tuple[Lost, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def part(self, which: slice) -> "Batch":
+        """Return some of the tiles."""
+        return Batch(
+            self.image[which],
+            self.lesion[which],
+            self.leaf[which],
+            self.disease[which],
+            self.distance[which],
+            self.keys[which],
+        )
 
 
 @dataclass(frozen=True)
@@ -114,15 +139,23 @@ class Views:
         strong: ``(v, b, 3, h, w)``, changed light and camera: the student looks at these.
         inside: bool ``(b, h, w)``, whether a pixel lies in the picture at all.
         keys: Manifest rows the tiles came from.
+        lost: Rows that could not be read when these were drawn.
     """
 
     weak: "Tensor"
     strong: "Tensor"
     inside: "Tensor"
     keys: tuple[str, ...]
+    lost: tuple[Lost, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def part(self, which: slice) -> "Views":
+        """Return some of the tiles."""
+        return Views(
+            self.weak[which], self.strong[:, which], self.inside[which], self.keys[which]
+        )
 
 
 @dataclass(frozen=True)

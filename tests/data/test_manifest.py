@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from plantseg_next.data.manifest import (
     merge,
 )
 from plantseg_next.errors import DataError, UsageError
+from plantseg_next.structures import ClassMap
 
 CODING = MaskCoding({0: "background", 1: "leaf", "#ff0000": "rust"}, True, "by hand")
 
@@ -80,9 +82,24 @@ def test_selections_keep_the_classes(tmp_path):
 
 def test_pictures_are_known_by_their_content(tmp_path):
     (tmp_path / "ä 1.jpg").write_bytes(b"abc")
+    (tmp_path / "a.png").write_bytes(b"abc")
     manifest = manifest_of("s", tmp_path).digested()
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert [row.sha256 for row in manifest.rows] == [expected, "0f"]
+    assert [row.mask_sha256 for row in manifest.rows] == [expected, ""]
+
+
+def test_what_is_no_longer_what_it_was_is_found(tmp_path):
+    for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg", "b.png"):
+        (tmp_path / name).write_bytes(b"abc")
+    rows = [Row(n, tmp_path / f"{n}.jpg", "s") for n in "abcd"]
+    rows[1] = replace(rows[1], mask=tmp_path / "b.png")
+    manifest = Manifest(tuple(rows), ClassMap(("rust",)), {}).digested()
+    assert len(manifest.changed()) == 0
+    (tmp_path / "b.png").write_bytes(b"abd")
+    (tmp_path / "c.jpg").write_bytes(b"")
+    (tmp_path / "d.jpg").unlink()
+    assert [row.key for row in manifest.changed().rows] == ["b", "c", "d"]
 
 
 def test_a_picture_that_is_gone_is_named(tmp_path):

@@ -5,7 +5,8 @@ import torch
 
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.experiment import ModelSettings
-from plantseg_next.models.bundle import CARD, WEIGHTS, Card, read_bundle, read_card
+from plantseg_next.files import write_atomically
+from plantseg_next.models.bundle import CARD, Card, read_bundle, read_card
 from plantseg_next.models.bundle import write_bundle as write
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.structures import ClassMap
@@ -33,21 +34,21 @@ def test_a_model_comes_back_as_it_was(bundle):
 
 
 def test_a_flipped_byte_is_found(bundle, tmp_path):
-    folder, _, _ = bundle
-    content = bytearray((folder / WEIGHTS).read_bytes())
+    folder, _, card = bundle
+    content = bytearray((folder / card.weights).read_bytes())
     content[len(content) // 2] ^= 1
-    (tmp_path / WEIGHTS).write_bytes(content)
+    (tmp_path / card.weights).write_bytes(content)
     (tmp_path / CARD).write_bytes((folder / CARD).read_bytes())
     with pytest.raises(DataError, match="is damaged: its SHA-256 is not the one"):
         read_bundle(tmp_path)
 
 
 def test_a_truncated_and_a_missing_file_are_found(bundle, tmp_path):
-    folder, _, _ = bundle
+    folder, _, card = bundle
     (tmp_path / CARD).write_bytes((folder / CARD).read_bytes())
     with pytest.raises(DataError, match="is damaged"):
         read_bundle(tmp_path)
-    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-10])
+    (tmp_path / card.weights).write_bytes((folder / card.weights).read_bytes()[:-10])
     with pytest.raises(DataError, match="is damaged"):
         read_bundle(tmp_path)
 
@@ -63,11 +64,11 @@ def test_wrong_folders_and_cards_are_explained(tmp_path):
 
 
 def test_weights_of_another_network_are_said_not_to_fit(bundle, tmp_path):
-    folder, _, _ = bundle
+    folder, _, card = bundle
     tree = json.loads((folder / CARD).read_text("utf-8"))
     tree["model"]["width"] = 64
     (tmp_path / CARD).write_text(json.dumps(tree))
-    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    (tmp_path / card.weights).write_bytes((folder / card.weights).read_bytes())
     with pytest.raises(DataError, match=r"does not fit its `model\.json`"):
         read_bundle(tmp_path)
 
@@ -86,3 +87,41 @@ def test_a_newer_format_is_said_to_be(bundle, tmp_path):
     (tmp_path / CARD).write_text(json.dumps(tree | {"format": 99}))
     with pytest.raises(DataError, match="written by a newer version"):
         read_card(tmp_path)
+
+
+def test_a_model_of_the_first_format_is_read(bundle, tmp_path):
+    folder, _, card = bundle
+    tree = json.loads((folder / CARD).read_text("utf-8"))
+    (tmp_path / CARD).write_text(json.dumps(tree | {"format": 1}))
+    (tmp_path / "model.safetensors").write_bytes((folder / card.weights).read_bytes())
+    _, read = read_bundle(tmp_path)
+    assert read.sha256 == card.sha256
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_model_that_is_replaced_is_the_old_or_the_new_one(
+    bundle, tmp_path, monkeypatch, written
+):
+    """Whichever of its two files the writer had come to when it died."""
+    _, network, card = bundle
+    old = write(tmp_path, network, card)
+    torch.nn.init.ones_(network.detail[0].weight)
+    left = iter([True] * written + [False])
+
+    def dying(path, content):
+        if not next(left):
+            raise KeyboardInterrupt
+        write_atomically(path, content)
+
+    monkeypatch.setattr("plantseg_next.models.bundle.write_atomically", dying)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, network, card)
+    assert read_bundle(tmp_path)[1].sha256 == old.sha256
+
+
+def test_a_replaced_model_leaves_nothing_behind(bundle, tmp_path):
+    _, network, card = bundle
+    write(tmp_path, network, card)
+    torch.nn.init.zeros_(network.detail[0].weight)
+    new = write(tmp_path, network, card)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([CARD, new.weights])

@@ -1,5 +1,6 @@
 import csv
-import json
+import shutil
+import signal
 from itertools import repeat
 
 import pytest
@@ -8,7 +9,13 @@ from torch import nn
 
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.streams import MixedDataset, TileDataset, loader
-from plantseg_next.errors import TrainingError, UsageError
+from plantseg_next.errors import (
+    DataError,
+    OutputError,
+    StoppedError,
+    TrainingError,
+    UsageError,
+)
 from plantseg_next.experiment import (
     DataSettings,
     Experiment,
@@ -18,15 +25,13 @@ from plantseg_next.experiment import (
 from plantseg_next.models.bundle import Card, read_card
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import Device, find_device, seed_everything
-from plantseg_next.training.history import RunFolder
-from plantseg_next.training.trainer import (
-    Pace,
-    Validation,
-    fit,
-    is_due,
-    parameter_groups,
-    uses_bfloat16,
-)
+from plantseg_next.training.checkpoints import Checkpoints
+from plantseg_next.training.guards import NO_LESION_EVENT, Event
+from plantseg_next.training.history import History
+from plantseg_next.training.learner import Learner, parameter_groups, uses_bfloat16
+from plantseg_next.training.pace import Pace, is_due
+from plantseg_next.training.trainer import Trainer
+from plantseg_next.training.watchers import Validation, Watcher
 
 CPU = Device("cpu", "test", has_bfloat16=False)
 SETTINGS = Experiment(
@@ -38,16 +43,29 @@ SETTINGS = Experiment(
 )
 
 
-class Heard:
+class Heard(Watcher):
     def __init__(self):
-        self.steps, self.validations, self.losses = [], [], []
+        self.steps, self.validations, self.losses, self.events = [], [], [], []
+        self.micro_batches = []
 
-    def on_step(self, step, steps, parts):
-        self.steps.append((step, steps))
-        self.losses.append(float(parts["hardest_pixels"] + parts["leaf"]))
+    def on_step(self, stepped):
+        self.steps.append((stepped.step, stepped.steps))
+        self.micro_batches.append(stepped.micro_batch)
+        if stepped.parts:
+            parts = stepped.parts
+            self.losses.append(float(parts["hardest_pixels"] + parts["leaf"]))
+        return ()
 
     def on_validation(self, step, validation, *, best):
         self.validations.append((step, validation.score, best))
+        return ()
+
+    def on_event(self, step, event):
+        self.events.append((step, event.kind, event.text))
+
+    @property
+    def kinds(self):
+        return [kind for _, kind, _ in self.events]
 
 
 @pytest.fixture
@@ -55,96 +73,344 @@ def manifest(drawn_folder):
     return read_folder(drawn_folder)
 
 
-def run(manifest, settings=SETTINGS, scores=(0.1, 0.9), watchers=(), network=None):
-    seed_everything(settings.seed)
-    network = network or build_segmenter(settings.model, manifest.classes)
-    data = MixedDataset(
-        TileDataset(manifest, settings.data, seed=0, pixels=(9, 1, 1, 1, 1, 1))
-    )
-    micro = settings.training.micro_batch or settings.training.batch
-    found = iter(scores)
-    outcome = fit(
-        network,
-        lambda n: loader(data, tiles=micro, start=0, stop=n, workers=0),
-        lambda _: Validation(next(found), {"lesion_dice": 0.5}),
-        settings,
-        CPU,
-        watchers,
-    )
-    return network, outcome
+class Run:
+    """A trainer with all that it needs, but for what is under test."""
+
+    def __init__(
+        self, manifest, folder, settings=SETTINGS, *, scores=(0.1, 0.9), batches=None
+    ):
+        seed_everything(settings.seed)
+        self.network = build_segmenter(settings.model, manifest.classes)
+        self.learner = Learner(self.network, settings, CPU)
+        self.heard = Heard()
+        self.folder = folder
+        data = MixedDataset(
+            TileDataset(manifest, settings.data, seed=0, pixels=(9, 1, 1, 1, 1, 1))
+        )
+        found = iter(scores)
+
+        def validate(_):
+            score = next(found)
+            event = Event(NO_LESION_EVENT, "No lesion.")
+            return Validation(score, {"lesion_dice": 0.5}, events=(event,) * (score == 0))
+
+        def drawn(start):
+            stop = settings.training.steps
+            tiles = settings.training.batch
+            return loader(data, tiles=tiles, start=start, stop=stop, workers=0)
+
+        self.trainer = Trainer(
+            self.learner,
+            batches or drawn,
+            validate,
+            settings,
+            Checkpoints(folder),
+            n_pictures=len(manifest),
+            watchers=[self.heard],
+        )
+
+    def __call__(self, **arguments):
+        return self.trainer.run(**arguments)
+
+    @property
+    def weights(self):
+        return {n: t.clone() for n, t in self.network.state_dict().items()}
 
 
-def test_a_run_steps_validates_and_tells(manifest):
-    heard = Heard()
-    _, outcome = run(manifest, watchers=[heard])
-    assert heard.steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert heard.validations == [(2, 0.1, True), (4, 0.9, True)]
+def equal(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one | two)
+
+
+def test_a_run_steps_validates_and_tells(manifest, tmp_path):
+    run = Run(manifest, tmp_path)
+    outcome = run()
+    assert run.heard.steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert run.heard.validations == [(2, 0.1, True), (4, 0.9, True)]
     assert outcome.steps == 4
     assert outcome.best.score == 0.9
+    assert run.heard.events == []
 
 
-def test_the_best_is_not_always_the_last(manifest):
-    heard = Heard()
-    _, outcome = run(manifest, scores=(0.9, 0.1), watchers=[heard])
-    assert [best for *_, best in heard.validations] == [True, False]
-    assert outcome.best.score == 0.9
+def test_the_best_is_not_always_the_last(manifest, tmp_path):
+    run = Run(manifest, tmp_path, scores=(0.9, 0.1))
+    assert run().best.score == 0.9
+    assert [best for *_, best in run.heard.validations] == [True, False]
 
 
-def test_the_same_seed_gives_the_same_weights(manifest):
-    one, two = run(manifest)[0], run(manifest)[0]
-    for a, b in zip(one.parameters(), two.parameters(), strict=True):
-        assert torch.equal(a, b)
+def test_the_same_seed_gives_the_same_weights(manifest, tmp_path):
+    one = Run(manifest, tmp_path / "1")
+    one()
+    two = Run(manifest, tmp_path / "2")
+    two()
+    assert equal(one.weights, two.weights)
 
 
-def test_a_batch_seen_again_and_again_is_learned(manifest):
+def test_a_batch_seen_again_and_again_is_learned(manifest, tmp_path):
     settings = SETTINGS.with_settings(["training.steps=30", "training.validations=1"])
     data = MixedDataset(
         TileDataset(manifest, settings.data, seed=0, pixels=(9, 1, 1, 1, 1, 1))
     )
     (batch,) = loader(data, tiles=4, start=0, stop=1, workers=0)
-    heard = Heard()
-    seed_everything(0)
-    fit(
-        build_segmenter(settings.model, manifest.classes),
-        lambda n: repeat(batch, n),
-        lambda _: Validation(0.5, {}),
-        settings,
-        CPU,
-        [heard],
-    )
-    assert sum(heard.losses[-3:]) < 0.5 * sum(heard.losses[:3])
+    run = Run(manifest, tmp_path, settings, batches=lambda _: repeat(batch))
+    run()
+    assert sum(run.heard.losses[-3:]) < 0.5 * sum(run.heard.losses[:3])
 
 
-def test_an_infinite_loss_stops_before_the_step(manifest):
-    network = build_segmenter(SETTINGS.model, manifest.classes)
-    nn.init.constant_(network.lesion_head.bias, float("inf"))
-    before = network.detail[0].weight.clone()
-    with pytest.raises(TrainingError, match="The gradient of step 0 is not finite"):
-        run(manifest, network=network)
-    assert torch.equal(network.detail[0].weight, before)
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_run_goes_on_where_it_stopped_bit_for_bit(manifest, tmp_path, stop):
+    whole = Run(manifest, tmp_path / "whole")
+    whole()
+    first = Run(manifest, tmp_path / "parts")
+    with pytest.raises(StoppedError, match=f"Stopped at step {stop} of 4"):
+        first(stop_after=stop)
+    second = Run(manifest, tmp_path / "parts", scores=(0.1, 0.9)[stop >= 2 :])
+    outcome = second()
+    assert equal(second.weights, whole.weights)
+    assert outcome.best.score == 0.9
+    assert second.heard.kinds == ["resumed"]
+    assert second.heard.losses == whole.heard.losses[stop:]
 
 
-def test_a_batch_must_be_whole_micro_batches(manifest):
-    training = SETTINGS.training.model_copy(update={"batch": 5, "micro_batch": 2})
-    with pytest.raises(UsageError) as caught:
-        run(manifest, SETTINGS.model_copy(update={"training": training}))
-    assert "training.batch is 5 and training.micro_batch is 2" in str(caught.value)
-    assert "--set training.batch=6" in str(caught.value)
+def test_a_finished_run_is_not_trained_again(manifest, tmp_path):
+    Run(manifest, tmp_path)()
+    again = Run(manifest, tmp_path)
+    assert again().best.score == 0.9
+    assert again.heard.steps == []
 
 
-def test_micro_batches_train_like_the_large_batch(manifest):
-    """Through Fabric, clipping and the optimiser, to the weights."""
-    plain = SETTINGS.with_settings(["model.dropout=0", "training.batch=4"])
-    whole, _ = run(manifest, plain)
-    parts, _ = run(manifest, plain.with_settings(["training.micro_batch=2"]))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_step_and_loses_nothing(manifest, tmp_path, number):
+    run = Run(manifest, tmp_path)
+    run.heard.on_step = lambda _: signal.raise_signal(number) or ()
+    before = signal.getsignal(number)
+    with pytest.raises(
+        StoppedError, match=f"step 1 of 4, asked by {number.name}"
+    ) as stopped:
+        run()
+    assert stopped.value.exit_code == 128 + number
+    assert Checkpoints(tmp_path).steps() == [0, 1]
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_is_let_through(manifest, tmp_path):
+    run = Run(manifest, tmp_path)
+
+    def twice(_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    run.heard.on_step = twice
+    with pytest.raises(KeyboardInterrupt):
+        run()
+
+
+def out_of_memory_above(tiles):
+    """Return a way to find gradients that a device of so many tiles would have."""
+    real = Learner.find_gradients
+
+    def find(self, drawn, *, micro_batch, **rest):
+        found = real(self, drawn, micro_batch=micro_batch, **rest)
+        if micro_batch > tiles:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return found
+
+    return find
+
+
+def test_too_little_memory_halves_the_micro_batch_and_keeps_the_step(
+    manifest, tmp_path, monkeypatch
+):
+    settings = SETTINGS.with_settings(["training.batch=4", "model.dropout=0"])
+    whole = Run(manifest, tmp_path / "whole", settings)
+    whole()
+    small = Run(manifest, tmp_path / "small", settings)
+    monkeypatch.setattr(Learner, "find_gradients", out_of_memory_above(1))
+    small()
+    assert small.heard.micro_batches == [1, 1, 1, 1]
+    assert small.heard.kinds == ["out-of-memory", "out-of-memory"]
+    assert "Going on with 2 at once" in small.heard.events[0][2]
     # Adam divides by the root of tiny second moments, so rounding shows in a few weights.
-    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
-        assert (a - b).norm() <= 0.02 * a.norm() + 1e-3
+    for name, weight in whole.weights.items():
+        assert (weight - small.weights[name]).norm() <= 0.02 * weight.norm() + 1e-3
+
+
+def test_too_little_memory_for_one_tile_names_what_to_change(
+    manifest, tmp_path, monkeypatch
+):
+    run = Run(manifest, tmp_path)
+    monkeypatch.setattr(Learner, "find_gradients", out_of_memory_above(0))
+    with pytest.raises(
+        TrainingError, match="does not suffice for a training step"
+    ) as caught:
+        run()
+    assert "data.tile_px" in caught.value.fix
+    assert Checkpoints(tmp_path).load()["progress"]["step"] == 0
+
+
+def test_memory_that_runs_out_amid_the_weights_goes_back(manifest, tmp_path, monkeypatch):
+    real, failures = Learner.apply, iter([False, True])
+
+    def tearing(self, **arguments):
+        real(self, **arguments)
+        if next(failures, False):
+            raise MemoryError
+
+    monkeypatch.setattr(Learner, "apply", tearing)
+    run = Run(manifest, tmp_path)
+    run()
+    assert run.heard.kinds == ["went-back"]
+    assert [step for step, _ in run.heard.steps] == [1, 1, 2, 3, 4]
+    assert run.trainer.progress.rate_factor == 1
+    assert run.trainer.progress.micro_batch == 1
+
+
+def test_another_error_is_not_taken_for_lack_of_memory(manifest, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(Learner, "find_gradients", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        Run(manifest, tmp_path)()
+
+
+def not_finite_at(steps):
+    real = Learner.find_gradients
+
+    def find(self, drawn, *, step, **rest):
+        losses, is_finite = real(self, drawn, step=step, **rest)
+        return losses, is_finite and step not in steps()
+
+    return find
+
+
+def test_one_infinite_gradient_costs_one_step(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(Learner, "find_gradients", not_finite_at(lambda: {1}))
+    run = Run(manifest, tmp_path)
+    run()
+    assert run.heard.kinds == ["not-finite"]
+    assert [step for step, _ in run.heard.steps] == [1, 2, 3, 4]
+    assert len(run.heard.losses) == 3
+
+
+def test_a_network_of_infinities_keeps_its_weights_until_it_gives_up(manifest, tmp_path):
+    run = Run(manifest, tmp_path, scores=repeat(0.5))
+    nn.init.constant_(run.network.lesion_head.bias, float("inf"))
+    before = run.weights
+    with pytest.raises(TrainingError, match="3 gradients in a row were not finite, after"):
+        run()
+    assert equal(run.weights, before)
+
+
+def test_three_infinite_gradients_go_back_with_a_lower_rate(
+    manifest, tmp_path, monkeypatch
+):
+    run = Run(manifest, tmp_path, SETTINGS.with_settings(["training.steps=8"]))
+    bad = {5, 6, 7}
+    monkeypatch.setattr(
+        Learner,
+        "find_gradients",
+        not_finite_at(lambda: bad if run.trainer.progress.returns == 0 else set()),
+    )
+    run()
+    assert run.heard.kinds == [*["not-finite"] * 3, "went-back"]
+    assert "goes on from step 4, with 0.5 of the learning rate" in run.heard.events[-1][2]
+    assert run.trainer.progress.rate_factor == 0.5
+    assert run.trainer.progress.step == 8
+
+
+def test_trouble_that_comes_again_goes_back_further(manifest, tmp_path, monkeypatch):
+    settings = SETTINGS.with_settings(["training.steps=8", "training.validations=4"])
+    run = Run(manifest, tmp_path, settings, scores=repeat(0.5))
+    bad = {5, 6, 7}
+    monkeypatch.setattr(
+        Learner,
+        "find_gradients",
+        not_finite_at(lambda: bad if run.trainer.progress.returns < 2 else set()),
+    )
+    run()
+    back = [text for _, kind, text in run.heard.events if kind == "went-back"]
+    assert "goes on from step 4" in back[0]
+    assert "goes on from step 2" in back[1]
+    assert run.trainer.progress.rate_factor == 0.25
+
+
+def test_the_number_of_returns_survives_a_crash(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(Learner, "find_gradients", not_finite_at(lambda: {0, 1, 2, 3}))
+    with pytest.raises(TrainingError):
+        Run(manifest, tmp_path, scores=repeat(0.5))()
+    assert Checkpoints(tmp_path).load()["progress"]["returns"] == 3
+
+
+def test_a_collapse_goes_back_where_that_is_asked(manifest, tmp_path):
+    settings = SETTINGS.with_settings(["training.after_collapse=go_back"])
+    run = Run(manifest, tmp_path, settings, scores=(0.4, 0.0, 0.6))
+    assert run().best.score == 0.6
+    assert run.heard.kinds == [NO_LESION_EVENT, "went-back"]
+    assert [step for step, _ in run.heard.steps] == [1, 2, 3, 4, 3, 4]
+
+
+def test_a_collapse_is_only_told_otherwise(manifest, tmp_path):
+    run = Run(manifest, tmp_path, scores=(0.4, 0.0))
+    run()
+    assert run.heard.kinds == [NO_LESION_EVENT]
+
+
+@pytest.fixture
+def rotting(drawn_folder, tmp_path):
+    """A data set of which a picture can be broken."""
+    shutil.copytree(drawn_folder, tmp_path / "leaves")
+    return read_folder(tmp_path / "leaves")
+
+
+def test_a_picture_that_turns_unreadable_is_replaced_and_told_once(rotting, tmp_path):
+    settings = SETTINGS.with_settings(["training.steps=40", "training.validations=1"])
+    run = Run(rotting, tmp_path / "run", settings, scores=(0.5,))
+    rotting.rows[7].image.write_bytes(b"rot")
+    run()
+    assert run.heard.kinds == ["unreadable-picture"]
+    assert "Another picture takes its place" in run.heard.events[0][2]
+    assert list(run.trainer.progress.lost) == [rotting.rows[7].key]
+
+
+def test_too_many_unreadable_pictures_stop_the_run(rotting, tmp_path):
+    settings = SETTINGS.with_settings(["training.steps=40", "training.validations=1"])
+    for row in rotting.rows[:10]:
+        row.image.write_bytes(b"rot")
+    with pytest.raises(DataError, match="3 of 40 pictures cannot be read") as caught:
+        Run(rotting, tmp_path / "run", settings)()
+    assert "goes on from here" in caught.value.fix
+
+
+def test_a_full_disk_stops_and_says_from_where_to_go_on(manifest, tmp_path, monkeypatch):
+    run = Run(manifest, tmp_path)
+    real, left = Checkpoints.save, iter([True, True, False])
+
+    def filling(self, state, **arguments):
+        if next(left):
+            return real(self, state, **arguments)
+        raise OutputError(
+            "`x` cannot be written: disk full.", needed="space", fix="free some"
+        )
+
+    monkeypatch.setattr(Checkpoints, "save", filling)
+    with pytest.raises(
+        OutputError, match=r"disk full\. The run stopped at step 4"
+    ) as caught:
+        run()
+    assert "the same command then goes on from step 2" in caught.value.fix
+
+
+def test_a_new_micro_batch_is_taken_up(manifest, tmp_path):
+    with pytest.raises(StoppedError):
+        Run(manifest, tmp_path)(stop_after=2)
+    run = Run(manifest, tmp_path, SETTINGS.with_settings(["training.micro_batch=1"]))
+    run()
+    assert run.heard.micro_batches == [1, 1]
 
 
 def test_minutes_become_steps_once(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("plantseg_next.training.trainer.time.perf_counter", lambda: now)
+    monkeypatch.setattr("plantseg_next.training.pace.time.perf_counter", lambda: now)
     pace = Pace(TrainingSettings(minutes=10, validations=4))
     ends = []
     for step in range(1, 41):
@@ -152,9 +418,39 @@ def test_minutes_become_steps_once(monkeypatch):
         if pace.measures_at(step):
             ends.append(step)
             now += 3.0
-            pace.learn(step, validation_s=3.0)
+            pace.fix(step, validation_s=3.0)
     assert ends == [30]
     assert pace.steps == 30 + (600 - (29 * 2 + 30 + 3) - 4 * 3) // 2
+
+
+def test_the_pace_is_kept_by_a_run_that_goes_on(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("plantseg_next.training.pace.time.perf_counter", lambda: now)
+    first = Pace(TrainingSettings(minutes=10, validations=4))
+    for step in range(1, 31):
+        now += 2.0
+        if first.measures_at(step):
+            first.fix(step, validation_s=3.0)
+    kept, now = first.state_dict(), 5000.0
+    second = Pace(TrainingSettings(minutes=10, validations=4))
+    second.load_state_dict(kept)
+    now += 1.0
+    assert second.steps == first.steps
+    assert not second.measures_at(31)
+    assert second.seconds == kept["seconds"] + 1
+
+
+def test_a_run_stopped_while_it_was_timed_is_timed_again(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("plantseg_next.training.pace.time.perf_counter", lambda: now)
+    pace = Pace(TrainingSettings(minutes=10, validations=4))
+    ends = []
+    for step in range(29, 60):
+        now += 2.0
+        if pace.measures_at(step):
+            ends.append(step)
+            pace.fix(step, validation_s=3.0)
+    assert ends == [39]
 
 
 @pytest.mark.parametrize(("steps", "n"), [(100, 7), (3, 8), (1, 1), (50, 50)])
@@ -193,20 +489,17 @@ def test_a_gpu_that_is_not_there_is_refused():
         find_device("cuda")
 
 
-def test_the_run_folder_keeps_history_and_models(manifest, tmp_path):
-    network = build_segmenter(SETTINGS.model, manifest.classes)
+def test_the_history_keeps_figures_and_models(manifest, tmp_path):
+    run = Run(manifest, tmp_path, scores=(0.9, 0.1))
     card = Card(manifest.classes, SETTINGS.model, 64, None)
-    folder = RunFolder(tmp_path, network, card)
-    folder.begin(SETTINGS, manifest, {"device": "test"})
-    run(manifest, scores=(0.9, 0.1), watchers=[folder], network=network)
+    run.trainer._watchers = [History(tmp_path, run.network, card)]
+    run()
     with (tmp_path / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["best"]) for row in rows] == [("2", "1"), ("4", "0")]
     assert float(rows[0]["loss_focal_tversky"]) > 0
     assert read_card(tmp_path / "best").figures == {"lesion_dice": 0.5}
     assert read_card(tmp_path / "last").sha256 != read_card(tmp_path / "best").sha256
-    assert json.loads((tmp_path / "run.json").read_text())["device"] == "test"
-    assert Experiment.read(tmp_path / "settings.yaml") == SETTINGS
 
 
 def _classes():

@@ -71,6 +71,7 @@ class Row:
         plant: Host, or ``None``.
         stated: Further columns of the data set's own index, as text.
         sha256: Digest of the picture file; empty until it has been read.
+        mask_sha256: Digest of the mask file; empty likewise.
     """
 
     key: str
@@ -83,6 +84,7 @@ class Row:
     plant: str | None = None
     stated: Mapping[str, str] = field(default_factory=dict)
     sha256: str = ""
+    mask_sha256: str = ""
 
     @property
     def group_key(self) -> str:
@@ -139,17 +141,26 @@ class Manifest:
         return self.only(row for row in self.rows if row.mask is not None)
 
     def digested(self) -> "Manifest":
-        """Return the manifest with the SHA-256 of every picture filled in.
+        """Return the manifest with the SHA-256 of every picture and mask filled in.
 
-        A picture that was renamed, moved or copied is still known by it.
+        A picture that was renamed, moved or copied is still known by it. Masks are read
+        anew: a person may have corrected them.
 
         Raises:
             DataError: If a picture cannot be read.
         """
         return self.only(
-            row if row.sha256 else replace(row, sha256=digest(row.image))
+            replace(
+                row,
+                sha256=row.sha256 or digest(row.image),
+                mask_sha256=digest(row.mask) if row.mask is not None else "",
+            )
             for row in self.rows
         )
+
+    def changed(self) -> "Manifest":
+        """Return the rows whose picture or mask is gone or not what it was."""
+        return self.only(row for row in self.rows if _has_changed(row))
 
     def write(self, path: Path) -> None:
         """Write the table as JSON, pictures by absolute path."""
@@ -271,6 +282,15 @@ def digest(path: Path) -> str:
             needed="a picture that is there and may be read",
             fix="restore the file, or run `plantseg-next check` on the folder",
         ) from error
+
+
+def _has_changed(row: Row) -> bool:
+    try:
+        if row.sha256 != digest(row.image):
+            return True
+        return row.mask is not None and row.mask_sha256 != digest(row.mask)
+    except DataError:
+        return True
 
 
 def _row_to_json(row: Row) -> dict[str, object]:

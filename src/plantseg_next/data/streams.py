@@ -6,8 +6,11 @@ have seen.
 """
 
 import os
+import signal
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import cv2
@@ -33,7 +36,12 @@ from plantseg_next.data.tiling import (
 from plantseg_next.data.views import UNCHANGED, Geometry, Photometry
 from plantseg_next.errors import PlantSegError
 from plantseg_next.experiment import DataSettings
-from plantseg_next.structures import IGNORE, Batch, Sample, Views
+from plantseg_next.structures import IGNORE, Batch, Lost, Sample, Views
+
+HUNG_S = 600
+"""Seconds without an answer after which a worker counts as hung."""
+TRIES = 20
+"""Pictures in a row that may be unreadable before a draw gives up."""
 
 
 class Held(NamedTuple):
@@ -76,6 +84,22 @@ class SampleCache:
         return held
 
 
+class Visit(NamedTuple):
+    """One draw's look at one picture.
+
+    Args:
+        sample: The picture.
+        placements: Where its tiles lie.
+        rng: The draw's chance.
+        lost: Pictures that were drawn first and could not be read.
+    """
+
+    sample: Sample
+    placements: Iterator[Placement]
+    rng: np.random.Generator
+    lost: tuple[Lost, ...]
+
+
 class TileDataset(Dataset[Batch]):
     """Tiles by draw number; see the head of the module.
 
@@ -112,17 +136,32 @@ class TileDataset(Dataset[Batch]):
 
     def __getitem__(self, draw: int) -> Batch:
         """Return the tiles of one visit to one picture."""
-        sample, placements, rng = self.visit(draw)
-        tiles = (draw_tile(sample, p, self.settings.tile_px) for p in placements)
-        return collate([self._to_batch(tile, rng) for tile in tiles])
+        visit = self.visit(draw)
+        size = self.settings.tile_px
+        tiles = (draw_tile(visit.sample, p, size) for p in visit.placements)
+        found = collate([self._to_batch(tile, visit.rng) for tile in tiles])
+        return replace(found, lost=visit.lost)
 
-    def visit(self, draw: int) -> tuple[Sample, Iterator[Placement], np.random.Generator]:
-        """Return the picture of a draw, where its tiles lie, and the draw's chance."""
+    def visit(self, draw: int) -> Visit:
+        """Return the picture of a draw; one that cannot be read is replaced by another.
+
+        Raises:
+            DataError: If one after the other cannot be read.
+        """
         rng = np.random.default_rng((self.seed, draw))
-        index = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
-        row = self.rows[min(index, len(self.rows) - 1)]
-        sample, information = self._cache.get(row)
-        return sample, self._placements(information, rng), rng
+        lost: list[Lost] = []
+        while True:
+            index = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
+            row = self.rows[min(index, len(self.rows) - 1)]
+            try:
+                sample, information = self._cache.get(row)
+            except PlantSegError as error:
+                lost.append(Lost(row.key, error.came))
+                if len(lost) == TRIES:
+                    raise
+            else:
+                placements = self._placements(information, rng)
+                return Visit(sample, placements, rng, tuple(lost))
 
     def _placements(
         self, information: Float32[np.ndarray, "gh gw"], rng: np.random.Generator
@@ -174,7 +213,7 @@ class ViewDataset(Dataset[Views]):
 
     def __getitem__(self, draw: int) -> Views:
         """Return the views of one visit to one picture."""
-        sample, placements, rng = self._tiles.visit(draw)
+        sample, placements, rng, lost = self._tiles.visit(draw)
         size = self._tiles.settings.tile_px
         found = []
         for placement in placements:
@@ -189,7 +228,7 @@ class ViewDataset(Dataset[Views]):
                     (sample.key,),
                 )
             )
-        return collate_views(found)
+        return replace(collate_views(found), lost=lost)
 
 
 class Drawn(NamedTuple):
@@ -202,6 +241,12 @@ class Drawn(NamedTuple):
 
     labelled: Batch
     unlabelled: Views | None = None
+
+    @property
+    def lost(self) -> tuple[Lost, ...]:
+        """Pictures that could not be read when this was drawn."""
+        views = self.unlabelled
+        return self.labelled.lost + (views.lost if views is not None else ())
 
 
 class MixedDataset(Dataset[Drawn]):
@@ -241,6 +286,7 @@ def collate(batches: Sequence[Batch]) -> Batch:
         disease=torch.cat([batch.disease for batch in batches]),
         distance=torch.cat([batch.distance for batch in batches]),
         keys=tuple(key for batch in batches for key in batch.keys),
+        lost=tuple(lost for batch in batches for lost in batch.lost),
     )
 
 
@@ -251,13 +297,41 @@ def collate_views(views: Sequence[Views]) -> Views:
         strong=torch.cat([v.strong for v in views], dim=1),
         inside=torch.cat([v.inside for v in views]),
         keys=tuple(key for v in views for key in v.keys),
+        lost=tuple(lost for v in views for lost in v.lost),
     )
 
 
+def split(drawn: Drawn, size: int) -> list[Drawn]:
+    """Return a step's tiles in parts of at most ``size`` labelled ones, in order.
+
+    Views go with the labelled tiles they were drawn with.
+    """
+    n = len(drawn.labelled)
+    ratio = len(drawn.unlabelled) // n if drawn.unlabelled is not None else 0
+    return [
+        Drawn(
+            drawn.labelled.part(slice(i, i + size)),
+            drawn.unlabelled
+            and drawn.unlabelled.part(slice(i * ratio, (i + size) * ratio)),
+        )
+        for i in range(0, n, size)
+    ]
+
+
 def loader(
-    dataset: MixedDataset, *, tiles: int, start: int, stop: int, workers: int | None
+    dataset: MixedDataset,
+    *,
+    tiles: int,
+    start: int,
+    stop: int,
+    workers: int | None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Drawn]:
     """Yield batches of ``tiles`` labelled tiles, from batch ``start`` up to ``stop``.
+
+    A worker that dies or hangs is replaced, and the batches that it owed are drawn again:
+    nothing is lost and nothing comes twice. If it happens again, there are half as many
+    workers, in the end none.
 
     Args:
         dataset: Where tiles come from.
@@ -267,13 +341,38 @@ def loader(
         workers: Processes beside the main one; 0 reads in the main process. ``None``:
             as many as there are cores beyond two, at most 4: on two cores a worker takes
             from the network more than it gives.
+        tell: Hears of workers that had to be replaced, and why.
 
     Raises:
-        DataError: If a picture cannot be read, from whichever process.
+        DataError: If one picture after the other cannot be read, from whichever process.
     """
     if workers is None:
         workers = min(4, max(0, (os.cpu_count() or 1) - 2))
-    visits = tiles // dataset.max_tiles
+    deaths = 0
+    while start < stop:
+        batches = _in_order(dataset, tiles // dataset.max_tiles, start, stop, workers)
+        try:
+            for batch in batches:
+                start += 1
+                yield batch
+        except LostWorkerError as lost:
+            deaths += 1
+            workers = workers if deaths == 1 else workers // 2
+            tell(f"{lost} Going on with {workers or 'no'} workers; no batch is lost.")
+
+
+class LostWorkerError(Exception):
+    """A process that read pictures is gone or does not answer."""
+
+
+def _in_order(
+    dataset: MixedDataset, visits: int, start: int, stop: int, workers: int
+) -> Iterator[Drawn]:
+    """Yield batches of so many visits from one set of workers.
+
+    Raises:
+        LostWorkerError: If one of them dies or hangs.
+    """
     batches = DataLoader(
         _Draws(dataset),
         batch_size=visits,
@@ -282,13 +381,47 @@ def loader(
         collate_fn=_collate_or_error,
         worker_init_fn=_quiet_worker if workers else None,
         prefetch_factor=4 if workers else None,
+        timeout=HUNG_S if workers else 0,
         # OpenCV's threads do not survive a plain fork.
         multiprocessing_context="forkserver" if workers else None,
+        # It draws seeds for the workers, which use none; the run's chance is not for it.
+        generator=torch.Generator(),
     )
-    for batch in batches:
+    handler = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(batches)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        # PyTorch would raise wherever the main process happens to be, in the middle of
+        # an optimiser step too. The next batch notices as well that a worker is gone.
+        signal.signal(signal.SIGCHLD, handler)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not workers:
+                raise
+            raise LostWorkerError(_cause(error, iterator)) from error
         if isinstance(batch, PlantSegError):
             raise batch
         yield batch
+
+
+def _cause(error: RuntimeError, iterator: object) -> str:
+    """Return in words why a worker does not answer."""
+    codes = [worker.exitcode for worker in getattr(iterator, "_workers", ())]
+    ended = [code for code in codes if code]
+    if not ended:
+        return f"A process that reads pictures gave no answer ({error})."
+    if -signal.SIGKILL in ended:
+        return (
+            "A process that reads pictures was killed (SIGKILL), as the system does when "
+            "memory runs out: lower data.workers or data.cache_mib if it happens again."
+        )
+    if ended[0] < 0:
+        name = signal.Signals(-ended[0]).name
+        return f"A process that reads pictures was ended by a signal ({name})."
+    return f"A process that reads pictures ended with exit code {ended[0]}."
 
 
 class _Draws(Dataset[Drawn | PlantSegError]):

@@ -36,12 +36,14 @@ class Predictor:
         tile_px: Side of a tile; a multiple of 32.
         long_side_px: Larger pictures are shrunk to this, and their scores brought back
             to the picture's own size; ``None`` keeps every pixel.
+        tiles_at_once: Tiles that the backend scores together.
     """
 
     backend: Backend
     classes: ClassMap
     tile_px: int
     long_side_px: int | None
+    tiles_at_once: int = TILES_AT_ONCE
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Prediction:
         """Return the prediction for an upright RGB picture, at its own size."""
@@ -73,7 +75,7 @@ class Predictor:
         diseases: "DiseaseVote",
     ) -> Iterator[Float32[np.ndarray, "k tile tile"]]:
         """Yield a tile's lesion probabilities with its leaf probability below them."""
-        for some in _in_batches(grid.cut(image)):
+        for some in _in_batches(grid.cut(image), self.tiles_at_once):
             scores = self.backend(np.stack(some))
             for lesion, leaf, disease in zip(*scores, strict=True):
                 plant = (1 - lesion[0]).mean()
@@ -105,9 +107,9 @@ class DiseaseVote:
 
 
 def _in_batches(
-    tiles: Iterator[UInt8[np.ndarray, "tile tile 3"]],
+    tiles: Iterator[UInt8[np.ndarray, "tile tile 3"]], at_once: int
 ) -> Iterator[list[UInt8[np.ndarray, "tile tile 3"]]]:
-    while some := list(islice(tiles, TILES_AT_ONCE)):
+    while some := list(islice(tiles, at_once)):
         yield some
 
 
@@ -122,7 +124,14 @@ def _grow(
     return grown.astype(np.float16)
 
 
-def make_predictor(network: "nn.Module", card: Card, device: str) -> Predictor:
+def make_predictor(
+    network: "nn.Module", card: Card, device: str, *, tiles_at_once: int = TILES_AT_ONCE
+) -> Predictor:
     """Return a predictor for a network in memory, which is on the device already."""
-    backend = TorchBackend(network, device)
-    return Predictor(backend, card.classes, card.tile_px, card.long_side_px)
+    return Predictor(
+        TorchBackend(network, device),
+        card.classes,
+        card.tile_px,
+        card.long_side_px,
+        tiles_at_once,
+    )

@@ -1,9 +1,13 @@
 """A model on disk: weights, a digest of them, and all that using them right takes.
 
-A bundle is a folder with two files. ``model.safetensors`` holds the weights and cannot
-run code. ``model.json`` is the card: class names, the shape of the network, how pictures
-are to be cut for it, where its first weights came from and under which licence, and the
-SHA-256 of the weights: a flipped byte is found before it becomes a wrong severity.
+A bundle is a folder with two files. ``model-<digest>.safetensors`` holds the weights and
+cannot run code. ``model.json`` is the card: class names, the shape of the network, how
+pictures are to be cut for it, where its first weights came from and under which licence,
+and the SHA-256 of the weights: a flipped byte is found before it becomes a wrong severity.
+
+The weights are named by their digest so that a newer model can take the place of an older
+one at a single stroke, when its card does: whoever reads the folder while a run goes on,
+or after it died, finds the one or the other.
 """
 
 import hashlib
@@ -23,9 +27,8 @@ if TYPE_CHECKING:
 
     from plantseg_next.models.segmenter import Segmenter
 
-FORMAT = 1
+FORMAT = 2
 CARD = "model.json"
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Card:
         sources: Data sets it learned from.
         figures: How it was judged when it was written.
         sha256: Digest of the weights file; filled in by ``write_bundle``.
+        format: Version of the folder's layout.
     """
 
     classes: ClassMap
@@ -53,10 +57,18 @@ class Card:
     sources: tuple[str, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     sha256: str = ""
+    format: int = FORMAT
+
+    @property
+    def weights(self) -> str:
+        """Name of the file that holds the weights."""
+        if self.format == 1:
+            return "model.safetensors"
+        return f"model-{self.sha256[:16]}.safetensors"
 
 
 def write_bundle(folder: Path, network: "nn.Module", card: Card) -> Card:
-    """Write a model; an older one in the same folder is replaced file by file.
+    """Write a model; an older one in the same folder is replaced at a single stroke.
 
     Returns:
         The card with the digest of the weights.
@@ -66,11 +78,14 @@ def write_bundle(folder: Path, network: "nn.Module", card: Card) -> Card:
     folder.mkdir(parents=True, exist_ok=True)
     state = {n: t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
     weights = safetensors.torch.save(state)
-    card = replace(card, sha256=hashlib.sha256(weights).hexdigest())
-    tree = {"format": FORMAT, **asdict(card), "model": card.model.model_dump()}
-    write_atomically(folder / WEIGHTS, weights)
+    card = replace(card, sha256=hashlib.sha256(weights).hexdigest(), format=FORMAT)
+    tree = asdict(card) | {"model": card.model.model_dump()}
+    write_atomically(folder / card.weights, weights)
     text = json.dumps(tree, indent=1, ensure_ascii=False)
     write_atomically(folder / CARD, text.encode())
+    for path in folder.glob("model*.safetensors"):
+        if path.name != card.weights:
+            path.unlink(missing_ok=True)
     return card
 
 
@@ -92,7 +107,7 @@ def read_card(folder: Path) -> Card:
         )
     try:
         tree = json.loads(path.read_text("utf-8"))
-        if tree.pop("format") > FORMAT:
+        if tree["format"] > FORMAT:
             raise DataError(
                 f"`{path}` was written by a newer version.",
                 needed=f"a model of format {FORMAT}",
@@ -128,11 +143,12 @@ def read_bundle(folder: Path) -> "tuple[Segmenter, Card]":
     from plantseg_next.models.segmenter import build_segmenter
 
     card = read_card(folder)
-    path = folder / WEIGHTS
-    try:
-        weights = path.read_bytes()
-    except OSError:
-        weights = b""
+    path = folder / card.weights
+    weights = _bytes_of(path)
+    if not weights and (newer := read_card(folder)) != card:
+        # A run replaced the model between the two looks.
+        card, path = newer, folder / newer.weights
+        weights = _bytes_of(path)
     if hashlib.sha256(weights).hexdigest() != card.sha256:
         raise DataError(
             f"`{path}` is damaged: its SHA-256 is not the one in `{CARD}`.",
@@ -149,3 +165,10 @@ def read_bundle(folder: Path) -> "tuple[Segmenter, Card]":
             fix="take another copy of both",
         ) from error
     return network.eval(), card
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

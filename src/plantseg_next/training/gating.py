@@ -8,7 +8,7 @@ Axes: b tile, k class, h row, w column, n pass with dropout.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -76,6 +76,15 @@ class Opinion:
 
     logits: Tensor
     passes: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence["Opinion"]) -> "Opinion":
+        """Return the opinions on many tiles as one, in order."""
+        passes = [part.passes for part in parts if part.passes is not None]
+        return cls(
+            torch.cat([part.logits for part in parts]),
+            torch.cat(passes, dim=1) if passes else None,
+        )
 
     @cached_property
     def label(self) -> Int[Tensor, "b h w"]:
@@ -193,7 +202,7 @@ class Gate:
         """Return what a checkpoint must hold."""
         ranks: dict[str, Any] = {k: r.state_dict() for k, r in self._ranks.items()}
         combined = self._combined.state_dict()
-        return {"sureness": self._sureness, "ranks": ranks, "combined": combined}
+        return {"sureness": self._sureness.clone(), "ranks": ranks, "combined": combined}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as the gate whose state it is."""

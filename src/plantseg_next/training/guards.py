@@ -10,6 +10,7 @@ AGREEMENT = 0.3
 """Dice overlap of student and teacher below which they have drifted apart."""
 SWALLOWED = 0.8
 """Share of a class's pixels under another name from which it counts as swallowed."""
+NO_LESION_EVENT = "no-lesion"
 MIN_PIXELS = 500
 """Fewer true pixels of a class say nothing."""
 
@@ -39,7 +40,7 @@ def collapse(
     true = confusion.sum(1)
     if true[1:].sum() >= MIN_PIXELS and not confusion[:, 1:].any():
         yield Event(
-            "no-lesion",
+            NO_LESION_EVENT,
             f"No lesion is predicted at all; {true[1:].sum()} pixels of the validation "
             "pictures are. Early in a run this passes; if it lasts, lower "
             "training.rate, or raise loss.focal_tversky.",

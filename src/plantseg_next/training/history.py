@@ -1,4 +1,4 @@
-"""The run's folder: settings, history and models, each written whole or not at all."""
+"""How a run went, in its folder: a history to read, the events, and the models."""
 
 import csv
 import io
@@ -9,26 +9,27 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from plantseg_next import __version__
-from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
-from plantseg_next.experiment import Experiment
 from plantseg_next.files import explained, write_atomically
 from plantseg_next.models.bundle import Card, write_bundle
 from plantseg_next.training.guards import Event
-from plantseg_next.training.trainer import Validation
+from plantseg_next.training.watchers import Stepped, Validation, Watcher
+
+HISTORY = "history.csv"
+EVENTS = "events.jsonl"
 
 
-class RunFolder:
-    """Keep what a run is and how it goes; one of the trainer's watchers.
+class History(Watcher):
+    """Keep what a run learns.
 
-    ``settings.yaml``, ``manifest.json`` and ``run.json`` say what was run on what;
-    ``history.csv`` has a row a validation, ``events.jsonl`` a line for whatever looked
-    wrong; ``best`` and ``last`` are the models.
+    ``history.csv`` has a row a validation, and no time in it: the same seed gives the
+    same file. ``events.jsonl`` has a line for whatever looked wrong or was changed;
+    ``best`` and ``last`` are the models.
 
     Args:
-        folder: Exists, and holds no other run.
+        folder: Of the run.
         network: Written at every validation.
         card: What the models' cards say, less the figures.
     """
@@ -37,39 +38,24 @@ class RunFolder:
         self._folder = folder
         self._network = network
         self._card = card
-        self._started = time.time()
         self._sums: dict[str, Tensor] = {}
         self._n_steps = 0
         self._rows: list[dict[str, float | int]] = []
 
-    def begin(
-        self, settings: Experiment, manifest: Manifest, facts: Mapping[str, Any]
-    ) -> None:
-        """Write what is known before the first step.
-
-        Args:
-            settings: The whole tree.
-            manifest: Every picture with its split.
-            facts: Device and other things worth keeping, JSON values.
-        """
-        facts = {"plantseg_next": __version__, "started": self._started, **facts}
-        text = json.dumps(facts, indent=1, ensure_ascii=False)
-        with explained(self._folder):
-            settings.write(self._folder / "settings.yaml")
-            manifest.write(self._folder / MANIFEST_FILE)
-            write_atomically(self._folder / "run.json", text.encode())
-
-    def on_step(self, step: int, steps: int, parts: Mapping[str, Tensor]) -> None:  # noqa: ARG002
+    def on_step(self, stepped: Stepped) -> Sequence[Event]:
         """Add the parts of the loss to the running mean."""
-        self._n_steps += 1
-        for name, part in parts.items():
-            self._sums[name] = self._sums.get(name, 0) + part
+        if stepped.parts:
+            self._n_steps += 1
+        for name, part in stepped.parts.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(part)) + part
+        return ()
 
-    def on_validation(self, step: int, validation: Validation, *, best: bool) -> None:
+    def on_validation(
+        self, step: int, validation: Validation, *, best: bool
+    ) -> Sequence[Event]:
         """Write a row of history, the last model, and the best one if this is it."""
         row: dict[str, float | int] = {
             "step": step,
-            "minutes": round((time.time() - self._started) / 60, 3),
             "best": int(best),
             **{f"val_{n}": round(v, 5) for n, v in validation.figures.items()},
             **{n: round(v, 5) for n, v in validation.details.items()},
@@ -80,21 +66,44 @@ class RunFolder:
         }
         self._sums, self._n_steps = {}, 0
         self._rows.append(row)
-        table = io.StringIO()
-        columns = list(dict.fromkeys(name for row in self._rows for name in row))
-        writer = csv.DictWriter(table, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._rows)
         card = replace(self._card, figures=dict(validation.figures))
         with explained(self._folder):
-            write_atomically(self._folder / "history.csv", table.getvalue().encode())
-            self._append_events(step, validation.events)
+            write_table(self._folder / HISTORY, self._rows)
             for name in ("last", "best") if best else ("last",):
                 write_bundle(self._folder / name, self._network, card)
+        return ()
 
-    def _append_events(self, step: int, events: Sequence[Event]) -> None:
-        """Add a line an event; whole lines survive whatever happens to the next one."""
-        with (self._folder / "events.jsonl").open("a", encoding="utf-8") as file:
-            for event in events:
-                line = {"time": round(time.time(), 1), "step": step, **asdict(event)}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    def on_event(self, step: int, event: Event) -> None:
+        """Add a line; whole lines survive whatever happens to the next one."""
+        line = {"time": round(time.time(), 1), "step": step, **asdict(event)}
+        with (
+            explained(self._folder),
+            (self._folder / EVENTS).open("a", encoding="utf-8") as file,
+        ):
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {"rows": self._rows, "sums": self._sums, "n_steps": self._n_steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the history whose state it is; later rows are taken back."""
+        device = next(self._network.parameters()).device
+        self._rows = list(state["rows"])
+        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self._n_steps = state["n_steps"]
+        with explained(self._folder):
+            if self._rows:
+                write_table(self._folder / HISTORY, self._rows)
+            else:
+                (self._folder / HISTORY).unlink(missing_ok=True)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, float | int]]) -> None:
+    """Write rows as CSV, whole or not at all; a value that a row lacks stays empty."""
+    table = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, table.getvalue().encode())

@@ -131,12 +131,15 @@ class Lessons:
             scores = Scores(lesion.logits, leaf.logits, lesion.logits.new_zeros(0))
         return Taught(views.weak, lesion_label, leaf_label, views.inside, scores)
 
-    def audit(self, student: nn.Module, hidden: Batch) -> dict[str, float]:
+    def audit(
+        self, student: nn.Module, hidden: Batch, *, at_once: int = 16
+    ) -> dict[str, float]:
         """Return how much of the teacher's word is believed, and how right that is.
 
         Args:
             student: Whose scores are compared with the teacher's.
             hidden: Tiles whose masks the run does not learn from.
+            at_once: Tiles that either of them looks at at once.
 
         Returns:
             Of each class and of "no lesion": ``believed_...``, the share of the pixels
@@ -147,7 +150,8 @@ class Lessons:
             ``taught_lesion``, the share that was believed to be lesion. All in [0, 1],
             NaN where there is nothing to divide by.
         """
-        opinion, _ = self._opinions(hidden.image)
+        images = torch.split(hidden.image, at_once)
+        opinion = Opinion.joined([self._opinions(image)[0] for image in images])
         known = hidden.lesion != IGNORE
         sure = self._lesion_gate.believes(opinion, known)
         label = opinion.label
@@ -159,9 +163,15 @@ class Lessons:
             figures[f"right_{name}"] = _ratio(right, sure & mine)
         with torch.no_grad():
             was_training = student.training
-            scores = student.eval()(hidden.image).resized(label.shape[1:])
+            student.eval()
+            mine = torch.cat(
+                [
+                    student(image).resized(label.shape[1:]).lesion.argmax(1) != NO_LESION
+                    for image in images
+                ]
+            )
             student.train(was_training)
-        mine, its = scores.lesion.argmax(1) != NO_LESION, label != NO_LESION
+        its = label != NO_LESION
         both = (mine & its & known).sum() * 2
         either = (mine & known).sum() + (its & known).sum()
         figures["agreement"] = float(both / either) if either else math.nan
@@ -173,17 +183,24 @@ class Lessons:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""
-        return {
-            "teacher": self.teacher.state_dict(),
-            "lesion_gate": self._lesion_gate.state_dict(),
-            "leaf_gate": self._leaf_gate.state_dict(),
-            "begun": self._begun,
-            "taught": self._taught,
-        }
+        return {"teacher": self.teacher.state_dict(), "memory": self.memory()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as the lessons whose state it is."""
         self.teacher.load_state_dict(state["teacher"])
+        self.load_memory(state["memory"])
+
+    def memory(self) -> dict[str, Any]:
+        """Return the state without the teacher: little enough to copy at every step."""
+        return {
+            "lesion_gate": self._lesion_gate.state_dict(),
+            "leaf_gate": self._leaf_gate.state_dict(),
+            "begun": self._begun,
+            "taught": self._taught.clone(),
+        }
+
+    def load_memory(self, state: Mapping[str, Any]) -> None:
+        """Go back to an earlier ``memory``."""
         self._lesion_gate.load_state_dict(state["lesion_gate"])
         self._leaf_gate.load_state_dict(state["leaf_gate"])
         self._begun = state["begun"]

@@ -1,63 +1,34 @@
-"""The dull loop: batches in, steps taken, the best model told of.
+"""The dull loop: batches in, steps taken, checkpoints kept, whatever happens.
 
-Lightning Fabric brings device and precision; the order of things is ours. What a step
-learns is in ``step.py``, what a batch holds in ``data/streams.py``.
+What a step learns is in ``step.py``, how it is taken in ``learner.py``, what a batch holds
+in ``data/streams.py``. Here is the order of things, and what is done when one of them
+fails.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
-from statistics import median
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from plantseg_next.data.streams import Drawn
-from plantseg_next.errors import TrainingError, UsageError
-from plantseg_next.experiment import Experiment, TrainingSettings
-from plantseg_next.runtime import Device
-from plantseg_next.structures import Batch, Views
-from plantseg_next.training.guards import Event
-from plantseg_next.training.lessons import Lessons
-from plantseg_next.training.schedules import warmup_cosine
-from plantseg_next.training.step import learn
+from plantseg_next.errors import DataError, OutputError, StoppedError, TrainingError
+from plantseg_next.experiment import Experiment
+from plantseg_next.runtime import random_state, restore_random_state
+from plantseg_next.training.checkpoints import Checkpoints
+from plantseg_next.training.guards import NO_LESION_EVENT, Event
+from plantseg_next.training.interruption import Interruption
+from plantseg_next.training.learner import Learner
+from plantseg_next.training.pace import REHEARSED_STEPS, Pace, is_due
+from plantseg_next.training.recovery import SMALLER, lacks_memory, within_memory
+from plantseg_next.training.watchers import Stepped, Validation, Watcher
 
-ENCODER_STAGES = 4
-UNTIMED_STEPS = 10  # they pay for starting workers and choosing kernels
-TIMED_STEPS = 20
-FINE_TUNING_DECAY = 0.75
-
-
-@dataclass(frozen=True)
-class Validation:
-    """How good the network is on the validation split.
-
-    Args:
-        score: The one number by which the best model is chosen; higher is better.
-        figures: All numbers, by name.
-        details: Further numbers, for the history only.
-        events: What looks wrong.
-    """
-
-    score: float
-    figures: Mapping[str, float]
-    details: Mapping[str, float] = field(default_factory=dict)
-    events: tuple[Event, ...] = ()
-
-
-@runtime_checkable
-class Watcher(Protocol):
-    """Whoever hears how a run goes: the progress bar, the history, the disk."""
-
-    def on_step(self, step: int, steps: int, parts: Mapping[str, Tensor]) -> None:
-        """Hear of an optimiser step, and of how many there will be."""
-
-    def on_validation(self, step: int, validation: Validation, *, best: bool) -> None:
-        """Hear of a validation, and whether it is the best so far."""
+CHECKPOINT_SHARE = 0.01
+"""Most of the time that goes into checkpoints between two validations."""
+NOT_FINITE_IN_A_ROW = 3
+MOST_RETURNS = 3
+RATE_AFTER_RETURN = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,7 +38,7 @@ class Outcome:
     Args:
         steps: Optimiser steps taken.
         best: The best validation.
-        minutes: Wall time, validations included.
+        minutes: Wall time, validations included, of all parts of the run.
     """
 
     steps: int
@@ -75,251 +46,373 @@ class Outcome:
     minutes: float
 
 
-def fit(
-    network: nn.Module,
-    batches: Callable[[int], Iterator[Drawn]],
-    validate: Callable[[nn.Module], Validation],
-    settings: Experiment,
-    device: Device,
-    watchers: Sequence[Watcher],
-    lessons: Lessons | None = None,
-) -> Outcome:
-    """Train a network; watchers hear of it and keep the models.
+@dataclass
+class Progress:
+    """Where a run is, and what has happened to it.
 
     Args:
-        network: Pictures in [0, 1] to ``Scores``; trained in place.
-        batches: From a number of micro-batches to an iterator over them.
+        step: Steps taken.
+        micro_batch: Labelled tiles at once.
+        asked_micro_batch: What the settings asked for, before memory had its say.
+        not_finite: Steps in a row whose gradient was not finite.
+        returns: Times that the run went back to a checkpoint.
+        returned_to: Step of the last such checkpoint; -1 if there was none.
+        failed_at: Step at which it went back; -1 likewise.
+        rate_factor: On the learning rate, lower in a run that went back.
+        best_step: Step of the best validation; -1 before the first.
+        lost: Pictures that could not be read, and why.
+    """
+
+    step: int = 0
+    micro_batch: int = 1
+    asked_micro_batch: int = 1
+    not_finite: int = 0
+    returns: int = 0
+    returned_to: int = -1
+    failed_at: int = -1
+    rate_factor: float = 1.0
+    best_step: int = -1
+    lost: dict[str, str] = field(default_factory=dict)
+
+
+class GoBackError(Exception):
+    """The run cannot go on from here, but from an earlier checkpoint.
+
+    Args:
+        cause: In words.
+        lower_rate: Whether to go on with a lower rate.
+        step: Of the checkpoint; by default the newest.
+    """
+
+    def __init__(
+        self, cause: str, *, lower_rate: bool = True, step: int | None = None
+    ) -> None:
+        super().__init__(cause)
+        self.lower_rate = lower_rate
+        self.step = step
+
+
+class Trainer:
+    """One run, from its newest checkpoint to its end.
+
+    Args:
+        learner: What learns.
+        batches: From a step to an iterator over what it and later ones learn from.
+        n_pictures: That are drawn from.
         validate: Judges the network as it stands.
-        settings: Everything else.
-        device: Where to compute.
-        watchers: Told of every step and validation, in order.
-        lessons: What is learned from tiles without labels. Its teacher is then the one
-            that is judged: it is the better network.
+        settings: The whole tree.
+        checkpoints: Where they are kept.
+        watchers: Told of everything, in order.
 
     Raises:
-        TrainingError: If a gradient is not finite; the step is not taken.
-        UsageError: If the batch is not a multiple of the micro-batch.
-    """
-    training = settings.training
-    accumulated = training.batch // micro_batch(training)
-    # Fabric would tell the user of the precision, in its own words.
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    fabric = Fabric(
-        accelerator="gpu" if device.kind == "cuda" else "cpu",
-        devices=1,
-        precision="bf16-mixed" if uses_bfloat16(training, device) else "32-true",
-    )
-    # Channels-last is the layout in which convolutions are fastest, here and on GPUs.
-    network.to(memory_format=torch.channels_last)
-    model, optimiser = fabric.setup(
-        network, torch.optim.AdamW(parameter_groups(network, settings), lr=training.rate)
-    )
-    if lessons is not None:
-        lessons.teacher.network.to(fabric.device)
-    judged = network if lessons is None else lessons.teacher.network
-    source = batches(training.steps * accumulated)
-    pace = Pace(training)
-    best: Validation | None = None
-    step = 0
-    while step < pace.steps:
-        model.train()
-        set_rate(optimiser, step, pace.steps, training.warmup_share)
-        drawn = [to_device(next(source), fabric.device) for _ in range(accumulated)]
-        if lessons is not None:
-            lessons.begin_step(step, pace.steps, drawn, rehearsal=pace.is_timing(step))
-        optimiser.zero_grad(set_to_none=True)
-        parts = learn(model, drawn, settings.loss, fabric.backward, lessons)
-        norm = fabric.clip_gradients(
-            model, optimiser, max_norm=training.clip, error_if_nonfinite=False
-        )
-        _refuse_infinite(norm, step)
-        optimiser.step()
-        step += 1
-        if lessons is not None:
-            lessons.teacher.update(network, steps=pace.steps)
-        for watcher in watchers:
-            watcher.on_step(step, pace.steps, parts)
-        if pace.measures_at(step) or is_due(step, pace.steps, training.validations):
-            before = time.perf_counter()
-            found = validate(judged)
-            pace.learn(step, validation_s=time.perf_counter() - before)
-            is_best = best is None or found.score >= best.score
-            best = found if is_best else best
-            for watcher in watchers:
-                watcher.on_validation(step, found, best=is_best)
-    assert best is not None, "a run ends with a validation"  # noqa: S101
-    return Outcome(step, best, pace.minutes)
-
-
-class Pace:
-    """Turn the minutes of a run into steps, once, from its first steps.
-
-    After that the number of steps stands, and with it the learning rate at every step: a
-    run does not depend on what else the machine does.
-
-    Args:
-        settings: ``minutes`` and the greatest number of ``steps``.
+        UsageError: If the settings do not fit together.
     """
 
-    def __init__(self, settings: TrainingSettings) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        batches: Callable[[int], Iterator[Drawn]],
+        validate: Callable[[nn.Module], Validation],
+        settings: Experiment,
+        checkpoints: Checkpoints,
+        *,
+        n_pictures: int,
+        watchers: Sequence[Watcher] = (),
+    ) -> None:
+        training = settings.training
+        self._learner = learner
+        self._batches = batches
+        self._n_pictures = n_pictures
+        self._validate = validate
         self._settings = settings
-        self._started = time.perf_counter()
-        self._ends: list[float] = []  # of the timed steps
-        self.steps = settings.steps
+        self._checkpoints = checkpoints
+        self._watchers = watchers
+        self._pace = Pace(training)
+        self._best: Validation | None = None
+        self._checkpoint_due = 0.0
+        size = training.micro_batch or training.batch
+        self.progress = Progress(micro_batch=size, asked_micro_batch=size)
 
-    @property
-    def minutes(self) -> float:
-        """Wall time so far."""
-        return (time.perf_counter() - self._started) / 60
+    def run(self, *, stop_after: int | None = None) -> Outcome:
+        """Train from the newest checkpoint to the end.
 
-    def is_timing(self, step: int) -> bool:
-        """Return whether the step after this one is among those that are timed."""
-        return self._settings.minutes is not None and step < UNTIMED_STEPS + TIMED_STEPS
+        Args:
+            stop_after: Stop when so many steps are taken, as if the user had asked.
 
-    def measures_at(self, step: int) -> bool:
-        """Return whether this step ends the timing; a validation is then timed too."""
-        last = UNTIMED_STEPS + TIMED_STEPS
-        if self._settings.minutes is None or not UNTIMED_STEPS <= step <= last:
-            return False
-        self._ends.append(time.perf_counter())
-        return step == last
+        Raises:
+            StoppedError: If the user asked for it; the run can go on.
+            TrainingError: If learning breaks down, or memory is too small.
+            DataError: If too many pictures cannot be read.
+            OutputError: If the disk is full; the checkpoints before are whole.
+        """
+        progress = self.progress
+        with Interruption() as asked:
+            self._begin()
+            source = self._batches(progress.step)
+            while progress.step < self._pace.steps:
+                if asked.by is not None or progress.step == stop_after:
+                    self._save()
+                    raise StoppedError(progress.step, self._pace.steps, asked.by)
+                try:
+                    self._advance(source)
+                except GoBackError as back:
+                    self._go_back(back)
+                    source = self._batches(progress.step)
+        assert self._best is not None, "a run ends with a validation"  # noqa: S101
+        return Outcome(progress.step, self._best, self._pace.seconds / 60)
 
-    def learn(self, step: int, *, validation_s: float) -> None:
-        """Fix the number of steps, if this was the step that ends the timing."""
-        if self._settings.minutes is None or step != UNTIMED_STEPS + TIMED_STEPS:
-            return
-        # The median: now and then a step waits for a cold file or another program.
-        step_s = median(b - a for a, b in pairwise(self._ends))
-        left_s = self._settings.minutes * 60 - (time.perf_counter() - self._started)
-        left_s -= validation_s * self._settings.validations
-        self.steps = min(self.steps, step + max(1, int(left_s / step_s)))
+    def tell(self, event: Event) -> None:
+        """Let every watcher know."""
+        for watcher in self._watchers:
+            watcher.on_event(self.progress.step, event)
 
-
-def is_due(step: int, steps: int, validations: int) -> bool:
-    """Return whether a step is one of ``validations`` evenly spaced ones, or the last.
-
-    Example:
-        >>> [s for s in range(1, 11) if is_due(s, 10, 3)]
-        [4, 7, 10]
-    """
-    return (
-        step == steps or (step * validations) // steps > ((step - 1) * validations) // steps
-    )
-
-
-def micro_batch(training: TrainingSettings) -> int:
-    """Return the tiles of one forward pass.
-
-    Raises:
-        UsageError: If the batch is not a multiple of them.
-    """
-    size = training.micro_batch or training.batch
-    if training.batch % size:
-        raise UsageError(
-            f"training.batch is {training.batch} and training.micro_batch is {size}.",
-            needed="a batch that is a multiple of the micro-batch",
-            fix=f"--set training.batch={size * -(-training.batch // size)}",
+    def _begin(self) -> None:
+        """Go on from the newest checkpoint, or write the first one."""
+        state = self._checkpoints.load(
+            say=lambda text: self.tell(Event("damaged-checkpoint", text))
         )
-    return size
+        if state is None:
+            self._save()
+        else:
+            self._load(state)
+            self._plan_checkpoint(0.0)
+            step, is_over = self.progress.step, self.progress.step >= self._pace.steps
+            text = "is finished already" if is_over else f"goes on from step {step}"
+            self.tell(Event("resumed", f"The run {text}."))
 
+    def _advance(self, source: Iterator[Drawn]) -> None:
+        """Take a step, and do whatever is due after it."""
+        began = time.perf_counter()
+        drawn = next(source)
+        waited_s = time.perf_counter() - began
+        self._note_lost(drawn)
+        parts = self._step(drawn)
+        progress, steps = self.progress, self._pace.steps
+        views = drawn.unlabelled
+        stepped = Stepped(
+            step=progress.step,
+            steps=steps,
+            parts=parts,
+            seconds=time.perf_counter() - began,
+            waited_s=waited_s,
+            n_tiles=len(drawn.labelled) + (0 if views is None else len(views)),
+            micro_batch=progress.micro_batch,
+        )
+        for watcher in self._watchers:
+            for event in watcher.on_step(stepped):
+                self.tell(event)
+        validations = self._settings.training.validations
+        if self._pace.measures_at(progress.step) or is_due(
+            progress.step, steps, validations
+        ):
+            self._judge()
+        elif time.perf_counter() > self._checkpoint_due:
+            self._save()
 
-def uses_bfloat16(training: TrainingSettings, device: Device) -> bool:
-    """Return whether forward passes run in bfloat16; weights stay in float32."""
-    if training.precision == "auto":
-        return device.has_bfloat16
-    return training.precision == "bfloat16"
+    def _step(self, drawn: Drawn) -> Mapping[str, Tensor]:
+        """Take a step; return the parts of its loss, or none if it was not applied."""
+        progress, learner, steps = self.progress, self._learner, self._pace.steps
+        undo = learner.snapshot()
+        (parts, is_finite), progress.micro_batch = within_memory(
+            lambda micro_batch: learner.find_gradients(
+                drawn,
+                step=progress.step,
+                steps=steps,
+                micro_batch=micro_batch,
+                rehearsal=progress.step < REHEARSED_STEPS,
+            ),
+            progress.micro_batch,
+            what="a training step",
+            tell=self.tell,
+            before_again=undo,
+        )
+        if not is_finite:
+            return self._leave_out_step()
+        try:
+            learner.apply(step=progress.step, steps=steps, rate_factor=progress.rate_factor)
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
+                raise
+            torn = str(error)
+        else:
+            progress.step += 1
+            progress.not_finite = 0
+            return parts
+        # The optimiser has changed some weights and not others.
+        progress.micro_batch = max(1, progress.micro_batch // 2)
+        raise GoBackError(
+            f"memory ran out while the weights were changed ({torn})", lower_rate=False
+        )
 
+    def _leave_out_step(self) -> Mapping[str, Tensor]:
+        """Go on with the next step; several in a row are too many."""
+        progress = self.progress
+        self._learner.forget_gradients()
+        progress.step += 1
+        progress.not_finite += 1
+        self.tell(
+            Event(
+                "not-finite",
+                f"The gradient of step {progress.step} is not finite; the step was not "
+                "applied.",
+            )
+        )
+        if progress.not_finite == NOT_FINITE_IN_A_ROW:
+            raise GoBackError(f"{NOT_FINITE_IN_A_ROW} gradients in a row were not finite")
+        return {}
 
-def parameter_groups(network: nn.Module, settings: Experiment) -> list[dict[str, Any]]:
-    """Return the optimiser's groups: a rate a depth, no decay for scales and biases.
+    def _judge(self) -> None:
+        """Validate, tell of it, and keep a checkpoint."""
+        progress = self.progress
+        self._learner.forget_gradients()
+        began = time.perf_counter()
+        found = self._validate(self._learner.judged)
+        found = replace(found, seconds=time.perf_counter() - began)
+        self._pace.fix(progress.step, validation_s=found.seconds)
+        for event in found.events:
+            self.tell(event)
+        if self._has_collapsed(found):
+            raise GoBackError("no lesion is found any longer", step=progress.best_step)
+        is_best = self._best is None or found.score >= self._best.score
+        if is_best:
+            self._best, progress.best_step = found, progress.step
+        for watcher in self._watchers:
+            for event in watcher.on_validation(progress.step, found, best=is_best):
+                self.tell(event)
+        self._save()
 
-    The rate of an encoder stage is that of the stage above times the layer decay
-    (Clark et al. 2020, ELECTRA, arXiv:2003.10555; Bao et al. 2021, BEiT,
-    arXiv:2106.08254), so that published features change least near the picture.
-    """
-    training = settings.training
-    decay = training.layer_decay
-    if decay is None:
-        decay = 1.0 if settings.model.weights == "none" else FINE_TUNING_DECAY
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        key = (height_above(name), parameter.ndim > 1)
-        groups.setdefault(key, []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "peak": training.rate * decay**height,
-            "weight_decay": training.weight_decay if decayed else 0.0,
+    def _has_collapsed(self, found: Validation) -> bool:
+        """Return whether to go back, for lesions were found before and none are now."""
+        return (
+            self._settings.training.after_collapse == "go_back"
+            and self._best is not None
+            and self._best.score > 0
+            and any(event.kind == NO_LESION_EVENT for event in found.events)
+        )
+
+    def _go_back(self, back: GoBackError) -> None:
+        """Go on from an earlier checkpoint; if it fails again, from one before that.
+
+        Raises:
+            TrainingError: If it has been tried often enough.
+        """
+        progress = self.progress
+        failed_at, micro_batch, returns = (
+            progress.step,
+            progress.micro_batch,
+            progress.returns,
+        )
+        if returns == MOST_RETURNS:
+            raise TrainingError(
+                f"At step {failed_at}, {back}, after going back {returns} times.",
+                needed="a loss that stays finite and a model that finds lesions"
+                if back.lower_rate
+                else "memory for the weights and their optimiser",
+                fix="a new run with --set training.rate at a third of its value, or "
+                "--set training.precision=float32"
+                if back.lower_rate
+                else SMALLER,
+            )
+        again = failed_at <= progress.failed_at
+        state = (
+            self._checkpoints.load(
+                step=back.step, before=progress.returned_to if again else None
+            )
+            or self._checkpoints.load()
+        )
+        assert state is not None, "a run begins with a checkpoint"  # noqa: S101
+        factor = progress.rate_factor * (RATE_AFTER_RETURN if back.lower_rate else 1)
+        self._load(state)
+        progress.micro_batch = micro_batch
+        progress.rate_factor = factor
+        progress.returns = returns + 1
+        progress.returned_to, progress.failed_at = progress.step, failed_at
+        self.tell(
+            Event(
+                "went-back",
+                f"At step {failed_at}, {back}. The run goes on from step {progress.step}, "
+                f"with {factor:g} of the learning rate.",
+            )
+        )
+        self._save()
+
+    def _note_lost(self, drawn: Drawn) -> None:
+        """Tell of pictures that could not be read; stop when they are too many.
+
+        Raises:
+            DataError: If a larger share than ``data.unreadable_share`` is lost.
+        """
+        lost = self.progress.lost
+        for key, reason in drawn.lost:
+            if key in lost:
+                continue
+            lost[key] = reason
+            text = f"{reason} Another picture takes its place."
+            self.tell(Event("unreadable-picture", text))
+        if len(lost) > self._settings.data.unreadable_share * self._n_pictures:
+            self._save()
+            raise DataError(
+                f"{len(lost)} of {self._n_pictures} pictures cannot be read; the last one: "
+                f"{next(reversed(lost.values()))}",
+                needed=f"at most {self._settings.data.unreadable_share:.0%} of them lost",
+                fix="mend or restore them, then the same command goes on from here",
+            )
+
+    def _save(self) -> None:
+        """Write a checkpoint of the run as it stands.
+
+        Raises:
+            OutputError: If it cannot be written; says from where the run can go on.
+        """
+        progress = self.progress
+        if progress.not_finite:
+            return  # the last good one is older
+        try:
+            saved = self._checkpoints.save(
+                self._state_dict(), step=progress.step, also_keep=progress.best_step
+            )
+        except OutputError as error:
+            held = self._checkpoints.steps()
+            raise OutputError(
+                f"{error.came} The run stopped at step {progress.step}.",
+                needed=error.needed,
+                fix=f"{error.fix}; the same command then goes on from step {held[-1]}"
+                if held
+                else error.fix,
+            ) from error
+        self._plan_checkpoint(saved.seconds)
+        for watcher in self._watchers:
+            watcher.on_checkpoint(progress.step, saved)
+
+    def _plan_checkpoint(self, seconds: float) -> None:
+        """Set when the next one is due, the last having taken so many seconds."""
+        pause_s = 60 * self._settings.training.checkpoint_minutes
+        if pause_s > 0:
+            pause_s = max(pause_s, seconds / CHECKPOINT_SHARE)
+        self._checkpoint_due = time.perf_counter() + pause_s
+
+    def _state_dict(self) -> dict[str, Any]:
+        best = self._best
+        return {
+            "progress": asdict(self.progress),
+            "pace": self._pace.state_dict(),
+            "best": best and {"score": best.score, "figures": dict(best.figures)},
+            "learner": self._learner.state_dict(),
+            "chance": random_state(),
+            "watchers": {type(w).__name__: w.state_dict() for w in self._watchers},
         }
-        for (height, decayed), parameters in groups.items()
-    ]
 
-
-def height_above(name: str) -> int:
-    """Return how many stages lie between a parameter and the decoder; 0 outside.
-
-    Example:
-        >>> height_above("encoder.network.stages_3.blocks.0.mlp.fc1.weight")
-        1
-        >>> height_above("encoder.network.stem_0.weight")
-        5
-    """
-    if not name.startswith("encoder."):
-        return 0
-    if "stages_" not in name:
-        return ENCODER_STAGES + 1
-    return ENCODER_STAGES - int(name.split("stages_")[1][0])
-
-
-def set_rate(
-    optimiser: torch.optim.Optimizer, step: int, steps: int, warmup_share: float
-) -> None:
-    """Set every group's rate for the coming step."""
-    factor = warmup_cosine(step, steps=steps, warmup=round(steps * warmup_share))
-    for group in optimiser.param_groups:
-        group["lr"] = group["peak"] * factor
-
-
-def to_device(drawn: Drawn, device: torch.device) -> Drawn:
-    """Return the tiles on a device, bytes turned into what the network wants."""
-    labelled, views = drawn
-    return Drawn(
-        batch_to_device(labelled, device),
-        views
-        and Views(
-            weak=_picture(views.weak, device),
-            strong=torch.stack([_picture(view, device) for view in views.strong]),
-            inside=views.inside.to(device, non_blocking=True),
-            keys=views.keys,
-        ),
-    )
-
-
-def batch_to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return labelled tiles on a device, as ``to_device`` does."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
-
-    return Batch(
-        image=_picture(batch.image, device),
-        lesion=moved(batch.lesion).long(),
-        leaf=moved(batch.leaf).long(),
-        disease=moved(batch.disease).long(),
-        distance=moved(batch.distance),
-        keys=batch.keys,
-    )
-
-
-def _picture(tensor: Tensor, device: torch.device) -> Tensor:
-    image = tensor.to(device, non_blocking=True).float().div_(255)
-    return image.contiguous(memory_format=torch.channels_last)
-
-
-def _refuse_infinite(norm: Tensor | None, step: int) -> None:
-    if norm is not None and not torch.isfinite(norm):
-        raise TrainingError(
-            f"The gradient of step {step} is not finite.",
-            needed="a loss that stays finite",
-            fix="--set training.rate at a third of its value, or precision=float32",
-        )
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self._learner.load_state_dict(state["learner"])
+        asked = self.progress.asked_micro_batch
+        for name, value in state["progress"].items():
+            setattr(self.progress, name, value)
+        if asked != self.progress.asked_micro_batch:
+            self.progress.micro_batch = self.progress.asked_micro_batch = asked
+        self._pace.load_state_dict(state["pace"])
+        self._best = state["best"] and Validation(**state["best"])
+        for watcher in self._watchers:
+            known = state["watchers"].get(type(watcher).__name__)
+            if known is not None:
+                watcher.load_state_dict(known)
+        restore_random_state(state["chance"])

@@ -1,0 +1,234 @@
+"""Checkpoints: all that a run needs to go on, in files that are known to be whole.
+
+    checkpoints/000007-step-1200.safetensors         tensors; the rest as JSON in its head
+    checkpoints/000007-step-1200.safetensors.sha256  its digest, as ``sha256sum`` has it
+
+A file is written under another name, synced and renamed, read back and compared; only then
+is its digest written, and only then is an older file removed. Whatever moment a process
+dies at, the newest file that fits its digest is complete. Nothing in it can run code.
+
+Files are numbered in the order of writing: a run that went back to an earlier step writes
+a newer file of a lower step.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from plantseg_next.errors import DataError, OutputError
+from plantseg_next.files import explained, write_atomically
+
+FORMAT = 1
+FOLDER = "checkpoints"
+KEPT = 3
+_HEAD = "plantseg_next"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was written.
+
+    Args:
+        path: The checkpoint.
+        n_bytes: Its size.
+        seconds: What writing and reading back took.
+    """
+
+    path: Path
+    n_bytes: int
+    seconds: float
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: Of the run.
+        keep: Newest ones to keep, at least 1.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = KEPT) -> None:
+        self.folder = folder / FOLDER
+        self._keep = keep
+
+    def save(self, state: dict[str, Any], *, step: int, also_keep: int = -1) -> Saved:
+        """Write a checkpoint, read it back, and remove those that are too old.
+
+        Args:
+            state: Nested dicts, lists and tuples of tensors and plain values.
+            step: Optimiser steps taken.
+            also_keep: Step of an older one to keep besides, that of the best model.
+
+        Raises:
+            OutputError: If it cannot be written, or reads back otherwise than it was
+                written. Older ones are then untouched.
+        """
+        began = time.perf_counter()
+        content = to_bytes(state)
+        digest = hashlib.sha256(content).hexdigest()
+        number = 1 + max((_number(path) for path in self._files()), default=0)
+        path = self.folder / f"{number:06d}-step-{step}.safetensors"
+        with explained(self.folder):
+            write_atomically(path, content)
+            if _digest(path) != digest:
+                path.unlink()
+                raise OutputError(
+                    f"`{path}` reads back otherwise than it was written.",
+                    needed="a disk that keeps what it is given",
+                    fix="check the disk; the checkpoint before this one is untouched",
+                )
+            write_atomically(_sidecar(path), f"{digest}  {path.name}\n".encode())
+            self._prune(also_keep)
+        return Saved(path, len(content), time.perf_counter() - began)
+
+    def load(
+        self,
+        *,
+        step: int | None = None,
+        before: int | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> dict[str, Any] | None:
+        """Return the state of the newest whole checkpoint; ``None`` if there is none.
+
+        Args:
+            step: Of this step only.
+            before: Of earlier steps than this only.
+            say: Hears of every damaged one that was passed over.
+
+        Raises:
+            DataError: If all are damaged, or a newer version wrote them.
+        """
+        damaged = 0
+        for path in self._newest_first():
+            is_wanted = step is None or _step(path) == step
+            is_wanted &= before is None or _step(path) < before
+            if not is_wanted or not _sidecar(path).exists():
+                continue  # without a digest it was never finished
+            try:
+                content = path.read_bytes()
+                expected = _sidecar(path).read_text("utf-8", errors="replace").split()
+            except OSError as error:
+                why = f"it cannot be read ({error.strerror})"
+            else:
+                if [hashlib.sha256(content).hexdigest()] == expected[:1]:
+                    return from_bytes(content, path)
+                why = "its SHA-256 is not the one it was written with"
+            damaged += 1
+            say(f"`{path}` is damaged and passed over: {why}.")
+        if damaged and step is None and before is None:
+            raise DataError(
+                f"All {damaged} checkpoints in `{self.folder}` are damaged.",
+                needed="one whose SHA-256 is as it was written",
+                fix="train anew with --restart; the models of the run are kept",
+            )
+        return None
+
+    def steps(self) -> list[int]:
+        """Return the steps of the finished checkpoints, in the order of writing."""
+        found = [path for path in self._newest_first() if _sidecar(path).exists()]
+        return [_step(path) for path in reversed(found)]
+
+    def _prune(self, also_keep: int) -> None:
+        files = self._newest_first()
+        keep = set(files[: self._keep])
+        keep |= set([path for path in files if _step(path) == also_keep][:1])
+        for path in files:
+            if path not in keep:
+                # Its digest last: a file without one is rubbish, a digest alone is not.
+                path.unlink()
+                _sidecar(path).unlink(missing_ok=True)
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self._files(), key=_number, reverse=True)
+
+    def _files(self) -> Iterator[Path]:
+        return self.folder.glob("[0-9]*-step-*.safetensors")
+
+
+def to_bytes(state: dict[str, Any]) -> bytes:
+    """Return a state as a safetensors file, what is no tensor as JSON in its head.
+
+    Raises:
+        TypeError: If it holds anything but dicts, lists, tuples, tensors, numbers,
+            strings and None.
+    """
+    tensors: dict[str, Tensor] = {}
+    head = json.dumps({"format": FORMAT, "state": _packed(state, "", tensors)})
+    return safetensors.torch.save(tensors, metadata={_HEAD: head})
+
+
+def from_bytes(content: bytes, origin: Path) -> dict[str, Any]:
+    """Return the state that ``to_bytes`` was given, tensors on the CPU.
+
+    Raises:
+        DataError: If another program or a newer version wrote it.
+    """
+    try:
+        n = int.from_bytes(content[:8], "little")
+        head = json.loads(json.loads(content[8 : 8 + n])["__metadata__"][_HEAD])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"`{origin}` is no checkpoint of ours.",
+            needed="a file that training wrote",
+            fix="move it out of the folder",
+        ) from error
+    if head["format"] > FORMAT:
+        raise DataError(
+            f"`{origin}` was written by a newer version (format {head['format']}).",
+            needed=f"a checkpoint of format {FORMAT} or older",
+            fix="update plantseg-next, or train anew with --restart",
+        )
+    return _unpacked(head["state"], safetensors.torch.load(content))
+
+
+def _packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
+    """Return JSON that stands for a value; tensors go into the dict by their path."""
+    if isinstance(value, Tensor):
+        if name in tensors:  # keys 1 and "1" look alike in a path
+            name = f"{name}#{len(tensors)}"
+        tensors[name] = value.detach().cpu().contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[k, _packed(v, f"{name}/{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_packed(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a checkpoint cannot hold {type(value).__name__} at {name}")
+
+
+def _unpacked(packed: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, content),) = packed.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {k: _unpacked(v, tensors) for k, v in content}
+    parts = [_unpacked(v, tensors) for v in content]
+    return tuple(parts) if kind == "tuple" else parts
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _number(path: Path) -> int:
+    return int(path.name.split("-")[0])
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.rsplit("-", 1)[1])

@@ -1,0 +1,239 @@
+"""A learner: the network with its optimiser and its teacher, on their device.
+
+It takes a step in two parts. ``find_gradients`` may fail for lack of memory and be tried
+again; ``apply`` changes the weights and comes after all that can fail.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from plantseg_next.data.streams import Drawn, split
+from plantseg_next.experiment import Experiment, TrainingSettings
+from plantseg_next.runtime import Device
+from plantseg_next.structures import Batch, Views
+from plantseg_next.training.accumulation import Chance
+from plantseg_next.training.lessons import Lessons
+from plantseg_next.training.schedules import warmup_cosine
+from plantseg_next.training.step import learn
+
+ENCODER_STAGES = 4
+FINE_TUNING_DECAY = 0.75
+
+
+class Learner:
+    """Learn from what is drawn, a step at a time.
+
+    Args:
+        network: Pictures in [0, 1] to ``Scores``; trained in place.
+        settings: The whole tree.
+        device: Where to compute.
+        lessons: What is learned from tiles without labels.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        settings: Experiment,
+        device: Device,
+        lessons: Lessons | None = None,
+    ) -> None:
+        # Fabric would tell the user of the precision, in its own words.
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+        self._fabric = Fabric(
+            accelerator="gpu" if device.kind == "cuda" else "cpu",
+            devices=1,
+            precision=(
+                "bf16-mixed" if uses_bfloat16(settings.training, device) else "32-true"
+            ),
+        )
+        # Channels-last is the layout in which convolutions are fastest, here and on GPUs.
+        network.to(memory_format=torch.channels_last)
+        self._settings = settings
+        self._model, self._optimiser = self._fabric.setup(
+            network,
+            torch.optim.AdamW(
+                parameter_groups(network, settings), lr=settings.training.rate
+            ),
+        )
+        self.network = network
+        self.lessons = lessons
+        if lessons is not None:
+            lessons.teacher.network.to(self._fabric.device)
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network to judge and to keep: the teacher where there is one."""
+        return self.network if self.lessons is None else self.lessons.teacher.network
+
+    def find_gradients(
+        self, drawn: Drawn, *, step: int, steps: int, micro_batch: int, rehearsal: bool
+    ) -> tuple[dict[str, Tensor], bool]:
+        """Add up the gradients of a step.
+
+        Args:
+            drawn: What the step learns from.
+            step: Steps already taken.
+            steps: Steps of the run.
+            micro_batch: Labelled tiles a forward pass.
+            rehearsal: Whether to give lessons that count for nothing; see ``Lessons``.
+
+        Returns:
+            The parts of the loss, and whether the gradient is finite.
+        """
+        self._model.train()
+        self._optimiser.zero_grad(set_to_none=True)
+        parts = [to_device(part, self._fabric.device) for part in split(drawn, micro_batch)]
+        if self.lessons is not None:
+            self.lessons.begin_step(step, steps, parts, rehearsal=rehearsal)
+        losses = learn(
+            self._model, parts, self._settings.loss, self._fabric.backward, self.lessons
+        )
+        norm = self._fabric.clip_gradients(
+            self._model,
+            self._optimiser,
+            max_norm=self._settings.training.clip,
+            error_if_nonfinite=False,
+        )
+        return losses, norm is None or bool(torch.isfinite(norm))
+
+    def apply(self, *, step: int, steps: int, rate_factor: float = 1.0) -> None:
+        """Take the step that the gradients ask for; the teacher follows.
+
+        Args:
+            step: Steps already taken.
+            steps: Steps of the run.
+            rate_factor: Of the learning rate, beside its schedule.
+        """
+        warmup = round(steps * self._settings.training.warmup_share)
+        factor = rate_factor * warmup_cosine(step, steps=steps, warmup=warmup)
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["peak"] * factor
+        self._optimiser.step()
+        if self.lessons is not None:
+            self.lessons.teacher.update(self.network, steps=steps)
+
+    def snapshot(self) -> Callable[[], None]:
+        """Return what undoes a ``find_gradients`` that failed, chance included."""
+        chance = Chance.now()
+        memory = None if self.lessons is None else self.lessons.memory()
+
+        def undo() -> None:
+            self.forget_gradients()
+            chance.restore()
+            if self.lessons is not None and memory is not None:
+                self.lessons.load_memory(memory)
+
+        return undo
+
+    def forget_gradients(self) -> None:
+        """Give back the gradients' memory."""
+        self._optimiser.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {
+            "network": self.network.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "lessons": None if self.lessons is None else self.lessons.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the learner whose state it is."""
+        self.network.load_state_dict(state["network"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        # A file knows no channels-last; in another layout sums may round otherwise.
+        for parameter, held in self._optimiser.state.items():
+            for name, value in held.items():
+                if value.shape == parameter.shape:
+                    held[name] = torch.empty_like(parameter).copy_(value)
+        if self.lessons is not None:
+            self.lessons.load_state_dict(state["lessons"])
+
+
+def uses_bfloat16(training: TrainingSettings, device: Device) -> bool:
+    """Return whether forward passes run in bfloat16; weights stay in float32."""
+    if training.precision == "auto":
+        return device.has_bfloat16
+    return training.precision == "bfloat16"
+
+
+def parameter_groups(network: nn.Module, settings: Experiment) -> list[dict[str, Any]]:
+    """Return the optimiser's groups: a rate a depth, no decay for scales and biases.
+
+    The rate of an encoder stage is that of the stage above times the layer decay
+    (Clark et al. 2020, ELECTRA, arXiv:2003.10555; Bao et al. 2021, BEiT,
+    arXiv:2106.08254), so that published features change least near the picture.
+    """
+    training = settings.training
+    decay = training.layer_decay
+    if decay is None:
+        decay = 1.0 if settings.model.weights == "none" else FINE_TUNING_DECAY
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        key = (height_above(name), parameter.ndim > 1)
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "peak": training.rate * decay**height,
+            "weight_decay": training.weight_decay if decayed else 0.0,
+        }
+        for (height, decayed), parameters in groups.items()
+    ]
+
+
+def height_above(name: str) -> int:
+    """Return how many stages lie between a parameter and the decoder; 0 outside.
+
+    Example:
+        >>> height_above("encoder.network.stages_3.blocks.0.mlp.fc1.weight")
+        1
+        >>> height_above("encoder.network.stem_0.weight")
+        5
+    """
+    if not name.startswith("encoder."):
+        return 0
+    if "stages_" not in name:
+        return ENCODER_STAGES + 1
+    return ENCODER_STAGES - int(name.split("stages_")[1][0])
+
+
+def to_device(drawn: Drawn, device: torch.device) -> Drawn:
+    """Return the tiles on a device, bytes turned into what the network wants."""
+    labelled, views = drawn
+    return Drawn(
+        batch_to_device(labelled, device),
+        views
+        and Views(
+            weak=_picture(views.weak, device),
+            strong=torch.stack([_picture(view, device) for view in views.strong]),
+            inside=views.inside.to(device, non_blocking=True),
+            keys=views.keys,
+        ),
+    )
+
+
+def batch_to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return labelled tiles on a device, as ``to_device`` does."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    return Batch(
+        image=_picture(batch.image, device),
+        lesion=moved(batch.lesion).long(),
+        leaf=moved(batch.leaf).long(),
+        disease=moved(batch.disease).long(),
+        distance=moved(batch.distance),
+        keys=batch.keys,
+    )
+
+
+def _picture(tensor: Tensor, device: torch.device) -> Tensor:
+    image = tensor.to(device, non_blocking=True).float().div_(255)
+    return image.contiguous(memory_format=torch.channels_last)

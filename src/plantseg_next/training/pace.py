@@ -1,0 +1,81 @@
+"""The pace of a run: its minutes become steps once, and its validations are spread."""
+
+import time
+from collections.abc import Mapping
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from plantseg_next.experiment import TrainingSettings
+
+UNTIMED_STEPS = 10  # they pay for starting workers and choosing kernels
+TIMED_STEPS = 20
+REHEARSED_STEPS = UNTIMED_STEPS + TIMED_STEPS
+"""Steps at the start that do all the work of later ones: what those cost, and whether
+memory suffices for them, shows in the first minute."""
+
+
+class Pace:
+    """Turn the minutes of a run into steps, once, from its first steps.
+
+    After that the number of steps stands, and with it the learning rate at every step: a
+    run does not depend on what else the machine does, nor on being interrupted.
+
+    Args:
+        settings: ``minutes`` and the greatest number of ``steps``.
+    """
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        self._settings = settings
+        self._is_fixed = settings.minutes is None
+        self._began = time.perf_counter()
+        self._earlier_s = 0.0
+        self._ends: list[float] = []  # of the timed steps
+        self.steps = settings.steps
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, of all parts of the run."""
+        return self._earlier_s + time.perf_counter() - self._began
+
+    def measures_at(self, step: int) -> bool:
+        """Return whether this step ends the timing; a validation is then timed too."""
+        if self._is_fixed or step < UNTIMED_STEPS:
+            return False
+        self._ends.append(time.perf_counter())
+        return step >= REHEARSED_STEPS and len(self._ends) > TIMED_STEPS // 2
+
+    def fix(self, step: int, *, validation_s: float) -> None:
+        """Fix the number of steps, now that steps and a validation have been timed."""
+        if self._settings.minutes is None or self._is_fixed:
+            return
+        # The median: now and then a step waits for a cold file or another program.
+        step_s = median(b - a for a, b in pairwise(self._ends))
+        left_s = self._settings.minutes * 60 - self.seconds
+        left_s -= validation_s * self._settings.validations
+        self.steps = min(self.steps, step + max(1, int(left_s / step_s)))
+        self._is_fixed = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {"steps": self.steps, "is_fixed": self._is_fixed, "seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on at the pace whose state it is."""
+        self.steps = state["steps"]
+        self._is_fixed = state["is_fixed"]
+        # A run that goes back does not get its time back.
+        self._earlier_s = max(state["seconds"], self.seconds)
+        self._began = time.perf_counter()
+
+
+def is_due(step: int, steps: int, validations: int) -> bool:
+    """Return whether a step is one of ``validations`` evenly spaced ones, or the last.
+
+    Example:
+        >>> [s for s in range(1, 11) if is_due(s, 10, 3)]
+        [4, 7, 10]
+    """
+    return (
+        step == steps or (step * validations) // steps > ((step - 1) * validations) // steps
+    )

@@ -1,0 +1,89 @@
+"""What is told of a run, and whoever hears it: the bar, the history, the disk.
+
+Nothing heavy is imported here: the command line's bar is a watcher too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from plantseg_next.training.checkpoints import Saved
+    from plantseg_next.training.guards import Event
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One optimiser step, done.
+
+    Args:
+        step: Steps taken, this one included.
+        steps: Steps of the run, as far as is known.
+        parts: Of the loss; none of a step that was not applied.
+        seconds: It took, waiting included.
+        waited_s: Of these, waiting for pictures.
+        n_tiles: Tiles it learned from, labelled or not.
+        micro_batch: Labelled tiles at once.
+    """
+
+    step: int
+    steps: int
+    parts: Mapping[str, "Tensor"]
+    seconds: float
+    waited_s: float
+    n_tiles: int
+    micro_batch: int
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How good the network is on the validation split.
+
+    Args:
+        score: The one number by which the best model is chosen; higher is better.
+        figures: All numbers, by name.
+        details: Further numbers, for the history only.
+        events: What looks wrong.
+        seconds: It took.
+    """
+
+    score: float
+    figures: Mapping[str, float]
+    details: Mapping[str, float] = field(default_factory=dict)
+    events: tuple["Event", ...] = ()
+    seconds: float = 0.0
+
+
+class Watcher:
+    """Hear how a run goes; override what you want to hear of.
+
+    What ``on_step`` and ``on_validation`` return are events that the watcher has noticed;
+    every watcher then hears of them.
+    """
+
+    def on_step(self, stepped: Stepped) -> Sequence["Event"]:
+        """Hear of an optimiser step."""
+        del stepped
+        return ()
+
+    def on_validation(
+        self, step: int, validation: Validation, *, best: bool
+    ) -> Sequence["Event"]:
+        """Hear of a validation, and whether it is the best so far."""
+        del step, validation, best
+        return ()
+
+    def on_event(self, step: int, event: "Event") -> None:
+        """Hear of something worth knowing."""
+
+    def on_checkpoint(self, step: int, saved: "Saved") -> None:
+        """Hear of a checkpoint that was written."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the watcher whose state it is."""
