@@ -7,9 +7,11 @@ says the same words.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from plantseg_next.data import splits
@@ -17,7 +19,7 @@ from plantseg_next.data.checks import check as check_manifest
 from plantseg_next.data.findings import CheckReport
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
-from plantseg_next.errors import UsageError
+from plantseg_next.errors import StoppedError, UsageError
 from plantseg_next.evaluation.report import judge
 from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.experiment import Experiment
@@ -200,6 +202,60 @@ def _run(
         )
     outcome = trainer.run()
     return Trained(outcome, out, len(plan.learned), len(plan.judged_on))
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Whether a run can be repeated here.
+
+    Args:
+        difference: Where its first steps part from a repetition's; ``None`` if nowhere.
+        conditions: What is not as it was when the run began, in words.
+    """
+
+    difference: str | None
+    conditions: tuple[str, ...]
+
+
+def verify(run: Path, *, say: Callable[[str], None] = lambda _: None) -> Verified:
+    """Repeat the first steps of a run and compare them bit for bit.
+
+    Args:
+        run: Its folder; nothing is changed in it.
+        say: Hears what a person should know before training starts.
+
+    Raises:
+        UsageError: If there is no run in the folder, or it ended before those steps.
+        DataError: If its pictures cannot be used.
+    """
+    import torch
+
+    from plantseg_next.training.first_steps import FIRST_STEPS, N_STEPS, first_difference
+
+    record = Record.read(run)
+    if record is None or not (run / FIRST_STEPS).is_file():
+        raise UsageError(
+            f"`{run}` holds no run of {N_STEPS} steps or more.",
+            needed="a folder that `train` wrote",
+            fix="check the path",
+        )
+    manifest = Manifest.read(run / MANIFEST_FILE)
+    threads = int(record.facts["threads"])
+    now = facts(find_device(record.settings.device).name, torch.get_num_threads())
+    conditions = [
+        f"{name}: {record.facts.get(name)} then, {now[name]} now"
+        for name in ("device", "threads", "machine", "versions", "code")
+        if record.facts.get(name) != now[name]
+    ]
+    torch.set_num_threads(threads)
+    plan = Plan(manifest, record.settings, record.pixels, run)
+    with TemporaryDirectory() as folder:
+        again = Path(folder)
+        record.write(again, manifest)
+        with suppress(StoppedError):
+            build_trainer(plan, again, say=say).run(stop_after=N_STEPS)
+        difference = first_difference(run, again)
+    return Verified(difference, (*conditions, *_changes(manifest)))
 
 
 def evaluate(

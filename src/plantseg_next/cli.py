@@ -5,7 +5,7 @@ Nothing heavy is imported before a verb is chosen, so that ``--help`` answers at
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Never
 
@@ -93,6 +93,10 @@ def train(
         bool,
         typer.Option("--restart", help="Set an earlier run aside and begin anew."),
     ] = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(help="Tell tensorboard or mlflow of it too. Repeatable."),
+    ] = None,
     settings: Annotated[
         bool, typer.Option("--settings", help="Print all settings and stop.")
     ] = False,
@@ -114,14 +118,14 @@ def train(
             needed="a folder of pictures and masks",
             fix="plantseg-next train DATA --out RUN",
         )
+    loggers = _loggers(log or [], out, chosen)
     with _bar() as bar:
-        watcher = _TrainingBar(bar)
         trained = api.train(
             Sources(data, classes, unlabelled or (), pseudo_labels or ()),
             out,
             chosen,
             restart=restart,
-            watchers=[watcher],
+            watchers=[_TrainingBar(bar), *loggers],
             say=bar.console.print,
             progress=_Told(bar),
         )
@@ -132,6 +136,62 @@ def train(
         f"model: {trained.folder / 'best'}\n"
         f"next:  plantseg-next evaluate {trained.folder}"
     )
+
+
+Run = Annotated[Path, typer.Argument(help="Folder of a run.")]
+
+
+@app.command()
+def status(run: Run) -> None:
+    """Say how a run is doing, or what became of it; from any terminal, at any time."""
+    from plantseg_next.training.status import read_status
+
+    print(read_status(run))
+
+
+@app.command()
+def watch(
+    run: Run,
+    every: Annotated[float, typer.Option(min=0.5, help="Seconds between looks.")] = 2.0,
+) -> None:
+    """Follow a run until it ends; Ctrl-C leaves the run alone."""
+    import time
+
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    from plantseg_next.training.status import read_status
+
+    found = read_status(run)
+    console = Console()
+    with (
+        suppress(KeyboardInterrupt),
+        Live(Text(str(found)), console=console, auto_refresh=False) as live,
+    ):
+        while found.state == "running":
+            time.sleep(every)
+            found = read_status(run)
+            live.update(Text(str(found)), refresh=True)
+
+
+@app.command()
+def verify(run: Run) -> None:
+    """Repeat the first steps of a run and compare them bit for bit.
+
+    Ends with exit code 1 where they differ.
+    """
+    from plantseg_next import api
+
+    with _bar() as bar:
+        found = api.verify(run, say=bar.console.print)
+    for line in found.conditions:
+        print(f"not as it was: {line}")
+    if found.difference is None:
+        print("the first steps are repeated bit for bit")
+        return
+    print(f"the first steps differ: {found.difference}")
+    raise typer.Exit(1)
 
 
 @app.command()
@@ -304,6 +364,25 @@ def _settings(config: Path | None, pairs: list[str]) -> "Experiment":
 
     base = Experiment() if config is None else Experiment.read(config)
     return base.with_settings(pairs)
+
+
+def _loggers(names: list[str], run: Path, settings: "Experiment") -> list[Watcher]:
+    if not names:
+        return []
+    from plantseg_next.training.loggers import logger
+
+    found = []
+    for name in names:
+        match name:
+            case "tensorboard" | "mlflow":
+                found.append(logger(name, run, settings))
+            case _:
+                raise UsageError(
+                    f"--log is {name!r}.",
+                    needed="tensorboard or mlflow",
+                    fix="leave it out: every run keeps its own history",
+                )
+    return found
 
 
 def _one_split(name: str) -> Literal["train", "val", "test", "all"]:

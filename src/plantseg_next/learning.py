@@ -153,9 +153,13 @@ def build_trainer(
     from plantseg_next.data.streams import loader
     from plantseg_next.models.segmenter import build_segmenter
     from plantseg_next.training.checkpoints import Checkpoints
+    from plantseg_next.training.first_steps import FirstSteps
+    from plantseg_next.training.forecast import Forecast
     from plantseg_next.training.guards import Event
     from plantseg_next.training.history import History
     from plantseg_next.training.learner import Learner
+    from plantseg_next.training.monitor import Monitor
+    from plantseg_next.training.pulse import Pulse
     from plantseg_next.training.trainer import Trainer
 
     settings, classes = plan.settings, plan.manifest.classes
@@ -181,6 +185,11 @@ def build_trainer(
         sources=tuple(sorted({row.source for row in learned.rows})),
     )
     learner = Learner(network, settings, device, lessons)
+    monitor = Monitor(folder, cache_mib=2 * settings.data.cache_mib)
+    forecast = Forecast(
+        validations=settings.training.validations,
+        lessons_start=settings.unlabelled.starts if lessons else None,
+    )
     chosen = some_rows(judged_on, settings.training.validation_pictures, settings.seed)
     tiles = tiles_of(learned, unlabelled, settings, plan.pixels)
     trainer = Trainer(
@@ -198,7 +207,13 @@ def build_trainer(
         Checkpoints(folder),
         n_pictures=len(learned) + len(unlabelled),
         # The teacher is the better network of the two, and the one to keep.
-        watchers=[History(folder, learner.judged, card), *watchers],
+        watchers=[
+            History(folder, learner.judged, card),
+            FirstSteps(folder, network),
+            monitor,
+            Pulse(folder, monitor, forecast),
+            *watchers,
+        ],
     )
     return trainer
 

@@ -1,19 +1,24 @@
 import shutil
+import signal
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from plantseg_next.data import splits
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.streams import (
+    Drawn,
     MixedDataset,
     SampleCache,
     TileDataset,
     ViewDataset,
     collate,
+    collate_views,
     count_pixels,
     loader,
+    split,
 )
 from plantseg_next.data.views import strong_light
 from plantseg_next.errors import DataError
@@ -140,6 +145,21 @@ def test_the_cache_forgets_the_oldest(drawn_folder):
     assert not nothing._held
 
 
+def test_the_cache_makes_room_when_memory_runs_out(drawn_folder):
+    rows = read_folder(drawn_folder).rows
+    read, failures = dataset(drawn_folder)._read, iter([False, True])
+
+    def failing(row):
+        if next(failures, False):
+            raise MemoryError
+        return read(row)
+
+    cache = SampleCache(failing, budget_mib=100.0)
+    cache.get(rows[0])
+    assert cache.get(rows[1]).sample.key == rows[1].key
+    assert list(cache._held) == [rows[1].key]
+
+
 def test_pixels_are_counted_by_class(drawn_folder):
     manifest = read_folder(drawn_folder)
     seen = []
@@ -159,3 +179,57 @@ def test_a_picture_that_breaks_later_is_named(drawn_folder, tmp_path, workers):
         path.write_bytes(b"gone")
     with pytest.raises(DataError, match=r"\.jpg"):
         next(loader(data, tiles=2, start=0, stop=1, workers=workers))
+
+
+def test_a_broken_picture_gives_its_place_to_another(drawn_folder, tmp_path):
+    shutil.copytree(drawn_folder, tmp_path / "leaves")
+    whole, data = mixed(drawn_folder), mixed(tmp_path / "leaves")
+    broken = dataset(tmp_path / "leaves").rows[3]
+    broken.image.write_bytes(b"gone")
+    lost = 0
+    for expected, found in zip(
+        loader(whole, tiles=4, start=0, stop=12, workers=0),
+        loader(data, tiles=4, start=0, stop=12, workers=0),
+        strict=True,
+    ):
+        assert len(found.labelled) == 4
+        assert len(found.unlabelled) == 8
+        assert broken.key not in found.labelled.keys + found.unlabelled.keys
+        met = expected.labelled.keys + expected.unlabelled.keys
+        # Two tiles a visit: a visit that met it tells of it once.
+        assert len(found.lost) == met.count(broken.key) / 2
+        assert all(broken.image.name in reason for _, reason in found.lost)
+        lost += len(found.lost)
+        if not found.lost:
+            assert same_drawn(expected, found)
+    assert lost
+
+
+def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(drawn_folder):
+    data = MixedDataset(dataset(drawn_folder))
+    expected = list(loader(data, tiles=2, start=0, stop=24, workers=0))
+    told, found = [], []
+    for batch in loader(data, tiles=2, start=0, stop=24, workers=1, tell=told.append):
+        found.append(batch)
+        if len(found) in (2, 8):
+            _, worker = psutil.Process().children(recursive=True)[-2:]
+            worker.send_signal(signal.SIGKILL if len(found) == 2 else signal.SIGTERM)
+            worker.wait()
+    assert all(same(a.labelled, b.labelled) for a, b in zip(expected, found, strict=True))
+    assert "was killed (SIGKILL), as the system does when memory runs out" in told[0]
+    assert "Going on with 1 workers; no batch is lost." in told[0]
+    assert "was ended by a signal (SIGTERM)" in told[1]
+    assert "Going on with no workers" in told[1]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_a_step_in_parts_is_the_step(drawn_folder, size):
+    (drawn,) = loader(mixed(drawn_folder), tiles=4, start=0, stop=1, workers=0)
+    parts = split(drawn, size)
+    assert max(len(part.labelled) for part in parts) == size
+    assert all(len(part.unlabelled) == 2 * len(part.labelled) for part in parts)
+    again = Drawn(
+        collate([part.labelled for part in parts]),
+        collate_views([part.unlabelled for part in parts]),
+    )
+    assert same_drawn(again, drawn)

@@ -1,6 +1,7 @@
 import numpy as np
+import pytest
 
-from plantseg_next.training.guards import collapse, drift
+from plantseg_next.training.guards import collapse, drift, noise_of, trends
 
 NAMES = ("rust", "blight")
 
@@ -32,3 +33,35 @@ def test_a_teacher_that_goes_its_own_way_is_an_event():
     assert [e.kind for e in drift({"agreement": 0.1})] == ["teacher-drift"]
     assert list(drift({"agreement": 0.9})) == []
     assert list(drift({"agreement": float("nan")})) == []
+
+
+def course(scores, losses=()):
+    return [event.kind for event in trends(scores, losses)]
+
+
+def test_the_noise_of_a_course_is_that_of_its_scores():
+    rng = np.random.default_rng(0)
+    rising = np.linspace(0.2, 0.8, 200) + rng.normal(0, 0.02, 200)
+    assert noise_of(rising.tolist()) == pytest.approx(0.02, rel=0.2)
+    assert noise_of([0.1, 0.2, 0.3]) == 0.0
+
+
+def test_a_steady_rise_is_no_event():
+    assert course([0.1, 0.3, 0.42, 0.5, 0.57, 0.61, 0.66, 0.68, 0.71, 0.72]) == []
+
+
+def test_two_validations_far_below_the_best_are_a_regression():
+    rise = [0.1, 0.3, 0.42, 0.5, 0.57, 0.61]
+    assert course([*rise, 0.2, 0.2]) == ["regressing"]
+    assert course([*rise, 0.2]) == []  # one may be chance
+    assert course([*rise, 0.59, 0.58]) == []  # within noise
+
+
+def test_half_a_run_without_progress_is_a_plateau():
+    assert course([0.1, 0.5, 0.6, 0.7, 0.69, 0.7, 0.705, 0.7]) == ["plateau"]
+
+
+def test_a_loss_that_rises_and_rises_diverges():
+    assert course([], [1.0, 0.5, 0.6, 0.7, 0.9]) == ["diverging"]
+    assert course([], [1.0, 0.5, 0.51, 0.52, 0.53]) == []
+    assert course([], [1.0, 0.5, 0.6, 0.7, 0.6]) == []

@@ -76,7 +76,12 @@ class SampleCache:
         if row.key in self._held:
             self._held.move_to_end(row.key)
             return self._held[row.key]
-        held = self._read(row)
+        try:
+            held = self._read(row)
+        except MemoryError:  # what is kept for later makes room for what is needed now
+            self._held.clear()
+            self._bytes = 0
+            held = self._read(row)
         self._held[row.key] = held
         self._bytes += held.nbytes
         while self._bytes > self._budget and self._held:

@@ -1,7 +1,10 @@
 """Guards: what goes wrong in a run without an error, as events for its history."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 
 import numpy as np
 from jaxtyping import Int64
@@ -67,3 +70,66 @@ def drift(figures: Mapping[str, float]) -> Iterator[Event]:
             f"Student and teacher agree on few lesions (Dice {agreement:.2f}). Lower "
             "unlabelled.decay or training.rate if it lasts.",
         )
+
+
+def noise_of(scores: Sequence[float]) -> float:
+    """Return how much scores of one unchanged model would vary, from how they jump.
+
+    Half of what two neighbours differ by is the one's noise and half the other's; the
+    median leaves out the jumps that are progress.
+
+    Args:
+        scores: In the order of the run.
+
+    Returns:
+        A standard deviation; 0 of fewer than four scores.
+
+    Source:
+        The median absolute deviation as a robust scale, 1.4826 of it for normal noise
+        (Rousseeuw and Croux 1993, doi:10.1080/01621459.1993.10476408); over sqrt(2), for
+        a jump is the difference of two.
+    """
+    if len(scores) < 4:
+        return 0.0
+    jumps = [b - a for a, b in pairwise(scores)]
+    middle = median(jumps)
+    return 1.4826 * median(abs(jump - middle) for jump in jumps) / math.sqrt(2)
+
+
+def trends(scores: Sequence[float], losses: Sequence[float]) -> Iterator[Event]:
+    """Yield what the course of a run says.
+
+    Args:
+        scores: Of the validations so far; higher is better.
+        losses: Mean training loss before each of them.
+    """
+    if len(losses) >= 4 and _is_diverging(losses):
+        yield Event(
+            "diverging",
+            f"The training loss has risen three times in a row, to {losses[-1]:.3g} from "
+            f"{min(losses):.3g}. Lower training.rate.",
+        )
+    if len(scores) < 5:
+        return
+    noise = max(noise_of(scores), 1e-4)
+    best = max(scores)
+    if best - scores[-1] > 3 * noise and best - scores[-2] > 3 * noise:
+        yield Event(
+            "regressing",
+            f"The last two validations ({scores[-2]:.3f}, {scores[-1]:.3f}) are worse than "
+            f"the best ({best:.3f}) by more than noise ({noise:.3f}). The best model is "
+            "kept; a lower training.rate or more masks may help.",
+        )
+    elif len(scores) >= 8 and max(scores[len(scores) // 2 :]) <= (
+        max(scores[: len(scores) // 2]) + noise
+    ):
+        yield Event(
+            "plateau",
+            f"Since validation {len(scores) // 2} of {len(scores)} nothing has become "
+            "better by more than noise. The rest of the run may bring little.",
+        )
+
+
+def _is_diverging(losses: Sequence[float]) -> bool:
+    a, b, c, d = losses[-4:]
+    return a < b < c < d and d > 1.5 * min(losses)

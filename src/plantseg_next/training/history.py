@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plantseg_next.experiment import LossSettings
 from plantseg_next.files import explained, write_atomically
 from plantseg_next.models.bundle import Card, write_bundle
-from plantseg_next.training.guards import Event
+from plantseg_next.training.guards import Event, trends
+from plantseg_next.training.record import EVENTS, HISTORY
 from plantseg_next.training.watchers import Stepped, Validation, Watcher
 
-HISTORY = "history.csv"
-EVENTS = "events.jsonl"
+_SUPERVISED = {f"loss_{name}" for name in LossSettings.model_fields}
 
 
 class History(Watcher):
@@ -41,6 +42,7 @@ class History(Watcher):
         self._sums: dict[str, Tensor] = {}
         self._n_steps = 0
         self._rows: list[dict[str, float | int]] = []
+        self._told: set[str] = set()
 
     def on_step(self, stepped: Stepped) -> Sequence[Event]:
         """Add the parts of the loss to the running mean."""
@@ -57,6 +59,7 @@ class History(Watcher):
         row: dict[str, float | int] = {
             "step": step,
             "best": int(best),
+            "score": round(validation.score, 5),
             **{f"val_{n}": round(v, 5) for n, v in validation.figures.items()},
             **{n: round(v, 5) for n, v in validation.details.items()},
             **{
@@ -71,7 +74,18 @@ class History(Watcher):
             write_table(self._folder / HISTORY, self._rows)
             for name in ("last", "best") if best else ("last",):
                 write_bundle(self._folder / name, self._network, card)
-        return ()
+        return self._new_trends()
+
+    def _new_trends(self) -> list[Event]:
+        """Return what the course of the run says, each kind once until it ends."""
+        scores = [row["score"] for row in self._rows]
+        losses = [
+            sum(v for name, v in row.items() if name in _SUPERVISED) for row in self._rows
+        ]
+        found = list(trends(scores, losses))
+        new = [event for event in found if event.kind not in self._told]
+        self._told = {event.kind for event in found}
+        return new
 
     def on_event(self, step: int, event: Event) -> None:
         """Add a line; whole lines survive whatever happens to the next one."""
@@ -84,7 +98,12 @@ class History(Watcher):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""
-        return {"rows": self._rows, "sums": self._sums, "n_steps": self._n_steps}
+        return {
+            "rows": self._rows,
+            "sums": self._sums,
+            "n_steps": self._n_steps,
+            "told": sorted(self._told),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as the history whose state it is; later rows are taken back."""
@@ -92,6 +111,7 @@ class History(Watcher):
         self._rows = list(state["rows"])
         self._sums = {name: total.to(device) for name, total in state["sums"].items()}
         self._n_steps = state["n_steps"]
+        self._told = set(state["told"])
         with explained(self._folder):
             if self._rows:
                 write_table(self._folder / HISTORY, self._rows)

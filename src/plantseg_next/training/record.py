@@ -28,6 +28,8 @@ from plantseg_next.files import explained, prepare_output, write_atomically
 
 FORMAT = 2
 RECORD = "run.json"
+HISTORY = "history.csv"
+EVENTS = "events.jsonl"
 SETTINGS = "settings.yaml"
 LOCK = ".lock"
 
@@ -226,7 +228,8 @@ def facts(device: str, threads: int) -> dict[str, Any]:
     """Return when, how and on what a run was started."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "directory": str(Path.cwd()),
         "device": device,
         "threads": threads,
         "machine": {

@@ -13,7 +13,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from plantseg_next.data.streams import Drawn
-from plantseg_next.errors import DataError, OutputError, StoppedError, TrainingError
+from plantseg_next.errors import (
+    DataError,
+    OutputError,
+    PlantSegError,
+    StoppedError,
+    TrainingError,
+)
 from plantseg_next.experiment import Experiment
 from plantseg_next.runtime import random_state, restore_random_state
 from plantseg_next.training.checkpoints import Checkpoints
@@ -22,7 +28,7 @@ from plantseg_next.training.interruption import Interruption
 from plantseg_next.training.learner import Learner
 from plantseg_next.training.pace import REHEARSED_STEPS, Pace, is_due
 from plantseg_next.training.recovery import SMALLER, lacks_memory, within_memory
-from plantseg_next.training.watchers import Stepped, Validation, Watcher
+from plantseg_next.training.watchers import Ending, Stepped, Validation, Watcher
 
 CHECKPOINT_SHARE = 0.01
 """Most of the time that goes into checkpoints between two validations."""
@@ -145,6 +151,28 @@ class Trainer:
             DataError: If too many pictures cannot be read.
             OutputError: If the disk is full; the checkpoints before are whole.
         """
+        try:
+            outcome = self._run(stop_after)
+        except StoppedError as stopped:
+            self._end("stopped", stopped.came)
+            raise
+        except BaseException as error:
+            came = error.came if isinstance(error, PlantSegError) else repr(error)
+            self._end("failed", came)
+            raise
+        self._end("finished", f"{outcome.steps} steps were taken.")
+        return outcome
+
+    def tell(self, event: Event) -> None:
+        """Let every watcher know."""
+        for watcher in self._watchers:
+            watcher.on_event(self.progress.step, event)
+
+    def _end(self, how: Ending, text: str) -> None:
+        for watcher in self._watchers:
+            watcher.on_end(how, text)
+
+    def _run(self, stop_after: int | None) -> Outcome:
         progress = self.progress
         with Interruption() as asked:
             self._begin()
@@ -160,11 +188,6 @@ class Trainer:
                     source = self._batches(progress.step)
         assert self._best is not None, "a run ends with a validation"  # noqa: S101
         return Outcome(progress.step, self._best, self._pace.seconds / 60)
-
-    def tell(self, event: Event) -> None:
-        """Let every watcher know."""
-        for watcher in self._watchers:
-            watcher.on_event(self.progress.step, event)
 
     def _begin(self) -> None:
         """Go on from the newest checkpoint, or write the first one."""

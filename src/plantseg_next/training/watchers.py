@@ -5,13 +5,16 @@ Nothing heavy is imported here: the command line's bar is a watcher too.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from plantseg_next.training.checkpoints import Saved
     from plantseg_next.training.guards import Event
+
+
+Ending = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,9 @@ class Watcher:
 
     def on_checkpoint(self, step: int, saved: "Saved") -> None:
         """Hear of a checkpoint that was written."""
+
+    def on_end(self, how: Ending, text: str) -> None:
+        """Hear that the run, or this part of it, is over; ``text`` says why."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""
