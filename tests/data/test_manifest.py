@@ -96,7 +96,7 @@ def test_what_is_no_longer_what_it_was_is_found(tmp_path):
     rows[1] = replace(rows[1], mask=tmp_path / "b.png")
     manifest = Manifest(tuple(rows), ClassMap(("rust",)), {}).digested()
     assert len(manifest.changed()) == 0
-    (tmp_path / "b.png").write_bytes(b"abd")
+    (tmp_path / "b.png").write_bytes(b"xyz")
     (tmp_path / "c.jpg").write_bytes(b"")
     (tmp_path / "d.jpg").unlink()
     assert [row.key for row in manifest.changed().rows] == ["b", "c", "d"]
