@@ -1,6 +1,7 @@
 """What a model is sure of becomes the next run's masks."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.mask_values import decode_mask
 from plantseg_next.data.synthetic import write_drawn_folder
-from plantseg_next.errors import UsageError
+from plantseg_next.errors import OutputError, UsageError
 from plantseg_next.learning import Sources
+from plantseg_next.models.bundle import read_card
 from plantseg_next.pseudo_labels import coding_of, sure_mask
 from plantseg_next.structures import IGNORE, ClassMap, Prediction
 
@@ -103,3 +105,14 @@ def test_rounds_of_self_training_learn_from_hidden_pictures(drawn_folder, tmp_pa
     assert not any(row.split == "unlabelled" for row in rows)
     report = api.evaluate(second.folder)
     assert report.n_pictures
+
+    # Killed while it labelled, it goes on there, and ends the same.
+    ended_with = read_card(second.folder / "last").sha256
+    shutil.rmtree(second.folder)
+    (tmp_path / "rounds" / "labels_1" / "manifest.json").unlink()
+    said.clear()
+    _, again = api.self_train(drawn_folder, tmp_path / "rounds", few, say=said.append)
+    assert read_card(again.folder / "last").sha256 == ended_with
+    (tmp_path / "rounds" / "thesis.txt").touch()
+    with pytest.raises(OutputError, match="already holds labels_1, run_0"):
+        api.self_train(drawn_folder, tmp_path / "rounds", few)

@@ -6,6 +6,7 @@ Each takes paths and settings and returns what it found; none prints. The comman
 says the same words.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -389,8 +390,9 @@ def self_train(
 
     Args:
         data: As for ``train``.
-        out: New folder; ``run_0`` is the run without pseudo-labels, ``labels_1`` what it
-            labelled, ``run_1`` the run that learned from that, and so on.
+        out: New folder, or one to go on with; ``run_0`` is the run without pseudo-labels,
+            ``labels_1`` what it labelled, ``run_1`` the run that learned from that, and
+            so on.
         settings: Of every run; ``unlabelled.threshold`` is the least probability that
             becomes a label.
         rounds: Times that pictures are labelled, at least 1.
@@ -410,16 +412,21 @@ def self_train(
     settings = settings or Experiment()
     threshold = settings.unlabelled.threshold
     _refuse_threshold(threshold)
-    prepare_output(out)
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    if not all(name.startswith(("run_", "labels_")) for name in names):
+        prepare_output(out)
     runs: list[Trained] = []
     learned_from = sources
     for i in range(rounds + 1):
         if runs:
             labels, last = out / f"labels_{i}", runs[-1].folder
-            found = pseudo_label(
-                last, runs[0].folder, labels, threshold=threshold, progress=progress
-            )
-            say(f"round {i}: {len(found.rows)} pictures labelled by {last.name}")
+            if not (labels / MANIFEST_FILE).is_file():  # written last
+                shutil.rmtree(labels, ignore_errors=True)
+                pseudo_label(
+                    last, runs[0].folder, labels, threshold=threshold, progress=progress
+                )
+            n = len(Manifest.read(labels / MANIFEST_FILE))
+            say(f"round {i}: {n} pictures labelled by {last.name}")
             learned_from = replace(sources, pseudo_labels=(*sources.pseudo_labels, labels))
         runs.append(
             train(

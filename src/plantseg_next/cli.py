@@ -277,7 +277,9 @@ def pseudo_label(
 @app.command()
 def self_train(
     data: Data,
-    out: Annotated[Path, typer.Option(help="New folder for the runs.")] = Path("rounds"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the runs: new, or to go on with.")
+    ] = Path("rounds"),
     rounds: Annotated[
         int, typer.Option(min=1, help="Times that pictures are labelled and learned from.")
     ] = 1,

@@ -1,12 +1,13 @@
 import shutil
 import signal
+import time
 
 import numpy as np
 import psutil
 import pytest
 import torch
 
-from plantseg_next.data import splits
+from plantseg_next.data import splits, streams
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.streams import (
     Drawn,
@@ -220,6 +221,34 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(drawn_folder):
     assert "Going on with 1 workers; no batch is lost." in told[0]
     assert "was ended by a signal (SIGTERM)" in told[1]
     assert "Going on with no workers" in told[1]
+
+
+class SlowInWorkers(MixedDataset):
+    """Takes its time, as a network drive does, or never answers at all."""
+
+    seconds = 2.5
+
+    def __getitem__(self, draw):
+        if torch.utils.data.get_worker_info() is not None:
+            time.sleep(self.seconds)
+        return super().__getitem__(draw)
+
+
+def test_a_slow_worker_is_waited_for(drawn_folder, monkeypatch):
+    monkeypatch.setattr(streams, "LOOK_S", 1)
+    data, told = SlowInWorkers(dataset(drawn_folder)), []
+    assert list(loader(data, tiles=2, start=0, stop=1, workers=1, tell=told.append))
+    assert told == []
+
+
+def test_a_hung_worker_is_given_up(drawn_folder, monkeypatch):
+    monkeypatch.setattr(streams, "LOOK_S", 1)
+    monkeypatch.setattr(streams, "HUNG_S", 1)
+    data, told = SlowInWorkers(dataset(drawn_folder)), []
+    data.seconds = 100
+    assert list(loader(data, tiles=2, start=0, stop=1, workers=1, tell=told.append))
+    assert told[0].startswith("A process that reads pictures gave no answer")
+    assert told[1].endswith("Going on with no workers; no batch is lost.")
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])

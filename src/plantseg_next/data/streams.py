@@ -8,6 +8,7 @@ have seen.
 import os
 import signal
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -38,6 +39,8 @@ from plantseg_next.errors import PlantSegError
 from plantseg_next.experiment import DataSettings
 from plantseg_next.structures import IGNORE, Batch, Lost, Sample, Views
 
+LOOK_S = 5
+"""Seconds between two looks whether a worker is still there."""
 HUNG_S = 600
 """Seconds without an answer after which a worker counts as hung."""
 TRIES = 20
@@ -386,7 +389,8 @@ def _in_order(
         collate_fn=_collate_or_error,
         worker_init_fn=_quiet_worker if workers else None,
         prefetch_factor=4 if workers else None,
-        timeout=HUNG_S if workers else 0,
+        # With a longer one, PyTorch would look no sooner whether a worker is dead.
+        timeout=LOOK_S if workers else 0,
         # OpenCV's threads do not survive a plain fork.
         multiprocessing_context="forkserver" if workers else None,
         # It draws seeds for the workers, which use none; the run's chance is not for it.
@@ -398,24 +402,45 @@ def _in_order(
         # PyTorch would raise wherever the main process happens to be, in the middle of
         # an optimiser step too. The next batch notices as well that a worker is gone.
         signal.signal(signal.SIGCHLD, handler)
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if not workers:
-                raise
-            raise LostWorkerError(_cause(error, iterator)) from error
+    while (batch := _next_or_lost(iterator, has_workers=workers > 0)) is not None:
         if isinstance(batch, PlantSegError):
             raise batch
         yield batch
 
 
-def _cause(error: RuntimeError, iterator: object) -> str:
+def _next_or_lost(
+    iterator: Iterator[Drawn | PlantSegError], *, has_workers: bool
+) -> Drawn | PlantSegError | None:
+    """Return the next batch, ``None`` after the last.
+
+    Raises:
+        LostWorkerError: If a worker is dead, or all are silent for too long.
+    """
+    silent_since = time.monotonic()
+    while True:
+        try:
+            return next(iterator, None)
+        except (RuntimeError, OSError, EOFError) as error:
+            # The last two: a batch that a worker had sent died with it.
+            if not has_workers:
+                raise
+            is_slow = "timed out" in str(error) and not _exit_codes(iterator)
+            if is_slow and time.monotonic() - silent_since < HUNG_S:
+                continue
+            raise LostWorkerError(_cause(error, iterator)) from error
+
+
+def _exit_codes(iterator: object) -> list[int]:
+    """Return those of the workers that have ended."""
+    workers = getattr(iterator, "_workers", ())
+    return [worker.exitcode for worker in workers if worker.exitcode is not None]
+
+
+def _cause(error: Exception, iterator: object) -> str:
     """Return in words why a worker does not answer."""
-    codes = [worker.exitcode for worker in getattr(iterator, "_workers", ())]
-    ended = [code for code in codes if code]
+    for worker in getattr(iterator, "_workers", ()):
+        worker.join(1.0)  # one that has just died has no exit code yet
+    ended = _exit_codes(iterator)
     if not ended:
         return f"A process that reads pictures gave no answer ({error})."
     if -signal.SIGKILL in ended:
