@@ -24,6 +24,7 @@ def test_training_leaves_a_run(trained, drawn_folder):
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "settings.yaml", "manifest.json", "run.json", "history.csv", "events.jsonl",
+        "resources.csv", "progress.json", "summary.txt", "curves.png",
         "checkpoints", "best", "last", ".lock",
     }  # fmt: skip
     assert trained.outcome.steps == 6

@@ -1,4 +1,4 @@
-"""One function a verb: check, train, evaluate, predict, pseudo_label, demo.
+"""One function a verb: check, train, verify, evaluate, predict, pseudo_label, demo.
 
 The rooms meet here.
 
@@ -8,11 +8,8 @@ says the same words.
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from plantseg_next.data import splits
@@ -20,34 +17,30 @@ from plantseg_next.data.checks import check as check_manifest
 from plantseg_next.data.findings import CheckReport
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
-from plantseg_next.errors import StoppedError, UsageError
+from plantseg_next.errors import UsageError
 from plantseg_next.evaluation.report import judge
 from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.experiment import Experiment
 from plantseg_next.files import prepare_output
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import Written
-from plantseg_next.judging import judged, labelled_rows, pictures_to_judge, severity_pct
-from plantseg_next.learning import Plan, Sources, build_trainer, gather
+from plantseg_next.judging import judged, pictures_to_judge, severity_pct
+from plantseg_next.learning import Sources
 from plantseg_next.measuring import write_measures
 from plantseg_next.models.bundle import CARD, Card, read_bundle
 from plantseg_next.pseudo_labels import write_pseudo_labels
+from plantseg_next.runs import Progress, Trained, Verified, told_of, train, verify
 from plantseg_next.runtime import find_device
-from plantseg_next.training.record import (
-    Record,
-    alone_in,
-    facts,
-    prepare_run,
-    refuse_other,
-    set_aside,
-)
 
 if TYPE_CHECKING:
-    from plantseg_next.training.trainer import Outcome
     from plantseg_next.training.watchers import Watcher
 
-Progress = Callable[[str, int, int], None]
-"""Hears what is being done, how much of it is done, and of how much."""
+
+__all__ = [
+    "Demonstrated", "Progress", "Sources", "Trained", "Verified", "Written",
+    "check", "demo", "evaluate", "find_model", "load_predictor", "predict",
+    "pseudo_label", "self_train", "train", "verify",
+]  # fmt: skip
 
 
 def check(
@@ -66,197 +59,7 @@ def check(
         progress: Told of every picture.
     """
     manifest = splits.assign(read_folder(data, classes=classes), seed=seed)
-    return check_manifest(manifest, on_progress=_told(progress, "checking"))
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What ``train`` came to.
-
-    Args:
-        outcome: Steps, minutes, and the best validation.
-        folder: The run; ``folder / "best"`` is the model.
-        n_train: Labelled pictures it learned from.
-        n_val: Labelled pictures it was judged on.
-    """
-
-    outcome: "Outcome"
-    folder: Path
-    n_train: int
-    n_val: int
-
-
-def train(
-    data: Path | Sources,
-    out: Path,
-    settings: Experiment | None = None,
-    *,
-    restart: bool = False,
-    watchers: Sequence["Watcher"] = (),
-    say: Callable[[str], None] = lambda _: None,
-    progress: Progress | None = None,
-) -> Trained:
-    """Train a segmenter on a folder of pictures and masks; keep it under ``out``.
-
-    Pictures without masks, of the folder itself or of others, are learned from too,
-    unless ``unlabelled.method`` is "supervised". A run that was interrupted, however it
-    was, goes on where it stopped when it is called again in the same way, and ends with
-    the weights that it would have had.
-
-    Args:
-        data: Pictures with masks in any layout that ``check`` knows; or several folders
-            and what each is for.
-        out: Folder of the run: settings, history, checkpoints, ``best`` and ``last``
-            model. New or empty, or of the run to go on with.
-        settings: Everything that can be chosen; the defaults by default.
-        restart: Set an earlier run in ``out`` aside, under another name, and begin anew.
-        watchers: Hear of every step and validation, after the run's own folder.
-        say: Hears what a person should know before training starts.
-        progress: Told of every picture that is read before training starts.
-
-    Raises:
-        OutputError: If ``out`` holds something else or cannot be written.
-        UsageError: If there is nothing to learn from, a setting does not fit, or the run
-            in ``out`` has another configuration.
-        DataError: If a file cannot be used.
-        TrainingError: If learning breaks down.
-        StoppedError: If the user asked for it; the run can go on.
-    """
-    import torch
-
-    sources = Sources(data) if isinstance(data, Path) else data
-    settings = settings or Experiment()
-    if settings.training.batch % settings.data.max_tiles:
-        raise UsageError(
-            f"data.max_tiles is {settings.data.max_tiles}, training.batch "
-            f"{settings.training.batch}.",
-            needed="a batch that is a multiple of max_tiles",
-            fix="--set data.max_tiles=1",
-        )
-    if restart and (earlier := set_aside(out)) is not None:
-        say(f"what was in {out} is now in {earlier}")
-    record = Record.read(out)
-    told = partial(_told, progress)
-    if record is None:
-        manifest = gather(sources, settings, say=say, told=told("comparing pictures"))
-        for split in ("train", "val"):
-            labelled_rows(manifest, split, sources.data)
-        prepare_run(out)
-        with alone_in(out):
-            plan = _begin(sources, manifest, settings, out, told("reading masks"))
-            return _run(plan, out, watchers, say, ())
-    different, allowed = record.differences(settings, sources.plain())
-    refuse_other(out, different)
-    # Another number of threads would round otherwise.
-    torch.set_num_threads(int(record.facts.get("threads", torch.get_num_threads())))
-    with alone_in(out):
-        plan = Plan(
-            Manifest.read(out / MANIFEST_FILE), settings, record.pixels, sources.data
-        )
-        return _run(plan, out, watchers, say, [*allowed, *_changes(plan.manifest)])
-
-
-def _begin(
-    sources: Sources,
-    manifest: Manifest,
-    settings: Experiment,
-    out: Path,
-    told: Callable[[int, int], None],
-) -> Plan:
-    """Write down what a run is, and return it."""
-    import torch
-
-    from plantseg_next.data.streams import count_pixels
-
-    plan = Plan(manifest.digested(), settings, (), sources.data)
-    plan = replace(plan, pixels=count_pixels(plan.learned, on_progress=told))
-    about = facts(find_device(settings.device).name, torch.get_num_threads())
-    record = Record(settings, sources.plain(), plan.pixels, about)
-    record.write(out, plan.manifest)
-    return plan
-
-
-def _changes(manifest: Manifest) -> list[str]:
-    """Return what a run that goes on should know of its pictures."""
-    changed = manifest.changed().rows
-    if not changed:
-        return []
-    names = ", ".join(row.key for row in changed[:3])
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return [f"pictures or masks that are not what they were: {names}{more}"]
-
-
-def _run(
-    plan: Plan,
-    out: Path,
-    watchers: Sequence["Watcher"],
-    say: Callable[[str], None],
-    changes: Sequence[str],
-) -> Trained:
-    """Train to the end, from the newest checkpoint if there is one."""
-    from plantseg_next.training.guards import Event
-
-    trainer = build_trainer(plan, out, watchers=watchers, say=say)
-    for change in changes:
-        trainer.tell(
-            Event("changed", f"The run goes on under changed conditions: {change}")
-        )
-    outcome = trainer.run()
-    return Trained(outcome, out, len(plan.learned), len(plan.judged_on))
-
-
-@dataclass(frozen=True)
-class Verified:
-    """Whether a run can be repeated here.
-
-    Args:
-        difference: Where its first steps part from a repetition's; ``None`` if nowhere.
-        conditions: What is not as it was when the run began, in words.
-    """
-
-    difference: str | None
-    conditions: tuple[str, ...]
-
-
-def verify(run: Path, *, say: Callable[[str], None] = lambda _: None) -> Verified:
-    """Repeat the first steps of a run and compare them bit for bit.
-
-    Args:
-        run: Its folder; nothing is changed in it.
-        say: Hears what a person should know before training starts.
-
-    Raises:
-        UsageError: If there is no run in the folder, or it ended before those steps.
-        DataError: If its pictures cannot be used.
-    """
-    import torch
-
-    from plantseg_next.training.first_steps import FIRST_STEPS, N_STEPS, first_difference
-
-    record = Record.read(run)
-    if record is None or not (run / FIRST_STEPS).is_file():
-        raise UsageError(
-            f"`{run}` holds no run of {N_STEPS} steps or more.",
-            needed="a folder that `train` wrote",
-            fix="check the path",
-        )
-    manifest = Manifest.read(run / MANIFEST_FILE)
-    threads = int(record.facts["threads"])
-    now = facts(find_device(record.settings.device).name, torch.get_num_threads())
-    conditions = [
-        f"{name}: {record.facts.get(name)} then, {now[name]} now"
-        for name in ("device", "threads", "machine", "versions", "code")
-        if record.facts.get(name) != now[name]
-    ]
-    torch.set_num_threads(threads)
-    plan = Plan(manifest, record.settings, record.pixels, run)
-    with TemporaryDirectory() as folder:
-        again = Path(folder)
-        record.write(again, manifest)
-        with suppress(StoppedError):
-            build_trainer(plan, again, say=say).run(stop_after=N_STEPS)
-        difference = first_difference(run, again)
-    return Verified(difference, (*conditions, *_changes(manifest)))
+    return check_manifest(manifest, on_progress=told_of(progress, "checking"))
 
 
 def evaluate(
@@ -289,7 +92,7 @@ def evaluate(
     judged_as = card.classes
     if card.classes.lesions != rows.classes.lesions:
         judged_as = replace(card.classes, lesions=("any lesion",))
-    items = judged(predictor, card.classes, rows, judged_as, _told(progress, "judging"))
+    items = judged(predictor, card.classes, rows, judged_as, told_of(progress, "judging"))
     return judge(items, judged_as, severity=severity_pct)
 
 
@@ -324,7 +127,7 @@ def predict(
         out,
         name=_naming(pictures),
         min_lesion_px=min_lesion_px,
-        told=_told(progress, "measuring"),
+        told=told_of(progress, "measuring"),
     )
 
 
@@ -369,7 +172,7 @@ def pseudo_label(
         out,
         name=_naming(pictures),
         threshold=threshold,
-        told=_told(progress, "labelling"),
+        told=told_of(progress, "labelling"),
     )
 
 
@@ -513,7 +316,7 @@ def demo(
         test,
         out / "predictions",
         name=lambda row: row.image.name,
-        told=_told(progress, "measuring"),
+        told=told_of(progress, "measuring"),
     )
     return Demonstrated(checked, trained, report, predicted, out)
 
@@ -553,7 +356,3 @@ def load_predictor(model: Path) -> tuple[Predictor, Card]:
     network, card = read_bundle(model)
     device = find_device().kind
     return make_predictor(network.to(device), card, device), card
-
-
-def _told(progress: Progress | None, what: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(what, done, total) if progress else None

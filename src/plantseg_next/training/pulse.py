@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from plantseg_next.errors import OutputError
 from plantseg_next.files import explained, write_atomically
 from plantseg_next.training.checkpoints import Saved
 from plantseg_next.training.curves import draw_curves
@@ -90,7 +91,7 @@ class Pulse(Watcher):
     def on_end(self, how: Ending, text: str) -> None:
         """Say how it ended, as far as the disk still takes it."""
         self._state |= {"state": how, "text": text}
-        with suppress(OSError):
+        with suppress(OutputError):
             self._write_all()
 
     def _forecast_event(self, stepped: Stepped, left: Estimate) -> Event:

@@ -1,4 +1,4 @@
-"""Recovery: what a run does about too little memory, and about numbers that are none."""
+"""Recovery: what a run does about too little memory, and when it cannot go on from here."""
 
 import gc
 from collections.abc import Callable
@@ -27,6 +27,23 @@ SMALLER = (
     "use a smaller data.tile_px, a smaller model.encoder or model.width, fewer "
     "unlabelled.strong_views, a smaller training.batch, or training.precision=bfloat16"
 )
+
+
+class GoBackError(Exception):
+    """The run cannot go on from here, but from an earlier checkpoint.
+
+    Args:
+        cause: In words.
+        lower_rate: Whether to go on with a lower rate.
+        step: Of the checkpoint; by default the newest.
+    """
+
+    def __init__(
+        self, cause: str, *, lower_rate: bool = True, step: int | None = None
+    ) -> None:
+        super().__init__(cause)
+        self.lower_rate = lower_rate
+        self.step = step
 
 
 def lacks_memory(error: BaseException) -> bool:

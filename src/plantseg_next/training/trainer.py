@@ -27,7 +27,12 @@ from plantseg_next.training.guards import NO_LESION_EVENT, Event
 from plantseg_next.training.interruption import Interruption
 from plantseg_next.training.learner import Learner
 from plantseg_next.training.pace import REHEARSED_STEPS, Pace, is_due
-from plantseg_next.training.recovery import SMALLER, lacks_memory, within_memory
+from plantseg_next.training.recovery import (
+    SMALLER,
+    GoBackError,
+    lacks_memory,
+    within_memory,
+)
 from plantseg_next.training.watchers import Ending, Stepped, Validation, Watcher
 
 CHECKPOINT_SHARE = 0.01
@@ -79,23 +84,6 @@ class Progress:
     rate_factor: float = 1.0
     best_step: int = -1
     lost: dict[str, str] = field(default_factory=dict)
-
-
-class GoBackError(Exception):
-    """The run cannot go on from here, but from an earlier checkpoint.
-
-    Args:
-        cause: In words.
-        lower_rate: Whether to go on with a lower rate.
-        step: Of the checkpoint; by default the newest.
-    """
-
-    def __init__(
-        self, cause: str, *, lower_rate: bool = True, step: int | None = None
-    ) -> None:
-        super().__init__(cause)
-        self.lower_rate = lower_rate
-        self.step = step
 
 
 class Trainer:
