@@ -123,8 +123,8 @@ def in_words(seconds: float) -> str:
     """Return a duration as people say it.
 
     Example:
-        >>> [in_words(s) for s in (4, 100, 5000, 100_000)]
-        ['4 s', '1 min 40 s', '1 h 23 min', '1 d 4 h']
+        >>> [in_words(s) for s in (4.0, 100.0, 5e3, 1e5)]
+        ['4 s', '1 min 40 s', '1 h 23 min', '1 d 3 h']
     """
     whole = round(seconds)
     if whole < 60:
