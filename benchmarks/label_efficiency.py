@@ -13,7 +13,6 @@ the script can be killed and called again.
 
 import argparse
 import csv
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -164,8 +163,7 @@ def main() -> None:
         ).with_settings([f"unlabelled.method={method}", *arguments.settings])
         words = (method, arguments.variant, share.replace("/", "of"), arguments.steps, seed)
         called = "-".join(str(word) for word in words if word != "")
-        place = arguments.work / called
-        shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
+        place = arguments.work / called  # a run that was killed goes on from here
         found = run(data, place, settings, arguments.out.with_suffix("") / f"{called}.csv")
         print(" ", found, flush=True)
         results_table.append(arguments.out, name | found | results_table.stamp())
