@@ -7,8 +7,8 @@ share of the training masks is kept, by group, the same for every method; the ot
 pictures are unlabelled. Every method takes the same number of optimiser steps, and its
 last model is judged on the test split: nothing is chosen by masks that are hidden. A row
 a run goes into the CSV, and the pixels of every test group into a file beside it, from
-which ``label_efficiency_plot.py`` draws intervals. What is in the CSV is not repeated, so
-the script can be killed and called again.
+which ``label_efficiency_plot.py`` draws intervals. What is in the CSV is not repeated, and
+a run that was killed goes on: the script can be called again at any time.
 """
 
 import argparse
