@@ -359,6 +359,16 @@ def main() -> None:
     except PlantSegError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except (MemoryError, ImportError) as error:
+        if isinstance(error, ImportError) and "map segment" not in str(error):
+            raise
+        too_small = PlantSegError(
+            f"Memory ran out ({error or type(error).__name__}).",
+            needed="about 1 GiB for PyTorch alone, and address space for its libraries",
+            fix="close other programs, or raise the limit (ulimit -v)",
+        )
+        print(f"error: {too_small}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _settings(config: Path | None, pairs: list[str]) -> "Experiment":

@@ -9,7 +9,7 @@ from typing import BinaryIO
 from plantseg_next.errors import OutputError
 
 
-def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write a file whole or not at all, making its folder first.
 
     The content is on the disk before the name points to it, so a reader never sees half

@@ -73,14 +73,15 @@ def write_bundle(folder: Path, network: "nn.Module", card: Card) -> Card:
     Returns:
         The card with the digest of the weights.
     """
-    import safetensors.torch
+    from plantseg_next.models.tensor_files import write_tensors
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = {n: t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
-    weights = safetensors.torch.save(state)
-    card = replace(card, sha256=hashlib.sha256(weights).hexdigest(), format=FORMAT)
+    state = network.state_dict()
+    digest = hashlib.sha256()
+    write_tensors(digest.update, state)
+    card = replace(card, sha256=digest.hexdigest(), format=FORMAT)
     tree = asdict(card) | {"model": card.model.model_dump()}
-    write_atomically(folder / card.weights, weights)
+    write_atomically(folder / card.weights, lambda file: write_tensors(file.write, state))
     text = json.dumps(tree, indent=1, ensure_ascii=False)
     write_atomically(folder / CARD, text.encode())
     for path in folder.glob("model*.safetensors"):

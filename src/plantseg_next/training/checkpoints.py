@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 from torch import Tensor
 
 from plantseg_next.errors import DataError, OutputError
 from plantseg_next.files import explained, write_atomically
+from plantseg_next.models.tensor_files import write_tensors
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -71,22 +72,23 @@ class Checkpoints:
                 written. Older ones are then untouched.
         """
         began = time.perf_counter()
-        content = to_bytes(state)
-        digest = hashlib.sha256(content).hexdigest()
         number = 1 + max((_number(path) for path in self._files()), default=0)
         path = self.folder / f"{number:06d}-step-{step}.safetensors"
+        digest = hashlib.sha256()
         with explained(self.folder):
-            write_atomically(path, content)
-            if _digest(path) != digest:
+            write_atomically(path, lambda file: write_state(file, state, digest))
+            if _digest(path) != digest.hexdigest():
                 path.unlink()
                 raise OutputError(
                     f"`{path}` reads back otherwise than it was written.",
                     needed="a disk that keeps what it is given",
                     fix="check the disk; the checkpoint before this one is untouched",
                 )
-            write_atomically(_sidecar(path), f"{digest}  {path.name}\n".encode())
+            line = f"{digest.hexdigest()}  {path.name}\n"
+            write_atomically(_sidecar(path), line.encode())
             self._prune(also_keep)
-        return Saved(path, len(content), time.perf_counter() - began)
+            n_bytes = path.stat().st_size
+        return Saved(path, n_bytes, time.perf_counter() - began)
 
     def load(
         self,
@@ -112,13 +114,13 @@ class Checkpoints:
             if not is_wanted or not _sidecar(path).exists():
                 continue  # without a digest it was never finished
             try:
-                content = path.read_bytes()
                 expected = _sidecar(path).read_text("utf-8", errors="replace").split()
+                digest = _digest(path)
             except OSError as error:
                 why = f"it cannot be read ({error.strerror})"
             else:
-                if [hashlib.sha256(content).hexdigest()] == expected[:1]:
-                    return from_bytes(content, path)
+                if [digest] == expected[:1]:
+                    return read_state(path)
                 why = "its SHA-256 is not the one it was written with"
             damaged += 1
             say(f"`{path}` is damaged and passed over: {why}.")
@@ -152,40 +154,51 @@ class Checkpoints:
         return self.folder.glob("[0-9]*-step-*.safetensors")
 
 
-def to_bytes(state: dict[str, Any]) -> bytes:
-    """Return a state as a safetensors file, what is no tensor as JSON in its head.
+def write_state(file: BinaryIO, state: dict[str, Any], digest: "hashlib._Hash") -> None:
+    """Write a state as a safetensors file, what is no tensor as JSON in its head.
+
+    Args:
+        file: Open for writing.
+        state: Nested dicts, lists and tuples of tensors and plain values.
+        digest: Takes in every byte that is written.
 
     Raises:
-        TypeError: If it holds anything but dicts, lists, tuples, tensors, numbers,
+        TypeError: If the state holds anything but dicts, lists, tuples, tensors, numbers,
             strings and None.
     """
     tensors: dict[str, Tensor] = {}
     head = json.dumps({"format": FORMAT, "state": _packed(state, "", tensors)})
-    return safetensors.torch.save(tensors, metadata={_HEAD: head})
+
+    def write(content: bytes | memoryview) -> None:
+        file.write(content)
+        digest.update(content)
+
+    write_tensors(write, tensors, {_HEAD: head})
 
 
-def from_bytes(content: bytes, origin: Path) -> dict[str, Any]:
-    """Return the state that ``to_bytes`` was given, tensors on the CPU.
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the state that ``write_state`` was given, tensors on the CPU.
 
     Raises:
         DataError: If another program or a newer version wrote it.
     """
     try:
-        n = int.from_bytes(content[:8], "little")
-        head = json.loads(json.loads(content[8 : 8 + n])["__metadata__"][_HEAD])
-    except (ValueError, KeyError, TypeError) as error:
+        with path.open("rb") as file:
+            n = int.from_bytes(file.read(8), "little")
+            head = json.loads(json.loads(file.read(n))["__metadata__"][_HEAD])
+    except (ValueError, KeyError, TypeError, MemoryError) as error:
         raise DataError(
-            f"`{origin}` is no checkpoint of ours.",
+            f"`{path}` is no checkpoint of ours.",
             needed="a file that training wrote",
             fix="move it out of the folder",
         ) from error
     if head["format"] > FORMAT:
         raise DataError(
-            f"`{origin}` was written by a newer version (format {head['format']}).",
+            f"`{path}` was written by a newer version (format {head['format']}).",
             needed=f"a checkpoint of format {FORMAT} or older",
             fix="update plantseg-next, or train anew with --restart",
         )
-    return _unpacked(head["state"], safetensors.torch.load(content))
+    return _unpacked(head["state"], safetensors.torch.load_file(path))
 
 
 def _packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
@@ -193,7 +206,7 @@ def _packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:  # noqa: 
     if isinstance(value, Tensor):
         if name in tensors:  # keys 1 and "1" look alike in a path
             name = f"{name}#{len(tensors)}"
-        tensors[name] = value.detach().cpu().contiguous()
+        tensors[name] = value.detach()
         return {"tensor": name}
     if isinstance(value, dict):
         return {"dict": [[k, _packed(v, f"{name}/{k}", tensors)] for k, v in value.items()]}

@@ -14,6 +14,10 @@ T = TypeVar("T")
 _SAYS_SO = (
     "out of memory",
     "can't allocate memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN, which does not say why
+    "could not create a memory",
     "not enough memory",
     "insufficient memory",
     "cublas_status_alloc_failed",
@@ -51,7 +55,9 @@ def lacks_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _SAYS_SO)
+    return isinstance(error, (RuntimeError, OSError)) and any(
+        words in text for words in _SAYS_SO
+    )
 
 
 def release() -> None:
@@ -88,7 +94,7 @@ def within_memory(
     while True:
         try:
             return attempt(size), size
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             if not lacks_memory(error):
                 raise
             cause = str(error).strip().split("\n")[0] or type(error).__name__
