@@ -16,7 +16,6 @@ import argparse
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -52,7 +51,6 @@ class Case:
     """One disturbed run.
 
     Args:
-        kind: The fault.
         folder: For the run.
         data: Leaves, of the case's own where the fault breaks one.
         chance: Of the case.
@@ -61,7 +59,6 @@ class Case:
         log: What happened.
     """
 
-    kind: str
     folder: Path
     data: Path
     chance: random.Random
@@ -202,7 +199,7 @@ def too_little_memory_to_validate(chance: random.Random) -> str:
 
 
 def not_a_number(chance: random.Random) -> str:
-    """For a few steps the loss is none."""
+    """For a few steps the gradient counts as not finite."""
     first = chance.randrange(STEPS - 5)
     return f"nan:{first}:{chance.choice((1, 2, 3, 4))}"
 
@@ -238,12 +235,9 @@ def injected(what: str) -> None:
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
 
     def find_gradients(self: Learner, drawn: Any, **how: Any) -> Any:  # noqa: ANN401
-        if kind == "nan" and start <= how["step"] < start + size:
-            poisoned = [p for p in self.network.parameters() if p.requires_grad]
-            losses, _ = find(self, drawn, **how)
-            poisoned[0].grad = torch.full_like(poisoned[0], float("nan"))
-            return losses, False
         found = find(self, drawn, **how)
+        if kind == "nan" and start <= how["step"] < start + size:
+            return found[0], False
         if kind == "memory" and how["step"] >= start and how["micro_batch"] > size:
             raise error
         return found
@@ -295,7 +289,7 @@ def strike(
     with place(work, small_disk=kind == "full_disk") as folder:
         shutil.copytree(work / "leaves", folder / "leaves")
         Experiment().with_settings(SETTINGS).write(folder / "settings.yaml")
-        case = Case(kind, folder / "run", folder / "leaves", chance)
+        case = Case(folder / "run", folder / "leaves", chance)
         case.settings = [f"training.checkpoint_minutes={chance.choice((0, 0, 1))}"]
         case.settings += ["data.workers=1"] if kind == "killed_worker" else []
         case.inject = inject(chance) if inject else ""
@@ -334,7 +328,7 @@ def run_undisturbed(work: Path) -> tuple[str, ...]:
         # At the place where the others are: a run knows its pictures by their paths.
         shutil.copytree(work / "leaves", folder / "leaves")
         Experiment().with_settings(SETTINGS).write(folder / "settings.yaml")
-        case = Case("none", folder / "run", folder / "leaves", random.Random(0))  # noqa: S311
+        case = Case(folder / "run", folder / "leaves", random.Random(0))  # noqa: S311
         if case.start().wait(LIMIT_S):
             raise SystemExit((folder / "log.txt").read_text())
         return bits_of(folder / "run")
@@ -393,7 +387,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--inject"]:
         asked = sys.argv[2]
         sys.argv[1:3] = []
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         injected(asked)
     else:
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -18,11 +18,10 @@ import torch
 
 from plantseg_next.data import splits
 from plantseg_next.data.layouts import read_folder
-from plantseg_next.data.streams import count_pixels
 from plantseg_next.experiment import Experiment
 from plantseg_next.learning import Plan, build_trainer
+from plantseg_next.models.tensor_files import tensors_digest
 from plantseg_next.training.checkpoints import Checkpoints, Saved
-from plantseg_next.training.first_steps import weights_digest
 from plantseg_next.training.record import Record
 
 RESULTS = Path(__file__).parent / "results" / "watching_cost.csv"
@@ -47,7 +46,9 @@ def run(plan: Plan, folder: Path, *, watched: bool) -> tuple[float, str]:
         trainer._checkpoints = NoCheckpoints(folder)  # noqa: SLF001
     began = time.perf_counter()
     trainer.run()
-    return time.perf_counter() - began, weights_digest(trainer._learner.network)  # noqa: SLF001
+    seconds = time.perf_counter() - began
+    weights = trainer._learner.network.state_dict()  # noqa: SLF001
+    return seconds, tensors_digest(weights)
 
 
 def main() -> None:
@@ -71,8 +72,7 @@ def main() -> None:
     )
     manifest = splits.assign(read_folder(arguments.data), seed=0)
     manifest = splits.labelled_fraction(manifest, settings.data.labelled_share, seed=0)
-    plan = Plan(manifest.digested(), settings, (), arguments.data)
-    plan = Plan(plan.manifest, settings, count_pixels(plan.learned), arguments.data)
+    plan = Plan.of(manifest, settings, arguments.data)
     ratios = []
     for pair in range(arguments.pairs):
         # In turn, and the one that comes first in turn too.

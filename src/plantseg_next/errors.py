@@ -69,7 +69,6 @@ class StoppedError(PlantSegError):
             needed="nothing: all of it is kept",
             fix="the same command goes on from here",
         )
-        self.step = step
         self.exit_code = 128 + by if by else 0
 
 

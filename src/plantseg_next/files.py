@@ -1,5 +1,6 @@
 """Writing: whole files or nothing, and never over something worth keeping."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,16 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the digest of a file, which is read in pieces.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prepare_output(folder: Path) -> None:

@@ -117,6 +117,25 @@ class Plan:
     pixels: tuple[int, ...]
     origin: Path
 
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        settings: Experiment,
+        origin: Path,
+        *,
+        told: Callable[[int, int], None] = lambda *_: None,
+    ) -> "Plan":
+        """Return the plan of a run to come: every file is digested, every mask counted.
+
+        Raises:
+            DataError: If a file cannot be used.
+        """
+        from plantseg_next.data.streams import count_pixels
+
+        plan = cls(manifest.digested(), settings, (), origin)
+        return replace(plan, pixels=count_pixels(plan.learned, on_progress=told))
+
     @property
     def learned(self) -> Manifest:
         """Pictures whose masks are learned from."""

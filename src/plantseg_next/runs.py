@@ -6,7 +6,7 @@ gone on with from its newest checkpoint.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -137,10 +137,7 @@ def _begin(
     """Write down what a run is, and return it."""
     import torch
 
-    from plantseg_next.data.streams import count_pixels
-
-    plan = Plan(manifest.digested(), settings, (), sources.data)
-    plan = replace(plan, pixels=count_pixels(plan.learned, on_progress=told))
+    plan = Plan.of(manifest, settings, sources.data, told=told)
     about = facts(find_device(settings.device).name, torch.get_num_threads())
     record = Record(settings, sources.plain(), plan.pixels, about)
     record.write(out, plan.manifest)

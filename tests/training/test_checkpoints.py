@@ -155,7 +155,7 @@ def test_whatever_moment_writing_dies_at_the_one_before_is_taken(
 
 def test_a_disk_that_lies_is_found_out_before_anything_is_removed(tmp_path, monkeypatch):
     kept = saved(tmp_path, 1, keep=1)
-    monkeypatch.setattr(checkpoints, "_digest", lambda _: hashlib.sha256(b"").hexdigest())
+    monkeypatch.setattr(checkpoints, "sha256_of", lambda _: hashlib.sha256(b"").hexdigest())
     with pytest.raises(OutputError, match="reads back otherwise than it was written"):
         kept.save(STATE | {"step": 2}, step=2)
     monkeypatch.undo()

@@ -5,6 +5,8 @@ from itertools import repeat
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from plantseg_next.data.layouts import read_folder
@@ -29,7 +31,7 @@ from plantseg_next.training.checkpoints import Checkpoints
 from plantseg_next.training.guards import NO_LESION_EVENT, Event
 from plantseg_next.training.history import History
 from plantseg_next.training.learner import Learner, parameter_groups, uses_bfloat16
-from plantseg_next.training.pace import Pace, is_due
+from plantseg_next.training.pace import Pace, is_due, validations_left
 from plantseg_next.training.trainer import Trainer
 from plantseg_next.training.watchers import Validation, Watcher
 
@@ -458,6 +460,13 @@ def test_validations_are_evenly_spaced_and_end_the_run(steps, n):
     due = [s for s in range(1, steps + 1) if is_due(s, steps, n)]
     assert len(due) == min(n, steps)
     assert due[-1] == steps
+
+
+@given(st.integers(1, 300), st.integers(1, 320), st.data())
+def test_validations_to_come_are_those_that_are_due(steps, n, data):
+    step = data.draw(st.integers(0, steps))
+    due = sum(is_due(s, steps, n) for s in range(step + 1, steps + 1))
+    assert validations_left(step, steps, n) == due
 
 
 def test_deep_layers_learn_slowly_from_published_weights():

@@ -5,7 +5,6 @@ picture came from. How mask values are to be read is kept a source, in a ``MaskC
 so that five data sets with five conventions share one table of classes.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from plantseg_next.errors import DataError, UsageError
-from plantseg_next.files import write_atomically
+from plantseg_next.files import sha256_of, write_atomically
 from plantseg_next.structures import ClassMap
 
 Split = Literal["train", "val", "test", "unlabelled"]
@@ -274,8 +273,7 @@ def digest(path: Path) -> str:
         DataError: If it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise DataError(
             f"`{path}` cannot be read: {error.strerror}.",

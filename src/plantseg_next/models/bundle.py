@@ -73,13 +73,11 @@ def write_bundle(folder: Path, network: "nn.Module", card: Card) -> Card:
     Returns:
         The card with the digest of the weights.
     """
-    from plantseg_next.models.tensor_files import write_tensors
+    from plantseg_next.models.tensor_files import tensors_digest, write_tensors
 
     folder.mkdir(parents=True, exist_ok=True)
     state = network.state_dict()
-    digest = hashlib.sha256()
-    write_tensors(digest.update, state)
-    card = replace(card, sha256=digest.hexdigest(), format=FORMAT)
+    card = replace(card, sha256=tensors_digest(state), format=FORMAT)
     tree = asdict(card) | {"model": card.model.model_dump()}
     write_atomically(folder / card.weights, lambda file: write_tensors(file.write, state))
     text = json.dumps(tree, indent=1, ensure_ascii=False)

@@ -4,6 +4,7 @@ The library of that format builds the whole file in memory first, which is as mu
 the tensors take, at the moment when memory is shortest. Reading is left to the library.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 
@@ -61,3 +62,10 @@ def write_tensors(
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         write(flat.view(torch.uint8).numpy().data)
     return 8 + len(text) + end
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the file that ``write_tensors`` would write."""
+    digest = hashlib.sha256()
+    write_tensors(digest.update, tensors)
+    return digest.hexdigest()

@@ -23,7 +23,7 @@ import safetensors.torch
 from torch import Tensor
 
 from plantseg_next.errors import DataError, OutputError
-from plantseg_next.files import explained, write_atomically
+from plantseg_next.files import explained, sha256_of, write_atomically
 from plantseg_next.models.tensor_files import write_tensors
 
 FORMAT = 1
@@ -77,7 +77,7 @@ class Checkpoints:
         digest = hashlib.sha256()
         with explained(self.folder):
             write_atomically(path, lambda file: write_state(file, state, digest))
-            if _digest(path) != digest.hexdigest():
+            if sha256_of(path) != digest.hexdigest():
                 path.unlink()
                 raise OutputError(
                     f"`{path}` reads back otherwise than it was written.",
@@ -115,7 +115,7 @@ class Checkpoints:
                 continue  # without a digest it was never finished
             try:
                 expected = _sidecar(path).read_text("utf-8", errors="replace").split()
-                digest = _digest(path)
+                digest = sha256_of(path)
             except OSError as error:
                 why = f"it cannot be read ({error.strerror})"
             else:
@@ -228,11 +228,6 @@ def _unpacked(packed: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
         return {k: _unpacked(v, tensors) for k, v in content}
     parts = [_unpacked(v, tensors) for v in content]
     return tuple(parts) if kind == "tuple" else parts
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sidecar(path: Path) -> Path:

@@ -1,6 +1,5 @@
 """The first steps of a run, bit for bit: what ``verify`` compares."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from plantseg_next.files import explained, write_atomically
+from plantseg_next.models.tensor_files import tensors_digest
 from plantseg_next.training.guards import Event
 from plantseg_next.training.watchers import Stepped, Watcher
 
@@ -36,7 +36,10 @@ class FirstSteps(Watcher):
         parts = (f"{name} {float(part).hex()}" for name, part in stepped.parts.items())
         self._lines.append(", ".join(parts))
         if stepped.step == N_STEPS:
-            tree = {"losses": self._lines, "weights": weights_digest(self._network)}
+            tree = {
+                "losses": self._lines,
+                "weights": tensors_digest(self._network.state_dict()),
+            }
             with explained(self._path.parent):
                 write_atomically(self._path, json.dumps(tree, indent=1).encode())
         return ()
@@ -48,15 +51,6 @@ class FirstSteps(Watcher):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the steps so far."""
         self._lines = list(state["lines"])
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Return the SHA-256 of all weights, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def first_difference(one: Path, two: Path) -> str | None:

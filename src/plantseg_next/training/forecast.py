@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from plantseg_next.training.pace import REHEARSED_STEPS, UNTIMED_STEPS, is_due
+from plantseg_next.training.pace import REHEARSED_STEPS, UNTIMED_STEPS, validations_left
 
 BLOCK = 20
 """Steps whose mean counts as one observation: neighbours are slow together."""
@@ -84,9 +84,7 @@ class Forecast:
             known = self._steps[with_lessons] or timed
             expected += n * fmean(_recent(known))
         doubt = _doubt(self._steps[self._has_begun] or timed, steps - step)
-        n_validations = sum(
-            is_due(s, steps, self._validations) for s in range(step + 1, steps + 1)
-        )
+        n_validations = validations_left(step, steps, self._validations)
         if self._validation_s:
             expected += n_validations * fmean(self._validation_s)
         if self._checkpoint_s:

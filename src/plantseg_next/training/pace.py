@@ -79,3 +79,13 @@ def is_due(step: int, steps: int, validations: int) -> bool:
     return (
         step == steps or (step * validations) // steps > ((step - 1) * validations) // steps
     )
+
+
+def validations_left(step: int, steps: int, validations: int) -> int:
+    """Return at how many of the steps after this one ``is_due`` is true.
+
+    Example:
+        >>> [validations_left(s, 10, 3) for s in (0, 4, 9, 10)]
+        [3, 2, 1, 0]
+    """
+    return min(steps - step, validations - (step * validations) // steps)

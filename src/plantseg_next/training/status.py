@@ -1,6 +1,5 @@
 """How a run is doing, read from its folder by anyone at any time. No torch here."""
 
-import csv
 import json
 import shlex
 import time
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment, flat_settings
 from plantseg_next.training.forecast import Estimate, in_words
-from plantseg_next.training.record import EVENTS, HISTORY, RECORD, Record, is_held
+from plantseg_next.training.record import EVENTS, RECORD, Record, is_held
 
 PROGRESS = "progress.json"
 SUMMARY = "summary.txt"
@@ -32,7 +31,6 @@ class Status:
         state: "died" is a process that is gone and did not say why.
         record: What the run is.
         progress: What it last said of itself.
-        history: A row a validation.
         events: What happened to it, oldest first.
     """
 
@@ -40,7 +38,6 @@ class Status:
     state: State
     record: Record
     progress: Mapping[str, Any] = field(default_factory=dict)
-    history: tuple[Mapping[str, str], ...] = ()
     events: tuple[Mapping[str, Any], ...] = ()
 
     def __str__(self) -> str:
@@ -155,16 +152,7 @@ def read_status(folder: Path, *, alive: bool | None = None) -> Status:
         state = "running"
     elif state == "running":
         state = "died"
-    return Status(
-        folder, state, record, progress, tuple(_rows(folder)), tuple(_events(folder))
-    )
-
-
-def _rows(folder: Path) -> Iterator[dict[str, str]]:
-    path = folder / HISTORY
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(file)
+    return Status(folder, state, record, progress, tuple(_events(folder)))
 
 
 def _events(folder: Path) -> Iterator[dict[str, Any]]:

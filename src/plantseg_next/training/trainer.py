@@ -97,9 +97,6 @@ class Trainer:
         settings: The whole tree.
         checkpoints: Where they are kept.
         watchers: Told of everything, in order.
-
-    Raises:
-        UsageError: If the settings do not fit together.
     """
 
     def __init__(
