@@ -116,6 +116,18 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
     assert kinds(tmp_path / "run")[:2] == ["damaged-checkpoint", "resumed"]
 
 
+def test_what_a_killed_process_left_half_written_is_removed(
+    drawn_folder, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    begun(drawn_folder, out, monkeypatch)
+    for name in ("checkpoints/.000009-step-9.safetensors.1.partial", ".run.json.1.partial"):
+        (out / name).write_bytes(b"half")
+    (out / "mine.partial").touch()
+    api.train(drawn_folder, out, FEW)
+    assert [path.name for path in out.rglob("*.partial")] == ["mine.partial"]
+
+
 def begun(drawn_folder, out, monkeypatch, settings=FEW, data=None):
     with monkeypatch.context() as patch:
         stop_at(patch, 2)

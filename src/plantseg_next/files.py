@@ -38,6 +38,16 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
         partial.unlink(missing_ok=True)
 
 
+def remove_partials(folder: Path) -> None:
+    """Remove what writers left half written when they were killed.
+
+    Args:
+        folder: That nobody is writing into now.
+    """
+    for path in folder.rglob(".*.partial"):
+        path.unlink(missing_ok=True)
+
+
 def sha256_of(path: Path) -> str:
     """Return the digest of a file, which is read in pieces.
 

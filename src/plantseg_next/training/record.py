@@ -24,7 +24,12 @@ from plantseg_next import __version__
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.experiment import Experiment, flat_settings
-from plantseg_next.files import explained, prepare_output, write_atomically
+from plantseg_next.files import (
+    explained,
+    prepare_output,
+    remove_partials,
+    write_atomically,
+)
 
 FORMAT = 2
 RECORD = "run.json"
@@ -184,7 +189,8 @@ def set_aside(folder: Path) -> Path | None:
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold a run's folder: no other process may train in it meanwhile.
 
-    The system lets go when the process ends, however it ends.
+    The system lets go when the process ends, however it ends. What a process left half
+    written when it was killed is removed.
 
     Raises:
         UsageError: If another process holds it.
@@ -198,6 +204,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         except Timeout:
             raise _held(folder) from None
     try:
+        remove_partials(folder)
         yield
     finally:
         lock.release()
