@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from plantseg_next import judging
 from plantseg_next.data import splits
 from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.loading import loader
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.data.streams import MixedDataset, TileDataset, count_pixels, loader
+from plantseg_next.data.streams import MixedDataset, TileDataset, count_pixels
 from plantseg_next.evaluation.report import judge
 from plantseg_next.experiment import Experiment
 from plantseg_next.inference.backends import TorchBackend

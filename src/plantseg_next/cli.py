@@ -1,29 +1,23 @@
-"""The command line: the verbs of ``api.py``, and the only module that prints.
+"""The command line: the verbs of ``api.py``; it and its bars alone print.
 
 Nothing heavy is imported before a verb is chosen, so that ``--help`` answers at once.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Never
 
 import typer
 
 from plantseg_next import __version__
+from plantseg_next.bars import Told, TrainingBar, bars, progress_bars
 from plantseg_next.errors import PlantSegError, StoppedError, UsageError
 from plantseg_next.training.watchers import Watcher
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
-
-    from plantseg_next.api import Progress
     from plantseg_next.experiment import Experiment
     from plantseg_next.inference.records import Written
-    from plantseg_next.training.guards import Event
-    from plantseg_next.training.watchers import Stepped, Validation
 
 app = typer.Typer(
     name="plantseg-next",
@@ -60,7 +54,7 @@ def check(
     """
     from plantseg_next import api
 
-    with _progress() as progress:
+    with progress_bars() as progress:
         report = api.check(data, classes=classes, progress=progress)
     print(report.to_json() if json else report.to_text())
     raise typer.Exit(1 if report.spoils_training else 0)
@@ -119,15 +113,15 @@ def train(
             fix="plantseg-next train DATA --out RUN",
         )
     loggers = _loggers(log or [], out, chosen)
-    with _bar() as bar:
+    with bars() as bar:
         trained = api.train(
             Sources(data, classes, unlabelled or (), pseudo_labels or ()),
             out,
             chosen,
             restart=restart,
-            watchers=[_TrainingBar(bar), *loggers],
+            watchers=[TrainingBar(bar), *loggers],
             say=bar.console.print,
-            progress=_Told(bar),
+            progress=Told(bar),
         )
     best = ", ".join(f"{n} {v:.3f}" for n, v in trained.outcome.best.figures.items())
     print(
@@ -183,7 +177,7 @@ def verify(run: Run) -> None:
     """
     from plantseg_next import api
 
-    with _bar() as bar:
+    with bars() as bar:
         found = api.verify(run, say=bar.console.print)
     for line in found.conditions:
         print(f"not as it was: {line}")
@@ -216,7 +210,7 @@ def evaluate(
 
     if out is not None:
         prepare_output(out)
-    with _progress() as progress:
+    with progress_bars() as progress:
         report = api.evaluate(
             model, data, split=_one_split(split), classes=classes, progress=progress
         )
@@ -240,7 +234,7 @@ def predict(
     """
     from plantseg_next import api
 
-    with _progress() as progress:
+    with progress_bars() as progress:
         found = api.predict(
             model, pictures, out, min_lesion_px=min_lesion_px, progress=progress
         )
@@ -264,7 +258,7 @@ def pseudo_label(
     """
     from plantseg_next import api
 
-    with _progress() as progress:
+    with progress_bars() as progress:
         found = api.pseudo_label(
             model, pictures, out, threshold=threshold, progress=progress
         )
@@ -296,15 +290,15 @@ def self_train(
     from plantseg_next import api
     from plantseg_next.learning import Sources
 
-    with _bar() as bar:
+    with bars() as bar:
         runs = api.self_train(
             Sources(data, unlabelled=unlabelled or ()),
             out,
             _settings(config, set_ or []),
             rounds=rounds,
-            watchers=[_TrainingBar(bar)],
+            watchers=[TrainingBar(bar)],
             say=bar.console.print,
-            progress=_Told(bar),
+            progress=Told(bar),
         )
     for run in runs:
         best = ", ".join(f"{n} {v:.3f}" for n, v in run.outcome.best.figures.items())
@@ -321,14 +315,14 @@ def demo(
     """Go the whole way on drawn leaves: draw, check, train, evaluate, predict."""
     from plantseg_next import api
 
-    with _bar() as bar:
+    with bars() as bar:
         done = api.demo(
             out,
             minutes=minutes,
             leaves=leaves,
-            watchers=[_TrainingBar(bar)],
+            watchers=[TrainingBar(bar)],
             say=bar.console.print,
-            progress=_Told(bar),
+            progress=Told(bar),
         )
     print(done.report.to_text())
     print(_table(done.predicted))
@@ -430,84 +424,3 @@ def _table(found: "Written", most: int = 12) -> str:
     if len(found.rows) > most:
         lines.append(f"... and {len(found.rows) - most} more")
     return "\n".join(lines)
-
-
-@contextmanager
-def _bar() -> Iterator["Bar"]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        yield bar
-
-
-@contextmanager
-def _progress() -> Iterator["Progress"]:
-    with _bar() as bar:
-        yield _Told(bar)
-
-
-class _Told:
-    """Turn ``api``'s progress into one bar a task.
-
-    Args:
-        bar: Where to draw.
-    """
-
-    def __init__(self, bar: "Bar") -> None:
-        self._bar = bar
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total)
-        self._bar.update(self._tasks[what], completed=done, visible=done < total)
-
-
-class _TrainingBar(Watcher):
-    """Show how a run goes.
-
-    Args:
-        bar: Where to draw.
-    """
-
-    def __init__(self, bar: "Bar") -> None:
-        self._bar = bar
-        self._task: TaskID | None = None
-
-    def on_step(self, stepped: "Stepped") -> Sequence["Event"]:
-        """Move the bar; the loss is looked at now and then, for looking costs time."""
-        step, steps = stepped.step, stepped.steps
-        if self._task is None:
-            self._task = self._bar.add_task("training", total=steps)
-        if step % 10 == 0 and stepped.parts:
-            loss = sum(float(part) for part in stepped.parts.values())
-            self._bar.update(self._task, description=f"training, loss {loss:.3f}")
-        self._bar.update(self._task, completed=step, total=steps, visible=step < steps)
-        return ()
-
-    def on_validation(
-        self, step: int, validation: "Validation", *, best: bool
-    ) -> Sequence["Event"]:
-        """Print a line."""
-        figures = ", ".join(f"{n} {v:.3f}" for n, v in validation.figures.items())
-        mark = "  best so far" if best else ""
-        self._bar.console.print(f"step {step:>6}: {figures}{mark}")
-        return ()
-
-    def on_event(self, step: int, event: "Event") -> None:
-        """Print a line."""
-        self._bar.console.print(f"step {step:>6}: {event.text}", markup=False)

@@ -169,7 +169,7 @@ def build_trainer(
         watchers: Hear of everything, after the run's own folder.
         say: Hears what a person should know before training starts.
     """
-    from plantseg_next.data.streams import loader
+    from plantseg_next.data.loading import loader
     from plantseg_next.models.segmenter import build_segmenter
     from plantseg_next.training.checkpoints import Checkpoints
     from plantseg_next.training.first_steps import FirstSteps

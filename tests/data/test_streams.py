@@ -7,8 +7,9 @@ import psutil
 import pytest
 import torch
 
-from plantseg_next.data import splits, streams
+from plantseg_next.data import loading, splits
 from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.loading import loader
 from plantseg_next.data.streams import (
     Drawn,
     MixedDataset,
@@ -18,7 +19,6 @@ from plantseg_next.data.streams import (
     collate,
     collate_views,
     count_pixels,
-    loader,
     split,
 )
 from plantseg_next.data.views import strong_light
@@ -235,15 +235,15 @@ class SlowInWorkers(MixedDataset):
 
 
 def test_a_slow_worker_is_waited_for(drawn_folder, monkeypatch):
-    monkeypatch.setattr(streams, "LOOK_S", 1)
+    monkeypatch.setattr(loading, "LOOK_S", 1)
     data, told = SlowInWorkers(dataset(drawn_folder)), []
     assert list(loader(data, tiles=2, start=0, stop=1, workers=1, tell=told.append))
     assert told == []
 
 
 def test_a_hung_worker_is_given_up(drawn_folder, monkeypatch):
-    monkeypatch.setattr(streams, "LOOK_S", 1)
-    monkeypatch.setattr(streams, "HUNG_S", 1)
+    monkeypatch.setattr(loading, "LOOK_S", 1)
+    monkeypatch.setattr(loading, "HUNG_S", 1)
     data, told = SlowInWorkers(dataset(drawn_folder)), []
     data.seconds = 100
     assert list(loader(data, tiles=2, start=0, stop=1, workers=1, tell=told.append))

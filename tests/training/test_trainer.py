@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from plantseg_next.data.layouts import read_folder
-from plantseg_next.data.streams import MixedDataset, TileDataset, loader
+from plantseg_next.data.loading import loader
+from plantseg_next.data.streams import MixedDataset, TileDataset
 from plantseg_next.errors import (
     DataError,
     OutputError,
