@@ -262,7 +262,13 @@ def tiles_of(
             n_strong=settings.unlabelled.strong_views,
             strong=strong_light(settings.unlabelled.light),
         )
-    labelled = TileDataset(learned, settings.data, seed=settings.seed, pixels=pixels)
+    labelled = TileDataset(
+        learned,
+        settings.data,
+        seed=settings.seed,
+        pixels=pixels,
+        outlines=settings.loss.boundary > 0,
+    )
     return MixedDataset(labelled, views, settings.unlabelled.ratio)
 
 

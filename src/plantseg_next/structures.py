@@ -97,13 +97,14 @@ class Batch:
     """Tiles stacked for one forward pass.
 
     Args:
-        image: float32 ``(b, 3, h, w)`` in [0, 1]; the network normalises.
-        lesion: int64 ``(b, h, w)``, class ids or ``IGNORE``.
-        leaf: int64 ``(b, h, w)``, 0, 1 or ``IGNORE``.
-        disease: int64 ``(b,)``, index or ``IGNORE``.
-        distance: float32 ``(b, h, w)``, signed distance to the outline of any lesion, in
-            parts of the tile's diagonal; see ``data.tiling.signed_distance``.
+        image: uint8 ``(b, 3, h, w)``, or float32 in [0, 1]; the network normalises.
+        lesion: uint8 ``(b, h, w)``, class ids or ``IGNORE``.
+        leaf: uint8 ``(b, h, w)``, 0, 1 or ``IGNORE``.
+        disease: uint8 ``(b,)``, index or ``IGNORE``.
         keys: Manifest rows the tiles came from.
+        distance: float32 ``(b, h, w)``, signed distance to the outline of any lesion, in
+            parts of the tile's diagonal (see ``data.tiling.signed_distance``); ``None``
+            where no loss asks for it.
         lost: Rows that could not be read when these were drawn.
     """
 
@@ -111,8 +112,8 @@ class Batch:
     lesion: "Tensor"
     leaf: "Tensor"
     disease: "Tensor"
-    distance: "Tensor"
     keys: tuple[str, ...]
+    distance: "Tensor | None" = None
     lost: tuple[Lost, ...] = ()
 
     def __len__(self) -> int:
@@ -125,8 +126,8 @@ class Batch:
             self.lesion[which],
             self.leaf[which],
             self.disease[which],
-            self.distance[which],
             self.keys[which],
+            None if self.distance is None else self.distance[which],
         )
 
 
@@ -135,7 +136,7 @@ class Views:
     """Tiles without labels, each from one place under several lights.
 
     Args:
-        weak: ``(b, 3, h, w)``, as the camera saw it: the teacher looks at this.
+        weak: Bytes ``(b, 3, h, w)``, as the camera saw it: the teacher looks at this.
         strong: ``(v, b, 3, h, w)``, changed light and camera: the student looks at these.
         inside: bool ``(b, h, w)``, whether a pixel lies in the picture at all.
         keys: Manifest rows the tiles came from.

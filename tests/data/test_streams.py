@@ -29,10 +29,12 @@ from plantseg_next.structures import IGNORE
 SETTINGS = DataSettings(tile_px=64, max_tiles=2, cache_mib=4)
 
 
-def dataset(folder, **changes):
+def dataset(folder, *, outlines=True, **changes):
     manifest = splits.assign(read_folder(folder), seed=0).split("train").labelled
     settings = SETTINGS.model_copy(update=changes)
-    return TileDataset(manifest, settings, seed=0, pixels=(9, 1, 1, 1, 1, 1))
+    return TileDataset(
+        manifest, settings, seed=0, pixels=(9, 1, 1, 1, 1, 1), outlines=outlines
+    )
 
 
 def same(a, b):
@@ -118,6 +120,10 @@ def test_a_batch_holds_what_the_network_wants(drawn_folder):
     assert batch.image.dtype == torch.uint8
     assert batch.lesion.shape == batch.leaf.shape == batch.distance.shape == (6, 64, 64)
     assert set(batch.lesion.unique().tolist()) <= {0, 1, 2, 3, 4, 5, IGNORE}
+
+
+def test_outlines_are_drawn_where_a_loss_asks_for_them(drawn_folder):
+    assert dataset(drawn_folder, outlines=False)[0].distance is None
 
 
 def test_tiles_seek_lesions_and_balance_diseases(drawn_folder):

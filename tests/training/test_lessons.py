@@ -8,7 +8,7 @@ from plantseg_next.experiment import LossSettings, ModelSettings, UnlabelledSett
 from plantseg_next.models.segmenter import Scores, build_segmenter, complementary_channels
 from plantseg_next.structures import IGNORE, Batch, ClassMap, Views
 from plantseg_next.training.lessons import Lessons, dropout_on
-from plantseg_next.training.step import learn, lesson_loss
+from plantseg_next.training.step import learn, lesson_loss, lesson_tally
 from plantseg_next.training.taught import Taught
 from plantseg_next.training.teacher import Teacher
 
@@ -32,7 +32,6 @@ def drawn(n=2, size=64, n_strong=1, seed=0):
             lesion=torch.randint(0, 3, (n, size, size), generator=chance),
             leaf=torch.ones(n, size, size, dtype=torch.long),
             disease=torch.full((n,), IGNORE),
-            distance=torch.zeros(n, size, size),
             keys=("labelled",) * n,
         ),
         Views(image, torch.stack([image] * n_strong), inside, ("unlabelled",) * n),
@@ -129,19 +128,13 @@ def test_lessons_in_micro_batches_give_the_gradient_of_the_large_batch(method, n
 
 def halves(one):
     labelled, views = one
-    names = labelled.__dataclass_fields__
     return [
-        Drawn(
-            Batch(*(getattr(labelled, n)[i : i + 2] for n in names)),
-            Views(
-                views.weak[i : i + 2],
-                views.strong[:, i : i + 2],
-                views.inside[i : i + 2],
-                views.keys[i : i + 2],
-            ),
-        )
-        for i in (0, 2)
+        Drawn(labelled.part(these), views.part(these)) for these in (slice(2), slice(2, 4))
     ]
+
+
+def lesson(scores, taught, settings):
+    return lesson_loss(lesson_tally(scores, taught, settings), settings, 1.0).total
 
 
 def test_what_is_not_believed_has_no_gradient():
@@ -165,7 +158,7 @@ def test_what_is_not_believed_has_no_gradient():
         with_scores = Taught(
             taught.image, taught.lesion, taught.leaf, taught.inside, shifted
         )
-        lesson_loss(scores, with_scores, settings, 1.0).total.backward()
+        lesson(scores, with_scores, settings).backward()
         assert logits.grad[0, :, :2].any()
         assert not logits.grad[0, :, 2:].any()
         assert leaf.grad is None or not leaf.grad.any()
@@ -183,7 +176,7 @@ def test_dividing_by_the_picture_makes_doubt_weigh_less():
     )
     scores = Scores(logits, torch.zeros(1, 2, 8, 8), torch.zeros(1, 0))
     all_, believed = (
-        lesson_loss(scores, taught, UnlabelledSettings(divide_by=by, dice=0.0), 1.0).total
+        lesson(scores, taught, UnlabelledSettings(divide_by=by, dice=0.0))
         for by in ("inside", "believed")
     )
     assert all_.item() == pytest.approx(believed.item() / 4, rel=1e-5)

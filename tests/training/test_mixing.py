@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 
 from plantseg_next.structures import IGNORE, Batch
@@ -23,7 +25,6 @@ def donors(lesion: torch.Tensor) -> Batch:
         lesion=lesion,
         leaf=torch.ones_like(lesion),
         disease=torch.zeros(n, dtype=torch.long),
-        distance=torch.zeros(n, size, size),
         keys=("donor",) * n,
     )
 
@@ -73,3 +74,20 @@ def test_pasted_lesions_bring_their_true_label():
     assert (found.image[0, :, 20, 20] == 0).all()
     assert torch.equal(found.lesion[1], onto.lesion[1])
     assert not found.image[1].any()
+
+
+def test_bytes_are_mixed_as_numbers_are():
+    lesion = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    lesion[0, 8:16, 8:16] = 2
+    onto = Taught(
+        image=torch.full((1, 3, 32, 32), 100, dtype=torch.uint8),
+        lesion=torch.full((1, 32, 32), IGNORE, dtype=torch.uint8),
+        leaf=torch.ones(1, 32, 32, dtype=torch.uint8),
+        inside=torch.ones(1, 32, 32, dtype=torch.bool),
+    )
+    donor = replace(
+        donors(lesion), image=torch.full((1, 3, 32, 32), 250, dtype=torch.uint8)
+    )
+    found = paste_lesions(onto, donor, torch.tensor([True]))
+    assert {found.image.dtype, found.lesion.dtype, found.leaf.dtype} == {torch.uint8}
+    assert found.image[0, 0, 10].tolist()[6:9] == [100, 150, 200]  # a third blended in

@@ -6,8 +6,8 @@ from plantseg_next.data.streams import collate
 from plantseg_next.experiment import LossSettings, ModelSettings
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.structures import IGNORE, Batch, ClassMap
-from plantseg_next.training.accumulation import accumulate_gradients
-from plantseg_next.training.step import supervised_loss
+from plantseg_next.training.accumulation import StepLoss, accumulate_gradients
+from plantseg_next.training.step import supervised_loss, supervised_tally
 
 CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
 WEIGHTS = LossSettings(dice=0.5, boundary=0.1)
@@ -22,28 +22,30 @@ def make_batch(n: int, seed: int = 0, size: int = 64) -> Batch:
         lesion=lesion,
         leaf=torch.randint(0, 2, (n, size, size), generator=generator),
         disease=torch.randint(0, 2, (n,), generator=generator),
-        distance=torch.rand(n, size, size, generator=generator) - 0.5,
         keys=tuple(map(str, range(n))),
+        distance=torch.rand(n, size, size, generator=generator) - 0.5,
     )
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
-    return [
-        Batch(*(getattr(batch, f)[i : i + size] for f in batch.__dataclass_fields__))
-        for i in range(0, len(batch), size)
-    ]
+    return [batch.part(slice(i, i + size)) for i in range(0, len(batch), size)]
 
 
-def gradients(network: nn.Module, batches: list[Batch]) -> dict[str, torch.Tensor]:
-    network.zero_grad()
-    torch.manual_seed(1)
-    whole = collate(batches)
-    accumulate_gradients(
-        network,
-        [batch.image for batch in batches],
-        lambda scores: supervised_loss(scores, whole, WEIGHTS),
+def accumulate(network, batches: list[Batch], rows: int | None = None) -> StepLoss:
+    return accumulate_gradients(
+        batches,
+        lambda batch: supervised_tally(network(batch.image), batch, WEIGHTS, rows=rows),
+        lambda tally: supervised_loss(tally, WEIGHTS),
         lambda loss: loss.backward(),
     )
+
+
+def gradients(
+    network: nn.Module, batches: list[Batch], rows: int | None = None
+) -> dict[str, torch.Tensor]:
+    network.zero_grad()
+    torch.manual_seed(1)
+    accumulate(network, batches, rows)
     return {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
 
 
@@ -57,6 +59,18 @@ def test_micro_batches_give_the_gradient_of_the_large_batch(size):
     assert whole.keys() == parts.keys()
     for name, expected in whole.items():
         error = (parts[name] - expected).norm() / expected.norm().clamp_min(1e-8)
+        assert error < 1e-3, name
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("rows", [16, 24])
+def test_stripes_give_the_gradient_of_whole_tiles(size, rows):
+    torch.manual_seed(0)
+    network = build_segmenter(ModelSettings(dropout=0.0, width=32), CLASSES)
+    batches = split(make_batch(4), size)
+    whole, striped = gradients(network, batches), gradients(network, batches, rows)
+    for name, expected in whole.items():
+        error = (striped[name] - expected).norm() / expected.norm().clamp_min(1e-8)
         assert error < 1e-3, name
 
 
@@ -81,12 +95,7 @@ def test_both_passes_of_a_micro_batch_drop_the_same():
         return scores
 
     batch = make_batch(2)
-    accumulate_gradients(
-        watching,
-        [part.image for part in split(batch, 1)],
-        lambda scores: supervised_loss(scores, batch, WEIGHTS),
-        lambda loss: loss.backward(),
-    )
+    accumulate(watching, split(batch, 1))
     first, second, first_again, second_again = seen
     assert torch.equal(first, first_again)
     assert torch.equal(second, second_again)
@@ -100,8 +109,8 @@ def test_a_row_teaches_only_the_heads_it_is_annotated_for():
         torch.full_like(batch.lesion, IGNORE),
         batch.leaf,
         torch.full_like(batch.disease, IGNORE),
-        torch.zeros_like(batch.distance),
         batch.keys,
+        torch.zeros_like(batch.distance),
     )
     found = gradients(network, [unknown])
     assert not found["lesion_head.weight"].any()
@@ -112,7 +121,9 @@ def test_a_row_teaches_only_the_heads_it_is_annotated_for():
 def test_a_part_of_weight_zero_is_left_out():
     network = build_segmenter(ModelSettings(width=32), CLASSES)
     batch = make_batch(1)
-    loss = supervised_loss(network(batch.image), batch, LossSettings())
+    weights = LossSettings()
+    tally = supervised_tally(network(batch.image), batch, weights)
+    loss = supervised_loss(tally, weights)
     assert set(loss.parts) == {"hardest_pixels", "focal_tversky", "leaf", "disease"}
 
 

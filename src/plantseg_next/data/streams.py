@@ -110,6 +110,7 @@ class TileDataset(Dataset[Batch]):
         pixels: Labelled pixels of each lesion class, "no lesion" first; rare classes
             are drawn more often.
         photometry: Light and camera.
+        outlines: Whether to give the distance to outlines, for the boundary loss.
     """
 
     def __init__(
@@ -120,12 +121,14 @@ class TileDataset(Dataset[Batch]):
         seed: int,
         pixels: Sequence[int],
         photometry: Photometry = Photometry(),  # noqa: B008 - frozen
+        outlines: bool = False,
     ) -> None:
         self.rows = manifest.rows
         self.settings = settings
         self.seed = seed
         self.geometry = Geometry(settings.scale)
         self.photometry = photometry
+        self.outlines = outlines
         self._weights = class_weights(np.asarray(pixels, np.int64))
         self._manifest = manifest
         self._cache = SampleCache(self._read, settings.cache_mib)
@@ -192,8 +195,10 @@ class TileDataset(Dataset[Batch]):
             lesion=torch.from_numpy(tile.lesion)[None],
             leaf=torch.from_numpy(tile.leaf)[None],
             disease=torch.tensor([tile.disease], dtype=torch.uint8),
-            distance=torch.from_numpy(signed_distance(tile.lesion))[None],
             keys=(tile.key,),
+            distance=torch.from_numpy(signed_distance(tile.lesion))[None]
+            if self.outlines
+            else None,
         )
 
 
@@ -279,13 +284,14 @@ class MixedDataset(Dataset[Drawn]):
 
 def collate(batches: Sequence[Batch]) -> Batch:
     """Return one batch of many, in order; values stay bytes until they are used."""
+    distances = [batch.distance for batch in batches if batch.distance is not None]
     return Batch(
         image=torch.cat([batch.image for batch in batches]),
         lesion=torch.cat([batch.lesion for batch in batches]),
         leaf=torch.cat([batch.leaf for batch in batches]),
         disease=torch.cat([batch.disease for batch in batches]),
-        distance=torch.cat([batch.distance for batch in batches]),
         keys=tuple(key for batch in batches for key in batch.keys),
+        distance=torch.cat(distances) if distances else None,
         lost=tuple(lost for batch in batches for lost in batch.lost),
     )
 

@@ -10,7 +10,7 @@ Axes: b tile, k class, h row, w column, d image-level disease.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,6 +43,24 @@ class Scores(NamedTuple):
             for m in (self.lesion, self.leaf)
         )
         return Scores(lesion, leaf, self.disease)
+
+    def stripe(self, rows: slice, size_hw: tuple[int, int]) -> "Scores":
+        """Return some rows of ``resized(size_hw)``, without computing the others.
+
+        Args:
+            rows: Start and stop; no step.
+            size_hw: A whole multiple of the maps' own size.
+        """
+        scale = size_hw[0] // self.lesion.shape[2]
+        # A row of the resized map looks at most one row of the map beyond its own.
+        first = max(0, rows.start // scale - 1)
+        last = min(self.lesion.shape[2], -(-rows.stop // scale) + 1)
+        own = slice(rows.start - first * scale, rows.stop - first * scale)
+        near = Scores(
+            self.lesion[:, :, first:last], self.leaf[:, :, first:last], self.disease
+        )
+        lesion, leaf, disease = near.resized(((last - first) * scale, size_hw[1]))
+        return Scores(lesion[:, :, own], leaf[:, :, own], disease)
 
 
 class Summary(nn.Module):
@@ -131,17 +149,22 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
     def forward(
-        self, image: Float[Tensor, "b 3 h w"], *, complementary: bool = False
+        self,
+        image: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],
+        *,
+        complementary: bool = False,
     ) -> Scores:
-        """Return logits for pictures in [0, 1] of any size that is a multiple of 32.
+        """Return logits for pictures of any size that is a multiple of 32.
 
         The maps come at stride 2; ``Scores.resized`` brings them to the picture's size.
 
         Args:
-            image: The pictures.
+            image: The pictures: bytes, or numbers in [0, 1].
             complementary: Whether the second half of the batch shows the same tiles as
                 the first, and each half is to see other channels of the encoder.
         """
+        if image.dtype == torch.uint8:
+            image = image.float().div_(255).contiguous(memory_format=torch.channels_last)
         x = (image - self.mean) / self.std
         stages = self.encoder(x)
         if complementary:

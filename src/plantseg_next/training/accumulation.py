@@ -1,12 +1,13 @@
 """Gradients of one large batch, computed in parts."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from plantseg_next.models.segmenter import Scores
+Part = TypeVar("Part")
 
 
 class StepLoss(NamedTuple):
@@ -21,56 +22,93 @@ class StepLoss(NamedTuple):
     parts: dict[str, Tensor]
 
 
+class Tally(NamedTuple):
+    """All that a loss must know of some tiles; little beside what the network computes.
+
+    Args:
+        sums: Figures by name, of any shape; those of other tiles are added.
+        pixels: Maps by name, ``(b, h, w)``; those of other tiles stand beside them.
+    """
+
+    sums: dict[str, Tensor]
+    pixels: dict[str, Tensor]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Tally"], *, dim: int = 0) -> "Tally":
+        """Return the tally of many parts: of tiles (0), or of the same tiles' rows (1)."""
+        first = parts[0]
+        return cls(
+            {
+                name: torch.stack([p.sums[name] for p in parts]).sum(0)
+                for name in first.sums
+            },
+            {
+                name: torch.cat([p.pixels[name] for p in parts], dim)
+                for name in first.pixels
+            },
+        )
+
+
 def accumulate_gradients(
-    network: Callable[[Tensor], Scores],
-    images: Sequence[Tensor],
-    loss_of: Callable[[Scores], StepLoss],
+    parts: Sequence[Part],
+    tally_of: Callable[[Part], Tally],
+    loss_of: Callable[[Tally], StepLoss],
     backward: Callable[[Tensor], object],
 ) -> StepLoss:
     """Add the gradient of one step, of one micro-batch or of several, and return its loss.
 
     Several micro-batches give the gradient of the one large batch, not nearly but
-    exactly, for any loss: overlaps and hardest pixels are taken over all tiles. The
-    scores of all micro-batches are computed first without a graph; the loss is
-    differentiated with respect to them; then each micro-batch is run again, with the same
-    dropout, to carry its part of that gradient into the network. It costs one more
-    forward pass, and no more memory than the scores of the batch.
+    exactly, for any loss: overlaps and hardest pixels are taken over all tiles. All
+    micro-batches are tallied first without a graph; the loss is differentiated with
+    respect to the tallies; then each micro-batch is run again, with the same dropout, to
+    carry its part of that gradient into the network. It costs one more forward pass, and
+    no more memory than one micro-batch and the tallies.
 
     Args:
-        network: Pictures in [0, 1] to scores.
-        images: Pictures of each micro-batch, on the network's device.
-        loss_of: Loss of the scores of all micro-batches together, in order.
+        parts: The micro-batches.
+        tally_of: Runs the network on a micro-batch and tallies what it says.
+        loss_of: The loss of all tiles, from the tally of all.
         backward: Differentiates a scalar, as Fabric does it.
 
     Source:
-        Gao et al. 2021 (GradCache), arXiv:2101.06983, for losses that join a batch.
+        Gao et al. 2021 (GradCache), arXiv:2101.06983, for losses that join a batch. They
+        keep what the network says of every tile; we keep less.
     """
-    if len(images) == 1:
-        loss = loss_of(network(images[0]))
+    if len(parts) == 1:
+        loss = loss_of(tally_of(parts[0]))
         backward(loss.total)
         return loss
     chances: list[Chance] = []
+    found: list[Tally] = []
     with torch.no_grad():
-        found = []
-        for image in images:
+        for part in parts:
             chances.append(Chance.now())
-            found.append(network(image))
-    whole = Scores(
-        *(torch.cat(maps).float().requires_grad_() for maps in zip(*found, strict=True))
-    )
+            found.append(tally_of(part))
+    whole = Tally.joined(found)
+    sizes = {name: [len(one.pixels[name]) for one in found] for name in whole.pixels}
+    del found
+    figures = [
+        t.requires_grad_() for t in chain(whole.sums.values(), whole.pixels.values())
+    ]
     loss = loss_of(whole)
     # Heads that no tile of the step is annotated for get no gradient at all.
     slopes = torch.autograd.grad(
-        loss.total, whole, allow_unused=True, materialize_grads=True
+        loss.total, figures, allow_unused=True, materialize_grads=True
     )
-    first = 0
-    for image, chance in zip(images, chances, strict=True):
+    n = len(whole.sums)
+    of_sums = dict(zip(whole.sums, slopes[:n], strict=True))
+    of_pixels = {
+        name: torch.split(slope, sizes[name])
+        for name, slope in zip(whole.pixels, slopes[n:], strict=True)
+    }
+    del whole, figures, slopes
+    for i, (part, chance) in enumerate(zip(parts, chances, strict=True)):
         chance.restore()
-        part = slice(first, first + len(image))
-        scores = network(image)
-        pulls = [(s * g[part]).sum() for s, g in zip(scores, slopes, strict=True)]
-        backward(torch.stack([pull.float() for pull in pulls]).sum())
-        first = part.stop
+        tally = tally_of(part)
+        pulls = [(f * of_sums[name]).sum() for name, f in tally.sums.items()]
+        pulls += [(f * of_pixels[name][i]).sum() for name, f in tally.pixels.items()]
+        backward(torch.stack([pull for pull in pulls if pull.requires_grad]).sum())
+        del tally, pulls
     return loss
 
 

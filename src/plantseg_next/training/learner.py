@@ -204,14 +204,14 @@ def height_above(name: str) -> int:
 
 
 def to_device(drawn: Drawn, device: torch.device) -> Drawn:
-    """Return the tiles on a device, bytes turned into what the network wants."""
+    """Return the tiles on a device; bytes stay bytes, a step's pictures are many."""
     labelled, views = drawn
     return Drawn(
         batch_to_device(labelled, device),
         views
         and Views(
-            weak=_picture(views.weak, device),
-            strong=torch.stack([_picture(view, device) for view in views.strong]),
+            weak=views.weak.to(device, non_blocking=True),
+            strong=views.strong.to(device, non_blocking=True),
             inside=views.inside.to(device, non_blocking=True),
             keys=views.keys,
         ),
@@ -220,20 +220,13 @@ def to_device(drawn: Drawn, device: torch.device) -> Drawn:
 
 def batch_to_device(batch: Batch, device: torch.device) -> Batch:
     """Return labelled tiles on a device, as ``to_device`` does."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
-
     return Batch(
-        image=_picture(batch.image, device),
-        lesion=moved(batch.lesion).long(),
-        leaf=moved(batch.leaf).long(),
-        disease=moved(batch.disease).long(),
-        distance=moved(batch.distance),
+        image=batch.image.to(device, non_blocking=True),
+        lesion=batch.lesion.to(device, non_blocking=True),
+        leaf=batch.leaf.to(device, non_blocking=True),
+        disease=batch.disease.to(device, non_blocking=True),
         keys=batch.keys,
+        distance=None
+        if batch.distance is None
+        else batch.distance.to(device, non_blocking=True),
     )
-
-
-def _picture(tensor: Tensor, device: torch.device) -> Tensor:
-    image = tensor.to(device, non_blocking=True).float().div_(255)
-    return image.contiguous(memory_format=torch.channels_last)

@@ -113,7 +113,7 @@ class Lessons:
 
     def _said_of(self, views: Views) -> Taught:
         """Return the weak views with what is believed of them."""
-        lesion, leaf = self._opinions(views.weak)
+        scores, lesion, leaf = self._opinions(views.weak)
         self._lesion_gate.notice(lesion, views.inside)
         sure = self._lesion_gate.believes(lesion, views.inside)
         lesion_label = lesion.label.masked_fill(~sure, IGNORE)
@@ -126,10 +126,13 @@ class Lessons:
             self._leaf_gate.notice(leaf, views.inside)
             sure = self._leaf_gate.believes(leaf, views.inside)
             leaf_label = leaf.label.masked_fill(~sure, IGNORE)
-        scores = None
-        if self.settings.method == "mean_teacher":
-            scores = Scores(lesion.logits, leaf.logits, lesion.logits.new_zeros(0))
-        return Taught(views.weak, lesion_label, leaf_label, views.inside, scores)
+        return Taught(
+            views.weak,
+            lesion_label.byte(),
+            leaf_label.byte(),
+            views.inside,
+            scores if self.settings.method == "mean_teacher" else None,
+        )
 
     def audit(
         self, student: nn.Module, hidden: Batch, *, at_once: int = 16
@@ -151,7 +154,7 @@ class Lessons:
             NaN where there is nothing to divide by.
         """
         images = torch.split(hidden.image, at_once)
-        opinion = Opinion.joined([self._opinions(image)[0] for image in images])
+        opinion = Opinion.joined([self._opinions(image)[1] for image in images])
         known = hidden.lesion != IGNORE
         sure = self._lesion_gate.believes(opinion, known)
         label = opinion.label
@@ -221,7 +224,7 @@ class Lessons:
 
     def _look_at(self, labelled: Batch) -> bool:
         """Learn the ranks from labelled tiles; return whether a lesion was found there."""
-        lesion, leaf = self._opinions(labelled.image)
+        _, lesion, leaf = self._opinions(labelled.image)
         known = labelled.lesion != IGNORE
         if self._lesion_gate.needs_ranks:
             self._lesion_gate.learn(lesion, known)
@@ -229,16 +232,18 @@ class Lessons:
         is_lesion = known & (labelled.lesion != NO_LESION)
         return bool((is_lesion & (lesion.label != NO_LESION)).any())
 
-    def _opinions(self, image: Tensor) -> tuple[Opinion, Opinion]:
-        """Return what the teacher says of the lesions and of the leaf."""
+    def _opinions(self, image: Tensor) -> tuple[Scores, Opinion, Opinion]:
+        """Return what the teacher says, and its opinions on the lesions and the leaf."""
         teacher = self.teacher
         size = (image.shape[2], image.shape[3])
-        scores = teacher(image).resized(size)
+        said = teacher(image)
+        scores = said.resized(size)
         if "dropout" not in self.settings.gate:
-            return Opinion(scores.lesion), Opinion(scores.leaf)
+            return said, Opinion(scores.lesion), Opinion(scores.leaf)
         with dropout_on(teacher.network):
             passes = [teacher(image).resized(size) for _ in range(self.settings.passes)]
         return (
+            said,
             Opinion(scores.lesion, torch.stack([p.lesion for p in passes])),
             Opinion(scores.leaf, torch.stack([p.leaf for p in passes])),
         )

@@ -1,4 +1,7 @@
-"""Supervised losses on logits. Pure functions, float32 inside, no state.
+"""Losses on logits. Pure functions, float32 inside, no state.
+
+What joins a whole batch comes in two parts: figures of tiles, which add up or stand side
+by side, and the loss that they make together. So a batch may be counted in parts.
 
 Every loss skips ignored pixels, returns 0 with a zero gradient where nothing is left to
 learn from, and stays finite for absent classes and empty masks. Sums run in float32 under
@@ -10,7 +13,7 @@ Axes: b tile, k class, h row, w column.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,22 +24,42 @@ SMOOTH = 1.0  # pixels added to both sides of an overlap ratio
 
 
 class Overlap(NamedTuple):
-    """Soft counts a class, in pixels, summed over the batch; each ``(k,)``.
+    """Soft counts a class, in pixels, each ``(k,)``; those of parts of a batch add up.
 
     Args:
         hit: Probability mass on pixels of the class.
-        false: Probability mass on pixels of other classes.
-        missed: Pixels of the class, less ``hit``.
-        present: Whether the class is in the batch.
+        mass: Probability mass on known pixels.
+        area: Pixels of the class.
     """
 
     hit: Tensor
-    false: Tensor
-    missed: Tensor
-    present: Tensor
+    mass: Tensor
+    area: Tensor
+
+    @property
+    def false(self) -> Tensor:
+        """Probability mass on pixels of other classes."""
+        return self.mass - self.hit
+
+    @property
+    def missed(self) -> Tensor:
+        """Pixels of the class, less ``hit``."""
+        return self.area - self.hit
+
+    @property
+    def n_known(self) -> Tensor:
+        """Pixels that have a label."""
+        return self.area.sum()
+
+    def mean_present(self, loss: Tensor) -> Tensor:
+        """Return the mean of a figure a class over the classes that there are."""
+        present = self.area > 0
+        return (loss * present).sum() / present.sum().clamp_min(1)
 
 
-def overlap(logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b h w"]) -> Overlap:
+def count_overlap(
+    logits: Float[Tensor, "b k h w"], target: Integer[Tensor, "b h w"]
+) -> Overlap:
     """Return the soft counts that Dice and Tversky share.
 
     Counts are summed over the whole batch before any ratio is taken, so that a lesion of
@@ -60,27 +83,22 @@ def overlap(logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b h w"]) -> O
         )
     known = target != IGNORE
     prob = logits.float().softmax(dim=1) * known[:, None]  # (b, k, h, w)
-    ids = target.masked_fill(~known, 0)[:, None]  # (b, 1, h, w)
-    at_truth = prob.gather(1, ids)  # (b, 1, h, w)
-    # Counting by scatter keeps one (b, k, h, w) map alive, where one-hot keeps three.
-    flat = ids.flatten()
-    hit = prob.new_zeros(k).index_add(0, flat, at_truth.flatten())
-    area = prob.new_zeros(k).index_add(0, flat, known.flatten().float())
-    mass = prob.sum(dim=(0, 2, 3))
-    return Overlap(hit, mass - hit, area - hit, area > 0)
+    ids = target.masked_fill(~known, 0).long()  # (b, h, w)
+    at_truth = prob.gather(1, ids[:, None])
+    # Counting by index keeps one (b, k, h, w) map alive, where one-hot keeps three. Tiles
+    # are counted apart: float32 cannot count the pixels of many large ones.
+    tile = torch.arange(b, device=ids.device)[:, None, None]
+    flat = (ids + k * tile).flatten()
+    hit = prob.new_zeros(b * k).index_add(0, flat, at_truth.flatten())
+    area = prob.new_zeros(b * k).index_add(0, flat, known.flatten().float())
+    return Overlap(hit.view(b, k).sum(0), prob.sum(dim=(0, 2, 3)), area.view(b, k).sum(0))
 
 
-def soft_dice(
-    logits: Float[Tensor, "b k h w"],
-    target: Int[Tensor, "b h w"],
-    *,
-    smooth: float = SMOOTH,
-) -> Float[Tensor, ""]:
+def soft_dice(found: Overlap, *, smooth: float = SMOOTH) -> Float[Tensor, ""]:
     """Return one minus the Dice overlap, averaged over the classes present.
 
     Args:
-        logits: Unnormalised class scores.
-        target: Class ids or ``IGNORE``.
+        found: Counts of the whole batch.
         smooth: Pixels added to both sides of the ratio; 0 is the paper's form.
 
     Returns:
@@ -94,18 +112,18 @@ def soft_dice(
     Example:
         >>> target = torch.tensor([[[0, 1], [1, 255]]])
         >>> perfect = 20.0 * F.one_hot(target % 255, 2).movedim(-1, 1).float()
-        >>> round(soft_dice(perfect, target).item(), 4)
+        >>> round(soft_dice(count_overlap(perfect, target)).item(), 4)
         0.0
     """
-    hit, false, missed, present = overlap(logits, target)
-    tiny = torch.finfo(hit.dtype).tiny  # keeps 0 / 0 finite when smooth is 0
-    dice = (2 * hit + smooth) / (2 * hit + false + missed + smooth).clamp_min(tiny)
-    return _mean_present(1 - dice, present)
+    tiny = torch.finfo(found.hit.dtype).tiny  # keeps 0 / 0 finite when smooth is 0
+    both = 2 * found.hit + smooth
+    return found.mean_present(
+        1 - both / (both + found.false + found.missed).clamp_min(tiny)
+    )
 
 
 def focal_tversky(
-    logits: Float[Tensor, "b k h w"],
-    target: Int[Tensor, "b h w"],
+    found: Overlap,
     *,
     alpha: float = 0.3,
     beta: float = 0.7,
@@ -121,8 +139,7 @@ def focal_tversky(
     nears perfection.
 
     Args:
-        logits: Unnormalised class scores.
-        target: Class ids or ``IGNORE``.
+        found: Counts of the whole batch.
         alpha: Weight of false positives.
         beta: Weight of misses.
         gamma: Focus, > 0; 1 gives the plain Tversky loss.
@@ -136,23 +153,29 @@ def focal_tversky(
         Salehi et al. 2017, arXiv:1706.05721. Departure: ``1 - TI`` is held above 1e-6,
         since a power below 1 has an infinite slope at 0.
     """
-    hit, false, missed, present = overlap(logits, target)
-    index = (hit + smooth) / (hit + alpha * false + beta * missed + smooth)
-    return _mean_present((1 - index).clamp_min(1e-6) ** (1 / gamma), present)
+    hit = found.hit
+    index = (hit + smooth) / (hit + alpha * found.false + beta * found.missed + smooth)
+    return found.mean_present((1 - index).clamp_min(1e-6) ** (1 / gamma))
+
+
+def cross_entropy(
+    logits: Float[Tensor, "b k ..."], target: Integer[Tensor, "b ..."]
+) -> Float[Tensor, "b ..."]:
+    """Return the cross-entropy of each pixel, or of each picture: nats, 0 if unlabelled."""
+    return F.cross_entropy(
+        logits.float(), target.long(), ignore_index=IGNORE, reduction="none"
+    )
 
 
 def hardest_pixels(
-    logits: Float[Tensor, "b k h w"],
-    target: Int[Tensor, "b h w"],
-    *,
-    share: float = 0.25,
+    loss: Float[Tensor, "b h w"], n_known: Float[Tensor, ""], *, share: float = 0.25
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of the hardest pixels of the batch.
 
     Args:
-        logits: Unnormalised class scores.
-        target: Class ids or ``IGNORE``.
-        share: Part of the *valid* pixels kept, in (0, 1]. Taking it of all pixels, as
+        loss: Cross-entropy of each pixel of the whole batch, 0 without a label.
+        n_known: Pixels that have a label.
+        share: Part of the *labelled* pixels kept, in (0, 1]. Taking it of all pixels, as
             some code does, would learn from easy ones wherever a tile is padded.
 
     Returns:
@@ -162,68 +185,42 @@ def hardest_pixels(
         Wu et al. 2016, arXiv:1605.06885 (online bootstrapping). For true labels only:
         on pseudo-labels the hardest pixels are the wrongly labelled ones.
     """
-    loss = F.cross_entropy(
-        logits.float(), target, ignore_index=IGNORE, reduction="none"
-    ).flatten()
-    valid = target.flatten() != IGNORE
-    n_kept = max(1, -(-int(valid.sum() * round(share * 1e6)) // 10**6))
-    kept = loss.masked_fill(~valid, 0.0).topk(n_kept).values
-    return kept.sum() / n_kept
+    # How many are kept is known to the device alone; asking would stall a GPU.
+    million = 10**6
+    parts = round(share * million)
+    most = max(1, -(-loss.numel() * parts // million))
+    n_kept = ((n_known.long() * parts + million - 1) // million).clamp_min(1)
+    kept = loss.flatten().topk(most).values
+    is_kept = torch.arange(most, device=loss.device) < n_kept
+    return (kept * is_kept).sum() / n_kept
 
 
-def pseudo_cross_entropy(
-    logits: Float[Tensor, "b k h w"],
-    label: Int[Tensor, "b h w"],
-    inside: Bool[Tensor, "b h w"] | None,
-) -> Float[Tensor, ""]:
-    """Return the cross-entropy with labels of which only some are believed.
-
-    Args:
-        logits: Unnormalised class scores.
-        label: The teacher's class, ``IGNORE`` where it is not believed.
-        inside: Pixels that the sum is divided by, so that a batch of which little is
-            believed weighs little; ``None`` divides by the believed ones.
-
-    Returns:
-        Loss >= 0, in nats; 0 where nothing is believed.
-
-    Source:
-        Sohn et al. 2020 (FixMatch), arXiv:2001.07685, who divide by all.
-    """
-    total = F.cross_entropy(logits.float(), label, ignore_index=IGNORE, reduction="sum")
-    n = (label != IGNORE).sum() if inside is None else inside.sum()
-    return total / n.clamp_min(1)
-
-
-def consistency(
+def squared_distance(
     logits: Float[Tensor, "b k h w"],
     teacher: Float[Tensor, "b k h w"],
-    label: Int[Tensor, "b h w"],
-    inside: Bool[Tensor, "b h w"],
-) -> Float[Tensor, ""]:
+    label: Integer[Tensor, "b h w"],
+) -> Float[Tensor, "b h w"]:
     """Return the squared distance of the student's probabilities from the teacher's.
 
     Args:
         logits: The student's scores.
         teacher: The teacher's scores of the same pixels; not differentiated.
         label: ``IGNORE`` where the teacher is not believed; those pixels count as 0.
-        inside: Pixels of the picture, which the sum is divided by.
 
     Returns:
-        Mean over pixels of the mean over classes, in [0, 2 / k].
+        Mean over classes of each pixel, in [0, 2 / k].
 
     Source:
         Tarvainen and Valpola 2017 (Mean Teacher), arXiv:1703.01780.
     """
     gap = logits.float().softmax(1) - teacher.detach().float().softmax(1)
-    distance = gap.square().mean(1).masked_fill(label == IGNORE, 0.0)  # (b, h, w)
-    return distance.sum() / inside.sum().clamp_min(1)
+    return gap.square().mean(1).masked_fill(label == IGNORE, 0.0)
 
 
 def boundary(
     logits: Float[Tensor, "b k h w"], distance: Float[Tensor, "b h w"]
-) -> Float[Tensor, ""]:
-    """Return the mean of foreground probability times signed distance to the truth.
+) -> Float[Tensor, "b h w"]:
+    """Return foreground probability times signed distance to the truth, of each pixel.
 
     Args:
         logits: Unnormalised class scores; all but class 0 are foreground.
@@ -232,24 +229,11 @@ def boundary(
             parts of the tile's diagonal, so that the loss does not grow with the tile.
 
     Returns:
-        Loss, negative for a good match; never to be used alone.
+        To be averaged; negative for a good match, and never to be used alone.
 
     Source:
         Kervadec et al. 2019, arXiv:1812.07032. Departures: all lesion classes form one
         foreground; distances are divided by the diagonal.
     """
     foreground = 1 - logits.float().softmax(dim=1)[:, 0]  # (b, h, w)
-    return (foreground * distance).mean()
-
-
-def cross_entropy(
-    logits: Float[Tensor, "b k ..."], target: Int[Tensor, "b ..."]
-) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy of the labels that are known, of pixels or pictures."""
-    n_known = (target != IGNORE).sum().clamp_min(1)
-    total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="sum")
-    return total / n_known
-
-
-def _mean_present(loss: Tensor, present: Tensor) -> Tensor:
-    return (loss * present).sum() / present.sum().clamp_min(1)
+    return foreground * distance

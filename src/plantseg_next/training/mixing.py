@@ -80,9 +80,11 @@ def paste_lesions(
         pasted[:, None].float(), soft_px, stride=1, padding=soft_px // 2
     )  # (b, 1, h, w)
     image = alpha * donors.image[order] + (1 - alpha) * tiles.image
+    if not tiles.image.is_floating_point():
+        image = image.round()
     return Taught(
-        image=image,
+        image=image.to(tiles.image.dtype),
         lesion=torch.where(pasted, lesion, tiles.lesion),
-        leaf=torch.where(pasted & (tiles.leaf != IGNORE), 1, tiles.leaf),
+        leaf=tiles.leaf.masked_fill(pasted & (tiles.leaf != IGNORE), 1),
         inside=tiles.inside,
     )

@@ -1,6 +1,7 @@
 """One training step. Read this first.
 
-A step turns batches into gradients and the named parts of their loss. What is learned
+A step turns batches into gradients and the named parts of their loss: the network looks
+at tiles, what it says is tallied, and the loss is a function of the tally. What is learned
 from is plain in the targets: pixels and pictures without an annotation are ``IGNORE`` and
 teach nothing, so a row that marks lesions only, one that marks the leaf too and one that
 has only a name pass through the same lines. So do the teacher's labels: a pixel on which
@@ -12,15 +13,20 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from plantseg_next.data.streams import Drawn, collate
+from plantseg_next.data.streams import Drawn
 from plantseg_next.experiment import LossSettings, UnlabelledSettings
 from plantseg_next.models.segmenter import Scores
-from plantseg_next.structures import Batch
+from plantseg_next.structures import IGNORE, Batch
 from plantseg_next.training import losses
-from plantseg_next.training.accumulation import StepLoss, accumulate_gradients
+from plantseg_next.training.accumulation import StepLoss, Tally, accumulate_gradients
 from plantseg_next.training.lessons import Lessons
+from plantseg_next.training.losses import Overlap
 from plantseg_next.training.taught import Taught
+
+LESSON_HEADS = {"lesion": 1.0, "leaf": 0.5}
+"""What the teacher teaches of, and how much each counts."""
 
 
 def learn(
@@ -29,6 +35,8 @@ def learn(
     weights: LossSettings,
     backward: Callable[[Tensor], object],
     lessons: Lessons | None = None,
+    *,
+    rows: int | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradients of one step to the student's, and return the parts of its loss.
 
@@ -38,88 +46,181 @@ def learn(
         weights: What the parts of the supervised loss are worth.
         backward: Differentiates a scalar, as Fabric does it.
         lessons: What the teacher makes of tiles without labels, once it is its time.
+        rows: Rows of a tile whose losses are computed at once; ``None`` for all.
     """
-    labelled = collate([d.labelled for d in drawn])
     loss = accumulate_gradients(
-        student,
-        [d.labelled.image for d in drawn],
-        lambda scores: supervised_loss(scores, labelled, weights),
+        [one.labelled for one in drawn],
+        lambda batch: supervised_tally(student(batch.image), batch, weights, rows=rows),
+        partial(supervised_loss, weights=weights),
         backward,
     )
     weight = None if lessons is None else lessons.weight
     if lessons is None or weight is None:
         return loss.parts
-    taught = lessons.teach(drawn)
-    whole = Taught.joined(taught)
     settings = lessons.settings
+    looks = partial(student, complementary=True) if settings.strong_views > 1 else student
     lesson = accumulate_gradients(
-        partial(student, complementary=True) if settings.strong_views > 1 else student,
-        [t.image for t in taught],
-        lambda scores: lesson_loss(scores, whole, settings, weight),
+        lessons.teach(drawn),
+        lambda taught: lesson_tally(looks(taught.image), taught, settings, rows=rows),
+        partial(lesson_loss, settings=settings, weight=weight),
         backward,
     )
     return loss.parts | lesson.parts
 
 
-def supervised_loss(scores: Scores, batch: Batch, weights: LossSettings) -> StepLoss:
+def supervised_tally(
+    scores: Scores, batch: Batch, weights: LossSettings, *, rows: int | None = None
+) -> Tally:
+    """Count what the loss of annotated tiles needs; see ``supervised_loss``.
+
+    Args:
+        scores: What the network says of them, at any resolution.
+        batch: The tiles.
+        weights: What each part is worth; for a part of weight 0 nothing is counted.
+        rows: Rows at once.
+    """
+
+    def count(scores: Scores, these: slice) -> Tally:
+        lesion = batch.lesion[:, these]
+        sums = {"lesion": torch.stack(losses.count_overlap(scores.lesion, lesion))}
+        pixels = {}
+        if weights.hardest_pixels > 0:
+            pixels["lesion"] = losses.cross_entropy(scores.lesion, lesion)
+        if weights.boundary > 0 and batch.distance is not None:
+            distance = batch.distance[:, these]
+            found = losses.boundary(scores.lesion, distance)
+            sums["boundary"] = torch.stack([found.sum(), found.new_tensor(found.numel())])
+        if weights.leaf > 0:
+            leaf = batch.leaf[:, these]
+            sums["leaf"] = torch.stack(losses.count_overlap(scores.leaf, leaf))
+            sums["leaf_entropy"] = losses.cross_entropy(scores.leaf, leaf).sum()
+        return Tally(sums, pixels)
+
+    tally = by_rows(scores, (batch.lesion.shape[1], batch.lesion.shape[2]), rows, count)
+    if weights.disease > 0:
+        entropy = losses.cross_entropy(scores.disease, batch.disease).sum()
+        tally.sums["disease"] = torch.stack([entropy, (batch.disease != IGNORE).sum()])
+    return tally
+
+
+def supervised_loss(tally: Tally, weights: LossSettings) -> StepLoss:
     """Return the loss of annotated tiles.
 
     Args:
-        scores: What the network says of the batch, at any resolution.
-        batch: The tiles.
+        tally: Of all tiles of the step.
         weights: What each part is worth; a part of weight 0 is not computed.
     """
-    h, w = batch.lesion.shape[-2:]
-    scores = scores.resized((h, w))
+    sums = tally.sums
+    lesion = Overlap(*sums["lesion"])
     parts: dict[str, Callable[[], Tensor]] = {
         "hardest_pixels": lambda: losses.hardest_pixels(
-            scores.lesion, batch.lesion, share=weights.hardest_share
+            tally.pixels["lesion"], lesion.n_known.detach(), share=weights.hardest_share
         ),
-        "focal_tversky": lambda: losses.focal_tversky(scores.lesion, batch.lesion),
-        "dice": lambda: losses.soft_dice(scores.lesion, batch.lesion),
-        "boundary": lambda: losses.boundary(scores.lesion, batch.distance),
+        "focal_tversky": lambda: losses.focal_tversky(lesion),
+        "dice": lambda: losses.soft_dice(lesion),
+        "boundary": lambda: _mean(*sums["boundary"]),
         "leaf": lambda: (
-            losses.cross_entropy(scores.leaf, batch.leaf)
-            + losses.soft_dice(scores.leaf, batch.leaf)
+            _mean(sums["leaf_entropy"], Overlap(*sums["leaf"]).n_known)
+            + losses.soft_dice(Overlap(*sums["leaf"]))
         ),
-        "disease": lambda: losses.cross_entropy(scores.disease, batch.disease),
+        "disease": lambda: _mean(*sums["disease"]),
     }
     wanted = {n: part() for n, part in parts.items() if getattr(weights, n) > 0}
     total = sum(
         (getattr(weights, name) * part for name, part in wanted.items()),
-        start=scores.lesion.new_zeros((), dtype=torch.float32),
+        start=lesion.hit.new_zeros(()),
     )
     return StepLoss(total, {name: part.detach() for name, part in wanted.items()})
 
 
-def lesson_loss(
-    scores: Scores, taught: Taught, settings: UnlabelledSettings, weight: float
-) -> StepLoss:
-    """Return the loss of tiles on which the teacher has spoken.
+def lesson_tally(
+    scores: Scores, taught: Taught, settings: UnlabelledSettings, *, rows: int | None = None
+) -> Tally:
+    """Count what the loss of taught tiles needs; see ``lesson_loss``.
 
     Args:
         scores: What the student says of ``taught.image``, at any resolution.
         taught: What the teacher says.
+        settings: The method.
+        rows: Rows at once.
+    """
+    size = (taught.lesion.shape[1], taught.lesion.shape[2])
+
+    def count(scores: Scores, these: slice) -> Tally:
+        sums = {"inside": taught.inside[:, these].sum().float()}
+        said = taught.scores and taught.scores.stripe(these, size)
+        for head in LESSON_HEADS:
+            logits, label = getattr(scores, head), getattr(taught, head)[:, these]
+            if said is not None:
+                distance = losses.squared_distance(logits, getattr(said, head), label)
+                sums[f"{head}_distance"] = distance.sum()
+                continue
+            sums[f"{head}_entropy"] = losses.cross_entropy(logits, label).sum()
+            sums[f"{head}_believed"] = (label != IGNORE).sum().float()
+            if settings.dice > 0:
+                sums[head] = torch.stack(losses.count_overlap(logits, label))
+        return Tally(sums, {})
+
+    return by_rows(scores, size, rows, count)
+
+
+def lesson_loss(tally: Tally, settings: UnlabelledSettings, weight: float) -> StepLoss:
+    """Return the loss of tiles on which the teacher has spoken.
+
+    The sum of cross-entropies is divided by all pixels of the pictures, as FixMatch does
+    it (Sohn et al. 2020, arXiv:2001.07685), so that a batch of which little is believed
+    weighs little; or by the believed ones.
+
+    Args:
+        tally: Of all tiles of the step.
         settings: Method and weights.
         weight: What all of it is worth now, beside the supervised loss.
     """
-    h, w = taught.lesion.shape[-2:]
-    scores = scores.resized((h, w))
-    total = scores.lesion.new_zeros((), dtype=torch.float32)
+    sums = tally.sums
+    total = sums["inside"].new_zeros(())
     parts: dict[str, Tensor] = {}
-    for head, worth in (("lesion", 1.0), ("leaf", 0.5)):
-        logits, label = getattr(scores, head), getattr(taught, head)
-        if taught.scores is not None:
-            said = getattr(taught.scores, head)
-            part = losses.consistency(logits, said, label, taught.inside)
+    for head, worth in LESSON_HEADS.items():
+        if f"{head}_distance" in sums:
+            part = _mean(sums[f"{head}_distance"], sums["inside"])
         else:
-            part = losses.pseudo_cross_entropy(
-                logits,
-                label,
-                taught.inside if settings.divide_by == "inside" else None,
-            )
+            among = "inside" if settings.divide_by == "inside" else f"{head}_believed"
+            part = _mean(sums[f"{head}_entropy"], sums[among])
             if settings.dice > 0:
-                part = part + settings.dice * losses.soft_dice(logits, label)
+                part = part + settings.dice * losses.soft_dice(Overlap(*sums[head]))
         total = total + weight * worth * part
         parts[f"lesson_{head}"] = part.detach()
     return StepLoss(total, parts)
+
+
+def by_rows(
+    scores: Scores,
+    size_hw: tuple[int, int],
+    rows: int | None,
+    count: Callable[[Scores, slice], Tally],
+) -> Tally:
+    """Return the tally of maps brought to the tile's size, whole or stripe by stripe.
+
+    With many classes the maps at full size are what needs most memory. In stripes only
+    one of them exists at a time; the backward pass makes each again.
+
+    Args:
+        scores: At a resolution of which ``size_hw`` is a multiple.
+        size_hw: The tile's size.
+        rows: Height of a stripe; ``None`` for the whole tile.
+        count: Tallies a stripe.
+    """
+    height = size_hw[0]
+    if rows is None or rows >= height:
+        return count(scores.resized(size_hw), slice(0, height))
+    stripes = [slice(r, min(r + rows, height)) for r in range(0, height, rows)]
+
+    def counted(these: slice) -> Tally:
+        return count(scores.stripe(these, size_hw), these)
+
+    return Tally.joined(
+        [checkpoint(counted, these, use_reentrant=False) for these in stripes], dim=1
+    )
+
+
+def _mean(total: Tensor, n: Tensor) -> Tensor:
+    return total / n.clamp_min(1)

@@ -14,11 +14,11 @@ class Taught:
     """What the student sees, and what the teacher says of it.
 
     Args:
-        image: ``(b, 3, h, w)`` in [0, 1].
-        lesion: int64 ``(b, h, w)``, ``IGNORE`` where the teacher is not believed.
+        image: ``(b, 3, h, w)``, bytes or in [0, 1].
+        lesion: uint8 ``(b, h, w)``, ``IGNORE`` where the teacher is not believed.
         leaf: The same for the leaf.
         inside: bool ``(b, h, w)``, whether the pixel lies in the picture at all.
-        scores: The teacher's logits at the tile's size, where the method wants them.
+        scores: The teacher's logits, at its own resolution, where the method wants them.
     """
 
     image: Tensor

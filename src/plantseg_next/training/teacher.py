@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from plantseg_next.models.segmenter import Scores
@@ -34,7 +34,9 @@ class Teacher:
         self.updates = 0
 
     @torch.no_grad()
-    def __call__(self, image: Float[Tensor, "b 3 h w"]) -> Scores:
+    def __call__(
+        self, image: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
+    ) -> Scores:
         """Return what the teacher says of pictures."""
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16):
             return self.network(image)
