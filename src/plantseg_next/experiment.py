@@ -22,6 +22,9 @@ from pydantic import (
 from plantseg_next.errors import UsageError
 from plantseg_next.files import write_atomically
 
+Recomputed = Literal["stage_1", "stage_2", "stage_3", "stage_4", "decoder", "fine"]
+"""Parts of the network whose values need not be kept for the backward pass."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -188,6 +191,33 @@ class TrainingSettings(_Part):
     """Most pictures of a validation, drawn once by the seed."""
 
 
+class MemorySettings(_Part):
+    """What is given for less memory. Exact, where nothing else is said.
+
+    ``training.micro_batch`` belongs here too.
+    """
+
+    recomputed: tuple[Recomputed, ...] = ()
+    """Parts of the network that are computed again in the backward pass instead of kept:
+    slower by their forward pass."""
+    loss_rows: int | None = Field(None, ge=16, multiple_of=16)
+    """Rows of a tile whose losses are computed at once, where there are many classes.
+    null: all."""
+    teacher: Literal["device", "host"] = "device"
+    """Where the teacher's weights wait. host: in main memory, in float32; to look at
+    tiles they visit the GPU, in the precision that it computes in."""
+    optimiser: Literal["adamw", "adafactor"] = "adamw"
+    """adamw keeps two numbers a weight. adafactor keeps a row and a column of them, where
+    the encoder has linear layers: tiny and larger. It learns otherwise."""
+    frozen: bool = False
+    """Whether the encoder stays as it starts: for published weights only. Learns less."""
+    channels_last: bool = True
+    """The layout in which convolutions are fastest."""
+    clears_cache: bool = False
+    """Whether to collect garbage and give back the GPU's cache after every step, as the
+    original system did."""
+
+
 class Experiment(_Part):
     """Everything that fixes a run besides the data."""
 
@@ -198,6 +228,7 @@ class Experiment(_Part):
     loss: LossSettings = LossSettings()
     unlabelled: UnlabelledSettings = UnlabelledSettings()
     training: TrainingSettings = TrainingSettings()
+    memory: MemorySettings = MemorySettings()
 
     def write(self, path: Path) -> None:
         """Write the tree as YAML."""

@@ -15,7 +15,6 @@ from plantseg_next.inference.predictor import TILES_AT_ONCE
 from plantseg_next.judging import labelled_rows, some_rows, validate
 from plantseg_next.models.bundle import Card
 from plantseg_next.runtime import Device, find_device, seed_everything
-from plantseg_next.structures import ClassMap
 
 if TYPE_CHECKING:
     from torch import nn
@@ -176,7 +175,7 @@ def build_trainer(
     from plantseg_next.training.forecast import Forecast
     from plantseg_next.training.guards import Event
     from plantseg_next.training.history import History
-    from plantseg_next.training.learner import Learner
+    from plantseg_next.training.learner import build_learner
     from plantseg_next.training.monitor import Monitor
     from plantseg_next.training.pulse import Pulse
     from plantseg_next.training.trainer import Trainer
@@ -189,10 +188,9 @@ def build_trainer(
     origin = network.encoder.origin
     say(f"{len(learned)} labelled pictures to learn from, {len(judged_on)} to judge by")
     say(f"device: {device.name}; {origin.notice}")
-    lessons, hidden = None, None
+    hidden = None
     if len(unlabelled):
         say(f"{len(unlabelled)} pictures without masks to learn from")
-        lessons = build_lessons(network, classes, settings, device)
         hidden = hidden_tiles(plan.manifest, settings, plan.pixels)
     card = Card(
         classes=classes,
@@ -203,7 +201,10 @@ def build_trainer(
         weights_licence=origin.licence,
         sources=tuple(sorted({row.source for row in learned.rows})),
     )
-    learner = Learner(network, settings, device, lessons)
+    learner = build_learner(
+        network, settings, device, classes, with_lessons=len(unlabelled) > 0
+    )
+    lessons = learner.lessons
     monitor = Monitor(folder, cache_mib=2 * settings.data.cache_mib)
     forecast = Forecast(
         validations=settings.training.validations,
@@ -272,22 +273,6 @@ def tiles_of(
     return MixedDataset(labelled, views, settings.unlabelled.ratio)
 
 
-def build_lessons(
-    network: "nn.Module", classes: ClassMap, settings: Experiment, device: Device
-) -> "Lessons":
-    """Return the lessons of a teacher that starts as a copy of the network."""
-    from plantseg_next.training.learner import uses_bfloat16
-    from plantseg_next.training.lessons import Lessons
-    from plantseg_next.training.teacher import Teacher
-
-    teacher = Teacher(
-        network,
-        decay=settings.unlabelled.decay,
-        bfloat16=uses_bfloat16(settings.training, device),
-    )
-    return Lessons(teacher, settings.unlabelled, classes)
-
-
 class Judge:
     """Say how good a network is, and how far its teacher is to be believed.
 
@@ -340,15 +325,19 @@ class Judge:
         from plantseg_next.training.guards import drift
         from plantseg_next.training.learner import batch_to_device
 
-        predictor = make_predictor(
-            network, self._card, self._device.kind, tiles_at_once=at_once
-        )
-        found = validate(predictor, self._chosen)
-        if self._lessons is None or self._hidden is None:
-            return found
-        place = next(self._student.parameters()).device
-        hidden = batch_to_device(self._hidden, place)
-        details = self._lessons.audit(self._student, hidden, at_once=2 * at_once)
+        place, home = (next(n.parameters()).device for n in (self._student, network))
+        network.to(place)  # a teacher may wait elsewhere
+        try:
+            predictor = make_predictor(
+                network, self._card, self._device.kind, tiles_at_once=at_once
+            )
+            found = validate(predictor, self._chosen)
+            if self._lessons is None or self._hidden is None:
+                return found
+            hidden = batch_to_device(self._hidden, place)
+            details = self._lessons.audit(self._student, hidden, at_once=2 * at_once)
+        finally:
+            network.to(home)
         return replace(found, details=details, events=(*found.events, *drift(details)))
 
 

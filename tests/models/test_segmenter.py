@@ -1,12 +1,13 @@
 import pytest
 import torch
+from timm.layers.grn import GlobalResponseNorm
 
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import ModelSettings
 from plantseg_next.models import encoder as encoder_module
 from plantseg_next.models.decoder import Decoder, sine_position
-from plantseg_next.models.encoder import Encoder, Origin
-from plantseg_next.models.segmenter import Segmenter, build_segmenter
+from plantseg_next.models.encoder import Encoder, Origin, ResponseNorm
+from plantseg_next.models.segmenter import Scores, Segmenter, build_segmenter
 from plantseg_next.structures import ClassMap
 
 CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust", "blight"), has_leaf=True)
@@ -128,3 +129,52 @@ def test_published_weights_carry_the_licence_we_say(size):
     assert v2.license == "cc-by-nc-4.0" or not v2.has_weights
     free = encoder_module.timm.get_pretrained_cfg(encoder_module.SIZES[size])
     assert free.license == "apache-2.0"
+
+
+def test_response_normalisation_is_that_of_timm():
+    torch.manual_seed(0)
+    for last in (True, False):
+        theirs = GlobalResponseNorm(8, channels_last=last)
+        torch.nn.init.normal_(theirs.weight)
+        torch.nn.init.normal_(theirs.bias)
+        x = torch.randn(2, 5, 6, 8) if last else torch.randn(2, 8, 5, 6)
+        torch.testing.assert_close(ResponseNorm(theirs)(x), theirs(x))
+
+
+def test_a_network_of_ours_has_no_norm_of_theirs():
+    network = build_segmenter(ModelSettings(), CLASSES)
+    kinds = [type(m) for m in network.modules()]
+    assert kinds.count(ResponseNorm) > 0
+    assert GlobalResponseNorm not in kinds
+
+
+@pytest.mark.parametrize("parts", [("stage_1", "stage_3"), ("decoder", "fine")])
+def test_what_is_recomputed_changes_nothing(parts):
+    torch.manual_seed(0)
+    network = build_segmenter(ModelSettings(dropout=0.3, width=32), CLASSES)
+    image = torch.rand(2, 3, 64, 64)
+    found = []
+    for recomputed in ((), parts):
+        network.recompute(recomputed)
+        network.zero_grad()
+        torch.manual_seed(1)
+        scores = network(image)
+        sum(s.square().mean() for s in scores).backward()
+        found.append({n: p.grad.clone() for n, p in network.named_parameters()})
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected, msg=name)
+
+
+@pytest.mark.parametrize("rows", [slice(0, 16), slice(24, 40), slice(48, 64), slice(5, 7)])
+def test_a_stripe_is_a_part_of_the_whole(rows):
+    scores = Scores(torch.randn(2, 3, 32, 16), torch.randn(2, 2, 32, 16), torch.zeros(2, 0))
+    whole, stripe = scores.resized((64, 32)), scores.stripe(rows, (64, 32))
+    assert torch.equal(stripe.lesion, whole.lesion[:, :, rows])
+    assert torch.equal(stripe.leaf, whole.leaf[:, :, rows])
+
+
+def test_bytes_are_pictures_too():
+    network = build_segmenter(ModelSettings(), CLASSES).eval()
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(network(image).lesion, network(image / 255).lesion)

@@ -1,4 +1,5 @@
 import io
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -48,6 +49,9 @@ class Stub:
 
     def __init__(self, lesion):
         self.lesion = torch.tensor(lesion)
+
+    def visit(self, _device):
+        return nullcontext()
 
     def __call__(self, image):
         b, _, h, w = image.shape

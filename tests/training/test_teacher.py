@@ -1,5 +1,6 @@
 import copy
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -7,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from plantseg_next.experiment import ModelSettings
-from plantseg_next.models.segmenter import build_segmenter
+from plantseg_next.models.segmenter import Segmenter, build_segmenter
 from plantseg_next.structures import ClassMap
 from plantseg_next.training.schedules import teacher_decay
 from plantseg_next.training.teacher import Teacher
@@ -16,6 +17,11 @@ from plantseg_next.training.teacher import Teacher
 def student() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5))
+
+
+def segmenter() -> Segmenter:
+    torch.manual_seed(0)
+    return build_segmenter(ModelSettings(width=32), ClassMap(("rust",), (), True))
 
 
 def moved(network: nn.Module, by: float) -> nn.Module:
@@ -80,6 +86,32 @@ def test_a_short_run_has_a_teacher_that_forgets_its_start():
         teacher.update(network, steps=200)
     for a, b in zip(teacher.network.parameters(), network.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_teacher_that_is_away_says_the_same(bfloat16):
+    network = segmenter()
+    here, away = (
+        Teacher(network, decay=0.9, bfloat16=bfloat16, away=away) for away in (False, True)
+    )
+    image = torch.rand(1, 3, 64, 64)
+    expected = here(image)
+    assert all(torch.equal(a, b) for a, b in zip(away(image), expected, strict=True))
+    with away.visit(image.device):
+        moved(away.network, 1.0)  # what visits is a copy
+        assert torch.equal(away(image).lesion, expected.lesion)
+    assert not torch.equal(away(image).lesion, expected.lesion)
+
+
+def test_weights_that_never_change_are_not_kept_twice():
+    network = segmenter()
+    network.encoder.requires_grad_(False)
+    teacher = Teacher(network, decay=0.9)
+    moved(network.decoder, 1.0)
+    teacher.update(network, steps=1000)
+    for name, mine in teacher.network.named_parameters():
+        same = dict(network.named_parameters())[name] is mine
+        assert same == name.startswith("encoder.")
 
 
 def follow_on(rank: int, folder: str) -> None:

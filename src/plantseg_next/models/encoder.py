@@ -1,7 +1,8 @@
 """The encoder: ConvNeXt-V2 of any size, from timm, as a pyramid c2..c5.
 
 Source: Woo et al. 2023, ConvNeXt V2, arXiv:2301.00808; Liu et al. 2022, ConvNeXt,
-arXiv:2201.03545. The network is timm's, unchanged. Code: Apache-2.0.
+arXiv:2201.03545. The network is timm's; its response normalisation is computed with fewer
+maps in between. Code: Apache-2.0.
 
 Licences of the *weights* differ from that of the code, and they bind whoever uses a model
 fine-tuned from them. ConvNeXt-V2's published weights are CC BY-NC 4.0: no commercial use.
@@ -9,11 +10,14 @@ fine-tuned from them. ConvNeXt-V2's published weights are CC BY-NC 4.0: no comme
 same topology without global response normalisation.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 import timm
+import torch
 from jaxtyping import Float
+from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 
 from plantseg_next.errors import UsageError
@@ -56,6 +60,31 @@ class Origin:
             return "weights: random start, no licence attached"
         bound = " - no commercial use of the trained model" if "nc" in self.licence else ""
         return f"weights: {self.name}, licence {self.licence}{bound}"
+
+
+class ResponseNorm(nn.Module):
+    """Global response normalisation that keeps one map for the backward pass, not three.
+
+    ``x + bias + weight * x * n`` is ``bias + x * (1 + weight * n)``: the factor has one
+    number a channel, and only the last product is as large as the picture.
+
+    Args:
+        like: The layer whose weights to use.
+    """
+
+    def __init__(self, like: GlobalResponseNorm) -> None:
+        super().__init__()
+        self.eps, self.wb_shape = like.eps, like.wb_shape
+        self.spatial_dim, self.channel_dim = like.spatial_dim, like.channel_dim
+        self.weight, self.bias = like.weight, like.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised map; channels where timm's layer has them."""
+        size: Tensor = x.norm(p=2, dim=self.spatial_dim, keepdim=True)
+        n = size / (size.mean(dim=self.channel_dim, keepdim=True) + self.eps)
+        factor = 1 + self.weight.view(self.wb_shape) * n
+        bias = self.bias.view(self.wb_shape)
+        return torch.addcmul(bias.to(x.dtype), x, factor.to(x.dtype))
 
 
 class Encoder(nn.Module):
@@ -102,12 +131,25 @@ class Encoder(nn.Module):
                 needed="a way to the model hub, or weights already in its cache",
                 fix="--set model.weights=none for a random start",
             ) from error
+        for block in list(self.network.modules()):
+            if isinstance(getattr(block, "grn", None), GlobalResponseNorm):
+                block.grn = ResponseNorm(block.grn)
         self.channels: tuple[int, ...] = tuple(self.network.feature_info.channels())
         self.origin = Origin()
         if fetch and weights != "none":
             card = self.network.pretrained_cfg
             tag = f"{card.get('architecture', name)}.{card.get('tag', '')}".rstrip(".")
             self.origin = Origin(tag, card.get("license") or "not stated")
+
+    def recompute(self, stages: Collection[int]) -> None:
+        """Keep the inputs of the blocks of these stages only (1 to 4) for the gradient.
+
+        What they compute is computed again in the backward pass: exact, and slower by
+        the forward pass of these stages.
+        """
+        for number in range(1, 5):
+            stage = self.network[f"stages_{number - 1}"]
+            stage.grad_checkpointing = number in stages
 
     def forward(
         self, image: Float[Tensor, "b 3 h w"]

@@ -7,14 +7,16 @@ leaf too. Each head learns from the pixels that are annotated for it.
 Axes: b tile, k class, h row, w column, d image-level disease.
 """
 
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from plantseg_next.experiment import ModelSettings
+from plantseg_next.experiment import ModelSettings, Recomputed
 from plantseg_next.models.decoder import Decoder, SeparableConv
 from plantseg_next.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
 from plantseg_next.structures import ClassMap
@@ -145,8 +147,18 @@ class Segmenter(nn.Module):
         self.disease_head = (
             nn.Linear(width, len(classes.diseases)) if classes.diseases else None
         )
+        self._recomputed: frozenset[Recomputed] = frozenset()
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
+
+    def recompute(self, parts: Collection[Recomputed]) -> None:
+        """Compute what these parts keep for the gradient again instead: less memory.
+
+        Args:
+            parts: Stages of the encoder, the decoder, and "fine": what lies at stride 2.
+        """
+        self._recomputed = frozenset(parts)
+        self.encoder.recompute([n for n in range(1, 5) if f"stage_{n}" in parts])
 
     def forward(
         self,
@@ -169,12 +181,9 @@ class Segmenter(nn.Module):
         stages = self.encoder(x)
         if complementary:
             stages = tuple(complementary_channels(stage) for stage in stages)
-        fused, whole = self.decoder(*stages), self.summary(*stages)
-        detail = self.detail(x)  # (b, 24, h / 2, w / 2)
-        fused = F.interpolate(
-            self.narrow(fused), detail.shape[2:], mode="bilinear", align_corners=False
-        )
-        joint = self.join(torch.cat([fused, detail], dim=1))
+        whole = self.summary(*stages)
+        fused = self._kept_or_not("decoder", self.decoder, *stages)
+        joint = self._kept_or_not("fine", self._refined, x, fused)
         lesion = self.lesion_head(joint) + self.context(whole)[:, :, None, None]
         disease = (
             whole.new_zeros(len(whole), 0)
@@ -182,6 +191,23 @@ class Segmenter(nn.Module):
             else self.disease_head(whole)
         )
         return Scores(lesion, self.leaf_head(joint), disease)
+
+    def _refined(self, x: Tensor, fused: Tensor) -> Float[Tensor, "b c h w"]:
+        """Return the fused map joined by the thin path at stride 2."""
+        detail = self.detail(x)  # (b, 24, h / 2, w / 2)
+        fused = F.interpolate(
+            self.narrow(fused), detail.shape[2:], mode="bilinear", align_corners=False
+        )
+        joint: Tensor = self.join(torch.cat([fused, detail], dim=1))
+        return joint
+
+    def _kept_or_not(
+        self, part: Recomputed, compute: Callable[..., Tensor], *inputs: Tensor
+    ) -> Tensor:
+        if part in self._recomputed and torch.is_grad_enabled():
+            again: Tensor = checkpoint(compute, *inputs, use_reentrant=False)
+            return again
+        return compute(*inputs)
 
 
 def complementary_channels(stage: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

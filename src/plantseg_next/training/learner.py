@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from plantseg_next.data.streams import Drawn, split
 from plantseg_next.experiment import Experiment, TrainingSettings
+from plantseg_next.models.segmenter import Segmenter
 from plantseg_next.runtime import Device
-from plantseg_next.structures import Batch, Views
+from plantseg_next.structures import Batch, ClassMap, Views
 from plantseg_next.training.accumulation import Chance
 from plantseg_next.training.lessons import Lessons
+from plantseg_next.training.recovery import release
 from plantseg_next.training.schedules import warmup_cosine
 from plantseg_next.training.step import learn
+from plantseg_next.training.teacher import Teacher
 
 ENCODER_STAGES = 4
 FINE_TUNING_DECAY = 0.75
@@ -29,7 +32,7 @@ class Learner:
     """Learn from what is drawn, a step at a time.
 
     Args:
-        network: Pictures in [0, 1] to ``Scores``; trained in place.
+        network: Trained in place.
         settings: The whole tree.
         device: Where to compute.
         lessons: What is learned from tiles without labels.
@@ -37,7 +40,7 @@ class Learner:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Segmenter,
         settings: Experiment,
         device: Device,
         lessons: Lessons | None = None,
@@ -51,18 +54,17 @@ class Learner:
                 "bf16-mixed" if uses_bfloat16(settings.training, device) else "32-true"
             ),
         )
-        # Channels-last is the layout in which convolutions are fastest, here and on GPUs.
-        network.to(memory_format=torch.channels_last)
+        # A weight is used once a forward pass; kept in low precision until its end, all of
+        # them would take half as much again as they do.
+        torch.set_autocast_cache_enabled(False)
+        network.recompute(settings.memory.recomputed)
         self._settings = settings
         self._model, self._optimiser = self._fabric.setup(
-            network,
-            torch.optim.AdamW(
-                parameter_groups(network, settings), lr=settings.training.rate
-            ),
+            network, make_optimiser(network, settings)
         )
         self.network = network
         self.lessons = lessons
-        if lessons is not None:
+        if lessons is not None and not lessons.teacher.away:
             lessons.teacher.network.to(self._fabric.device)
 
     @property
@@ -91,7 +93,12 @@ class Learner:
         if self.lessons is not None:
             self.lessons.begin_step(step, steps, parts, rehearsal=rehearsal)
         losses = learn(
-            self._model, parts, self._settings.loss, self._fabric.backward, self.lessons
+            self._model,
+            parts,
+            self._settings.loss,
+            self._fabric.backward,
+            self.lessons,
+            rows=self._settings.memory.loss_rows,
         )
         norm = self._fabric.clip_gradients(
             self._model,
@@ -116,6 +123,8 @@ class Learner:
         self._optimiser.step()
         if self.lessons is not None:
             self.lessons.teacher.update(self.network, steps=steps)
+        if self._settings.memory.clears_cache:
+            release()
 
     def snapshot(self) -> Callable[[], None]:
         """Return what undoes a ``find_gradients`` that failed, chance included."""
@@ -155,6 +164,54 @@ class Learner:
             self.lessons.load_state_dict(state["lessons"])
 
 
+def build_learner(
+    network: Segmenter,
+    settings: Experiment,
+    device: Device,
+    classes: ClassMap,
+    *,
+    with_lessons: bool,
+) -> Learner:
+    """Return the learner of a run; its teacher starts as a copy of the network.
+
+    Args:
+        network: Trained in place.
+        settings: The whole tree.
+        device: Where to compute.
+        classes: Of the network.
+        with_lessons: Whether there is anything without labels to learn from.
+    """
+    if settings.memory.channels_last:
+        network.to(memory_format=torch.channels_last)
+    if settings.memory.frozen:
+        network.encoder.requires_grad_(False)
+    lessons = None
+    if with_lessons:
+        teacher = Teacher(
+            network,
+            decay=settings.unlabelled.decay,
+            bfloat16=uses_bfloat16(settings.training, device),
+            away=settings.memory.teacher == "host",
+        )
+        lessons = Lessons(teacher, settings.unlabelled, classes)
+    return Learner(network, settings, device, lessons)
+
+
+def make_optimiser(network: nn.Module, settings: Experiment) -> torch.optim.Optimizer:
+    """Return the optimiser that the settings ask for.
+
+    Source:
+        Loshchilov and Hutter 2019 (AdamW), arXiv:1711.05101; Shazeer and Stern 2018
+        (Adafactor), arXiv:1804.04235, with AdamW's rate instead of a relative one.
+    """
+    groups = parameter_groups(network, settings)
+    rate = settings.training.rate
+    if settings.memory.optimiser == "adafactor":
+        # One weight at a time: all at once would need as much memory as all weights.
+        return torch.optim.Adafactor(groups, lr=rate, foreach=False)
+    return torch.optim.AdamW(groups, lr=rate, fused=True)
+
+
 def uses_bfloat16(training: TrainingSettings, device: Device) -> bool:
     """Return whether forward passes run in bfloat16; weights stay in float32."""
     if training.precision == "auto":
@@ -175,6 +232,8 @@ def parameter_groups(network: nn.Module, settings: Experiment) -> list[dict[str,
         decay = 1.0 if settings.model.weights == "none" else FINE_TUNING_DECAY
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
         key = (height_above(name), parameter.ndim > 1)
         groups.setdefault(key, []).append(parameter)
     return [

@@ -91,7 +91,8 @@ class Lessons:
         """
         views = [one.unlabelled for one in drawn if one.unlabelled is not None]
         donors = collate([one.labelled for one in drawn])
-        said = [self._said_of(one) for one in views]
+        with self.teacher.visit(views[0].weak.device):
+            said = [self._said_of(one) for one in views]
         mixed = [
             self._mixed(
                 Taught.joined(

@@ -47,6 +47,11 @@ FREE = frozenset(
         "training.micro_batch",
         "training.checkpoint_minutes",
         "training.after_collapse",
+        "memory.recomputed",
+        "memory.loss_rows",
+        "memory.teacher",
+        "memory.channels_last",
+        "memory.clears_cache",
     }
 )
 """Settings that a run may go on with another value of: what it learns stays the same,

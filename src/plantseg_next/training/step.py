@@ -48,19 +48,21 @@ def learn(
         lessons: What the teacher makes of tiles without labels, once it is its time.
         rows: Rows of a tile whose losses are computed at once; ``None`` for all.
     """
+    weight = None if lessons is None else lessons.weight
+    # The teacher speaks first, while there are no gradients in memory yet.
+    taught = lessons.teach(drawn) if lessons is not None and weight is not None else []
     loss = accumulate_gradients(
         [one.labelled for one in drawn],
         lambda batch: supervised_tally(student(batch.image), batch, weights, rows=rows),
         partial(supervised_loss, weights=weights),
         backward,
     )
-    weight = None if lessons is None else lessons.weight
     if lessons is None or weight is None:
         return loss.parts
     settings = lessons.settings
     looks = partial(student, complementary=True) if settings.strong_views > 1 else student
     lesson = accumulate_gradients(
-        lessons.teach(drawn),
+        taught,
         lambda taught: lesson_tally(looks(taught.image), taught, settings, rows=rows),
         partial(lesson_loss, settings=settings, weight=weight),
         backward,

@@ -4,12 +4,14 @@ Source: Tarvainen and Valpola 2017 (Mean Teacher), arXiv:1703.01780.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from plantseg_next.models.segmenter import Scores
 from plantseg_next.training.schedules import teacher_decay
@@ -19,27 +21,70 @@ class Teacher:
     """Follow a student; always in eval, never differentiated.
 
     Parameters and float buffers are averaged; integer buffers (counters) are copied.
+    What the student never changes is not kept twice.
 
     Args:
         student: Copied as it stands.
         decay: Greatest share of the old teacher that an update keeps, in [0, 1).
+        away: Whether its weights wait in main memory and visit the device of the pictures
+            that it looks at, instead of being there all the time.
         bfloat16: Whether it computes in bfloat16, as its student does; its weights stay
             in float32, or small steps would round away.
     """
 
-    def __init__(self, student: nn.Module, *, decay: float, bfloat16: bool = False) -> None:
-        self.network = copy.deepcopy(student).eval().requires_grad_(False)
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        decay: float,
+        bfloat16: bool = False,
+        away: bool = False,
+    ) -> None:
+        frozen = {id(p): p for p in student.parameters() if not p.requires_grad}
+        self.network = copy.deepcopy(student, frozen).eval().requires_grad_(False)
         self.decay = decay
         self.bfloat16 = bfloat16
+        self.away = away
         self.updates = 0
+        self._visiting: dict[str, Tensor] | None = None
 
     @torch.no_grad()
     def __call__(
         self, image: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
     ) -> Scores:
         """Return what the teacher says of pictures."""
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.network(image)
+        with (
+            self.visit(image.device),
+            torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16),
+        ):
+            if self._visiting is None:
+                return self.network(image)
+            return functional_call(self.network, self._visiting, (image,))
+
+    @contextmanager
+    def visit(self, device: torch.device) -> Iterator[None]:
+        """Keep the weights on a device for a while, if they are away.
+
+        Weights that are only ever used in bfloat16 go in bfloat16.
+        """
+        if self._visiting is not None or not self.away:
+            yield
+            return
+        self._visiting = {
+            name: tensor.to(
+                device,
+                # Of convolutions and linear layers: what autocast casts, as it casts it.
+                torch.bfloat16
+                if self.bfloat16 and tensor.ndim > 1 and name.endswith(".weight")
+                else tensor.dtype,
+                copy=True,
+            )
+            for name, tensor in _tensors(self.network).items()
+        }
+        try:
+            yield
+        finally:
+            self._visiting = None
 
     @torch.no_grad()
     def update(self, student: nn.Module, *, steps: int) -> None:
@@ -51,12 +96,19 @@ class Teacher:
         """
         decay = teacher_decay(self.updates, steps=steps, greatest=self.decay)
         old, new = _tensors(self.network), _tensors(student)
-        averaged = [name for name, tensor in old.items() if tensor.is_floating_point()]
+        averaged = [
+            name
+            for name, tensor in old.items()
+            if tensor.is_floating_point() and tensor is not new[name]
+        ]
         torch._foreach_lerp_(
-            [old[n] for n in averaged], [new[n].detach() for n in averaged], 1 - decay
+            [old[n] for n in averaged],
+            [new[n].detach().to(old[n].device) for n in averaged],
+            1 - decay,
         )
-        for name in old.keys() - set(averaged):
-            old[name].copy_(new[name])
+        for name, tensor in old.items():
+            if not tensor.is_floating_point():
+                tensor.copy_(new[name])
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:

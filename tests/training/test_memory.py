@@ -1,0 +1,189 @@
+import gc
+import json
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from plantseg_next.data.streams import Drawn
+from plantseg_next.experiment import Experiment
+from plantseg_next.models.segmenter import build_segmenter
+from plantseg_next.runtime import Device
+from plantseg_next.structures import Batch, ClassMap, Views
+from plantseg_next.training.allocator import MIB, CachingAllocator
+from plantseg_next.training.learner import build_learner
+from plantseg_next.training.memory import Ledger, footprint, trace
+
+CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
+CPU = Device("cpu", "here", has_bfloat16=False)
+GPU = Device("cuda", "elsewhere", has_bfloat16=True)
+ALL_PARTS = ("stage_1", "stage_2", "stage_3", "stage_4", "decoder", "fine")
+SMALL = Experiment().with_settings(
+    [
+        "data.tile_px=64",
+        "model.width=32",
+        "model.layers=1",
+        "training.batch=4",
+        "training.precision=float32",
+    ]
+)
+
+
+def with_(*pairs):
+    return SMALL.with_settings(list(pairs))
+
+
+def real_tiles(b, size):
+    def tiles(*shape):
+        return torch.randint(0, 2, (*shape, size, size), dtype=torch.uint8)
+
+    return Drawn(
+        Batch(
+            tiles(b, 3),
+            tiles(b),
+            tiles(b),
+            torch.zeros(b, dtype=torch.uint8),
+            ("",) * b,
+        ),
+        Views(tiles(b, 3), tiles(1, b, 3), tiles(b).bool(), ("",) * b),
+    )
+
+
+def allocated_in_a_step(settings, path):
+    """Return the most that PyTorch's own profiler sees allocated, in bytes.
+
+    It sees what is allocated while it looks, so all that was there before is added.
+    """
+    torch.manual_seed(0)
+    network = build_segmenter(settings.model, CLASSES)
+    learner = build_learner(network, settings, CPU, CLASSES, with_lessons=True)
+    b = settings.training.batch
+    drawn = real_tiles(b, settings.data.tile_px)
+
+    def step():
+        learner.find_gradients(
+            drawn,
+            step=1,
+            steps=3,
+            micro_batch=settings.training.micro_batch or b,
+            rehearsal=True,
+        )
+        learner.apply(step=1, steps=3)
+
+    step()
+    learner.forget_gradients()
+    gc.collect()
+    tensors = [*network.parameters(), *network.buffers()]
+    tensors += [*learner.judged.parameters(), *learner.judged.buffers()]
+    for state in learner.state_dict()["optimiser"]["state"].values():
+        tensors += state.values()
+    tensors += [drawn.labelled.image, drawn.labelled.lesion, drawn.labelled.leaf]
+    tensors += [drawn.unlabelled.weak, drawn.unlabelled.strong, drawn.unlabelled.inside]
+    before = sum(tensor.nbytes for tensor in tensors)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    profile.export_chrome_trace(str(path))
+    events = json.loads(path.read_text())["traceEvents"]
+    seen = [e["args"] for e in events if e.get("name") == "[memory]"]
+    began = seen[0]["Total Allocated"] - seen[0]["Bytes"]
+    return before + max(e["Total Allocated"] for e in seen) - began
+
+
+@pytest.mark.parametrize("micro_batch", [4, 2])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_step_takes_what_it_is_predicted_to_take(tmp_path, micro_batch, precision):
+    settings = with_(
+        f"training.micro_batch={micro_batch}", f"training.precision={precision}"
+    )
+    measured = allocated_in_a_step(settings, tmp_path / "profile.json")
+    found = trace(settings, CLASSES, CPU, with_lessons=True)
+    assert found.peak_bytes == pytest.approx(measured, rel=0.02)
+
+
+def test_the_ledger_agrees_with_an_independent_one():
+    peaks = []
+    for tracker in (MemTracker(), Ledger()):
+        with FakeTensorMode(), tracker:
+            network = torch.nn.Sequential(
+                torch.nn.Conv2d(3, 16, 3, padding=1),
+                torch.nn.GELU(),
+                torch.nn.Conv2d(16, 8, 3, padding=1),
+            )
+            x = torch.rand(2, 3, 64, 64)
+            if isinstance(tracker, MemTracker):
+                tracker.track_external(network, x)
+            network(x).square().mean().backward()
+        if isinstance(tracker, Ledger):
+            peaks.append(tracker.found().peak_bytes)
+        else:
+            found = tracker.get_tracker_snapshot("peak")
+            peaks.append(sum(one["Total"] for one in found.values()))
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.01)
+
+
+def test_many_micro_batches_are_foreseen_from_few():
+    settings = with_("training.batch=5", "training.micro_batch=1")
+    whole = trace(settings, CLASSES, CPU, with_lessons=False)
+    foreseen = footprint(settings, CLASSES, CPU, with_lessons=False)
+    assert foreseen.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.01)
+    assert foreseen.reserved >= whole.reserved * 0.97
+    assert foreseen.flops == pytest.approx(whole.flops, rel=0.01)
+
+
+def test_what_is_given_up_saves_what_it_should():
+    def found(*pairs):
+        settings = with_(
+            "training.precision=bfloat16",
+            "data.tile_px=192",
+            "model.encoder=tiny",
+            "training.batch=2",
+            *pairs,
+        )
+        return trace(settings, CLASSES, GPU, with_lessons=True)
+
+    plain = found()
+    assert plain.peak["activations"] > 0.1 * plain.peak_bytes
+    recomputed = found(f"memory.recomputed=[{','.join(ALL_PARTS)}]")
+    assert recomputed.peak_bytes < plain.peak_bytes
+    assert recomputed.flops > 1.1 * plain.flops
+    away = found("memory.teacher=host")
+    assert plain.peak["teacher"] == pytest.approx(plain.peak["weights"], rel=0.01)
+    assert away.peak["teacher"] == 0
+    lean = found("memory.optimiser=adafactor")
+    assert plain.peak["optimiser"] > 1.9 * plain.peak["weights"]
+    assert lean.peak["optimiser"] < 0.2 * lean.peak["weights"]
+    frozen = found("memory.frozen=true")
+    assert frozen.peak["gradients"] < 0.2 * plain.peak["weights"]
+    assert frozen.resident["teacher"] < 0.2 * plain.resident["teacher"]
+
+
+def test_a_trace_leaves_no_trace():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    norm = torch.nn.functional.layer_norm
+    trace(SMALL, CLASSES, GPU, with_lessons=False)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.nn.functional.layer_norm is norm
+
+
+def test_the_allocator_takes_segments():
+    """Sizes worked out by hand from its rules."""
+    taken = CachingAllocator()
+    taken.allocate(1)
+    assert taken.reserved == 2 * MIB
+    first = taken.allocate(3 * MIB)
+    assert taken.reserved == 22 * MIB  # requests below 10 MiB share 20
+    second = taken.allocate(15 * MIB)
+    assert taken.reserved == 22 * MIB  # 17 were left
+    taken.allocate(11 * MIB + 1)
+    assert taken.reserved == 34 * MIB
+    taken.free(first)
+    taken.free(second)
+    taken.allocate(20 * MIB)  # the whole segment again
+    assert taken.reserved == 34 * MIB
+    taken.allocate(4 * MIB)
+    assert taken.reserved == 54 * MIB
