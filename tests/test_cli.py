@@ -38,7 +38,7 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
 def test_the_verbs_are_these(call):
     code, out, _ = call("--help")
     assert code == 0
-    for verb in ("check", "train", "evaluate", "predict", "demo"):
+    for verb in ("check", "plan", "train", "evaluate", "predict", "demo"):
         assert f"\n  {verb} " in out
     assert call("--version")[1].strip() == __version__
 

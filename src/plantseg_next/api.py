@@ -1,4 +1,4 @@
-"""One function a verb: check, train, verify, evaluate, predict, pseudo_label, demo.
+"""One function a verb: check, plan, train, verify, evaluate, predict, pseudo_label, demo.
 
 The rooms meet here.
 
@@ -25,20 +25,29 @@ from plantseg_next.files import prepare_output
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import Written
 from plantseg_next.judging import judged, pictures_to_judge, severity_pct
-from plantseg_next.learning import Sources
+from plantseg_next.learning import Sources, gather
 from plantseg_next.measuring import write_measures
 from plantseg_next.models.bundle import CARD, Card, read_bundle
 from plantseg_next.pseudo_labels import write_pseudo_labels
-from plantseg_next.runs import Progress, Trained, Verified, told_of, train, verify
-from plantseg_next.runtime import find_device
+from plantseg_next.runs import (
+    Progress,
+    Trained,
+    Verified,
+    plan_for,
+    told_of,
+    train,
+    verify,
+)
+from plantseg_next.runtime import Device, find_device
 
 if TYPE_CHECKING:
+    from plantseg_next.training.budget import MemoryPlan
     from plantseg_next.training.watchers import Watcher
 
 
 __all__ = [
     "Demonstrated", "Progress", "Sources", "Trained", "Verified", "Written",
-    "check", "demo", "evaluate", "find_model", "load_predictor", "predict",
+    "check", "demo", "evaluate", "find_model", "load_predictor", "plan", "predict",
     "pseudo_label", "self_train", "train", "verify",
 ]  # fmt: skip
 
@@ -60,6 +69,34 @@ def check(
     """
     manifest = splits.assign(read_folder(data, classes=classes), seed=seed)
     return check_manifest(manifest, on_progress=told_of(progress, "checking"))
+
+
+def plan(
+    data: Path,
+    memory: int,
+    settings: Experiment | None = None,
+    *,
+    classes: Path | None = None,
+    unlabelled: bool = False,
+    device: Device | None = None,
+) -> "MemoryPlan":
+    """Return settings with which a run stays within a budget, before it is begun.
+
+    Args:
+        data: Pictures with masks in any layout that ``check`` knows.
+        memory: The budget, in bytes: of the GPU, or on a CPU of the whole process.
+        settings: As asked for; the defaults by default.
+        classes: What mask values mean, if the folder does not say.
+        unlabelled: Whether further pictures without masks will be learned from.
+        device: Where the run will be; by default where this is called.
+
+    Raises:
+        UsageError: If nothing fits; it names the least budget that does.
+        DataError: If a file cannot be used.
+    """
+    settings = settings or Experiment()
+    manifest = gather(Sources(data, classes), settings)
+    return plan_for(manifest, settings, memory, unlabelled=unlabelled, device=device)
 
 
 def evaluate(

@@ -60,21 +60,80 @@ def check(
     raise typer.Exit(1 if report.spoils_training else 0)
 
 
+Memory = Annotated[
+    str,
+    typer.Option(help="Most that the run may take, as 2GB or 900MiB: of the GPU, or on a "
+                 "CPU of the whole process."),
+]  # fmt: skip
+Config = Annotated[
+    Path | None, typer.Option(help="YAML file of settings; see RUN/settings.yaml.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, as training.rate=3e-4. Repeatable."),
+]
+
+
+@app.command()
+def plan(
+    data: Data,
+    memory: Memory,
+    config: Config = None,
+    set_: Set = None,
+    classes: Classes = None,
+    *,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="There will be further pictures.")
+    ] = False,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Plan for a GPU that is not here.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="File for the plan, as JSON.")] = None,
+    explain: Annotated[
+        Path | None, typer.Option(help="File for a picture of a step's memory, as PNG.")
+    ] = None,
+) -> None:
+    """Find the settings with which training stays within a budget; nothing is trained.
+
+    train --memory does the same first; train --config takes what is printed here.
+    """
+    from plantseg_next import api
+    from plantseg_next.runtime import Device
+    from plantseg_next.training.budget import parse_bytes
+    from plantseg_next.training.memory_picture import draw_plan
+
+    elsewhere = Device("cuda", "a GPU", has_bfloat16=True) if gpu else None
+    found = api.plan(
+        data,
+        parse_bytes(memory),
+        _settings(config, set_ or []),
+        classes=classes,
+        unlabelled=unlabelled,
+        device=elsewhere,
+    )
+    print(found.to_text())
+    if out is not None:
+        found.write(out)
+    if explain is not None:
+        draw_plan(found, explain)
+
+
 @app.command()
 def train(
     data: Annotated[Path | None, typer.Argument(help=DATA_HELP)] = None,
     out: Annotated[
         Path, typer.Option(help="Folder of the run: new, or one to go on with.")
     ] = Path("run"),
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings; see RUN/settings.yaml.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="One setting, as training.rate=3e-4. Repeatable."),
-    ] = None,
+    config: Config = None,
+    set_: Set = None,
     classes: Classes = None,
     *,
+    memory: Annotated[
+        str | None, typer.Option(help="Budget, as 2GB: settings are planned to fit.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan.json to obey; it may be edited.")
+    ] = None,
     unlabelled: Annotated[
         list[Path] | None,
         typer.Option(help="Further pictures to learn from; needs no masks. Repeatable."),
@@ -101,8 +160,11 @@ def train(
     """
     from plantseg_next import api
     from plantseg_next.learning import Sources
+    from plantseg_next.training.budget import parse_bytes, read_plan
 
     chosen = _settings(config, set_ or [])
+    if plan is not None:
+        chosen = read_plan(plan, chosen)
     if settings:
         print(chosen.to_yaml(), end="")
         return
@@ -118,6 +180,7 @@ def train(
             Sources(data, classes, unlabelled or (), pseudo_labels or ()),
             out,
             chosen,
+            memory=None if memory is None else parse_bytes(memory),
             restart=restart,
             watchers=[TrainingBar(bar), *loggers],
             say=bar.console.print,

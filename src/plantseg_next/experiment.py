@@ -197,6 +197,9 @@ class MemorySettings(_Part):
     ``training.micro_batch`` belongs here too.
     """
 
+    budget_mb: float | None = Field(None, gt=0)
+    """Most that the run may take, in 10^6 bytes: of the GPU, or on a CPU all of the
+    process. A GPU refuses more; on a CPU it is told. `plan` finds what fits."""
     recomputed: tuple[Recomputed, ...] = ()
     """Parts of the network that are computed again in the backward pass instead of kept:
     slower by their forward pass."""

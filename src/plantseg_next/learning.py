@@ -14,7 +14,7 @@ from plantseg_next.experiment import Experiment
 from plantseg_next.inference.predictor import TILES_AT_ONCE
 from plantseg_next.judging import labelled_rows, some_rows, validate
 from plantseg_next.models.bundle import Card
-from plantseg_next.runtime import Device, find_device, seed_everything
+from plantseg_next.runtime import Device, find_device, limit_gpu, seed_everything
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,8 +62,8 @@ def gather(
     sources: Sources,
     settings: Experiment,
     *,
-    say: Callable[[str], None],
-    told: Callable[[int, int], None],
+    say: Callable[[str], None] = lambda _: None,
+    told: Callable[[int, int], None] = lambda *_: None,
 ) -> Manifest:
     """Return every picture of a run, each in its split.
 
@@ -183,6 +183,9 @@ def build_trainer(
     settings, classes = plan.settings, plan.manifest.classes
     learned, judged_on, unlabelled = plan.learned, plan.judged_on, plan.unlabelled
     device = find_device(settings.device)
+    budget_mb = settings.memory.budget_mb
+    if budget_mb is not None and device.kind == "cuda":
+        limit_gpu(budget_mb * 1e6)
     seed_everything(settings.seed)
     network = build_segmenter(settings.model, classes)
     origin = network.encoder.origin
@@ -205,7 +208,11 @@ def build_trainer(
         network, settings, device, classes, with_lessons=len(unlabelled) > 0
     )
     lessons = learner.lessons
-    monitor = Monitor(folder, cache_mib=2 * settings.data.cache_mib)
+    monitor = Monitor(
+        folder,
+        cache_mib=2 * settings.data.cache_mib,
+        budget_mb=budget_mb if device.kind == "cpu" else None,
+    )
     forecast = Forecast(
         validations=settings.training.validations,
         lessons_start=settings.unlabelled.starts if lessons else None,

@@ -17,8 +17,9 @@ from plantseg_next.errors import StoppedError, UsageError
 from plantseg_next.experiment import Experiment
 from plantseg_next.judging import labelled_rows
 from plantseg_next.learning import Plan, Sources, build_trainer, gather
-from plantseg_next.runtime import find_device
+from plantseg_next.runtime import Device, find_device
 from plantseg_next.training.record import (
+    PLAN,
     Record,
     alone_in,
     facts,
@@ -28,6 +29,7 @@ from plantseg_next.training.record import (
 )
 
 if TYPE_CHECKING:
+    from plantseg_next.training.budget import MemoryPlan
     from plantseg_next.training.trainer import Outcome
     from plantseg_next.training.watchers import Watcher
 
@@ -57,11 +59,12 @@ class Trained:
     n_val: int
 
 
-def train(
+def train(  # noqa: PLR0913 - what a user may say
     data: Path | Sources,
     out: Path,
     settings: Experiment | None = None,
     *,
+    memory: int | None = None,
     restart: bool = False,
     watchers: Sequence["Watcher"] = (),
     say: Callable[[str], None] = lambda _: None,
@@ -80,6 +83,8 @@ def train(
         out: Folder of the run: settings, history, checkpoints, ``best`` and ``last``
             model. New or empty, or of the run to go on with.
         settings: Everything that can be chosen; the defaults by default.
+        memory: A budget, in bytes: the settings are changed so that the run stays within
+            it (see ``training.budget``), and the plan is kept in ``out``.
         restart: Set an earlier run in ``out`` aside, under another name, and begin anew.
         watchers: Hear of every step and validation, after the run's own folder.
         say: Hears what a person should know before training starts.
@@ -87,8 +92,8 @@ def train(
 
     Raises:
         OutputError: If ``out`` holds something else or cannot be written.
-        UsageError: If there is nothing to learn from, a setting does not fit, or the run
-            in ``out`` has another configuration.
+        UsageError: If there is nothing to learn from, a setting or the budget does not
+            fit, or the run in ``out`` has another configuration.
         DataError: If a file cannot be used.
         TrainingError: If learning breaks down.
         StoppedError: If the user asked for it; the run can go on.
@@ -112,10 +117,18 @@ def train(
         manifest = gather(sources, settings, say=say, told=told("comparing pictures"))
         for split in ("train", "val"):
             labelled_rows(manifest, split, sources.data)
+        planned = None if memory is None else plan_for(manifest, settings, memory)
         prepare_run(out)
         with alone_in(out):
+            if planned is not None:
+                settings = planned.settings
+                say(planned.to_text())
             plan = _begin(sources, manifest, settings, out, told("reading masks"))
+            if planned is not None:
+                planned.write(out / PLAN)
             return _run(plan, out, watchers, say, ())
+    if memory is not None:
+        settings = record.planned(settings, memory)
     different, allowed = record.differences(settings, sources.plain())
     refuse_other(out, different)
     # Another number of threads would round otherwise.
@@ -125,6 +138,41 @@ def train(
             Manifest.read(out / MANIFEST_FILE), settings, record.pixels, sources.data
         )
         return _run(plan, out, watchers, say, [*allowed, *_changes(plan.manifest)])
+
+
+def plan_for(
+    manifest: Manifest,
+    settings: Experiment,
+    memory: int,
+    *,
+    unlabelled: bool = False,
+    device: Device | None = None,
+) -> "MemoryPlan":
+    """Return the memory plan of a run.
+
+    Args:
+        manifest: Every picture of the run.
+        settings: As asked for.
+        memory: The budget, in bytes.
+        unlabelled: Whether there will be further pictures without masks.
+        device: Where the run will be; here by default.
+
+    Raises:
+        UsageError: If nothing fits the budget.
+    """
+    import psutil
+
+    from plantseg_next.training.budget import plan_memory
+
+    without = unlabelled or len(manifest.split("unlabelled")) > 0
+    return plan_memory(
+        settings,
+        manifest.classes,
+        device or find_device(settings.device),
+        memory,
+        with_lessons=without and settings.unlabelled.method != "supervised",
+        resting=psutil.Process().memory_info().rss,
+    )
 
 
 def _begin(

@@ -56,6 +56,14 @@ def _cpu_has_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def limit_gpu(n_bytes: float) -> None:
+    """Let PyTorch refuse more than so much of the GPU to this process."""
+    import torch
+
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, n_bytes / total))
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy's old global generator and PyTorch."""
     import torch

@@ -12,7 +12,7 @@ before the first tensor.
 import warnings
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,7 +33,6 @@ from plantseg_next.runtime import Device
 from plantseg_next.structures import Batch, ClassMap, Views
 from plantseg_next.training.allocator import CachingAllocator
 from plantseg_next.training.learner import Learner, build_learner, uses_bfloat16
-from plantseg_next.training.taught import Taught
 
 MIB = 2**20
 KINDS = (
@@ -107,6 +106,12 @@ class Footprint:
         )
 
 
+def micro_batch(settings: Experiment) -> int:
+    """Return how many labelled tiles are computed at once, at the start of a run."""
+    training = settings.training
+    return min(training.micro_batch or training.batch, training.batch)
+
+
 def footprint(
     settings: Experiment, classes: ClassMap, device: Device, *, with_lessons: bool
 ) -> Footprint:
@@ -121,17 +126,15 @@ def footprint(
         device: Where it is to run; need not be here.
         with_lessons: Whether there is anything without labels to learn from.
     """
-    training = settings.training
-    size = min(training.micro_batch or training.batch, training.batch)
-    parts = -(-training.batch // size)
+    size, batch = micro_batch(settings), settings.training.batch
     few, more = TRACED_PARTS
-    if parts <= more:
+    if batch <= more * size:
         return trace(settings, classes, device, with_lessons=with_lessons)
     less, same = (
-        trace(_of_batch(settings, n * size), classes, device, with_lessons=with_lessons)
+        trace(of_batch(settings, n * size), classes, device, with_lessons=with_lessons)
         for n in TRACED_PARTS
     )
-    return less.grown(same, (training.batch - few * size) // size)
+    return less.grown(same, -(-batch // size) - few)
 
 
 def trace(
@@ -157,12 +160,12 @@ def trace(
         # The fakes lie on the CPU, where gradients can be followed without a GPU.
         here = Device("cpu", device.name, device.has_bfloat16)
         learner = build_learner(network, settings, here, classes, with_lessons=with_lessons)
-        watch = _Watch(ledger, learner)
+        watch = _Watch(ledger, learner, has_host=device.kind == "cuda")
         watch.take_first_step()
         with ledger.phase("pictures"):
             drawn = _fake_tiles(settings, with_lessons=with_lessons)
         ledger.begin()
-        size = settings.training.micro_batch or settings.training.batch
+        size = micro_batch(settings)
         with ledger.phase("losses"):
             learner.find_gradients(drawn, step=1, steps=3, micro_batch=size, rehearsal=True)
             learner.apply(step=1, steps=3)
@@ -246,7 +249,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._local_scalar_dense.default:
             return True if args[0].dtype is torch.bool else 1  # fakes have no content
         out = func(*args, **(kwargs or {}))
-        self._calls += 1
+        if func.namespace == "prim":
+            return out  # a question about a tensor
+        self._calls += not func.is_view
         if self._on_cpu and func is torch.ops.aten.convolution_backward.default:
             n_bytes = cpu_workspace(*args[:3], groups=args[9])
             self._take("workspace", n_bytes)
@@ -310,13 +315,13 @@ def _flops(func: Any, args: tuple[Any, ...], out: Any) -> int:  # noqa: ANN401
 
 
 def cpu_workspace(slope: Tensor, x: Tensor, weight: Tensor, *, groups: int) -> int:
-    """Return what oneDNN takes to differentiate a depthwise convolution, in bytes.
+    """Return what oneDNN takes to differentiate a large depthwise kernel, in bytes.
 
     It sums the weights' gradient in 256 parts; in bfloat16 it keeps them twice, and
     unfolds the map besides. The rule was read off its allocations (PyTorch 2.15, x86-64):
-    exact for all sizes tried. Other convolutions take little.
+    exact for all sizes tried. Smaller kernels and other convolutions take little.
     """
-    if groups == 1 or weight.shape[1] > 1:
+    if groups == 1 or weight.shape[1] > 1 or weight.shape[2] <= 3:
         return 0
     taken = 256 * weight.numel() * 4
     if x.dtype == torch.bfloat16:
@@ -328,7 +333,7 @@ def cpu_workspace(slope: Tensor, x: Tensor, weight: Tensor, *, groups: int) -> i
 class _Watch:
     """Tell the ledger what a learner's memory is for."""
 
-    def __init__(self, ledger: Ledger, learner: Learner) -> None:
+    def __init__(self, ledger: Ledger, learner: Learner, *, has_host: bool) -> None:
         self._ledger = ledger
         self._learner = learner
         network = learner.network
@@ -340,11 +345,13 @@ class _Watch:
                 )
         if learner.lessons is not None:
             lessons, teacher = learner.lessons, learner.lessons.teacher
-            setattr(lessons, "teach", self._as_teaching(lessons.teach))  # noqa: B010
+            for name in ("begin_step", "teach"):
+                setattr(lessons, name, self._as_teaching(getattr(lessons, name)))
+            place = _ELSEWHERE if teacher.away and has_host else "teacher"
             own = {id(p) for p in network.parameters()}
             for tensor in (*teacher.network.parameters(), *teacher.network.buffers()):
                 if id(tensor) not in own:
-                    ledger.call(tensor, _ELSEWHERE if teacher.away else "teacher")
+                    ledger.call(tensor, place)
 
     def take_first_step(self) -> None:
         """Let the optimiser make its state, as it does in the first step of a run."""
@@ -357,12 +364,10 @@ class _Watch:
             self._learner.apply(step=0, steps=3)
         self._learner.forget_gradients()
 
-    def _as_teaching(
-        self, teach: Callable[[Sequence[Drawn]], list[Taught]]
-    ) -> Callable[[Sequence[Drawn]], list[Taught]]:
-        def taught(drawn: Sequence[Drawn]) -> list[Taught]:
+    def _as_teaching(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def taught(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as it is called
             with self._ledger.phase("teaching"):
-                return teach(drawn)
+                return method(*args, **kwargs)
 
         return taught
 
@@ -450,6 +455,7 @@ def _fake_tiles(settings: Experiment, *, with_lessons: bool) -> Drawn:
     return Drawn(labelled, views)
 
 
-def _of_batch(settings: Experiment, batch: int) -> Experiment:
+def of_batch(settings: Experiment, batch: int) -> Experiment:
+    """Return the settings with another batch."""
     training = settings.training.model_copy(update={"batch": batch})
     return settings.model_copy(update={"training": training})

@@ -86,10 +86,14 @@ class Monitor(Watcher):
     Args:
         folder: Of the run.
         cache_mib: Room that pictures may fill without it being a leak.
+        budget_mb: What the processes may take, in 10^6 bytes; ``None`` if all there is.
     """
 
-    def __init__(self, folder: Path, *, cache_mib: float) -> None:
+    def __init__(
+        self, folder: Path, *, cache_mib: float, budget_mb: float | None = None
+    ) -> None:
         self._folder = folder
+        self._budget_mb = budget_mb
         self._cache_mib = cache_mib
         self._rows: list[dict[str, float | int]] = []
         self._told: set[str] = set()
@@ -99,6 +103,7 @@ class Monitor(Watcher):
         self._n_tiles = 0
         self.samples: list[Sample] = []
         self.newest = take_sample(folder)
+        self.peak_mib = self.newest.ram_mib
 
     def on_step(self, stepped: Stepped) -> Sequence[Event]:
         """Add up; look at the machine now and then."""
@@ -106,8 +111,8 @@ class Monitor(Watcher):
         self._waited_s += stepped.waited_s
         self._n_tiles += stepped.n_tiles
         if time.time() - self.newest.time >= SAMPLE_S:
-            self.newest = take_sample(self._folder)
-            self.samples.append(self.newest)
+            self._look()
+            return self._fresh(self._over_budget())
         return ()
 
     def on_validation(
@@ -118,8 +123,7 @@ class Monitor(Watcher):
         best: bool,  # noqa: ARG002
     ) -> Sequence[Event]:
         """Write a row, and return what should be known."""
-        self.newest = take_sample(self._folder)
-        self.samples.append(self.newest)
+        self._look()
         seconds = max(self._seconds, 1e-9)
         last = [s for s in self.samples if s.time >= self.newest.time - seconds] or [
             self.newest
@@ -144,12 +148,10 @@ class Monitor(Watcher):
         )
         with explained(self._folder):
             write_table(self._folder / RESOURCES, self._rows)
-        alerts = [*self._starved(), *self._leak(), *self._disk()]
+        alerts = self._starved() + self._leak() + self._disk() + self._over_budget()
         self._seconds = self._waited_s = 0.0
         self._n_tiles = 0
-        new = [alert for alert in alerts if alert.kind not in self._told]
-        self._told |= {alert.kind for alert in new}
-        return new
+        return self._fresh(alerts)
 
     def on_checkpoint(self, step: int, saved: Saved) -> None:  # noqa: ARG002
         """Learn how large one is."""
@@ -167,6 +169,30 @@ class Monitor(Watcher):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the rows of the run so far."""
         self._rows = list(state["rows"])
+
+    def _look(self) -> None:
+        self.newest = take_sample(self._folder)
+        self.samples.append(self.newest)
+        self.peak_mib = max(self.peak_mib, self.newest.ram_mib)
+
+    def _fresh(self, alerts: list[Event]) -> list[Event]:
+        """Return those that were not told before."""
+        new = [alert for alert in alerts if alert.kind not in self._told]
+        self._told |= {alert.kind for alert in new}
+        return new
+
+    def _over_budget(self) -> list[Event]:
+        used = self.newest.ram_mib * MIB / 1e6
+        if self._budget_mb is None or used <= self._budget_mb:
+            return []
+        return [
+            Event(
+                "over-budget",
+                f"The run uses {used:,.0f} MB, and was to use {self._budget_mb:,.0f}. "
+                "It can be stopped, and goes on with a smaller training.micro_batch or "
+                "data.cache_mib.",
+            )
+        ]
 
     def _starved(self) -> list[Event]:
         share = self._waited_s / max(self._seconds, 1e-9)

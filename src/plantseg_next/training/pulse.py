@@ -120,6 +120,8 @@ class Pulse(Watcher):
             "time": time.time(),
             "left_s": None if left is None else [left.seconds, left.low, left.high],
             "ram_mib": round(newest.ram_mib),
+            "ram_peak_mib": round(self._monitor.peak_mib),
+            "gpu_peak_mib": round(newest.gpu_peak_mib),
             "ram_free_mib": round(newest.ram_free_mib),
             "disk_free_mib": round(newest.disk_free_mib),
             "gpu_mib": round(newest.gpu_mib),

@@ -23,7 +23,7 @@ from typing import Any
 from plantseg_next import __version__
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.errors import DataError, UsageError
-from plantseg_next.experiment import Experiment, flat_settings
+from plantseg_next.experiment import Experiment, MemorySettings, flat_settings
 from plantseg_next.files import (
     explained,
     prepare_output,
@@ -37,7 +37,16 @@ HISTORY = "history.csv"
 EVENTS = "events.jsonl"
 SETTINGS = "settings.yaml"
 LOCK = ".lock"
+PLAN = "plan.json"
 
+PLANNED = (
+    "data.tile_px",
+    "data.cache_mib",
+    "data.workers",
+    "training.micro_batch",
+    *(f"memory.{name}" for name in MemorySettings.model_fields),
+)
+"""Settings that a memory plan chooses."""
 FREE = frozenset(
     {
         "device",
@@ -47,6 +56,7 @@ FREE = frozenset(
         "training.micro_batch",
         "training.checkpoint_minutes",
         "training.after_collapse",
+        "memory.budget_mb",
         "memory.recomputed",
         "memory.loss_rows",
         "memory.teacher",
@@ -124,6 +134,25 @@ class Record:
                 fix="restore it from a copy, or train anew with --restart",
             ) from error
         return cls(Experiment.read(folder / SETTINGS), sources, pixels, tree)
+
+    def planned(self, settings: Experiment, memory: int) -> Experiment:
+        """Return the settings with those that were planned when the run began.
+
+        Raises:
+            UsageError: If it began with another budget.
+        """
+        budget = self.settings.memory.budget_mb
+        if budget != memory / 1e6:
+            began = "without --memory" if budget is None else f"with {budget:,.0f} MB"
+            raise UsageError(
+                f"The run began {began}, and is now to have {memory / 1e6:,.0f} MB.",
+                needed="the budget that it began with",
+                fix="give that one; for less memory from here on, leave --memory out and "
+                "give the settings of RUN/settings.yaml with a smaller "
+                "training.micro_batch",
+            )
+        mine = flat_settings(self.settings)
+        return settings.with_settings([f"{n}={json.dumps(mine[n])}" for n in PLANNED])
 
     def differences(
         self, settings: Experiment, sources: Mapping[str, Any]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment, flat_settings
 from plantseg_next.training.forecast import Estimate, in_words
-from plantseg_next.training.record import EVENTS, RECORD, Record, is_held
+from plantseg_next.training.record import EVENTS, PLAN, RECORD, Record, is_held
 
 PROGRESS = "progress.json"
 SUMMARY = "summary.txt"
@@ -56,6 +56,7 @@ class Status:
                 yield f"  {name:<9}  {figures}, at step {found['step']}"
         if self.progress:
             yield f"  uses       {self._resources()}"
+            yield from self._budget_lines()
         yield f"  device     {self.record.facts.get('device', 'unknown')}"
         yield f"  pictures   {self.record.sources.get('data')}"
         if changed := _changed_settings(self.record.settings):
@@ -96,6 +97,19 @@ class Status:
         p = self.progress
         gpu = f", GPU {p['gpu_mib']} MiB" if p["gpu_mib"] else ""
         return f"memory {p['ram_mib']} MiB{gpu}; free on disk {p['disk_free_mib']} MiB"
+
+    def _budget_lines(self) -> Iterator[str]:
+        """Say what was planned, and what was needed at most, in the same words."""
+        budget = self.record.settings.memory.budget_mb
+        plan = _read_json(self.folder / PLAN)
+        if budget is None or "needs_mb" not in plan:
+            return
+        p = self.progress
+        peak = p.get("gpu_peak_mib") or p.get("ram_peak_mib") or 0
+        yield (
+            f"  budget     {budget:,.0f} MB, planned {plan['needs_mb']:,.0f}, at most "
+            f"{peak * 2**20 / 1e6:,.0f} seen"
+        )
 
     def _event_lines(self) -> Iterator[str]:
         counts = Counter(event["kind"] for event in self.events)

@@ -1,0 +1,181 @@
+"""How far the predicted memory of a training step is from the measured one, on a CPU.
+
+    python benchmarks/memory_error.py
+
+Each configuration runs two real steps on random tiles in a process of its own. Then
+PyTorch's profiler, which knows nothing of the prediction, adds up every allocation of a
+third. Beside it stands what the system saw the process grow by, and how long it took.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+import results_table
+import torch
+
+from plantseg_next.data.streams import Drawn
+from plantseg_next.experiment import Experiment
+from plantseg_next.models.segmenter import build_segmenter
+from plantseg_next.runtime import find_device
+from plantseg_next.structures import Batch, ClassMap, Views
+from plantseg_next.training.learner import build_learner
+from plantseg_next.training.memory import MIB, footprint
+
+RESULTS = Path(__file__).parent / "results" / "memory_error.csv"
+ALL_PARTS = "[stage_1,stage_2,stage_3,stage_4,decoder,fine]"
+CONFIGURATIONS = (
+    "model.encoder=atto data.tile_px=192 training.batch=8",
+    "model.encoder=atto data.tile_px=192 training.batch=8 unlabelled.method=supervised",
+    "model.encoder=atto data.tile_px=128 training.batch=8 unlabelled.strong_views=2",
+    "model.encoder=atto data.tile_px=256 training.batch=8 training.micro_batch=2",
+    "model.encoder=atto data.tile_px=192 training.batch=4 training.precision=float32",
+    "model.encoder=femto data.tile_px=192 training.batch=8 training.micro_batch=1 "
+    "unlabelled.method=mean_teacher",
+    "model.encoder=nano data.tile_px=256 training.batch=4 training.micro_batch=2",
+    f"model.encoder=nano data.tile_px=256 training.batch=4 memory.recomputed={ALL_PARTS}",
+    "model.encoder=tiny data.tile_px=256 training.batch=2",
+    f"model.encoder=tiny data.tile_px=256 training.batch=6 training.micro_batch=1 "
+    f"memory.recomputed={ALL_PARTS}",
+    "model.encoder=tiny data.tile_px=256 training.batch=2 memory.optimiser=adafactor "
+    "memory.teacher=host",
+    "model.encoder=tiny data.tile_px=256 training.batch=2 memory.frozen=true",
+    "model.encoder=atto data.tile_px=256 training.batch=4 memory.loss_rows=64 classes=116",
+    "model.encoder=atto data.tile_px=512 training.batch=2 memory.channels_last=false",
+    f"model.encoder=base data.tile_px=256 training.batch=2 training.micro_batch=1 "
+    f"memory.recomputed={ALL_PARTS}",
+)
+
+
+def understood(text: str) -> tuple[Experiment, ClassMap, bool]:
+    """Return settings, classes and whether there are lessons."""
+    pairs = text.split()
+    n = next((int(p.split("=")[1]) for p in pairs if p.startswith("classes=")), 4)
+    settings = Experiment().with_settings([p for p in pairs if "." in p.split("=")[0]])
+    names = tuple(f"disease {i}" for i in range(n - 1))
+    classes = ClassMap(names, ("healthy", *names), has_leaf=True)
+    return settings, classes, settings.unlabelled.method != "supervised"
+
+
+def tiles(settings: Experiment, *, with_lessons: bool) -> Drawn:
+    """Return random tiles of the shapes that the loader gives."""
+    b, size = settings.training.batch, settings.data.tile_px
+
+    def some(*shape: int) -> torch.Tensor:
+        return torch.randint(0, 2, (*shape, size, size), dtype=torch.uint8)
+
+    keys = ("",) * b
+    labelled = Batch(some(b, 3), some(b), some(b), torch.zeros(b).byte(), keys)
+    if not with_lessons:
+        return Drawn(labelled)
+    strong = some(settings.unlabelled.strong_views, b, 3)
+    return Drawn(labelled, Views(some(b, 3), strong, some(b).bool(), keys))
+
+
+def measured(text: str) -> dict[str, float]:
+    """Return the bytes of a real step, and its seconds."""
+    settings, classes, with_lessons = understood(text)
+    process = psutil.Process()
+    torch.randn(64, 64) @ torch.randn(64, 64)  # libraries are in memory before
+    before = process.memory_info().rss
+    torch.manual_seed(0)
+    learner = build_learner(
+        build_segmenter(settings.model, classes),
+        settings,
+        find_device("cpu"),
+        classes,
+        with_lessons=with_lessons,
+    )
+    drawn = tiles(settings, with_lessons=with_lessons)
+    size = settings.training.micro_batch or settings.training.batch
+
+    def step() -> None:
+        learner.find_gradients(drawn, step=1, steps=3, micro_batch=size, rehearsal=True)
+        learner.apply(step=1, steps=3)
+
+    step()
+    began = time.perf_counter()
+    step()
+    seconds = time.perf_counter() - began
+    status = Path("/proc/self/status").read_text()
+    highest = int(status.split("VmHWM:")[1].split()[0]) * 1024
+    learner.forget_gradients()
+    gc.collect()
+    held = _bytes_of(learner.state_dict(), set()) + _bytes_of(
+        [vars(drawn.labelled), vars(drawn.unlabelled) if drawn.unlabelled else None], set()
+    )
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "profile.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    seen = [e["args"] for e in events if e.get("name") == "[memory]"]
+    began_at = seen[0]["Total Allocated"] - seen[0]["Bytes"]
+    most = max(e["Total Allocated"] for e in seen) - began_at
+    return {"peak": held + most, "grown": highest - before, "seconds": seconds}
+
+
+def _bytes_of(value: object, known: set[int]) -> int:
+    """Return what the tensors in a nest of containers hold, each storage once."""
+    if isinstance(value, torch.Tensor):
+        storage = value.untyped_storage()
+        if storage.data_ptr() in known:
+            return 0
+        known.add(storage.data_ptr())
+        return storage.nbytes()
+    if isinstance(value, dict):
+        return sum(_bytes_of(one, known) for one in value.values())
+    if isinstance(value, list | tuple):
+        return sum(_bytes_of(one, known) for one in value)
+    return 0
+
+
+def main() -> None:
+    """Measure, predict, and print both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", help="measure this configuration and print it as JSON")
+    one = parser.parse_args().one
+    if one is not None:
+        print(json.dumps(measured(one)))
+        return
+    done = {row["configuration"] for row in results_table.read(RESULTS)}
+    for text in CONFIGURATIONS:
+        if text in done:
+            continue
+        found = subprocess.run(
+            [sys.executable, __file__, "--one", text],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        real = json.loads(found.stdout.strip().splitlines()[-1])
+        settings, classes, with_lessons = understood(text)
+        began = time.perf_counter()
+        foreseen = footprint(
+            settings, classes, find_device("cpu"), with_lessons=with_lessons
+        )
+        error = foreseen.peak_bytes / real["peak"] - 1
+        row = {
+            "configuration": text,
+            "predicted_mib": round(foreseen.peak_bytes / MIB, 1),
+            "measured_mib": round(real["peak"] / MIB, 1),
+            "error_percent": round(100 * error, 2),
+            "process_grew_mib": round(real["grown"] / MIB, 1),
+            "step_s": round(real["seconds"], 2),
+            "prediction_s": round(time.perf_counter() - began, 1),
+        }
+        results_table.append(RESULTS, row | results_table.stamp())
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
