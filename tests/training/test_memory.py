@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.nn import functional as F
 
 from plantseg_next.data.streams import Drawn
 from plantseg_next.experiment import Experiment
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import Device
 from plantseg_next.structures import Batch, ClassMap, Views
+from plantseg_next.training import memory
 from plantseg_next.training.allocator import MIB, CachingAllocator
 from plantseg_next.training.learner import build_learner
 from plantseg_next.training.memory import Ledger, footprint, trace
@@ -158,6 +160,42 @@ def test_what_is_given_up_saves_what_it_should():
     frozen = found("memory.frozen=true")
     assert frozen.peak["gradients"] < 0.2 * plain.peak["weights"]
     assert frozen.resident["teacher"] < 0.2 * plain.resident["teacher"]
+
+
+def test_a_gpu_computes_in_float32_what_the_trace_takes_for_that():
+    """What autocast does on a GPU can be asked without one: nothing is computed."""
+
+    def kinds(device):
+        x = torch.zeros(2, 4, 8, 8, device=device, dtype=torch.bfloat16)
+        weight = torch.ones(4, device=device)
+        image = x.float()
+        last = torch.ones(8, device=device)
+        convolved = F.conv2d(image, torch.zeros(4, 4, 1, 1, device=device))
+        return {
+            "layer_norm": F.layer_norm(x, (8,), last, last),
+            "group_norm": F.group_norm(x, 2, weight, weight),
+            "interpolate": F.interpolate(x, (16, 16), mode="bilinear"),
+            "gelu": F.gelu(x),
+            "attention": F.scaled_dot_product_attention(x, x, x),
+            "convolution": convolved,
+            "linear": F.linear(image, torch.zeros(8, 8, device=device)),
+            "spread": x.std((2, 3)),
+            "sum of products": torch.addcmul(x, x, x),
+        }
+
+    found = {}
+    with FakeTensorMode():
+        for device in ("cpu", "cuda"):
+            # Asked for by `torch.autocast`, it would be refused without a GPU.
+            torch.set_autocast_enabled(device, True)
+            torch.set_autocast_dtype(device, torch.bfloat16)
+            try:
+                found[device] = {n: t.dtype for n, t in kinds(device).items()}
+            finally:
+                torch.set_autocast_enabled(device, False)
+    assert set(found["cpu"].values()) == {torch.bfloat16}
+    differ = {n for n, kind in found["cuda"].items() if kind != torch.bfloat16}
+    assert differ == set(memory.IN_FLOAT32)
 
 
 def test_a_trace_leaves_no_trace():

@@ -80,7 +80,12 @@ class ResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised map; channels where timm's layer has them."""
-        size: Tensor = x.norm(p=2, dim=self.spatial_dim, keepdim=True)
+        # Summed in float32, whatever the map is in: as exact, faster on a CPU, and autocast
+        # would keep a float32 copy of the map for the backward pass.
+        with torch.autocast(x.device.type, enabled=False):
+            size = torch.linalg.vector_norm(
+                x, dim=self.spatial_dim, keepdim=True, dtype=torch.float32
+            )
         n = size / (size.mean(dim=self.channel_dim, keepdim=True) + self.eps)
         factor = 1 + self.weight.view(self.wb_shape) * n
         bias = self.bias.view(self.wb_shape)

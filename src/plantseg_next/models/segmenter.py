@@ -183,7 +183,10 @@ class Segmenter(nn.Module):
             stages = tuple(complementary_channels(stage) for stage in stages)
         whole = self.summary(*stages)
         fused = self._kept_or_not("decoder", self.decoder, *stages)
-        joint = self._kept_or_not("fine", self._refined, x, fused)
+        # Piece by piece: the backward pass then holds one of them at a time.
+        detail = self._kept_or_not("fine", self.detail, x)  # (b, 24, h / 2, w / 2)
+        joint = self._kept_or_not("fine", self._joined, fused, detail)
+        joint = self._kept_or_not("fine", self.join[1], joint)
         lesion = self.lesion_head(joint) + self.context(whole)[:, :, None, None]
         disease = (
             whole.new_zeros(len(whole), 0)
@@ -192,13 +195,12 @@ class Segmenter(nn.Module):
         )
         return Scores(lesion, self.leaf_head(joint), disease)
 
-    def _refined(self, x: Tensor, fused: Tensor) -> Float[Tensor, "b c h w"]:
-        """Return the fused map joined by the thin path at stride 2."""
-        detail = self.detail(x)  # (b, 24, h / 2, w / 2)
+    def _joined(self, fused: Tensor, detail: Tensor) -> Float[Tensor, "b c h w"]:
+        """Return the fused map beside the thin path, at stride 2."""
         fused = F.interpolate(
             self.narrow(fused), detail.shape[2:], mode="bilinear", align_corners=False
         )
-        joint: Tensor = self.join(torch.cat([fused, detail], dim=1))
+        joint: Tensor = self.join[0](torch.cat([fused, detail], dim=1))
         return joint
 
     def _kept_or_not(

@@ -52,6 +52,8 @@ what the teacher computes and what becomes of it. backward: on the way to the gr
 workspace: what a library takes while it computes one operation."""
 _ELSEWHERE = "elsewhere"  # not on the device
 ROUND = 512
+IN_FLOAT32 = ("layer_norm", "group_norm", "interpolate")
+"""Functions of the network that autocast computes in float32 on a GPU, but not on a CPU."""
 TRACED_PARTS = (2, 3)
 """Micro-batches of two traces; a step of more grows by their difference, part by part."""
 
@@ -405,8 +407,8 @@ def _gpu_casts() -> Iterator[None]:
         return in_float32
 
     with ExitStack() as stack:
-        for place, name in ((F, "layer_norm"), (F, "group_norm"), (Tensor, "norm")):
-            stack.enter_context(patch.object(place, name, cast(getattr(place, name))))
+        for name in IN_FLOAT32:
+            stack.enter_context(patch.object(F, name, cast(getattr(F, name))))
         yield
 
 
