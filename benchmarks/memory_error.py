@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +26,7 @@ from plantseg_next.experiment import Experiment
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import find_device
 from plantseg_next.structures import Batch, ClassMap, Views
-from plantseg_next.training.learner import build_learner
+from plantseg_next.training.learner import Learner, build_learner
 from plantseg_next.training.memory import MIB, footprint
 
 RESULTS = Path(__file__).parent / "results" / "memory_error.csv"
@@ -107,9 +108,18 @@ def measured(text: str) -> dict[str, float]:
     highest = int(status.split("VmHWM:")[1].split()[0]) * 1024
     learner.forget_gradients()
     gc.collect()
-    held = _bytes_of(learner.state_dict(), set()) + _bytes_of(
-        [vars(drawn.labelled), vars(drawn.unlabelled) if drawn.unlabelled else None], set()
-    )
+    peak = allocated(step, learner, drawn)
+    return {"peak": peak, "grown": highest - before, "seconds": seconds}
+
+
+def allocated(step: Callable[[], object], learner: Learner, drawn: Drawn) -> int:
+    """Return the most that is in use during a step, in bytes.
+
+    The profiler sees what is allocated while it looks; what a learner and its tiles hold
+    before is added.
+    """
+    tiles = [vars(one) for one in drawn if one is not None]
+    held = _bytes_of([learner.state_dict(), tiles], set())
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
@@ -120,8 +130,7 @@ def measured(text: str) -> dict[str, float]:
         events = json.loads(path.read_text())["traceEvents"]
     seen = [e["args"] for e in events if e.get("name") == "[memory]"]
     began_at = seen[0]["Total Allocated"] - seen[0]["Bytes"]
-    most = max(e["Total Allocated"] for e in seen) - began_at
-    return {"peak": held + most, "grown": highest - before, "seconds": seconds}
+    return held + max(e["Total Allocated"] for e in seen) - began_at
 
 
 def _bytes_of(value: object, known: set[int]) -> int:

@@ -1,0 +1,232 @@
+"""What each way to save memory is worth: peak, time, and the loss after fifty steps.
+
+    python benchmarks/memory_techniques.py --work FOLDER
+
+A technique and the plain learner take the same steps on the same drawn leaves from the
+same start, in turn: the ratio of their times is measured within one process. The peak is
+what PyTorch's profiler adds up (see ``memory_error.py``).
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import results_table
+import torch
+from memory_error import ALL_PARTS, allocated
+from torch import Tensor
+
+from plantseg_next.data.loading import loader
+from plantseg_next.data.streams import Drawn
+from plantseg_next.data.synthetic import write_drawn_folder
+from plantseg_next.experiment import Experiment
+from plantseg_next.learning import Plan, Sources, gather, tiles_of
+from plantseg_next.models.segmenter import build_segmenter
+from plantseg_next.runtime import find_device
+from plantseg_next.structures import ClassMap
+from plantseg_next.training.learner import Learner, build_learner
+from plantseg_next.training.memory import MIB
+
+RESULTS = Path(__file__).parent / "results" / "memory_techniques.csv"
+STEPS = 50
+WARM = 5  # steps whose time does not count
+PLAIN = [
+    "model.encoder=nano",
+    "data.tile_px=160",
+    "data.labelled_share=0.5",
+    "data.workers=0",
+    "training.batch=8",
+    "unlabelled.starts=0",
+]
+
+
+@dataclass(frozen=True)
+class Technique:
+    """One way to save memory, or to waste it.
+
+    Args:
+        name: For the table.
+        settings: What it changes.
+        change: What it does to a learner, where no setting does it.
+        many_classes: Whether it is to be shown with 116 lesion classes.
+    """
+
+    name: str
+    settings: tuple[str, ...] = ()
+    change: Callable[[Learner], None] | None = None
+    many_classes: bool = False
+
+
+def zero_gradients(learner: Learner) -> None:
+    """Fill gradients with zeros between steps instead of giving them back."""
+    optimiser: Any = learner._optimiser  # noqa: SLF001
+    plain = optimiser.zero_grad
+    optimiser.zero_grad = lambda set_to_none=True: plain(set_to_none=False)  # noqa: ARG005
+
+
+def teacher_in_float32(learner: Learner) -> None:
+    """Let the teacher compute as its weights are kept."""
+    assert learner.lessons is not None  # noqa: S101
+    learner.lessons.teacher.bfloat16 = False
+
+
+def weights_stay_cast(learner: Learner) -> None:
+    """Keep every weight's low-precision copy until the forward pass ends."""
+    find_gradients = learner.find_gradients
+
+    def keeping(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        torch.set_autocast_cache_enabled(True)
+        try:
+            return find_gradients(*args, **kwargs)
+        finally:
+            torch.set_autocast_cache_enabled(False)
+
+    setattr(learner, "find_gradients", keeping)  # noqa: B010
+
+
+EXACT = (f"memory.recomputed={ALL_PARTS}", "training.micro_batch=1")
+TECHNIQUES = (
+    Technique("two tiles at once", ("training.micro_batch=2",)),
+    Technique("fine parts and decoder recomputed", ("memory.recomputed=[fine,decoder]",)),
+    Technique("stages 1 and 2 recomputed", ("memory.recomputed=[stage_1,stage_2]",)),
+    Technique("everything recomputed", (f"memory.recomputed={ALL_PARTS}",)),
+    Technique("losses in stripes of 64 rows", ("memory.loss_rows=64",)),
+    Technique("the same, 116 classes", ("memory.loss_rows=64",), many_classes=True),
+    Technique("teacher away", ("memory.teacher=host",)),
+    Technique("Adafactor", ("memory.optimiser=adafactor",)),
+    Technique("frozen encoder", ("memory.frozen=true",)),
+    Technique("one tile at once, everything recomputed", EXACT),
+    Technique(
+        "all together",
+        (*EXACT, "memory.optimiser=adafactor", "memory.teacher=host"),
+    ),
+    Technique("without: bfloat16", ("training.precision=float32",)),
+    Technique("without: channels-last", ("memory.channels_last=false",)),
+    Technique("without: gradients given back", (), zero_gradients),
+    Technique("without: teacher in bfloat16", (), teacher_in_float32),
+    Technique("without: casts dropped after use", (), weights_stay_cast),
+    Technique("cache cleared after every step", ("memory.clears_cache=true",)),
+)
+
+
+def prepare(work: Path) -> Path:
+    """Draw the leaves, once."""
+    folder = work / "leaves"
+    if not folder.is_dir():
+        write_drawn_folder(folder, 120, seed=0, size_hw=(256, 256))
+    return folder
+
+
+def batches(folder: Path, n: int) -> tuple[list[Drawn], ClassMap]:
+    """Return what the steps learn from, and its classes."""
+    settings = Experiment().with_settings(PLAIN)
+    manifest = gather(Sources(folder), settings)
+    plan = Plan.of(manifest, settings, folder)
+    tiles = tiles_of(plan.learned, plan.unlabelled, settings, plan.pixels)
+    drawn = loader(tiles, tiles=settings.training.batch, start=0, stop=n, workers=0)
+    return list(islice(drawn, n)), manifest.classes
+
+
+def learner_of(settings: Experiment, classes: ClassMap, technique: Technique) -> Learner:
+    """Return a learner with a technique; the same start every time."""
+    torch.manual_seed(0)
+    network = build_segmenter(settings.model, classes)
+    device = find_device("cpu")
+    found = build_learner(network, settings, device, classes, with_lessons=True)
+    if technique.change is not None:
+        technique.change(found)
+    return found
+
+
+def take(learner: Learner, settings: Experiment, drawn: Drawn, step: int) -> Tensor:
+    """Take a step; return the sum of the parts of its loss."""
+    torch.manual_seed(step)
+    batch = settings.training.batch
+    size = settings.training.micro_batch or batch
+    # As in the middle of a run, so that lessons count.
+    at = {"step": STEPS, "steps": 2 * STEPS}
+    parts, _ = learner.find_gradients(drawn, micro_batch=size, rehearsal=True, **at)
+    learner.apply(**at)
+    return torch.stack([part.float() for part in parts.values()]).sum()
+
+
+def measure(technique: Technique, folder: Path) -> dict[str, float]:
+    """Return peak, ratio of times and losses of one technique."""
+    drawn, classes = batches(folder, STEPS)
+    if technique.many_classes:
+        names = tuple(f"disease {i}" for i in range(115))
+        classes = ClassMap(names, classes.diseases, classes.has_leaf)
+    plain = Technique("plain")
+    found: dict[str, Any] = {}
+    learners = {}
+    for name, which in (("plain", plain), ("changed", technique)):
+        settings = Experiment().with_settings(
+            [*PLAIN, *(which.settings if name == "changed" else ())]
+        )
+        learners[name] = (learner_of(settings, classes, which), settings)
+    seconds: dict[str, list[float]] = {name: [] for name in learners}
+    losses: dict[str, list[float]] = {name: [] for name in learners}
+    for step, one in enumerate(drawn):
+        for name, (learner, settings) in learners.items():
+            began = time.perf_counter()
+            losses[name].append(float(take(learner, settings, one, step)))
+            seconds[name].append(time.perf_counter() - began)
+    for name, (learner, settings) in learners.items():
+        learner.forget_gradients()
+        gc.collect()
+        found[f"{name}_peak"] = allocated(
+            lambda: take(learner, settings, drawn[0], 0),  # noqa: B023
+            learner,
+            drawn[0],
+        )
+        found[f"{name}_loss"] = fmean(losses[name][-10:])
+    ratios = [b / a for a, b in zip(seconds["plain"], seconds["changed"], strict=True)][
+        WARM:
+    ]
+    return found | {"slower": median(ratios), "step_s": median(seconds["plain"][WARM:])}
+
+
+def main() -> None:
+    """Measure every technique that is not in the table yet, each in its own process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--one", help="measure this technique and print it as JSON")
+    arguments = parser.parse_args()
+    folder = prepare(arguments.work)
+    by_name = {technique.name: technique for technique in TECHNIQUES}
+    if arguments.one is not None:
+        print(json.dumps(measure(by_name[arguments.one], folder)))
+        return
+    done = {row["technique"] for row in results_table.read(RESULTS)}
+    for name in by_name.keys() - done:
+        ran = subprocess.run(
+            [sys.executable, __file__, "--work", str(arguments.work), "--one", name],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found = json.loads(ran.stdout.strip().splitlines()[-1])
+        row = {
+            "technique": name,
+            "peak_mib": round(found["changed_peak"] / MIB, 1),
+            "plain_peak_mib": round(found["plain_peak"] / MIB, 1),
+            "time_ratio": round(found["slower"], 3),
+            "plain_step_s": round(found["step_s"], 3),
+            "loss": round(found["changed_loss"], 5),
+            "plain_loss": round(found["plain_loss"], 5),
+        }
+        results_table.append(RESULTS, row | results_table.stamp())
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

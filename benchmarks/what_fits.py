@@ -1,0 +1,94 @@
+"""What fits on which GPU: predicted, for nothing here has a GPU.
+
+    python benchmarks/what_fits.py
+
+The student and its teacher with one strong view, 32 labelled and 32 unlabelled tiles a
+step. Bytes are what PyTorch would reserve; the driver's context comes on top. The first
+rows are stated cases, with settings as asked for and as planned for a budget; then the
+largest encoder that fits each size of GPU, at 512 and at 256 px.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import results_table
+
+from plantseg_next.errors import UsageError
+from plantseg_next.experiment import Experiment
+from plantseg_next.runtime import Device
+from plantseg_next.structures import ClassMap
+from plantseg_next.training.budget import plan_memory
+
+RESULTS = Path(__file__).parent / "results" / "what_fits.csv"
+GPU = Device("cuda", "a GPU", has_bfloat16=True)
+CONTEXT_MB = 500
+"""Left for the driver on a GPU of a stated size."""
+CASES = (
+    ("tiny", 256, 0.8),
+    ("tiny", 512, 1.2),
+    ("base", 512, 1.9),
+    ("large", 512, 1.9),
+    ("large", 384, 1.9),
+    ("large", 256, 1.9),
+    ("huge", 256, 1.9),
+)
+GPUS_GB = (2, 4, 6, 8, 12, 24)
+ENCODERS = ("huge", "large", "base", "small", "tiny", "nano", "pico", "femto", "atto")
+CLASSES = ClassMap(
+    tuple(f"disease {i}" for i in range(4)), ("healthy", "ill"), has_leaf=True
+)
+
+
+def try_budget(name: str, encoder: str, tile_px: int, budget_gb: float) -> bool:
+    """Plan, add a row, and return whether it fits."""
+    done = {row["case"] for row in results_table.read(RESULTS)}
+    if name in done:
+        rows = {row["case"]: row for row in results_table.read(RESULTS)}
+        return rows[name]["fits"] == "True"
+    settings = Experiment().with_settings(
+        [f"model.encoder={encoder}", f"data.tile_px={tile_px}", "training.batch=32"]
+    )
+    began = time.perf_counter()
+    row = {"case": name, "encoder": encoder, "tile_px": tile_px, "budget_gb": budget_gb}
+    try:
+        plan = plan_memory(
+            settings, CLASSES, GPU, round(budget_gb * 1e9), with_lessons=True
+        )
+    except UsageError as error:
+        plan, needed = None, error.needed
+    fits = plan is not None and plan.settings.data.tile_px == tile_px
+    memory = plan.settings.memory if plan else None
+    row |= {
+        "fits": fits,
+        "reserved_mb": round(plan.needs / 1e6) if plan else needed,
+        "peak_mb": round(plan.after.peak_bytes / 1e6) if plan else "",
+        "as_asked_mb": round(plan.before.reserved / 1e6) if plan else "",
+        "micro_batch": plan.settings.training.micro_batch if plan else "",
+        "recomputed": len(memory.recomputed) if memory else "",
+        "teacher": memory.teacher if memory else "",
+        "optimiser": memory.optimiser if memory else "",
+        "slower": round(plan.slower, 2) if plan else "",
+        "plan_s": round(time.perf_counter() - began),
+    }
+    results_table.append(RESULTS, row | results_table.stamp())
+    print(row, flush=True)
+    return fits
+
+
+def main() -> None:
+    """Plan every case."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    for encoder, tile_px, budget in CASES:
+        try_budget(f"{encoder} {tile_px} in {budget}", encoder, tile_px, budget)
+    for gpu in GPUS_GB:
+        for tile_px in (512, 256):
+            for encoder in ENCODERS:
+                budget = round(gpu - CONTEXT_MB / 1000, 1)
+                name = f"{gpu} GB GPU, {encoder} {tile_px}"
+                if try_budget(name, encoder, tile_px, budget):
+                    break
+
+
+if __name__ == "__main__":
+    main()
