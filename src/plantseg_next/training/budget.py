@@ -119,7 +119,7 @@ class MemoryPlan:
         needs = f"The run needs {_mb(self.needs)} of {_mb(self.limit)}."
         lines += ["", needs, *self.given]
         if self.slower > 1.005:
-            lines.append(f"A step takes about {self.slower:.2f} times as long.")
+            lines.append(f"By estimate, a step takes {self.slower:.1f} times as long.")
         changes = [f"--set {n}={json.dumps(v)}" for n, v in self.changes.items()]
         return "\n".join([*lines, "", *changes])
 

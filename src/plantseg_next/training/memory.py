@@ -101,7 +101,8 @@ class Footprint:
         return Footprint(
             each(self.peak, other.peak),
             each(self.resident, other.resident),
-            more(self.reserved, other.reserved),
+            # Segments are large: the difference of two says little.
+            more(self.reserved, self.reserved + other.peak_bytes - self.peak_bytes),
             other.course,
             more(self.flops, other.flops),
             more(self.calls, other.calls),
