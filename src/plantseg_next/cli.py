@@ -95,7 +95,7 @@ def plan(
 ) -> None:
     """Find the settings with which training stays within a budget; nothing is trained.
 
-    train --memory does the same first; train --config takes what is printed here.
+    train --memory does the same first; train --plan takes what --out wrote.
     """
     from plantseg_next import api
     from plantseg_next.runtime import Device
