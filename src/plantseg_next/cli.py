@@ -100,7 +100,6 @@ def plan(
     from plantseg_next import api
     from plantseg_next.runtime import Device
     from plantseg_next.training.budget import parse_bytes
-    from plantseg_next.training.memory_picture import draw_plan
 
     elsewhere = Device("cuda", "a GPU", has_bfloat16=True) if gpu else None
     found = api.plan(
@@ -115,6 +114,8 @@ def plan(
     if out is not None:
         found.write(out)
     if explain is not None:
+        from plantseg_next.training.memory_picture import draw_plan
+
         draw_plan(found, explain)
 
 
@@ -160,11 +161,14 @@ def train(
     """
     from plantseg_next import api
     from plantseg_next.learning import Sources
-    from plantseg_next.training.budget import parse_bytes, read_plan
 
     chosen = _settings(config, set_ or [])
-    if plan is not None:
-        chosen = read_plan(plan, chosen)
+    budget = None
+    if plan is not None or memory is not None:
+        from plantseg_next.training.budget import parse_bytes, read_plan
+
+        chosen = chosen if plan is None else read_plan(plan, chosen)
+        budget = None if memory is None else parse_bytes(memory)
     if settings:
         print(chosen.to_yaml(), end="")
         return
@@ -180,7 +184,7 @@ def train(
             Sources(data, classes, unlabelled or (), pseudo_labels or ()),
             out,
             chosen,
-            memory=None if memory is None else parse_bytes(memory),
+            memory=budget,
             restart=restart,
             watchers=[TrainingBar(bar), *loggers],
             say=bar.console.print,

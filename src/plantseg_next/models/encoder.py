@@ -80,8 +80,8 @@ class ResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised map; channels where timm's layer has them."""
-        # Summed in float32, whatever the map is in: as exact, faster on a CPU, and autocast
-        # would keep a float32 copy of the map for the backward pass.
+        # Summed in float32, whatever the map is in; asked for by autocast, the sum would
+        # keep a float32 copy of the map for the backward pass.
         with torch.autocast(x.device.type, enabled=False):
             size = torch.linalg.vector_norm(
                 x, dim=self.spatial_dim, keepdim=True, dtype=torch.float32
