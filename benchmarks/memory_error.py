@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,9 +28,10 @@ from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import find_device
 from plantseg_next.structures import Batch, ClassMap, Views
 from plantseg_next.training.learner import Learner, build_learner
-from plantseg_next.training.memory import MIB, footprint
+from plantseg_next.training.memory import footprint, trace
 
 RESULTS = Path(__file__).parent / "results" / "memory_error.csv"
+MIB = 2**20
 ALL_PARTS = "[stage_1,stage_2,stage_3,stage_4,decoder,fine]"
 CONFIGURATIONS = (
     "model.encoder=atto data.tile_px=192 training.batch=8",
@@ -169,9 +171,10 @@ def main() -> None:
         real = json.loads(found.stdout.strip().splitlines()[-1])
         settings, classes, with_lessons = understood(text)
         began = time.perf_counter()
-        foreseen = footprint(
-            settings, classes, find_device("cpu"), with_lessons=with_lessons
+        traced = partial(
+            trace, classes=classes, device=find_device("cpu"), with_lessons=with_lessons
         )
+        foreseen = footprint(settings, traced)
         error = foreseen.peak_bytes / real["peak"] - 1
         row = {
             "configuration": text,

@@ -34,8 +34,8 @@ from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import find_device
 from plantseg_next.structures import ClassMap
 from plantseg_next.training.learner import Learner, build_learner
-from plantseg_next.training.memory import MIB
 
+MIB = 2**20
 RESULTS = Path(__file__).parent / "results" / "memory_techniques.csv"
 STEPS = 50
 WARM = 5  # steps whose time does not count

@@ -11,8 +11,8 @@ from plantseg_next.cli import app
 from plantseg_next.errors import UsageError
 from plantseg_next.runtime import Device
 from plantseg_next.training import budget
-from plantseg_next.training.budget import LEAST_CACHE_MIB, Footprint
-from plantseg_next.training.memory import KINDS
+from plantseg_next.training.budget import LEAST_CACHE_MIB
+from plantseg_next.training.ledger import KINDS, Footprint
 from plantseg_next.training.status import read_status
 
 GPU = Device("cuda", "elsewhere", has_bfloat16=True)

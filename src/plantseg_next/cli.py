@@ -99,7 +99,7 @@ def plan(
     """
     from plantseg_next import api
     from plantseg_next.runtime import Device
-    from plantseg_next.training.budget import parse_bytes
+    from plantseg_next.training.memory_plan import parse_bytes
 
     elsewhere = Device("cuda", "a GPU", has_bfloat16=True) if gpu else None
     found = api.plan(
@@ -165,7 +165,7 @@ def train(
     chosen = _settings(config, set_ or [])
     budget = None
     if plan is not None or memory is not None:
-        from plantseg_next.training.budget import parse_bytes, read_plan
+        from plantseg_next.training.memory_plan import parse_bytes, read_plan
 
         chosen = chosen if plan is None else read_plan(plan, chosen)
         budget = None if memory is None else parse_bytes(memory)

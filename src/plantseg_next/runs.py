@@ -29,7 +29,7 @@ from plantseg_next.training.record import (
 )
 
 if TYPE_CHECKING:
-    from plantseg_next.training.budget import MemoryPlan
+    from plantseg_next.training.memory_plan import MemoryPlan
     from plantseg_next.training.trainer import Outcome
     from plantseg_next.training.watchers import Watcher
 

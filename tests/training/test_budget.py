@@ -7,8 +7,10 @@ from plantseg_next.experiment import Experiment
 from plantseg_next.runtime import Device
 from plantseg_next.structures import ClassMap
 from plantseg_next.training import budget
-from plantseg_next.training.budget import parse_bytes, plan_memory, read_plan
-from plantseg_next.training.memory import KINDS, Footprint, micro_batch
+from plantseg_next.training.budget import plan_memory
+from plantseg_next.training.ledger import KINDS, Footprint
+from plantseg_next.training.memory import micro_batch
+from plantseg_next.training.memory_plan import parse_bytes, read_plan
 
 CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
 GPU = Device("cuda", "elsewhere", has_bfloat16=True)
@@ -16,7 +18,7 @@ CPU = Device("cpu", "here", has_bfloat16=False)
 MB = 10**6
 
 
-def toy_footprint(settings, _classes, _device, *, with_lessons):
+def toy_trace(settings, _classes, _device, *, with_lessons):
     """A step whose bytes and operations are simple sums."""
     size, memory = micro_batch(settings), settings.memory
     parts = -(-settings.training.batch // size)
@@ -41,7 +43,7 @@ def toy_footprint(settings, _classes, _device, *, with_lessons):
 
 @pytest.fixture
 def toy(monkeypatch):
-    monkeypatch.setattr(budget, "footprint", toy_footprint)
+    monkeypatch.setattr(budget, "trace", toy_trace)
 
 
 SETTINGS = Experiment().with_settings(["data.tile_px=192", "training.batch=16"])

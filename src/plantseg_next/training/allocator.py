@@ -23,6 +23,7 @@ ROUND_SEGMENT = 2 * MIB
 class _Block:
     """A piece of a segment."""
 
+    address: int
     size: int
     is_small: bool
     before: "_Block | None" = None
@@ -46,7 +47,9 @@ class CachingAllocator:
         )
         rest = block.size - size
         if rest >= ROUND if is_small else rest > SMALL:
-            tail = _Block(rest, is_small, before=block, after=block.after)
+            tail = _Block(
+                block.address + size, rest, is_small, before=block, after=block.after
+            )
             if block.after is not None:
                 block.after.before = tail
             block.size, block.after = size, tail
@@ -60,7 +63,7 @@ class CachingAllocator:
         for other in (block.before, block.after):
             if other is None or not other.is_free:
                 continue
-            self._free[other.is_small].remove((other.size, id(other), other))
+            self._free[other.is_small].remove((other.size, other.address, other))
             first, second = (other, block) if other is block.before else (block, other)
             first.size += second.size
             first.after = second.after
@@ -84,12 +87,12 @@ class CachingAllocator:
         else:
             n = -(-size // ROUND_SEGMENT) * ROUND_SEGMENT
         self.reserved += n
-        return _Block(n, is_small)
+        return _Block(self.reserved - n, n, is_small)
 
     def _offer(self, block: _Block) -> None:
         block.is_free = True
         insort(
             self._free[block.is_small],
-            (block.size, id(block), block),
-            key=lambda entry: entry[:2],
+            (block.size, block.address, block),
+            key=lambda entry: entry[:2],  # of equal ones the lowest, as PyTorch does
         )

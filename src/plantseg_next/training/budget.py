@@ -6,29 +6,19 @@ something given up that changes what is learned, the least harmful thing first, 
 said.
 """
 
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from plantseg_next.errors import UsageError
-from plantseg_next.experiment import Experiment, Recomputed, flat_settings
-from plantseg_next.files import write_atomically
+from plantseg_next.experiment import Experiment, Recomputed
 from plantseg_next.runtime import Device
 from plantseg_next.structures import ClassMap
-from plantseg_next.training.memory import (
-    KINDS,
-    Footprint,
-    footprint,
-    micro_batch,
-    of_batch,
-)
-from plantseg_next.training.record import PLAN
+from plantseg_next.training.ledger import Footprint
+from plantseg_next.training.memory import footprint, micro_batch, of_batch, trace
+from plantseg_next.training.memory_plan import MemoryPlan, in_mb
 
-UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 RECOMPUTED: tuple[tuple[Recomputed, ...], ...] = (
     (),
     ("fine", "decoder"),
@@ -71,109 +61,6 @@ class Speed:
 SPEEDS = {"cpu": Speed(6e10, 15e-6, 1e10), "cuda": Speed(3e13, 7e-6, 1e10)}
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Settings that fit, and what that took.
-
-    Args:
-        asked: The settings before.
-        settings: The settings that fit.
-        limit: The budget, in bytes.
-        before: What a step takes as asked.
-        after: What it takes as planned.
-        needs: Bytes that the run needs of the budget, as planned.
-        room: Bytes of the budget that a step may have at its peak.
-        slower: Time of a step, as planned, in parts of that as asked; an estimate.
-        given: What was given up and why, in words.
-    """
-
-    asked: Experiment
-    settings: Experiment
-    limit: int
-    before: Footprint
-    after: Footprint
-    needs: int
-    room: int
-    slower: float
-    given: tuple[str, ...]
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """The settings that differ from what was asked, by dotted name."""
-        before, after = flat_settings(self.asked), flat_settings(self.settings)
-        return {name: value for name, value in after.items() if value != before[name]}
-
-    def to_text(self) -> str:
-        """Return the plan for people: what a step takes, before and after, by kind."""
-        lines = [f"{'in MB':14s}{'as asked':>10s}{'planned':>10s}"]
-        for kind in KINDS:
-            before, after = self.before.peak[kind], self.after.peak[kind]
-            if before or after:
-                lines.append(f"{kind:14s}{before / 1e6:10,.1f}{after / 1e6:10,.1f}")
-        figures = (
-            ("at the peak", self.before.peak_bytes, self.after.peak_bytes),
-            ("between steps", self.before.resident_bytes, self.after.resident_bytes),
-            ("reserved", self.before.reserved, self.after.reserved),
-        )
-        lines += [f"{n:14s}{b / 1e6:10,.1f}{a / 1e6:10,.1f}" for n, b, a in figures]
-        needs = f"The run needs {_mb(self.needs)} of {_mb(self.limit)}."
-        lines += ["", needs, *self.given]
-        if self.slower > 1.005:
-            lines.append(f"By estimate, a step takes {self.slower:.1f} times as long.")
-        changes = [f"--set {n}={json.dumps(v)}" for n, v in self.changes.items()]
-        return "\n".join([*lines, "", *changes])
-
-    def write(self, path: Path) -> None:
-        """Write the plan; its ``settings`` may be edited."""
-        tree = {
-            "settings": self.changes,
-            "budget_mb": round(self.limit / 1e6, 1),
-            "needs_mb": round(self.needs / 1e6, 1),
-            "before_mb": _in_mb(self.before),
-            "after_mb": _in_mb(self.after),
-            "slower": round(self.slower, 2),
-            "given": list(self.given),
-        }
-        write_atomically(path, json.dumps(tree, indent=1).encode())
-
-
-def read_plan(path: Path, settings: Experiment) -> Experiment:
-    """Return the settings with those of a plan applied.
-
-    Raises:
-        UsageError: If the file is no plan, or names a setting that does not exist.
-    """
-    try:
-        changes = dict(json.loads(path.read_text("utf-8"))["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"`{path}` holds no plan: {error}",
-            needed=f"a {PLAN} that `plantseg-next plan` wrote",
-            fix="plantseg-next plan DATA --memory 2GB",
-        ) from error
-    return settings.with_settings([f"{n}={json.dumps(v)}" for n, v in changes.items()])
-
-
-def parse_bytes(text: str) -> int:
-    """Return a size in bytes.
-
-    Raises:
-        UsageError: If it is no positive number with a unit.
-
-    Example:
-        >>> parse_bytes("1.5GB"), parse_bytes("2 GiB")
-        (1500000000, 2147483648)
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
-    if match is None or float(match[1]) <= 0:
-        raise UsageError(
-            f"The memory is {text!r}.",
-            needed="a number with a unit: KB, MB, GB, KiB, MiB or GiB",
-            fix="for example --memory 2GB",
-        )
-    return round(float(match[1]) * UNITS[match[2].upper()])
-
-
 def plan_memory(
     settings: Experiment,
     classes: ClassMap,
@@ -208,8 +95,8 @@ def plan_memory(
         if search.fits(smallest):
             return search.plan(settings, search.fastest(tried), before, given)
     raise UsageError(
-        f"A run with these settings does not fit into {_mb(limit)}.",
-        needed=f"at least {_mb(least)}",
+        f"A run with these settings does not fit into {in_mb(limit)}.",
+        needed=f"at least {in_mb(least)}",
         fix=f"--memory {-(-least // 10**6)}MB, or a smaller model.encoder or data.tile_px",
     )
 
@@ -233,12 +120,12 @@ class _Search:
         self._rows = LOSS_ROWS if classes.n_lesion_logits >= MANY_CLASSES else None
         self._with_lessons = with_lessons
         self._trace = cache(
-            lambda settings: footprint(settings, classes, device, with_lessons=with_lessons)
+            lambda settings: trace(settings, classes, device, with_lessons=with_lessons)
         )
 
     def step(self, settings: Experiment) -> Footprint:
         """Return what a step takes; equal ones are traced once."""
-        return self._trace(_essential(settings))
+        return footprint(_essential(settings), self._trace)
 
     def needs(self, settings: Experiment) -> int:
         """Return what the run needs of the budget, in bytes."""
@@ -318,11 +205,12 @@ class _Search:
         """
         options: list[tuple[float, int, Experiment]] = []
         for recomputed in RECOMPUTED:
-            for n in _sizes(tried.training.batch):
+            for n in reversed(_sizes(tried.training.batch)):
                 found = _with(tried, micro_batch=n, recomputed=recomputed, rows=self._rows)
                 likely = self._guess(found)
-                if self._needed(likely, found) <= self._limit:
-                    options.append((self._cost(likely, found), len(options), found))
+                if self._needed(likely, found) > self._limit:
+                    break
+                options.append((self._cost(likely, found), len(options), found))
         for _, _, found in sorted(options):
             if self.fits(found):
                 return found
@@ -335,10 +223,12 @@ class _Search:
         by what one more part of the smallest step adds.
         """
         n, batch = micro_batch(settings), settings.training.batch
-        one, two = (
-            self._trace(_essential(of_batch(_with(settings, micro_batch=m), 2 * m)))
-            for m in (1, 2)
-        )
+
+        def parts_of(m: int) -> Footprint:
+            return self._trace(_essential(of_batch(_with(settings, micro_batch=m), 2 * m)))
+
+        one = parts_of(1)
+        two = parts_of(2) if n > 1 else one
         small = self.smallest(settings)
         few, more = (self._trace(_essential(of_batch(small, m))) for m in (2, 3))
         parts = -(-batch // n)
@@ -450,16 +340,3 @@ def _exact(asked: Experiment, chosen: Experiment) -> list[str]:
     if chosen.memory.loss_rows != asked.memory.loss_rows:
         said.append(f"Losses of {chosen.memory.loss_rows} rows at a time: the same loss.")
     return said
-
-
-def _mb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.0f} MB"
-
-
-def _in_mb(step: Footprint) -> dict[str, Any]:
-    return {
-        "peak": round(step.peak_bytes / 1e6, 1),
-        "resident": round(step.resident_bytes / 1e6, 1),
-        "reserved": round(step.reserved / 1e6, 1),
-        "peak_by_kind": {kind: round(step.peak[kind] / 1e6, 1) for kind in KINDS},
-    }

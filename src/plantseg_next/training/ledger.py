@@ -1,0 +1,247 @@
+"""Every byte that operations allocate and release, by what it is for."""
+
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from plantseg_next.training.allocator import CachingAllocator
+from plantseg_next.training.shape_memo import recall
+
+KINDS = (
+    "weights",
+    "teacher",
+    "optimiser",
+    "gradients",
+    "pictures",
+    "activations",
+    "teaching",
+    "losses",
+    "backward",
+    "workspace",
+)
+"""What memory is for. activations: what the student keeps for the backward pass. teaching:
+what the teacher computes and what becomes of it. backward: on the way to the gradients.
+workspace: what a library takes while it computes one operation."""
+ELSEWHERE = "elsewhere"  # not on the device
+ROUND = 512
+HERE = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a step takes, in bytes, and costs.
+
+    Args:
+        peak: By kind, at the moment when most is in use.
+        resident: By kind, between two steps.
+        reserved: What a GPU's allocator takes from the device for that; see
+            ``CachingAllocator``.
+        course: Bytes by kind, moment after moment, of the one step.
+        flops: Multiplications and additions of a step.
+        calls: Operations of a step: each costs time however small it is.
+    """
+
+    peak: Mapping[str, int]
+    resident: Mapping[str, int]
+    reserved: int
+    course: tuple[Mapping[str, int], ...]
+    flops: int
+    calls: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of all kinds."""
+        return sum(self.peak.values())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of all kinds."""
+        return sum(self.resident.values())
+
+    def grown(self, other: "Footprint", times: int) -> "Footprint":
+        """Return this one and so many times what ``other`` adds to it."""
+
+        def more(a: int, b: int) -> int:
+            return a + times * max(0, b - a)
+
+        def each(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
+            return {kind: more(a[kind], b[kind]) for kind in KINDS}
+
+        return Footprint(
+            each(self.peak, other.peak),
+            each(self.resident, other.resident),
+            # Segments are large: the difference of two says little.
+            more(self.reserved, self.reserved + other.peak_bytes - self.peak_bytes),
+            other.course,
+            more(self.flops, other.flops),
+            more(self.calls, other.calls),
+        )
+
+
+class _Held(NamedTuple):
+    """A storage in use."""
+
+    n_bytes: int
+    kind: str
+    block: Any
+    watch: Any
+
+
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Write down every storage that is allocated and released while this is entered.
+
+    Args:
+        on_cpu: Whether to count what the CPU's library takes for its convolutions.
+    """
+
+    def __init__(self, *, on_cpu: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._on_cpu = on_cpu
+        self._held: dict[int, _Held] = {}
+        self._now: dict[str, int] = defaultdict(int)
+        self._total = 0
+        self._phase = "weights"
+        self._allocator = CachingAllocator()
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the peak: the step begins here."""
+        self._peak = self._total
+        self._at_peak = dict(self._now)
+        self._course: list[dict[str, int]] = []
+        self._flops = self._calls = 0
+
+    def found(self) -> Footprint:
+        """Return what has been written down since ``begin``."""
+
+        def known(figures: Mapping[str, int]) -> dict[str, int]:
+            return {kind: figures.get(kind, 0) for kind in KINDS}
+
+        return Footprint(
+            known(self._at_peak),
+            known(self._now),
+            self._allocator.reserved,
+            tuple(known(moment) for moment in self._course),
+            self._flops,
+            self._calls,
+        )
+
+    @contextmanager
+    def phase(self, kind: str) -> Iterator[None]:
+        """Call what is allocated for a while by this kind."""
+        before, self._phase = self._phase, kind
+        try:
+            yield
+        finally:
+            self._phase = before
+
+    def call(self, tensor: Tensor, kind: str) -> None:
+        """Give what a tensor holds another kind."""
+        key = tensor.untyped_storage()._cdata
+        held = self._held.get(key)
+        if held is None:
+            return
+        self._release(key)
+        self._hold(key, held.n_bytes, kind, held.watch)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - as PyTorch calls it
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Run an operation, and write down what it allocates."""
+        if func is torch.ops.prim.device.default:
+            return getattr(args[0], "fake_device", HERE)  # asked more than anything
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True if args[0].dtype is torch.bool else 1  # fakes have no content
+        if func.namespace == "prim":
+            return func(*args, **(kwargs or {}))  # a question about a tensor
+        out = recall(func, args, kwargs or {})
+        self._calls += not func.is_view
+        if self._on_cpu and func is torch.ops.aten.convolution_backward.default:
+            n_bytes = cpu_workspace(*args[:3], groups=args[9])
+            self._take("workspace", n_bytes)
+            self._give("workspace", n_bytes)
+        self._flops += _flops(func, args, out)
+        for value in tree_iter(out):
+            if isinstance(value, Tensor):
+                self._notice(value)
+        return out
+
+    def _notice(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._held:
+            return
+        in_backward = torch._C._current_graph_task_id() != -1
+        kind = "backward" if in_backward else self._phase
+        watch = weakref.ref(storage, lambda _: self._release(key))
+        self._hold(key, storage.nbytes(), kind, watch)
+
+    def _hold(self, key: int, n_bytes: int, kind: str, watch: object) -> None:
+        n_bytes = -(-n_bytes // ROUND) * ROUND
+        is_here = kind != ELSEWHERE
+        block = self._allocator.allocate(n_bytes) if is_here else None
+        self._held[key] = _Held(n_bytes, kind, block, watch)
+        if not is_here:
+            return
+        self._take(kind, n_bytes)
+
+    def _release(self, key: int) -> None:
+        held = self._held.pop(key)
+        if held.block is None:
+            return
+        self._allocator.free(held.block)
+        self._give(held.kind, held.n_bytes)
+
+    def _take(self, kind: str, n_bytes: int) -> None:
+        self._now[kind] += n_bytes
+        self._total += n_bytes
+        if self._total > self._peak:
+            self._peak = self._total
+            self._at_peak = dict(self._now)
+        self._course.append(dict(self._now))
+
+    def _give(self, kind: str, n_bytes: int) -> None:
+        self._now[kind] -= n_bytes
+        self._total -= n_bytes
+
+
+def _flops(func: Any, args: tuple[Any, ...], out: Any) -> int:  # noqa: ANN401
+    """Return the multiplications and additions of an operation, if it has many."""
+    aten = torch.ops.aten
+    if func is aten.convolution.default:
+        return 2 * int(out.numel()) * int(args[1][0].numel())
+    if func is aten.convolution_backward.default:
+        # PyTorch's own count takes a depthwise convolution for a dense one here.
+        slope, _, weight = args[:3]
+        return 2 * int(slope.numel()) * int(weight[0].numel()) * sum(args[10][:2])
+    count = flop_registry.get(func._overloadpacket)
+    return 0 if count is None else int(count(*args, out_val=out))
+
+
+def cpu_workspace(slope: Tensor, x: Tensor, weight: Tensor, *, groups: int) -> int:
+    """Return what oneDNN takes to differentiate a large depthwise kernel, in bytes.
+
+    It sums the weights' gradient in 256 parts; in bfloat16 it keeps them twice, and
+    unfolds the map besides. The rule was read off its allocations (PyTorch 2.15, x86-64):
+    exact for all sizes tried. Smaller kernels and other convolutions take little.
+    """
+    if groups == 1 or weight.shape[1] > 1 or weight.shape[2] <= 3:
+        return 0
+    taken = 256 * weight.numel() * 4
+    if x.dtype == torch.bfloat16:
+        taken += 256 * weight.numel() * 2
+        taken += 64 * groups * (slope.shape[2] + 1) * (slope.shape[3] + 1)
+    return taken
