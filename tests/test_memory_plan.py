@@ -39,7 +39,7 @@ def test_a_budget_is_planned_for_and_drawn(drawn_folder, tmp_path):
 def quick(monkeypatch):
     """Every step takes 100 MB."""
     peak = dict.fromkeys(KINDS, 10 * 10**6)
-    step = Footprint(peak, peak, 10**8, (peak,), 10**9, 100)
+    step = Footprint(peak, peak, 10**8, (tuple(peak.values()),), 10**9, 100)
     monkeypatch.setattr(budget, "footprint", lambda *_, **__: step)
 
 

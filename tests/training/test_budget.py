@@ -35,7 +35,7 @@ def toy_trace(settings, _classes, _device, *, with_lessons):
         peak,
         peak | {"activations": 0},
         sum(peak.values()),
-        (peak,),
+        (tuple(peak.values()),),
         round(settings.training.batch * passes * 10**9),
         100 * parts,
     )

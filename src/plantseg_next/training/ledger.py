@@ -45,7 +45,7 @@ class Footprint:
         resident: By kind, between two steps.
         reserved: What a GPU's allocator takes from the device for that; see
             ``CachingAllocator``.
-        course: Bytes by kind, moment after moment, of the one step.
+        course: Bytes of each of ``KINDS``, moment after moment, of the one step.
         flops: Multiplications and additions of a step.
         calls: Operations of a step: each costs time however small it is.
     """
@@ -53,7 +53,7 @@ class Footprint:
     peak: Mapping[str, int]
     resident: Mapping[str, int]
     reserved: int
-    course: tuple[Mapping[str, int], ...]
+    course: tuple[tuple[int, ...], ...]
     flops: int
     calls: int
 
@@ -117,7 +117,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Forget the peak: the step begins here."""
         self._peak = self._total
         self._at_peak = dict(self._now)
-        self._course: list[dict[str, int]] = []
+        self._course: list[tuple[int, ...]] = []
         self._flops = self._calls = 0
 
     def found(self) -> Footprint:
@@ -130,7 +130,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             known(self._at_peak),
             known(self._now),
             self._allocator.reserved,
-            tuple(known(moment) for moment in self._course),
+            tuple(self._course),
             self._flops,
             self._calls,
         )
@@ -211,7 +211,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._total > self._peak:
             self._peak = self._total
             self._at_peak = dict(self._now)
-        self._course.append(dict(self._now))
+        self._course.append(tuple(self._now[kind] for kind in KINDS))
 
     def _give(self, kind: str, n_bytes: int) -> None:
         self._now[kind] -= n_bytes

@@ -51,10 +51,10 @@ def _draw_step(place: Axes, step: Footprint, room: int) -> None:
     every = max(1, len(step.course) // MOMENTS)
     # The highest moment of each stretch: the peak must not fall between two.
     stretches = [step.course[i : i + every] for i in range(0, len(step.course), every)]
-    moments = [max(some, key=lambda moment: sum(moment.values())) for some in stretches]
+    moments = [max(some, key=sum) for some in stretches]
     place.stackplot(
         range(len(moments)),
-        [[moment[kind] / 1e6 for moment in moments] for kind in KINDS],
+        [[n_bytes / 1e6 for n_bytes in kind] for kind in zip(*moments, strict=True)],
         labels=KINDS,
         colors=[COLOURS[kind] for kind in KINDS],
         linewidth=0,

@@ -1,0 +1,85 @@
+"""Whether a run inside a budget learns what the run without one learns.
+
+    python benchmarks/planned_loss.py coffee --work FOLDER --memory 1.2GB
+
+Three runs a seed, of equal steps: as asked for; within the budget; and as asked for with
+the numbers in memory in another order, which changes nothing but the rounding. The third
+is the measure of the second. A row a run: the loss over the last part of it, its score
+and the memory seen. Runs that are there go on or are not repeated.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import results_table
+
+RESULTS = Path(__file__).parent / "results" / "planned_loss.csv"
+SEEDS = (0, 1, 2)
+
+
+def last_of(run: Path) -> dict[str, float]:
+    """Return loss and score at the end of a run, and the most memory seen."""
+    with (run / "history.csv").open(newline="") as file:
+        row = list(csv.DictReader(file))[-1]
+    with (run / "resources.csv").open(newline="") as file:
+        seen = max(float(one["ram_mib"]) for one in csv.DictReader(file))
+    losses = [float(value) for name, value in row.items() if name.startswith("loss_")]
+    return {
+        "loss": round(sum(losses), 5),
+        "lesion_dice": round(float(row["val_lesion_dice"]), 4),
+        "seen_mib": round(seen),
+    }
+
+
+def main() -> None:
+    """Run what is missing, and print the differences."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--memory", default="1.2GB")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    arguments = parser.parse_args()
+    ways = {
+        "as asked": [],
+        "planned": ["--memory", arguments.memory],
+        "other rounding": ["--set", "memory.channels_last=false"],
+    }
+    pairs = ["training.minutes=null", f"training.steps={arguments.steps}"]
+    pairs += ["training.validations=4", *arguments.settings]
+    known = {(row["seed"], row["run"]) for row in results_table.read(RESULTS)}
+    for seed in SEEDS:
+        for way, options in ways.items():
+            if (str(seed), way) in known:
+                continue
+            run = arguments.work / f"{way.replace(' ', '-')}-{seed}"
+            command = [sys.executable, "-m", "plantseg_next", "train"]
+            command += [str(arguments.data), "--out", str(run), *options]
+            command += [w for p in [*pairs, f"seed={seed}"] for w in ("--set", p)]
+            subprocess.run(command, check=True)
+            row: dict[str, Any] = {"seed": seed, "run": way, **last_of(run)}
+            changed = {}
+            if (run / "plan.json").exists():
+                changed = json.loads((run / "plan.json").read_text())["settings"]
+            row["planned"] = " ".join(f"{name}={value}" for name, value in changed.items())
+            results_table.append(RESULTS, row | results_table.stamp())
+            print(row, flush=True)
+    rows = {(row["seed"], row["run"]): row for row in results_table.read(RESULTS)}
+    for figure in ("loss", "lesion_dice"):
+        for way in list(ways)[1:]:
+            apart = [
+                float(rows[str(s), way][figure]) - float(rows[str(s), "as asked"][figure])
+                for s in SEEDS
+            ]
+            most = max(map(abs, apart))
+            print(f"{figure}: {way} - as asked: {fmean(apart):+.4f}, at most {most:.4f}")
+
+
+if __name__ == "__main__":
+    main()
