@@ -96,7 +96,7 @@ def measured(text: str) -> dict[str, float]:
         with_lessons=with_lessons,
     )
     drawn = tiles(settings, with_lessons=with_lessons)
-    size = settings.training.micro_batch or settings.training.batch
+    size = settings.training.tiles_at_once
 
     def step() -> None:
         learner.find_gradients(drawn, step=1, steps=3, micro_batch=size, rehearsal=True)

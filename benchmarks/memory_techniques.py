@@ -150,8 +150,7 @@ def learner_of(settings: Experiment, classes: ClassMap, technique: Technique) ->
 def take(learner: Learner, settings: Experiment, drawn: Drawn, step: int) -> Tensor:
     """Take a step; return the sum of the parts of its loss."""
     torch.manual_seed(step)
-    batch = settings.training.batch
-    size = settings.training.micro_batch or batch
+    size = settings.training.tiles_at_once
     # As in the middle of a run, so that lessons count.
     at = {"step": STEPS, "steps": 2 * STEPS}
     parts, _ = learner.find_gradients(drawn, micro_batch=size, rehearsal=True, **at)

@@ -190,6 +190,11 @@ class TrainingSettings(_Part):
     validation_pictures: int = Field(60, ge=1)
     """Most pictures of a validation, drawn once by the seed."""
 
+    @property
+    def tiles_at_once(self) -> int:
+        """Labelled tiles that are computed at once, at the start of a run."""
+        return min(self.micro_batch or self.batch, self.batch)
+
 
 class MemorySettings(_Part):
     """What is given for less memory. Exact, where nothing else is said.

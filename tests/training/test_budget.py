@@ -9,7 +9,6 @@ from plantseg_next.structures import ClassMap
 from plantseg_next.training import budget
 from plantseg_next.training.budget import plan_memory
 from plantseg_next.training.ledger import KINDS, Footprint
-from plantseg_next.training.memory import micro_batch
 from plantseg_next.training.memory_plan import parse_bytes, read_plan
 
 CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
@@ -20,7 +19,7 @@ MB = 10**6
 
 def toy_trace(settings, _classes, _device, *, with_lessons):
     """A step whose bytes and operations are simple sums."""
-    size, memory = micro_batch(settings), settings.memory
+    size, memory = settings.training.tiles_at_once, settings.memory
     parts = -(-settings.training.batch // size)
     tile = (settings.data.tile_px / 64) ** 2
     peak = dict.fromkeys(KINDS, 0)

@@ -69,7 +69,7 @@ def allocated_in_a_step(settings, path):
             drawn,
             step=1,
             steps=3,
-            micro_batch=settings.training.micro_batch or b,
+            micro_batch=settings.training.tiles_at_once,
             rehearsal=True,
         )
         learner.apply(step=1, steps=3)

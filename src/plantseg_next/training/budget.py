@@ -16,7 +16,7 @@ from plantseg_next.experiment import Experiment, Recomputed
 from plantseg_next.runtime import Device
 from plantseg_next.structures import ClassMap
 from plantseg_next.training.ledger import Footprint
-from plantseg_next.training.memory import footprint, micro_batch, of_batch, trace
+from plantseg_next.training.memory import footprint, of_batch, trace
 from plantseg_next.training.memory_plan import MemoryPlan, in_mb
 
 RECOMPUTED: tuple[tuple[Recomputed, ...], ...] = (
@@ -222,7 +222,7 @@ class _Search:
         By the tile at once, the peak grows in a straight line; by the tile that waits,
         by what one more part of the smallest step adds.
         """
-        n, batch = micro_batch(settings), settings.training.batch
+        n, batch = settings.training.tiles_at_once, settings.training.batch
 
         def parts_of(m: int) -> Footprint:
             return self._trace(_essential(of_batch(_with(settings, micro_batch=m), 2 * m)))

@@ -34,12 +34,6 @@ TRACED_PARTS = (2, 3)
 """Micro-batches of two traces; a step of more grows by their difference, part by part."""
 
 
-def micro_batch(settings: Experiment) -> int:
-    """Return how many labelled tiles are computed at once, at the start of a run."""
-    training = settings.training
-    return min(training.micro_batch or training.batch, training.batch)
-
-
 def footprint(settings: Experiment, traced: Callable[[Experiment], Footprint]) -> Footprint:
     """Return what a step of these settings takes and costs.
 
@@ -50,7 +44,7 @@ def footprint(settings: Experiment, traced: Callable[[Experiment], Footprint]) -
         settings: The whole tree.
         traced: Returns what a step takes from running all of it; see ``trace``.
     """
-    size, batch = micro_batch(settings), settings.training.batch
+    size, batch = settings.training.tiles_at_once, settings.training.batch
     few, more = TRACED_PARTS
     if batch <= more * size:
         return traced(settings)
@@ -92,7 +86,7 @@ def trace(
         with ledger.phase("pictures"):
             drawn = _fake_tiles(settings, with_lessons=with_lessons)
         ledger.begin()
-        size = micro_batch(settings)
+        size = settings.training.tiles_at_once
         with ledger.phase("losses"):
             learner.find_gradients(drawn, step=1, steps=3, micro_batch=size, rehearsal=True)
             learner.apply(step=1, steps=3)

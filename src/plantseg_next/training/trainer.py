@@ -121,7 +121,7 @@ class Trainer:
         self._pace = Pace(training)
         self._best: Validation | None = None
         self._checkpoint_due = 0.0
-        size = training.micro_batch or training.batch
+        size = training.tiles_at_once
         self.progress = Progress(micro_batch=size, asked_micro_batch=size)
 
     def run(self, *, stop_after: int | None = None) -> Outcome:
