@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import TINY
 from plantseg_next import api
@@ -21,6 +22,7 @@ from plantseg_next.models.bundle import read_card
 from plantseg_next.training import record
 from plantseg_next.training.record import alone_in
 from plantseg_next.training.trainer import Trainer
+from plantseg_next.training.watchers import Watcher
 
 FEW = TINY.with_settings(
     [
@@ -59,6 +61,23 @@ def kinds(folder: Path) -> list[str]:
 def test_the_same_seed_gives_the_same_run(undisturbed, drawn_folder, tmp_path):
     api.train(drawn_folder, tmp_path / "run", FEW)
     assert_same(undisturbed, tmp_path / "run")
+
+
+def test_kernels_that_give_the_same_bits_may_be_asked_for(
+    undisturbed, drawn_folder, tmp_path
+):
+    asked = FEW.with_settings(["deterministic=true"])
+    seen = set()
+
+    class Spy(Watcher):
+        def on_step(self, _stepped):
+            seen.add(torch.are_deterministic_algorithms_enabled())
+            return ()
+
+    api.train(drawn_folder, tmp_path / "run", asked, watchers=[Spy()])
+    assert seen == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert_same(undisturbed, tmp_path / "run")  # on a CPU nothing changes
 
 
 def test_interrupted_three_times_it_ends_the_same(

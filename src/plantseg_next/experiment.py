@@ -231,6 +231,9 @@ class Experiment(_Part):
 
     seed: int = Field(0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    deterministic: bool = False
+    """Whether a GPU uses only kernels that give the same bits every time, where there are
+    any; slower. A CPU gives them anyway."""
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()

@@ -1,7 +1,9 @@
 """Device, precision and seeds: what a run stands on."""
 
+import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,6 +73,26 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - for libraries that still use it
     torch.manual_seed(seed)
+
+
+@contextmanager
+def same_bits(wanted: bool) -> Iterator[None]:
+    """Use only kernels that give the same bits every time, if that is wanted.
+
+    PyTorch warns where it has none. To be entered before the GPU is first used.
+    """
+    import torch
+
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def random_state() -> dict[str, Any]:

@@ -50,6 +50,7 @@ PLANNED = (
 FREE = frozenset(
     {
         "device",
+        "deterministic",
         "data.workers",
         "data.cache_mib",
         "data.unreadable_share",

@@ -21,7 +21,7 @@ from plantseg_next.errors import (
     TrainingError,
 )
 from plantseg_next.experiment import Experiment
-from plantseg_next.runtime import random_state, restore_random_state
+from plantseg_next.runtime import random_state, restore_random_state, same_bits
 from plantseg_next.training.checkpoints import Checkpoints
 from plantseg_next.training.guards import NO_LESION_EVENT, Event
 from plantseg_next.training.interruption import Interruption
@@ -137,7 +137,8 @@ class Trainer:
             OutputError: If the disk is full; the checkpoints before are whole.
         """
         try:
-            outcome = self._run(stop_after)
+            with same_bits(self._settings.deterministic):
+                outcome = self._run(stop_after)
         except StoppedError as stopped:
             self._end("stopped", stopped.came)
             raise
