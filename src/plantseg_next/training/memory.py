@@ -26,7 +26,7 @@ from plantseg_next.models.segmenter import Segmenter, build_segmenter
 from plantseg_next.runtime import Device
 from plantseg_next.structures import Batch, ClassMap, Views
 from plantseg_next.training.learner import Learner, build_learner, uses_bfloat16
-from plantseg_next.training.ledger import ELSEWHERE, Footprint, Ledger
+from plantseg_next.training.ledger import ELSEWHERE, WAITING, Footprint, Ledger
 
 IN_FLOAT32 = ("layer_norm", "group_norm", "interpolate")
 """Functions of the network that autocast computes in float32 on a GPU, but not on a CPU."""
@@ -49,7 +49,7 @@ def footprint(settings: Experiment, traced: Callable[[Experiment], Footprint]) -
     if batch <= more * size:
         return traced(settings)
     less, same = (traced(of_batch(settings, n * size)) for n in TRACED_PARTS)
-    return less.grown(same, -(-batch // size) - few)
+    return less.grown(same, -(-batch // size) - few, WAITING)
 
 
 def trace(

@@ -20,7 +20,7 @@ COLOURS = {
     "activations": "#84a98c",
     "teaching": "#cad2c5",
     "losses": "#f2cc8f",
-    "backward": "#81b29a",
+    "backward": "#2a9d8f",
     "workspace": "#999999",
 }
 
@@ -33,7 +33,7 @@ def draw_plan(plan: MemoryPlan, path: Path) -> None:
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    places = figure.subplots(1, 2, sharey=True)
+    places = figure.subplots(1, 2)
     for place, name, step in zip(
         places, ("as asked", "planned"), (plan.before, plan.after), strict=True
     ):
