@@ -3,7 +3,7 @@
 import operator
 import weakref
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -32,8 +32,6 @@ KINDS = (
 """What memory is for. activations: what the student keeps for the backward pass. teaching:
 what the teacher computes and what becomes of it. backward: on the way to the gradients.
 workspace: what a library takes while it computes one operation."""
-WAITING = ("pictures", "teaching")
-"""What the parts of a step that are not computed just now have in memory."""
 ELSEWHERE = "elsewhere"  # not on the device
 ROUND = 512
 HERE = torch.device("cpu")
@@ -70,16 +68,14 @@ class Footprint:
         """Of all kinds."""
         return sum(self.resident.values())
 
-    def grown(
-        self, other: "Footprint", times: int, kinds: Collection[str] = KINDS
-    ) -> "Footprint":
-        """Return this one and so many times what ``other`` adds to it, in these kinds."""
+    def grown(self, other: "Footprint", times: int) -> "Footprint":
+        """Return this one and so many times what ``other`` adds to it."""
 
         def more(a: int, b: int) -> int:
             return b + (times - 1) * max(0, b - a)
 
         def each(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
-            return {k: more(a[k], b[k]) if k in kinds else b[k] for k in KINDS}
+            return {kind: more(a[kind], b[kind]) for kind in KINDS}
 
         peak = each(self.peak, other.peak)
         added = [peak[kind] - other.peak[kind] for kind in KINDS]
