@@ -1,5 +1,6 @@
 """Where a run is put together: which pictures teach, who is the teacher, who judges."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from plantseg_next.training.watchers import Validation, Watcher
 
 AUDITED_TILES = 16
+REHEARSED_PICTURES = 4
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,8 @@ def build_trainer(
         lessons_start=settings.unlabelled.starts if lessons else None,
     )
     chosen = some_rows(judged_on, settings.training.validation_pictures, settings.seed)
+    judge = Judge(chosen, card, device, student=network, lessons=lessons, hidden=hidden)
+    forecast.expect_validation(judge.rehearse(learner.judged))
     tiles = tiles_of(learned, unlabelled, settings, plan.pixels)
     trainer = Trainer(
         learner,
@@ -229,7 +233,7 @@ def build_trainer(
             workers=settings.data.workers,
             tell=lambda text: trainer.tell(Event("worker-replaced", text)),
         ),
-        Judge(chosen, card, device, student=network, lessons=lessons, hidden=hidden),
+        judge,
         settings,
         Checkpoints(folder),
         n_pictures=len(learned) + len(unlabelled),
@@ -316,18 +320,34 @@ class Judge:
         Raises:
             TrainingError: If memory is too small for one tile.
         """
+        return self._within_memory(network, self._chosen)
+
+    def rehearse(self, network: "nn.Module") -> float:
+        """Return about how many seconds a validation will take, from a few pictures."""
+        n = len(self._chosen)
+        few = self._chosen.rows[:: -(-n // REHEARSED_PICTURES)]
+        seconds = []
+        for rows in (few[:1], few[:1], few):  # the first one chooses kernels
+            began = time.perf_counter()
+            self._within_memory(network, self._chosen.only(rows))
+            seconds.append(time.perf_counter() - began)
+        _, one, all_of_them = seconds
+        each = max(0.0, all_of_them - one) / max(1, len(few) - 1)
+        return one + each * (n - 1)
+
+    def _within_memory(self, network: "nn.Module", chosen: Manifest) -> "Validation":
         from plantseg_next.training.recovery import within_memory
 
         shrunk: list[Event] = []
         found, self._at_once = within_memory(
-            lambda at_once: self._judge(network, at_once),
+            lambda at_once: self._judge(network, chosen, at_once),
             self._at_once,
             what="a validation",
             tell=shrunk.append,
         )
         return replace(found, events=(*shrunk, *found.events))
 
-    def _judge(self, network: "nn.Module", at_once: int) -> "Validation":
+    def _judge(self, network: "nn.Module", chosen: Manifest, at_once: int) -> "Validation":
         from plantseg_next.inference.predictor import make_predictor
         from plantseg_next.training.guards import drift
         from plantseg_next.training.learner import batch_to_device
@@ -338,7 +358,7 @@ class Judge:
             predictor = make_predictor(
                 network, self._card, self._device.kind, tiles_at_once=at_once
             )
-            found = validate(predictor, self._chosen)
+            found = validate(predictor, chosen)
             if self._lessons is None or self._hidden is None:
                 return found
             hidden = batch_to_device(self._hidden, place)

@@ -24,6 +24,15 @@ def test_even_steps_end_when_arithmetic_says():
     assert left.low == pytest.approx(0.95 * left.seconds)
 
 
+def test_a_rehearsed_validation_counts_until_there_is_one():
+    forecast = Forecast(validations=4)
+    forecast.expect_validation(5.0)
+    stepped(forecast, [0.5] * 100)
+    assert forecast.left(100, 1000).seconds == pytest.approx(900 * 0.5 + 4 * 5)
+    forecast.note_validation(3.0)
+    assert forecast.left(600, 1000).seconds == pytest.approx(400 * 0.5 + 2 * 3)
+
+
 def test_validations_that_are_over_are_not_waited_for():
     forecast = Forecast(validations=4)
     stepped(forecast, [0.5] * 100)

@@ -52,6 +52,7 @@ class Forecast:
         self._has_begun = False
         self._noted = 0
         self._validation_s: list[float] = []
+        self._expected_validation_s = 0.0
         self._checkpoint_s: list[float] = []
 
     def note_step(self, step: int, seconds: float, *, with_lessons: bool) -> None:
@@ -60,6 +61,10 @@ class Forecast:
         self._has_begun |= with_lessons and step > REHEARSED_STEPS
         if self._noted > UNTIMED_STEPS:
             self._steps[with_lessons].append(seconds)
+
+    def expect_validation(self, seconds: float) -> None:
+        """Take in what a validation will take by a rehearsal, until there is one."""
+        self._expected_validation_s = seconds
 
     def note_validation(self, seconds: float) -> None:
         """Take in a validation."""
@@ -85,8 +90,8 @@ class Forecast:
             expected += n * fmean(_recent(known))
         doubt = _doubt(self._steps[self._has_begun] or timed, steps - step)
         n_validations = validations_left(step, steps, self._validations)
-        if self._validation_s:
-            expected += n_validations * fmean(self._validation_s)
+        validation_s = self._validation_s or [self._expected_validation_s]
+        expected += n_validations * fmean(validation_s)
         if self._checkpoint_s:
             expected += n_validations * fmean(self._checkpoint_s)
         return Estimate(expected, expected * (1 - doubt), expected * (1 + doubt))
