@@ -35,7 +35,7 @@ class Estimate:
 
 
 class Forecast:
-    """Learn how long steps, validations and checkpoints take, and add up what is left.
+    """Learn how long steps and validations take, and add up what is left.
 
     Steps with and without lessons cost differently, and the first ones of a run, which
     rehearse the lessons, show both.
@@ -53,7 +53,6 @@ class Forecast:
         self._noted = 0
         self._validation_s: list[float] = []
         self._expected_validation_s = 0.0
-        self._checkpoint_s: list[float] = []
 
     def note_step(self, step: int, seconds: float, *, with_lessons: bool) -> None:
         """Take in a step."""
@@ -67,12 +66,8 @@ class Forecast:
         self._expected_validation_s = seconds
 
     def note_validation(self, seconds: float) -> None:
-        """Take in a validation."""
+        """Take in a validation, with all that is written after it."""
         self._validation_s.append(seconds)
-
-    def note_checkpoint(self, seconds: float) -> None:
-        """Take in a checkpoint."""
-        self._checkpoint_s.append(seconds)
 
     def left(self, step: int, steps: int) -> Estimate | None:
         """Return what is left of a run, ``None`` while nothing is known.
@@ -92,8 +87,6 @@ class Forecast:
         n_validations = validations_left(step, steps, self._validations)
         validation_s = self._validation_s or [self._expected_validation_s]
         expected += n_validations * fmean(validation_s)
-        if self._checkpoint_s:
-            expected += n_validations * fmean(self._checkpoint_s)
         return Estimate(expected, expected * (1 - doubt), expected * (1 + doubt))
 
     def _kinds_left(self, step: int, steps: int) -> dict[bool, int]:

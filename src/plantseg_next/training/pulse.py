@@ -43,6 +43,8 @@ class Pulse(Watcher):
         self._forecast = forecast
         self._beat_due = 0.0
         self._has_forecast = False
+        self._step_ended = 0.0
+        self._has_validated = False
         self._state: dict[str, Any] = {
             "state": "running",
             "text": "",
@@ -54,9 +56,18 @@ class Pulse(Watcher):
         }
 
     def on_step(self, stepped: Stepped) -> Sequence[Event]:
-        """Learn from it; beat now and then; forecast once enough is known."""
+        """Learn from it; beat now and then; forecast once enough is known.
+
+        A checkpoint between two steps counts as part of the second.
+        """
         with_lessons = any(name.startswith("lesson") for name in stepped.parts)
-        self._forecast.note_step(stepped.step, stepped.seconds, with_lessons=with_lessons)
+        between = time.perf_counter() - stepped.seconds - self._step_ended
+        if self._has_validated:
+            self._forecast.note_validation(between)
+            between = 0.0
+        seconds = stepped.seconds + (between if self._step_ended else 0.0)
+        self._forecast.note_step(stepped.step, seconds, with_lessons=with_lessons)
+        self._has_validated, self._step_ended = False, time.perf_counter()
         self._state["step"], self._state["steps"] = stepped.step, stepped.steps
         if time.perf_counter() >= self._beat_due:
             self._beat()
@@ -69,8 +80,11 @@ class Pulse(Watcher):
     def on_validation(
         self, step: int, validation: Validation, *, best: bool
     ) -> Sequence[Event]:
-        """Learn from it; write the summary and draw the curves."""
-        self._forecast.note_validation(validation.seconds)
+        """Write the summary and draw the curves.
+
+        What it took, with all that is written after it, shows when the next step begins.
+        """
+        self._has_validated = True
         self._state["step"] = step
         if best:
             self._state["best"] = {"step": step, **validation.figures}
@@ -79,8 +93,7 @@ class Pulse(Watcher):
         return ()
 
     def on_checkpoint(self, step: int, saved: Saved) -> None:
-        """Learn from it."""
-        self._forecast.note_checkpoint(saved.seconds)
+        """Say where it is."""
         self._state["checkpoint"] = {
             "step": step,
             "file": saved.path.name,
