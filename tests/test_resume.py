@@ -67,17 +67,23 @@ def test_kernels_that_give_the_same_bits_may_be_asked_for(
     undisturbed, drawn_folder, tmp_path
 ):
     asked = FEW.with_settings(["deterministic=true"])
-    seen = set()
+    seen, summaries = set(), []
 
     class Spy(Watcher):
         def on_step(self, _stepped):
             seen.add(torch.are_deterministic_algorithms_enabled())
             return ()
 
+        def on_validation(self, step, validation, *, best):  # noqa: ARG002
+            summaries.append((tmp_path / "run" / "summary.txt").read_text())
+            return ()
+
     api.train(drawn_folder, tmp_path / "run", asked, watchers=[Spy()])
     assert seen == {True}
     assert not torch.are_deterministic_algorithms_enabled()
     assert_same(undisturbed, tmp_path / "run")  # on a CPU nothing changes
+    assert all("  as of      20" in text for text in summaries)
+    assert "  as of" not in (tmp_path / "run" / "summary.txt").read_text()
 
 
 def test_interrupted_three_times_it_ends_the_same(

@@ -118,7 +118,12 @@ class Pulse(Watcher):
     def _write_all(self) -> None:
         with explained(self._folder):
             self._beat()
-            text = read_status(self._folder, alive=self._state["state"] == "running")
+            is_running = self._state["state"] == "running"
+            text = str(read_status(self._folder, alive=is_running))
+            if is_running:  # it may die without another word
+                when = time.strftime("%Y-%m-%d %H:%M:%S")
+                now = f"plantseg-next status {self._folder}"
+                text += f"\n  as of      {when}; how it is now, {now} tells"
             write_atomically(self._folder / SUMMARY, f"{text}\n".encode())
             draw_curves(self._folder)
 
