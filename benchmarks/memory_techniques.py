@@ -33,9 +33,9 @@ from plantseg_next.learning import Plan, Sources, gather, tiles_of
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import find_device
 from plantseg_next.structures import ClassMap
+from plantseg_next.training.allocator import MIB
 from plantseg_next.training.learner import Learner, build_learner
 
-MIB = 2**20
 RESULTS = Path(__file__).parent / "results" / "memory_techniques.csv"
 STEPS = 50
 WARM = 5  # steps whose time does not count

@@ -9,7 +9,6 @@ and the memory seen. Runs that are there go on or are not repeated.
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -23,18 +22,11 @@ RESULTS = Path(__file__).parent / "results" / "planned_loss.csv"
 SEEDS = (0, 1, 2)
 
 
-def last_of(run: Path) -> dict[str, float]:
-    """Return loss and score at the end of a run, and the most memory seen."""
-    with (run / "history.csv").open(newline="") as file:
-        row = list(csv.DictReader(file))[-1]
-    with (run / "resources.csv").open(newline="") as file:
-        seen = max(float(one["ram_mib"]) for one in csv.DictReader(file))
-    losses = [float(value) for name, value in row.items() if name.startswith("loss_")]
-    return {
-        "loss": round(sum(losses), 5),
-        "lesion_dice": round(float(row["val_lesion_dice"]), 4),
-        "seen_mib": round(seen),
-    }
+def seen_mib(run: Path) -> int:
+    """Return the most memory that a run was seen to take."""
+    return round(
+        max(float(r["ram_mib"]) for r in results_table.read(run / "resources.csv"))
+    )
 
 
 def main() -> None:
@@ -63,7 +55,8 @@ def main() -> None:
             command += [str(arguments.data), "--out", str(run), *options]
             command += [w for p in [*pairs, f"seed={seed}"] for w in ("--set", p)]
             subprocess.run(command, check=True)
-            row: dict[str, Any] = {"seed": seed, "run": way, **last_of(run)}
+            row: dict[str, Any] = {"seed": seed, "run": way, **results_table.end_of(run)}
+            row["seen_mib"] = seen_mib(run)
             changed = {}
             if (run / "plan.json").exists():
                 changed = json.loads((run / "plan.json").read_text())["settings"]

@@ -8,7 +8,6 @@ score at the end are from the first run's, and how long it took. On a GPU, if th
 """
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
@@ -30,18 +29,6 @@ RUNS = (
 )
 
 
-def end_of(run: Path) -> dict[str, float | str]:
-    """Return loss, score and weights at the end of a run."""
-    with (run / "history.csv").open(newline="") as file:
-        row = list(csv.DictReader(file))[-1]
-    losses = [float(value) for name, value in row.items() if name.startswith("loss_")]
-    return {
-        "loss": round(sum(losses), 6),
-        "lesion_dice": round(float(row["val_lesion_dice"]), 4),
-        "weights": read_card(run / "last").sha256[:12],
-    }
-
-
 def main() -> None:
     """Run them in turn."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -61,7 +48,9 @@ def main() -> None:
         began = time.perf_counter()
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
         seconds = round(time.perf_counter() - began, 1)
-        row = {"run": name, "settings": " ".join(arguments.settings), **end_of(run)}
+        row = {"run": name, "settings": " ".join(arguments.settings)}
+        row |= results_table.end_of(run)
+        row |= {"weights": read_card(run / "last").sha256[:12]}
         row |= {"seconds": seconds, **results_table.stamp()}
         results_table.append(RESULTS, row)
         print(row, flush=True)

@@ -15,7 +15,13 @@ from plantseg_next.experiment import Experiment
 from plantseg_next.inference.predictor import TILES_AT_ONCE
 from plantseg_next.judging import labelled_rows, some_rows, validate
 from plantseg_next.models.bundle import Card
-from plantseg_next.runtime import Device, find_device, limit_gpu, seed_everything
+from plantseg_next.runtime import (
+    Device,
+    find_device,
+    limit_gpu,
+    same_bits,
+    seed_everything,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -221,7 +227,8 @@ def build_trainer(
     )
     chosen = some_rows(judged_on, settings.training.validation_pictures, settings.seed)
     judge = Judge(chosen, card, device, student=network, lessons=lessons, hidden=hidden)
-    forecast.expect_validation(judge.rehearse(learner.judged))
+    with same_bits(settings.deterministic):  # here a GPU is first used
+        forecast.expect_validation(judge.rehearse(learner.judged))
     tiles = tiles_of(learned, unlabelled, settings, plan.pixels)
     trainer = Trainer(
         learner,
