@@ -15,23 +15,19 @@ from plantseg_next.experiment import Experiment
 from plantseg_next.inference.predictor import TILES_AT_ONCE
 from plantseg_next.judging import labelled_rows, some_rows, validate
 from plantseg_next.models.bundle import Card
-from plantseg_next.runtime import (
-    Device,
-    find_device,
-    limit_gpu,
-    same_bits,
-    seed_everything,
-)
+from plantseg_next.runtime import Device, find_device, limit_gpu, seed_everything
+from plantseg_next.training.watchers import Watcher
 
 if TYPE_CHECKING:
     from torch import nn
 
     from plantseg_next.data.streams import MixedDataset
     from plantseg_next.structures import Batch
+    from plantseg_next.training.forecast import Forecast
     from plantseg_next.training.guards import Event
     from plantseg_next.training.lessons import Lessons
     from plantseg_next.training.trainer import Trainer
-    from plantseg_next.training.watchers import Validation, Watcher
+    from plantseg_next.training.watchers import Validation
 
 AUDITED_TILES = 16
 REHEARSED_PICTURES = 4
@@ -165,7 +161,7 @@ def build_trainer(
     plan: Plan,
     folder: Path,
     *,
-    watchers: Sequence["Watcher"] = (),
+    watchers: Sequence[Watcher] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> "Trainer":
     """Return the trainer of a run, network and all, as it stands before the first step.
@@ -227,8 +223,6 @@ def build_trainer(
     )
     chosen = some_rows(judged_on, settings.training.validation_pictures, settings.seed)
     judge = Judge(chosen, card, device, student=network, lessons=lessons, hidden=hidden)
-    with same_bits(settings.deterministic):  # here a GPU is first used
-        forecast.expect_validation(judge.rehearse(learner.judged))
     tiles = tiles_of(learned, unlabelled, settings, plan.pixels)
     trainer = Trainer(
         learner,
@@ -250,6 +244,7 @@ def build_trainer(
             FirstSteps(folder, network),
             monitor,
             Pulse(folder, monitor, forecast),
+            Rehearsal(judge, learner.judged, forecast),
             *watchers,
         ],
     )
@@ -327,22 +322,30 @@ class Judge:
         Raises:
             TrainingError: If memory is too small for one tile.
         """
-        return self._within_memory(network, self._chosen)
+        found, shrunk = self._within_memory(network, self._chosen)
+        return replace(found, events=(*shrunk, *found.events))
 
-    def rehearse(self, network: "nn.Module") -> float:
-        """Return about how many seconds a validation will take, from a few pictures."""
+    def rehearse(self, network: "nn.Module") -> tuple[float, list["Event"]]:
+        """Judge a few pictures.
+
+        Returns:
+            About how many seconds all of them will take, and what lacked memory.
+        """
         n = len(self._chosen)
         few = self._chosen.rows[:: -(-n // REHEARSED_PICTURES)]
-        seconds = []
+        seconds, shrunk = [], []
         for rows in (few[:1], few[:1], few):  # the first one chooses kernels
             began = time.perf_counter()
-            self._within_memory(network, self._chosen.only(rows))
+            _, events = self._within_memory(network, self._chosen.only(rows))
             seconds.append(time.perf_counter() - began)
+            shrunk += events
         _, one, all_of_them = seconds
         each = max(0.0, all_of_them - one) / max(1, len(few) - 1)
-        return one + each * (n - 1)
+        return one + each * (n - 1), shrunk
 
-    def _within_memory(self, network: "nn.Module", chosen: Manifest) -> "Validation":
+    def _within_memory(
+        self, network: "nn.Module", chosen: Manifest
+    ) -> tuple["Validation", list["Event"]]:
         from plantseg_next.training.recovery import within_memory
 
         shrunk: list[Event] = []
@@ -352,7 +355,7 @@ class Judge:
             what="a validation",
             tell=shrunk.append,
         )
-        return replace(found, events=(*shrunk, *found.events))
+        return found, shrunk
 
     def _judge(self, network: "nn.Module", chosen: Manifest, at_once: int) -> "Validation":
         from plantseg_next.inference.predictor import make_predictor
@@ -373,6 +376,27 @@ class Judge:
         finally:
             network.to(home)
         return replace(found, details=details, events=(*found.events, *drift(details)))
+
+
+class Rehearsal(Watcher):
+    """Judge a few pictures before the first step: the forecast knows then what that takes.
+
+    Args:
+        judge: Of the run.
+        network: That is judged.
+        forecast: Which learns from it.
+    """
+
+    def __init__(self, judge: Judge, network: "nn.Module", forecast: "Forecast") -> None:
+        self._judge = judge
+        self._network = network
+        self._forecast = forecast
+
+    def on_begin(self) -> Sequence["Event"]:
+        """Rehearse."""
+        seconds, shrunk = self._judge.rehearse(self._network)
+        self._forecast.expect_validation(seconds)
+        return shrunk
 
 
 def hidden_tiles(

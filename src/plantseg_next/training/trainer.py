@@ -180,14 +180,21 @@ class Trainer:
         state = self._checkpoints.load(
             say=lambda text: self.tell(Event("damaged-checkpoint", text))
         )
+        is_over = False
+        if state is not None:
+            step = state["progress"]["step"]
+            self._pace.load_state_dict(state["pace"])
+            is_over = step >= self._pace.steps
+        noticed = [] if is_over else [e for w in self._watchers for e in w.on_begin()]
         if state is None:
             self._save()
         else:
-            self._load(state)
+            self._load(state)  # after the rehearsal, which draws random numbers
             self._plan_checkpoint(0.0)
-            step, is_over = self.progress.step, self.progress.step >= self._pace.steps
             text = "is finished already" if is_over else f"goes on from step {step}"
             self.tell(Event("resumed", f"The run {text}."))
+        for event in noticed:
+            self.tell(event)
 
     def _advance(self, source: Iterator[Drawn]) -> None:
         """Take a step, and do whatever is due after it."""

@@ -62,9 +62,13 @@ class Validation:
 class Watcher:
     """Hear how a run goes; override what you want to hear of.
 
-    What ``on_step`` and ``on_validation`` return are events that the watcher has noticed;
-    every watcher then hears of them.
+    What ``on_begin``, ``on_step`` and ``on_validation`` return are events that the watcher
+    has noticed; every watcher then hears of them.
     """
+
+    def on_begin(self) -> Sequence["Event"]:
+        """Hear that steps will be taken; a run that goes on is restored only after this."""
+        return ()
 
     def on_step(self, stepped: Stepped) -> Sequence["Event"]:
         """Hear of an optimiser step."""
