@@ -5,7 +5,8 @@
 The student and its teacher with one strong view, 32 labelled and 32 unlabelled tiles a
 step. Bytes are what PyTorch would reserve; the driver's context comes on top. The first
 rows are stated cases, with settings as asked for and as planned for a budget; then the
-largest encoder that fits each size of GPU, at 512 and at 256 px.
+original system's step, 32 pictures of six tiles at once in float32; then the largest
+encoder that fits each size of GPU, at 512 and at 256 px.
 """
 
 import argparse
@@ -33,6 +34,7 @@ CASES = (
     ("large", 256, 1.9),
     ("huge", 256, 1.9),
 )
+ORIGINAL = ("training.batch=192", "training.precision=float32")
 GPUS_GB = (2, 4, 6, 8, 12, 24)
 ENCODERS = ("huge", "large", "base", "small", "tiny", "nano", "pico", "femto", "atto")
 CLASSES = ClassMap(
@@ -40,14 +42,19 @@ CLASSES = ClassMap(
 )
 
 
-def try_budget(name: str, encoder: str, tile_px: int, budget_gb: float) -> bool:
+def try_budget(name: str, encoder: str, tile_px: int, budget_gb: float, *more: str) -> bool:
     """Plan, add a row, and return whether it fits."""
     done = {row["case"] for row in results_table.read(RESULTS)}
     if name in done:
         rows = {row["case"]: row for row in results_table.read(RESULTS)}
         return rows[name]["fits"] == "True"
     settings = Experiment().with_settings(
-        [f"model.encoder={encoder}", f"data.tile_px={tile_px}", "training.batch=32"]
+        [
+            f"model.encoder={encoder}",
+            f"data.tile_px={tile_px}",
+            "training.batch=32",
+            *more,
+        ]
     )
     began = time.perf_counter()
     row = {"case": name, "encoder": encoder, "tile_px": tile_px, "budget_gb": budget_gb}
@@ -81,6 +88,8 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     for encoder, tile_px, budget in CASES:
         try_budget(f"{encoder} {tile_px} in {budget}", encoder, tile_px, budget)
+    try_budget("the original's step in 1.9", "tiny", 384, 1.9, *ORIGINAL)
+    try_budget("the same in bfloat16 in 1.9", "tiny", 384, 1.9, ORIGINAL[0])
     for gpu in GPUS_GB:
         for tile_px in (512, 256):
             for encoder in ENCODERS:

@@ -58,7 +58,7 @@ class Outcome:
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """Where a run is, and what has happened to it.
 
     Args:
@@ -122,7 +122,7 @@ class Trainer:
         self._best: Validation | None = None
         self._checkpoint_due = 0.0
         size = training.tiles_at_once
-        self.progress = Progress(micro_batch=size, asked_micro_batch=size)
+        self.progress = RunProgress(micro_batch=size, asked_micro_batch=size)
 
     def run(self, *, stop_after: int | None = None) -> Outcome:
         """Train from the newest checkpoint to the end.

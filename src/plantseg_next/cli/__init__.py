@@ -1,0 +1,34 @@
+"""The command line: the verbs of ``api.py``; it and its bars alone print.
+
+Nothing heavy is imported before a verb is chosen, so that ``--help`` answers at once.
+"""
+
+import sys
+
+from plantseg_next.cli import data, training, using  # their verbs, in this order
+from plantseg_next.cli.app import app
+from plantseg_next.errors import PlantSegError, StoppedError
+
+__all__ = ["app", "data", "main", "training", "using"]
+
+
+def main() -> None:
+    """Run the command line; a user's error is printed without a traceback."""
+    try:
+        app()
+    except StoppedError as stopped:
+        print(f"{stopped.came} {stopped.fix.capitalize()}.", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    except PlantSegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (MemoryError, ImportError) as error:
+        if isinstance(error, ImportError) and "map segment" not in str(error):
+            raise
+        too_small = PlantSegError(
+            f"Memory ran out ({error or type(error).__name__}).",
+            needed="about 1 GiB for PyTorch alone, and address space for its libraries",
+            fix="close other programs, or raise the limit (ulimit -v)",
+        )
+        print(f"error: {too_small}", file=sys.stderr)
+        sys.exit(1)

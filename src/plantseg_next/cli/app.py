@@ -1,0 +1,65 @@
+"""The command line's one application, and the options that its verbs share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plantseg_next import __version__
+
+if TYPE_CHECKING:
+    from plantseg_next.experiment import Experiment
+
+app = typer.Typer(
+    name="plantseg-next",
+    help="Lesions and severity from leaf photographs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DATA_HELP = (
+    "A folder of pictures: with masks (images/ and masks/), the PlantSeg archive, "
+    "class folders as in PlantVillage, or pictures only. The layout is recognised."
+)
+MODEL_HELP = "A run, or one of its models (RUN/best, RUN/last)."
+Data = Annotated[Path, typer.Argument(help=DATA_HELP)]
+Model = Annotated[Path, typer.Argument(help=MODEL_HELP)]
+Pictures = Annotated[Path, typer.Argument(help="A picture, or a folder of them.")]
+Classes = Annotated[
+    Path | None,
+    typer.Option(help="File that says what mask values mean: value -> background, "
+                 "leaf, ignore, or the name of a lesion class."),
+]  # fmt: skip
+Out = Annotated[Path, typer.Option(help="New folder for the results.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Config = Annotated[
+    Path | None, typer.Option(help="YAML file of settings; see RUN/settings.yaml.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, as training.rate=3e-4. Repeatable."),
+]
+Unlabelled = Annotated[
+    list[Path] | None,
+    typer.Option(help="Further pictures to learn from; needs no masks. Repeatable."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def print_version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Print the version, where that is all that was asked."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def settings_of(config: Path | None, pairs: list[str]) -> "Experiment":
+    """Return the settings of a file, or the defaults, with some of them changed."""
+    from plantseg_next.experiment import Experiment
+
+    base = Experiment() if config is None else Experiment.read(config)
+    return base.with_settings(pairs)

@@ -1,0 +1,259 @@
+"""Verbs that make a run, or look at one."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plantseg_next.bars import Told, TrainingBar, bars
+from plantseg_next.cli.app import (
+    DATA_HELP,
+    Classes,
+    Config,
+    Data,
+    Set,
+    Unlabelled,
+    app,
+    settings_of,
+)
+from plantseg_next.errors import UsageError
+from plantseg_next.training.watchers import Watcher
+
+if TYPE_CHECKING:
+    from plantseg_next.experiment import Experiment
+
+Memory = Annotated[
+    str,
+    typer.Option(help="Most that the run may take, as 2GB or 900MiB: of the GPU, or on a "
+                 "CPU of the whole process."),
+]  # fmt: skip
+Run = Annotated[Path, typer.Argument(help="Folder of a run.")]
+
+
+@app.command()
+def plan(
+    data: Data,
+    memory: Memory,
+    config: Config = None,
+    set_: Set = None,
+    classes: Classes = None,
+    *,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="There will be further pictures.")
+    ] = False,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Plan for a GPU that is not here.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="File for the plan, as JSON.")] = None,
+    explain: Annotated[
+        Path | None, typer.Option(help="File for a picture of a step's memory, as PNG.")
+    ] = None,
+) -> None:
+    """Find settings that stay within a memory budget.
+
+    Nothing is trained. train --memory does the same first, train --plan takes what --out
+    wrote.
+    """
+    from plantseg_next import api
+    from plantseg_next.runtime import Device
+    from plantseg_next.training.memory_plan import parse_bytes
+
+    elsewhere = Device("cuda", "a GPU", has_bfloat16=True) if gpu else None
+    found = api.plan(
+        data,
+        parse_bytes(memory),
+        settings_of(config, set_ or []),
+        classes=classes,
+        unlabelled=unlabelled,
+        device=elsewhere,
+    )
+    print(found.to_text())
+    if out is not None:
+        found.write(out)
+    if explain is not None:
+        from plantseg_next.training.memory_picture import draw_plan
+
+        draw_plan(found, explain)
+
+
+@app.command()
+def train(
+    data: Annotated[Path | None, typer.Argument(help=DATA_HELP)] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the run: new, or one to go on with.")
+    ] = Path("run"),
+    config: Config = None,
+    set_: Set = None,
+    classes: Classes = None,
+    *,
+    memory: Annotated[
+        str | None, typer.Option(help="Budget, as 2GB: settings are planned to fit.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan.json to obey; it may be edited.")
+    ] = None,
+    unlabelled: Unlabelled = None,
+    pseudo_labels: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folders that pseudo-label wrote. Repeatable."),
+    ] = None,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Set an earlier run aside and begin anew."),
+    ] = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(help="Tell tensorboard or mlflow of it too. Repeatable."),
+    ] = None,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="Print all settings and stop.")
+    ] = False,
+) -> None:
+    """Learn from pictures and masks; the model is RUN/best.
+
+    Called again in the same way, it goes on where it was interrupted.
+    """
+    from plantseg_next import api
+    from plantseg_next.learning import Sources
+
+    chosen = settings_of(config, set_ or [])
+    budget = None
+    if plan is not None or memory is not None:
+        from plantseg_next.training.memory_plan import parse_bytes, read_plan
+
+        chosen = chosen if plan is None else read_plan(plan, chosen)
+        budget = None if memory is None else parse_bytes(memory)
+    if settings:
+        print(chosen.to_yaml(), end="")
+        return
+    if data is None:
+        raise UsageError(
+            "train was called without a data set.",
+            needed="a folder of pictures and masks",
+            fix="plantseg-next train DATA --out RUN",
+        )
+    loggers = _loggers(log or [], out, chosen)
+    with bars() as bar:
+        trained = api.train(
+            Sources(data, classes, unlabelled or (), pseudo_labels or ()),
+            out,
+            chosen,
+            memory=budget,
+            restart=restart,
+            watchers=[TrainingBar(bar), *loggers],
+            say=bar.console.print,
+            progress=Told(bar),
+        )
+    best = ", ".join(f"{n} {v:.3f}" for n, v in trained.outcome.best.figures.items())
+    print(
+        f"{trained.outcome.steps} steps in {trained.outcome.minutes:.1f} minutes\n"
+        f"best on the validation split: {best}\n"
+        f"model: {trained.folder / 'best'}\n"
+        f"next:  plantseg-next evaluate {trained.folder}"
+    )
+
+
+@app.command()
+def self_train(
+    data: Data,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the runs: new, or to go on with.")
+    ] = Path("rounds"),
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Times that pictures are labelled and learned from.")
+    ] = 1,
+    config: Config = None,
+    set_: Set = None,
+    unlabelled: Unlabelled = None,
+) -> None:
+    """Train, label pictures without masks, train on both, again."""
+    from plantseg_next import api
+    from plantseg_next.learning import Sources
+
+    with bars() as bar:
+        runs = api.self_train(
+            Sources(data, unlabelled=unlabelled or ()),
+            out,
+            settings_of(config, set_ or []),
+            rounds=rounds,
+            watchers=[TrainingBar(bar)],
+            say=bar.console.print,
+            progress=Told(bar),
+        )
+    for run in runs:
+        best = ", ".join(f"{n} {v:.3f}" for n, v in run.outcome.best.figures.items())
+        print(f"{run.folder}: best on the validation split: {best}")
+    print(f"next:  plantseg-next evaluate {runs[-1].folder}")
+
+
+@app.command()
+def status(run: Run) -> None:
+    """Say how a run is doing, or what became of it."""
+    from plantseg_next.training.status import read_status
+
+    print(read_status(run))
+
+
+@app.command()
+def watch(
+    run: Run,
+    every: Annotated[float, typer.Option(min=0.5, help="Seconds between looks.")] = 2.0,
+) -> None:
+    """Follow a run until it ends; Ctrl-C leaves the run alone."""
+    import time
+
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    from plantseg_next.training.status import read_status
+
+    found = read_status(run)
+    console = Console()
+    with (
+        suppress(KeyboardInterrupt),
+        Live(Text(str(found)), console=console, auto_refresh=False) as live,
+    ):
+        while found.state == "running":
+            time.sleep(every)
+            found = read_status(run)
+            live.update(Text(str(found)), refresh=True)
+
+
+@app.command()
+def verify(run: Run) -> None:
+    """Repeat the first steps of a run, compared bit for bit.
+
+    Ends with exit code 1 where they differ.
+    """
+    from plantseg_next import api
+
+    with bars() as bar:
+        found = api.verify(run, say=bar.console.print)
+    for line in found.conditions:
+        print(f"not as it was: {line}")
+    if found.difference is None:
+        print("the first steps are repeated bit for bit")
+        return
+    print(f"the first steps differ: {found.difference}")
+    raise typer.Exit(1)
+
+
+def _loggers(names: list[str], run: Path, settings: "Experiment") -> list[Watcher]:
+    if not names:
+        return []
+    from plantseg_next.training.loggers import logger
+
+    found = []
+    for name in names:
+        match name:
+            case "tensorboard" | "mlflow":
+                found.append(logger(name, run, settings))
+            case _:
+                raise UsageError(
+                    f"--log is {name!r}.",
+                    needed="tensorboard or mlflow",
+                    fix="leave it out: every run keeps its own history",
+                )
+    return found
