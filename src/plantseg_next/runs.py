@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from plantseg_next.data.layouts.outlines import keep_drawn
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.errors import StoppedError, UsageError
 from plantseg_next.experiment import Experiment
@@ -19,6 +20,7 @@ from plantseg_next.judging import labelled_rows
 from plantseg_next.learning import Plan, Sources, build_trainer, gather
 from plantseg_next.runtime import Device, find_device
 from plantseg_next.training.record import (
+    MASKS,
     PLAN,
     Record,
     alone_in,
@@ -185,6 +187,7 @@ def _begin(
     """Write down what a run is, and return it."""
     import torch
 
+    manifest = keep_drawn(manifest, out / MASKS)
     plan = Plan.of(manifest, settings, sources.data, told=told)
     about = facts(find_device(settings.device).name, torch.get_num_threads())
     record = Record(settings, sources.plain(), plan.pixels, about)

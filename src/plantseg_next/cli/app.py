@@ -20,8 +20,9 @@ app = typer.Typer(
 )
 
 DATA_HELP = (
-    "A folder of pictures: with masks (images/ and masks/), the PlantSeg archive, "
-    "class folders as in PlantVillage, or pictures only. The layout is recognised."
+    "A folder of pictures: with masks, the PlantSeg archive, with what COCO, LabelMe, "
+    "CVAT, Pascal VOC or YOLO wrote, class folders as in PlantVillage, or pictures only. "
+    "The layout is recognised."
 )
 MODEL_HELP = "A run, or one of its models (RUN/best, RUN/last)."
 Data = Annotated[Path, typer.Argument(help=DATA_HELP)]

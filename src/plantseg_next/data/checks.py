@@ -165,6 +165,14 @@ def _pairing(manifest: Manifest) -> Iterator[Finding]:
             f"Names in the index without a picture: {shorten(names)}.",
             "copy the missing pictures, or remove the lines",
         )
+    for source, origin in manifest.origins.items():
+        for doubt in origin.doubts:
+            yield Finding(
+                "annotation-doubtful",
+                "warning",
+                f"In {source}: {doubt}.",
+                "look at the file of annotations; what is left out teaches nothing",
+            )
     bare = [
         row for row in manifest.rows if row.mask is None and row.source in manifest.codings
     ]

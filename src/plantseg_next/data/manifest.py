@@ -17,8 +17,8 @@ from plantseg_next.structures import ClassMap
 
 Split = Literal["train", "val", "test", "unlabelled"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-Role = Literal["background", "leaf", "ignore"]
-"""What a mask value can mean besides a lesion class."""
+Role = Literal["background", "leaf", "no lesion", "ignore"]
+"""What a mask value can mean besides a lesion class; "no lesion" may be leaf or not."""
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -99,11 +99,13 @@ class Origin:
         layout: The layout that was recognised, in words.
         masks_without_picture: Files among the masks that no picture belongs to.
         names_without_picture: Names in the source's index that no picture has.
+        doubts: What else of it could not be used, in words.
     """
 
     layout: str
     masks_without_picture: tuple[str, ...] = ()
     names_without_picture: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class Manifest:
         return self.only(row for row in self.rows if _has_changed(row))
 
     def write(self, path: Path) -> None:
-        """Write the table as JSON, pictures by absolute path."""
+        """Write the table as JSON: files by absolute path, or relative to it if below."""
         table = {
             "format": FORMAT,
             "classes": asdict(self.classes),
@@ -171,7 +173,7 @@ class Manifest:
                 for name, coding in self.codings.items()
             },
             "origins": {name: asdict(origin) for name, origin in self.origins.items()},
-            "rows": [_row_to_json(row) for row in self.rows],
+            "rows": [_row_to_json(row, path.parent) for row in self.rows],
         }
         text = json.dumps(table, indent=1, ensure_ascii=False)
         write_atomically(path, text.encode())
@@ -212,6 +214,7 @@ class Manifest:
                         origin["layout"],
                         tuple(origin["masks_without_picture"]),
                         tuple(origin["names_without_picture"]),
+                        tuple(origin.get("doubts", ())),
                     )
                     for name, origin in table.get("origins", {}).items()
                 },
@@ -291,11 +294,16 @@ def _has_changed(row: Row) -> bool:
         return True
 
 
-def _row_to_json(row: Row) -> dict[str, object]:
-    values = asdict(row) | {"image": str(row.image.resolve())}
+def _row_to_json(row: Row, folder: Path) -> dict[str, object]:
+    values = asdict(row) | {"image": _as_text(row.image, folder)}
     if row.mask is not None:
-        values["mask"] = str(row.mask.resolve())
+        values["mask"] = _as_text(row.mask, folder)
     return {name: value for name, value in values.items() if value not in (None, "", {})}
+
+
+def _as_text(path: Path, folder: Path) -> str:
+    path, folder = path.resolve(), folder.resolve()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def _row_from_json(values: dict[str, object], folder: Path) -> Row:

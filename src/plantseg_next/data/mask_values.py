@@ -62,8 +62,9 @@ def decode_mask(
 
     meanings = [known[value] for value in sorted(known)]
     lesion_ids = {lesion: i + 1 for i, lesion in enumerate(classes.lesions)}
-    lesion_of = {"background": NO_LESION, "leaf": NO_LESION, "ignore": IGNORE}
-    leaf_of = {"background": 0, "ignore": IGNORE}
+    lesion_of = dict.fromkeys(("background", "leaf", "no lesion"), NO_LESION)
+    lesion_of["ignore"] = IGNORE
+    leaf_of = {"background": 0, "no lesion": IGNORE, "ignore": IGNORE}
     unmarked = np.full(flat.shape, IGNORE, np.uint8)
     lesion = leaf = unmarked
     if coding.lesions:

@@ -38,6 +38,8 @@ EVENTS = "events.jsonl"
 SETTINGS = "settings.yaml"
 LOCK = ".lock"
 PLAN = "plan.json"
+MASKS = "masks"
+"""Folder of those that were drawn from outlines."""
 
 PLANNED = (
     "data.tile_px",

@@ -11,16 +11,22 @@ import numpy as np
 import yaml
 
 from plantseg_next.data.image_io import read_mask
+from plantseg_next.data.layouts.folders import tidy_name
 from plantseg_next.data.manifest import MaskCoding, Role
 from plantseg_next.errors import DataError, PlantSegError, UsageError
 
 CLASS_FILES = ("classes.yaml", "classes.yml", "classes.json", "classes.csv")
+LABEL_MAP = "labelmap.txt"
+"""What CVAT writes beside Pascal VOC's folders: a colour a label."""
 SCANNED_MASKS = 200
 """Masks that are looked at to infer a coding; a seeded choice if there are more."""
 
 MAX_CLASSES = 254
 """Lesion classes that fit beside "no lesion" and ``IGNORE`` in eight bits."""
 
+_LEAF = {"leaf", "leaves", "healthy leaf", "healthy", "leaf area", "plant"}
+_BACKGROUND = {"background", "bg", "ground"}
+_IGNORE = {"ignore", "ignored", "void", "unknown", "unsure"}
 _MAX_IDS_IN_A_MASK = 32
 _ROLES = get_args(Role)
 _TWO: dict[int | str, str] = {0: "background", 1: "lesion"}
@@ -45,7 +51,7 @@ def find_coding(
     """Return the coding stated for a folder, or else the one inferred from its masks.
 
     Args:
-        folder: May hold one of ``CLASS_FILES``.
+        folder: May hold one of ``CLASS_FILES``, or a ``LABEL_MAP``.
         masks: All masks of the folder.
         classes: A file of the same kind that takes precedence.
 
@@ -54,10 +60,18 @@ def find_coding(
         UsageError: If nothing is stated and the masks are coloured, or hold so many
             values that they are no maps of ids.
     """
-    stated = classes or next(
-        (folder / name for name in CLASS_FILES if (folder / name).is_file()), None
-    )
-    return read_coding(stated) if stated else infer_coding(folder, masks)
+    stated = classes or stated_classes(folder)
+    if stated:
+        return read_coding(stated)
+    if (folder / LABEL_MAP).is_file():
+        return read_label_map(folder / LABEL_MAP)
+    return infer_coding(folder, masks)
+
+
+def stated_classes(folder: Path) -> Path | None:
+    """Return the class file of a folder, if it has one."""
+    found = (folder / name for name in CLASS_FILES)
+    return next((path for path in found if path.is_file()), None)
 
 
 def read_coding(path: Path) -> MaskCoding:
@@ -80,6 +94,57 @@ def read_coding(path: Path) -> MaskCoding:
             fix="write one line for each value that occurs in the masks",
         ) from error
     return _coding(meaning, f"stated in {path.name}", path)
+
+
+def read_label_map(path: Path) -> MaskCoding:
+    """Return the coding of lines such as ``rust:128,0,0::``.
+
+    Raises:
+        DataError: If it holds other lines.
+    """
+    meaning: dict[int | str, str] = {}
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            name, colour, *_ = line.split(":")
+            red, green, blue = (int(part) for part in colour.split(","))
+            meaning[f"#{bytes((red, green, blue)).hex()}"] = role_of(name)
+        except ValueError as error:
+            raise DataError(
+                f"`{path}`, line {number}: {line[:60]!r}.",
+                needed="a label and its colour, as `rust:128,0,0::`",
+                fix="export the masks again, or write a classes.yaml instead",
+            ) from error
+    return _coding(meaning, f"stated in {path.name}", path)
+
+
+def role_of(name: str) -> str:
+    """Return the role that a name speaks of, or the tidy name of a lesion class."""
+    tidy = tidy_name(name)
+    for role, words in (("leaf", _LEAF), ("background", _BACKGROUND), ("ignore", _IGNORE)):
+        if tidy in words:
+            return role
+    return tidy
+
+
+def read_names(path: Path) -> dict[str, str]:
+    """Return what a class file says that each name of an annotation means.
+
+    As ``read_coding``, with names instead of values; they are compared in tidy form.
+
+    Raises:
+        DataError: If it is anything else.
+    """
+    try:
+        pairs = _read_pairs(path)
+        return {tidy_name(str(key)): _meaning(text) for key, text in pairs.items()}
+    except (ValueError, yaml.YAMLError, OSError) as error:
+        raise DataError(
+            f"`{path}` is not a list of names and their meanings: {error}.",
+            needed="lines such as `Early_Blight: early blight`, `leaf: leaf`",
+            fix="write one line for each name that the annotations have",
+        ) from error
 
 
 def infer_coding(folder: Path, masks: Sequence[Path]) -> MaskCoding:

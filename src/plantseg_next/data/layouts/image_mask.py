@@ -16,7 +16,7 @@ from plantseg_next.data.layouts.folders import (
     subfolders,
 )
 from plantseg_next.data.layouts.index import INDEX_FILE, add_index
-from plantseg_next.data.manifest import Manifest, Origin, Row, common_classes
+from plantseg_next.data.manifest import Manifest, Origin, Row, Split, common_classes
 from plantseg_next.errors import UsageError
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos", "pictures", "jpegimages")
@@ -75,7 +75,7 @@ def read_image_mask(
     """Return pictures with the masks of their names; those without one stay.
 
     Splits come from the ``split`` column of ``index.csv``, or else from folders named
-    ``train``, ``val``, ``test``.
+    ``train``, ``val``, ``test``, or from Pascal VOC's lists in ``ImageSets``.
 
     Args:
         folder: The data set; may hold ``index.csv`` and a class file.
@@ -102,8 +102,15 @@ def read_image_mask(
         )
 
     root = pairs[0].image_root if len(pairs) == 1 else folder
+    listed = _listed_splits(folder)
     rows = [
-        Row(key, image, source, mask_of.get(image), split_of(image.relative_to(folder)))
+        Row(
+            key,
+            image,
+            source,
+            mask_of.get(image),
+            split_of(image.relative_to(folder)) or listed.get(same_name(image.name)),
+        )
         for image, key in keys_of(images, root).items()
     ]
     missing: list[str] = []
@@ -142,6 +149,18 @@ def match_masks(pair: Pairs) -> dict[Path, Path]:
         if mask is not None:
             mask_of[image] = mask
     return mask_of
+
+
+def _listed_splits(folder: Path) -> dict[str, Split]:
+    """Return the split of every name in Pascal VOC's ``ImageSets/Segmentation/*.txt``."""
+    lists = sorted((folder / "ImageSets" / "Segmentation").glob("*.txt"))
+    return {
+        same_name(line.strip()): SPLIT_NAMES[path.stem.lower()]
+        for path in lists
+        if path.stem.lower() in SPLIT_NAMES
+        for line in path.read_text("utf-8").splitlines()
+        if line.strip()
+    }
 
 
 def _side_by_side(folder: Path, pictures: list[Path]) -> list[Pairs]:

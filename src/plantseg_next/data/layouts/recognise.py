@@ -1,12 +1,17 @@
 """Recognise by itself how a folder is laid out, and read it."""
 
+import json
 from pathlib import Path
+from typing import Literal
 
 from plantseg_next.data.layouts.class_folders import (
     are_class_folders,
     colour_folder,
     read_class_folders,
 )
+from plantseg_next.data.layouts.coco import is_coco, read_coco
+from plantseg_next.data.layouts.coding import CLASS_FILES, stated_classes
+from plantseg_next.data.layouts.cvat import is_cvat, read_cvat
 from plantseg_next.data.layouts.folders import (
     SPLIT_NAMES,
     find_pictures,
@@ -15,8 +20,10 @@ from plantseg_next.data.layouts.folders import (
 )
 from plantseg_next.data.layouts.image_mask import Pairs, find_pairs, read_image_mask
 from plantseg_next.data.layouts.index import INDEX_FILE
+from plantseg_next.data.layouts.labelme import is_labelme, read_labelme
 from plantseg_next.data.layouts.plain import read_plain
 from plantseg_next.data.layouts.plantseg import is_plantseg, read_plantseg
+from plantseg_next.data.layouts.yolo import label_files, read_yolo
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.errors import UsageError, missing_path
 
@@ -28,9 +35,11 @@ def read_folder(path: Path, *, classes: Path | None = None) -> Manifest:
 
     0. a manifest written before, ``manifest.json`` or a folder that holds one;
     1. the PlantSeg archive: ``images``, ``annotations``, ``Metadata.csv``;
-    2. pictures and masks of equal names, or pictures with an ``index.csv``;
-    3. class folders, ``Plant___Disease`` or a folder a disease;
-    4. pictures only, unlabelled; a single picture too.
+    2. pictures and masks of equal names, also as Pascal VOC and CVAT lay them out;
+    3. outlines: COCO, LabelMe, CVAT's XML, YOLO's text files; masks are drawn of them;
+    4. pictures with an ``index.csv``;
+    5. class folders, ``Plant___Disease`` or a folder a disease;
+    6. pictures only, unlabelled; a single picture too.
 
     Splits that the layout states are kept; other rows of labelled layouts have none
     yet. The data set is named after the folder.
@@ -57,19 +66,63 @@ def read_folder(path: Path, *, classes: Path | None = None) -> Manifest:
 
     source = path.resolve().name or "pictures"
     folder = colour_folder(_unwrapped(path))
-    if is_plantseg(folder):
-        return read_plantseg(folder, source, classes)
     pictures = find_pictures(folder)
     if not pictures:
         raise _no_pictures(path)
-    pairs = find_pairs(folder, pictures)
-    if not pairs and (folder / INDEX_FILE).is_file():
-        pairs = [Pairs(tuple(pictures), (), folder, folder)]
-    if pairs:
+    return _read_masks(folder, pictures, source, classes) or _read_names(
+        folder, pictures, source
+    )
+
+
+def _read_masks(
+    folder: Path, pictures: list[Path], source: str, classes: Path | None
+) -> Manifest | None:
+    """Return the pictures of a data set that has masks or outlines."""
+    if is_plantseg(folder):
+        return read_plantseg(folder, source, classes)
+    if pairs := find_pairs(folder, pictures):
         return read_image_mask(folder, pairs, source, classes)
+    return _read_outlined(folder, pictures, source, classes)
+
+
+def _read_names(folder: Path, pictures: list[Path], source: str) -> Manifest:
+    """Return the pictures of a data set that has names at most."""
+    if (folder / INDEX_FILE).is_file():
+        pairs = [Pairs(tuple(pictures), (), folder, folder)]
+        return read_image_mask(folder, pairs, source)
     if are_class_folders(pictures, folder):
         return read_class_folders(pictures, folder, source)
     return read_plain(pictures, folder, source)
+
+
+def _read_outlined(
+    folder: Path, pictures: list[Path], source: str, classes: Path | None
+) -> Manifest | None:
+    """Return what an annotation tool left in a folder; ``None`` if there is nothing."""
+    classes = classes or stated_classes(folder)
+    trees = sorted(
+        path
+        for path in folder.rglob("*.json")
+        if path.name not in (*CLASS_FILES, MANIFEST_FILE)
+    )
+    kinds = {path: _kind(path) for path in trees}
+    if coco := [path for path in trees if kinds[path] == "coco"]:
+        return read_coco(folder, coco, source, classes)
+    if labelme := [path for path in trees if kinds[path] == "labelme"]:
+        return read_labelme(folder, pictures, labelme, source, classes)
+    if cvat := [path for path in sorted(folder.glob("*.xml")) if is_cvat(path)]:
+        return read_cvat(folder, pictures, cvat[0], source, classes)
+    if yolo := label_files(folder):
+        return read_yolo(folder, pictures, yolo, source, classes)
+    return None
+
+
+def _kind(path: Path) -> Literal["coco", "labelme"] | None:
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+    except (ValueError, OSError):
+        return None
+    return "coco" if is_coco(tree) else "labelme" if is_labelme(tree) else None
 
 
 def _read_file(path: Path) -> Manifest:
