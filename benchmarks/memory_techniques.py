@@ -130,7 +130,7 @@ def batches(folder: Path, n: int) -> tuple[list[Drawn], ClassMap]:
     """Return what the steps learn from, and its classes."""
     settings = Experiment().with_settings(PLAIN)
     manifest = gather(Sources(folder), settings)
-    plan = Plan.of(manifest, settings, folder)
+    plan = Plan.of(manifest, settings, str(folder))
     tiles = tiles_of(plan.learned, plan.unlabelled, settings, plan.pixels)
     drawn = loader(tiles, tiles=settings.training.batch, start=0, stop=n, workers=0)
     return list(islice(drawn, n)), manifest.classes

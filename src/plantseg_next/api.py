@@ -53,7 +53,7 @@ __all__ = [
 
 
 def check(
-    data: Path,
+    data: Path | Sources,
     *,
     classes: Path | None = None,
     seed: int = 0,
@@ -62,17 +62,18 @@ def check(
     """Return everything that is wrong, doubtful or worth knowing about a data set.
 
     Args:
-        data: Any folder that ``train`` takes.
+        data: Any folder that ``train`` takes, or several.
         classes: What mask values mean, if the folder does not say.
         seed: Of the run to come; it draws the splits where the data set states none.
         progress: Told of every picture.
     """
-    manifest = splits.assign(read_folder(data, classes=classes), seed=seed)
+    sources = Sources(data, classes) if isinstance(data, Path) else data
+    manifest = splits.assign(sources.read(), seed=seed)
     return check_manifest(manifest, on_progress=told_of(progress, "checking"))
 
 
 def plan(
-    data: Path,
+    data: Path | Sources,
     memory: int,
     settings: Experiment | None = None,
     *,
@@ -95,7 +96,8 @@ def plan(
         DataError: If a file cannot be used.
     """
     settings = settings or Experiment()
-    manifest = gather(Sources(data, classes), settings)
+    sources = Sources(data, classes) if isinstance(data, Path) else data
+    manifest = gather(sources, settings)
     return plan_for(manifest, settings, memory, unlabelled=unlabelled, device=device)
 
 

@@ -58,7 +58,7 @@ def pictures_to_judge(
     return manifest.labelled
 
 
-def labelled_rows(manifest: Manifest, split: Split, origin: Path) -> Manifest:
+def labelled_rows(manifest: Manifest, split: Split, origin: object) -> Manifest:
     """Return the rows of a split that have a mask.
 
     Raises:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plantseg_next.data import splits
-from plantseg_next.data.joining import join, left_out
-from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.joining import join, keep_apart, left_out
+from plantseg_next.data.layouts import read_folder, read_folders
 from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.naming import read_names, renamed
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment
 from plantseg_next.inference.predictor import TILES_AT_ONCE
@@ -38,25 +39,48 @@ class Sources:
     """Where pictures come from.
 
     Args:
-        data: Pictures with masks in any layout that ``check`` knows.
+        data: One data set or many, in any layout that ``check`` knows; some of the
+            pictures have masks.
         classes: What mask values mean, if the folder does not say.
         unlabelled: Further folders of pictures; their masks and labels, if any, are not
             looked at. Those that show a labelled or judged scene are left out.
         pseudo_labels: Folders that ``pseudo_label`` wrote; their masks are learned from
             as far as they say anything.
+        names: File of what the data sets call things, and what the run calls them.
     """
 
-    data: Path
+    data: Path | Sequence[Path]
     classes: Path | None = None
     unlabelled: Sequence[Path] = ()
     pseudo_labels: Sequence[Path] = ()
+    names: Path | None = None
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The data sets."""
+        return (self.data,) if isinstance(self.data, Path) else tuple(self.data)
+
+    def __str__(self) -> str:
+        """Return what the data sets are called in errors."""
+        return ", ".join(str(path) for path in self.folders)
+
+    def read(self) -> Manifest:
+        """Return the pictures of the data sets, under the run's names.
+
+        Raises:
+            UsageError: If one of them cannot be understood.
+            DataError: If a file cannot be used.
+        """
+        manifest = read_folders(self.folders, classes=self.classes)
+        return manifest if self.names is None else renamed(manifest, read_names(self.names))
 
     def plain(self) -> dict[str, Any]:
         """Return the absolute paths as text: what is kept of them in a run."""
-        classes = self.classes and str(self.classes.resolve())
+        folders = [str(path.resolve()) for path in self.folders]
         return {
-            "data": str(self.data.resolve()),
-            "classes": classes,
+            "data": folders if len(folders) > 1 else folders[0],
+            "classes": self.classes and str(self.classes.resolve()),
+            **({"names": str(self.names.resolve())} if self.names else {}),
             "unlabelled": [str(path.resolve()) for path in self.unlabelled],
             "pseudo-labels": [str(path.resolve()) for path in self.pseudo_labels],
         }
@@ -82,15 +106,17 @@ def gather(
         UsageError: If the masks name no lesion.
         DataError: If a file cannot be used.
     """
-    manifest = splits.assign(
-        read_folder(sources.data, classes=sources.classes), seed=settings.seed
-    )
+    manifest = splits.assign(sources.read(), seed=settings.seed)
+    if len(sources.folders) > 1:
+        manifest, left = keep_apart(manifest, told=told)
+        for line in left_out(left):
+            say(line)
     manifest = splits.labelled_fraction(
         manifest, settings.data.labelled_share, seed=settings.seed
     )
     if len(manifest.labelled) and not manifest.classes.lesions:
         raise UsageError(
-            f"The masks of `{sources.data}` name no lesion class.",
+            f"The masks of `{sources}` name no lesion class.",
             needed="masks that mark lesions; leaf masks alone teach no disease",
             fix="say in classes.yaml which value is a lesion",
         )
@@ -118,14 +144,14 @@ class Plan:
     manifest: Manifest
     settings: Experiment
     pixels: tuple[int, ...]
-    origin: Path
+    origin: str
 
     @classmethod
     def of(
         cls,
         manifest: Manifest,
         settings: Experiment,
-        origin: Path,
+        origin: str,
         *,
         told: Callable[[int, int], None] = lambda *_: None,
     ) -> "Plan":

@@ -118,7 +118,7 @@ def train(  # noqa: PLR0913 - what a user may say
     if record is None:
         manifest = gather(sources, settings, say=say, told=told("comparing pictures"))
         for split in ("train", "val"):
-            labelled_rows(manifest, split, sources.data)
+            labelled_rows(manifest, split, str(sources))
         planned = None if memory is None else plan_for(manifest, settings, memory)
         prepare_run(out)
         with alone_in(out):
@@ -137,7 +137,7 @@ def train(  # noqa: PLR0913 - what a user may say
     torch.set_num_threads(int(record.facts.get("threads", torch.get_num_threads())))
     with alone_in(out):
         plan = Plan(
-            Manifest.read(out / MANIFEST_FILE), settings, record.pixels, sources.data
+            Manifest.read(out / MANIFEST_FILE), settings, record.pixels, str(sources)
         )
         return _run(plan, out, watchers, say, [*allowed, *_changes(plan.manifest)])
 
@@ -188,7 +188,7 @@ def _begin(
     import torch
 
     manifest = keep_drawn(manifest, out / MASKS)
-    plan = Plan.of(manifest, settings, sources.data, told=told)
+    plan = Plan.of(manifest, settings, str(sources), told=told)
     about = facts(find_device(settings.device).name, torch.get_num_threads())
     record = Record(settings, sources.plain(), plan.pixels, about)
     record.write(out, plan.manifest)
@@ -268,7 +268,7 @@ def verify(run: Path, *, say: Callable[[str], None] = lambda _: None) -> Verifie
         if record.facts.get(name) != now[name]
     ]
     torch.set_num_threads(threads)
-    plan = Plan(manifest, record.settings, record.pixels, run)
+    plan = Plan(manifest, record.settings, record.pixels, str(run))
     with TemporaryDirectory() as folder:
         again = Path(folder)
         record.write(again, manifest)

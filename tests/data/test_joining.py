@@ -3,8 +3,8 @@ import shutil
 from PIL import Image
 
 from plantseg_next.data import splits
-from plantseg_next.data.joining import join, left_out
-from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.joining import join, keep_apart, left_out
+from plantseg_next.data.layouts import read_folder, read_folders
 from plantseg_next.data.synthetic import write_drawn_folder
 
 
@@ -57,3 +57,28 @@ def test_two_folders_of_one_name_do_not_clash(drawn_folder, tmp_path):
     joined, _ = join(manifest, others, masks=True)
     assert len({row.source for row in joined.rows}) == 3
     assert len({row.key for row in joined.rows}) == len(joined)
+
+
+def test_what_one_data_set_is_judged_by_no_other_learns(drawn_folder, tmp_path):
+    own = splits.assign(read_folder(drawn_folder), seed=0)
+    folder = tmp_path / "named" / "rust"
+    folder.mkdir(parents=True)
+    shutil.copy(own.split("test").rows[0].image, folder / "test.png")
+    shutil.copy(own.split("train").rows[0].image, folder / "train.png")
+    write_drawn_folder(tmp_path / "more", 1, seed=9, size_hw=(96, 96))
+    (new,) = (tmp_path / "more" / "images").iterdir()
+    shutil.copy(new, folder / "new.png")
+    (tmp_path / "named" / "healthy").mkdir()
+    manifest = read_folders([drawn_folder, tmp_path / "named"])
+    rows = [
+        row
+        if row.source == drawn_folder.name
+        else type(row)(**vars(row) | {"split": "train"})
+        for row in splits.assign(manifest, seed=0).rows
+    ]
+    kept, left = keep_apart(manifest.only(rows))
+    assert {one.row.image.name: one.reason for one in left} == {
+        "test.png": "also judged",
+        "train.png": "also labelled",
+    }
+    assert len(kept) == len(own) + 1

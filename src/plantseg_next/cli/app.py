@@ -20,18 +20,23 @@ app = typer.Typer(
 )
 
 DATA_HELP = (
-    "A folder of pictures: with masks, the PlantSeg archive, with what COCO, LabelMe, "
-    "CVAT, Pascal VOC or YOLO wrote, class folders as in PlantVillage, or pictures only. "
-    "The layout is recognised."
+    "One or more folders of pictures: with masks, the PlantSeg archive, with what COCO, "
+    "LabelMe, CVAT, Pascal VOC or YOLO wrote, class folders as in PlantVillage, or "
+    "pictures only. The layout is recognised."
 )
 MODEL_HELP = "A run, or one of its models (RUN/best, RUN/last)."
-Data = Annotated[Path, typer.Argument(help=DATA_HELP)]
+Data = Annotated[list[Path], typer.Argument(help=DATA_HELP)]
 Model = Annotated[Path, typer.Argument(help=MODEL_HELP)]
 Pictures = Annotated[Path, typer.Argument(help="A picture, or a folder of them.")]
 Classes = Annotated[
     Path | None,
     typer.Option(help="File that says what mask values mean: value -> background, "
                  "leaf, ignore, or the name of a lesion class."),
+]  # fmt: skip
+Names = Annotated[
+    Path | None,
+    typer.Option(help="File of what each data set calls things and what the run calls "
+                 "them; `data names` proposes one."),
 ]  # fmt: skip
 Out = Annotated[Path, typer.Option(help="New folder for the results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

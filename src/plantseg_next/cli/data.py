@@ -1,15 +1,23 @@
 """Verbs about data sets."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from plantseg_next.bars import progress_bars
-from plantseg_next.cli.app import AsJson, Classes, Data, app
+from plantseg_next.cli.app import AsJson, Classes, Data, Names, app
+
+about_data = typer.Typer(
+    help="Name the classes of data sets.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.command()
 def check(
     data: Data,
     classes: Classes = None,
+    names: Names = None,
     json: AsJson = False,
 ) -> None:
     """Find every defect of a data set before a run does.
@@ -19,6 +27,35 @@ def check(
     from plantseg_next import api
 
     with progress_bars() as progress:
-        report = api.check(data, classes=classes, progress=progress)
+        sources = api.Sources(data, classes, names=names)
+        report = api.check(sources, progress=progress)
     print(report.to_json() if json else report.to_text())
     raise typer.Exit(1 if report.spoils_training else 0)
+
+
+@about_data.command()
+def names(
+    data: Data,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the proposal, as YAML.")
+    ] = None,
+    classes: Classes = None,
+) -> None:
+    """Propose what to call the classes of data sets.
+
+    Names that differ in spelling alone become one. Edit the file, then give it to check
+    and train with --names.
+    """
+    from plantseg_next import api
+    from plantseg_next.data.naming import alike, names_in_words, propose, write_names
+
+    manifest = api.Sources(data, classes).read()
+    found = propose(manifest)
+    print(names_in_words(found), end="")
+    for one, other in alike(manifest):
+        print(f"# are `{one}` and `{other}` one?")
+    if out is not None:
+        write_names(found, out)
+
+
+app.add_typer(about_data, name="data")

@@ -12,6 +12,7 @@ from plantseg_next.cli.app import (
     Classes,
     Config,
     Data,
+    Names,
     Set,
     Unlabelled,
     app,
@@ -38,6 +39,7 @@ def plan(
     config: Config = None,
     set_: Set = None,
     classes: Classes = None,
+    names: Names = None,
     *,
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="There will be further pictures.")
@@ -61,10 +63,9 @@ def plan(
 
     elsewhere = Device("cuda", "a GPU", has_bfloat16=True) if gpu else None
     found = api.plan(
-        data,
+        api.Sources(data, classes, names=names),
         parse_bytes(memory),
         settings_of(config, set_ or []),
-        classes=classes,
         unlabelled=unlabelled,
         device=elsewhere,
     )
@@ -79,13 +80,14 @@ def plan(
 
 @app.command()
 def train(
-    data: Annotated[Path | None, typer.Argument(help=DATA_HELP)] = None,
+    data: Annotated[list[Path] | None, typer.Argument(help=DATA_HELP)] = None,
     out: Annotated[
         Path, typer.Option(help="Folder of the run: new, or one to go on with.")
     ] = Path("run"),
     config: Config = None,
     set_: Set = None,
     classes: Classes = None,
+    names: Names = None,
     *,
     memory: Annotated[
         str | None, typer.Option(help="Budget, as 2GB: settings are planned to fit.")
@@ -127,7 +129,7 @@ def train(
     if settings:
         print(chosen.to_yaml(), end="")
         return
-    if data is None:
+    if not data:
         raise UsageError(
             "train was called without a data set.",
             needed="a folder of pictures and masks",
@@ -136,7 +138,7 @@ def train(
     loggers = _loggers(log or [], out, chosen)
     with bars() as bar:
         trained = api.train(
-            Sources(data, classes, unlabelled or (), pseudo_labels or ()),
+            Sources(data, classes, unlabelled or (), pseudo_labels or (), names),
             out,
             chosen,
             memory=budget,
@@ -166,6 +168,7 @@ def self_train(
     config: Config = None,
     set_: Set = None,
     unlabelled: Unlabelled = None,
+    names: Names = None,
 ) -> None:
     """Train, label pictures without masks, train on both, again."""
     from plantseg_next import api
@@ -173,7 +176,7 @@ def self_train(
 
     with bars() as bar:
         runs = api.self_train(
-            Sources(data, unlabelled=unlabelled or ()),
+            Sources(data, unlabelled=unlabelled or (), names=names),
             out,
             settings_of(config, set_ or []),
             rounds=rounds,

@@ -16,6 +16,7 @@ from plantseg_next.data.findings import (
 from plantseg_next.data.inspection import Facts, inspect
 from plantseg_next.data.leaks import find_leaks, same_scenes
 from plantseg_next.data.manifest import SPLITS, Manifest
+from plantseg_next.data.naming import alike
 
 MIN_SIDE_PX = 32
 """Pictures with a shorter side are below the coarsest scale of the network."""
@@ -52,10 +53,11 @@ def check(
     findings = [
         *_failures(facts),
         *find_leaks(facts, pairs),
-        *_labels(manifest, facts),
+        *_to_learn(manifest, facts),
         *_classes_in_splits(manifest, facts),
         *_pairing(manifest),
         *_stated(manifest, facts),
+        *_names(manifest, pairs),
         *_masks(manifest, facts),
         *_pictures(facts),
     ]
@@ -87,7 +89,7 @@ def _failures(facts: Sequence[Facts]) -> Iterator[Finding]:
         )
 
 
-def _labels(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
+def _to_learn(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
     usable = [f for f in facts if f.mask is not None and f.size_hw is not None]
     named = [fact for fact in facts if fact.row.disease is not None]
     if not usable and not named:
@@ -228,6 +230,35 @@ def _stated(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
             "look whether these are the right masks",
             tuple(_mask(fact) for fact in wrong_ratio),
         )
+
+
+def _names(manifest: Manifest, pairs: Sequence[tuple[Facts, Facts]]) -> Iterator[Finding]:
+    """Yield names that may be one, and pictures that two rows call differently."""
+    for one, other in alike(manifest):
+        yield Finding(
+            "names-alike",
+            "warning",
+            f"`{one}` and `{other}` are two classes. Perhaps one is misspelt.",
+            "if they are one, say so in a file of names: `plantseg-next data names`",
+        )
+    apart = [p for p in pairs if _labels(p[0]) and _labels(p[1])]
+    apart = [p for p in apart if not _labels(p[0]) & _labels(p[1])]
+    if apart:
+        first = [f"{f.row.key} is {shorten(sorted(_labels(f)))}" for f in apart[0]]
+        yield Finding(
+            "labels-disagree",
+            "warning",
+            f"Pairs of pictures that show the same scene under other labels: {len(apart)}."
+            f" The first: {', '.join(first)}.",
+            "decide which is right, or give both one name in a file of names",
+            tuple(fact.row.image for pair in apart for fact in pair),
+        )
+
+
+def _labels(fact: Facts) -> set[str]:
+    """Return everything that a picture is said to show, but for "lesion"."""
+    shown = set(fact.mask.lesion_px) - {"lesion"} if fact.mask else set()
+    return shown | ({fact.row.disease} if fact.row.disease else set())
 
 
 def _masks(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:

@@ -106,6 +106,46 @@ def join(
     return replace(manifest, rows=joined, classes=classes, codings=codings), tuple(left)
 
 
+def keep_apart(
+    manifest: Manifest, *, told: Callable[[int, int], None] = lambda *_: None
+) -> tuple[Manifest, tuple[Left, ...]]:
+    """Return the data sets without what one learns from that another is judged by.
+
+    Within a data set that is for its groups and for ``check``; of two that hold the same
+    scene, nobody knows. A test picture outweighs a validation picture, that a training
+    picture, and a picture with a mask one without.
+
+    Args:
+        manifest: Of many data sets, with splits.
+        told: Hears of every picture.
+
+    Raises:
+        DataError: If a picture cannot be read.
+    """
+    prints = []
+    for i, row in enumerate(manifest.rows):
+        prints.append(fingerprint(read_image(row.image)))
+        told(i + 1, len(manifest))
+    reasons: dict[str, Reason] = {}
+    for pair in near_duplicates(prints):
+        rows = manifest.rows[pair.first], manifest.rows[pair.second]
+        if rows[0].source == rows[1].source:
+            continue
+        stays, goes = sorted(rows, key=_weight, reverse=True)
+        if stays.split != goes.split or (goes.mask is None and stays.mask is not None):
+            judged = stays.split in ("val", "test")
+            reasons[goes.key] = "also judged" if judged else "also labelled"
+    kept = manifest.only(row for row in manifest.rows if row.key not in reasons)
+    left = (Left(row, reasons[row.key]) for row in manifest.rows if row.key in reasons)
+    return kept, tuple(left)
+
+
+def _weight(row: Row) -> tuple[int, bool]:
+    return ("unlabelled", "train", "val", "test").index(row.split or "train"), bool(
+        row.mask
+    )
+
+
 def left_out(left: Sequence[Left]) -> Iterator[str]:
     """Yield a sentence a reason, with how many pictures it concerns and the first."""
     because: dict[Reason, str] = {

@@ -1,5 +1,5 @@
 """One small reader a published layout; each returns the one manifest."""
 
-from plantseg_next.data.layouts.recognise import read_folder
+from plantseg_next.data.layouts.recognise import read_folder, read_folders
 
-__all__ = ["read_folder"]
+__all__ = ["read_folder", "read_folders"]

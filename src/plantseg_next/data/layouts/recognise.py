@@ -1,6 +1,8 @@
 """Recognise by itself how a folder is laid out, and read it."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -24,11 +26,42 @@ from plantseg_next.data.layouts.labelme import is_labelme, read_labelme
 from plantseg_next.data.layouts.plain import read_plain
 from plantseg_next.data.layouts.plantseg import is_plantseg, read_plantseg
 from plantseg_next.data.layouts.yolo import label_files, read_yolo
-from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
+from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, merge
 from plantseg_next.errors import UsageError, missing_path
 
 
-def read_folder(path: Path, *, classes: Path | None = None) -> Manifest:
+def read_folders(paths: Sequence[Path], *, classes: Path | None = None) -> Manifest:
+    """Return the pictures of one data set or of many in one table.
+
+    Data sets are called after their folders; where two have one name, the folder above
+    is put in front.
+
+    Args:
+        paths: Each as for ``read_folder``.
+        classes: What mask values mean; for one data set only.
+
+    Raises:
+        UsageError: If two data sets cannot be told apart, or as ``read_folder``.
+        DataError: As ``read_folder``.
+    """
+    if len(paths) == 1:
+        return read_folder(paths[0], classes=classes)
+    if classes is not None:
+        raise UsageError(
+            f"--classes names one file, for {len(paths)} data sets.",
+            needed="what mask values mean, for each data set",
+            fix="put a classes.yaml into each folder",
+        )
+    count = Counter(path.resolve().name for path in paths)
+    return merge(
+        read_folder(path, source=_place(path) if count[path.resolve().name] > 1 else None)
+        for path in paths
+    )
+
+
+def read_folder(
+    path: Path, *, classes: Path | None = None, source: str | None = None
+) -> Manifest:
     """Return the pictures of a folder with all that its layout says about them.
 
     Tried in this order; ``Manifest.origins`` says which it was:
@@ -50,6 +83,8 @@ def read_folder(path: Path, *, classes: Path | None = None) -> Manifest:
             ``classes.yaml`` (``.yml``, ``.json``, ``.csv``) by default, and without
             one the meaning is inferred from the masks.
 
+        source: What to call the data set; after its folder by default.
+
     Raises:
         UsageError: If there is no such path, no picture in it, or its masks cannot be
             understood without a class file.
@@ -64,7 +99,7 @@ def read_folder(path: Path, *, classes: Path | None = None) -> Manifest:
     if (path / MANIFEST_FILE).is_file():
         return Manifest.read(path / MANIFEST_FILE)
 
-    source = path.resolve().name or "pictures"
+    source = source or path.resolve().name or "pictures"
     folder = colour_folder(_unwrapped(path))
     pictures = find_pictures(folder)
     if not pictures:
@@ -72,6 +107,11 @@ def read_folder(path: Path, *, classes: Path | None = None) -> Manifest:
     return _read_masks(folder, pictures, source, classes) or _read_names(
         folder, pictures, source
     )
+
+
+def _place(path: Path) -> str:
+    whole = path.resolve()
+    return f"{whole.parent.name}-{whole.name}"
 
 
 def _read_masks(
