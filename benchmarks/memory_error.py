@@ -78,7 +78,8 @@ def tiles(settings: Experiment, *, with_lessons: bool) -> Drawn:
     if not with_lessons:
         return Drawn(labelled)
     strong = some(settings.unlabelled.strong_views, b, 3)
-    return Drawn(labelled, Views(some(b, 3), strong, some(b).bool(), keys))
+    names = torch.zeros(b).byte()
+    return Drawn(labelled, Views(some(b, 3), strong, some(b).bool(), names, keys))
 
 
 def measured(text: str) -> dict[str, float]:

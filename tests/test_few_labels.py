@@ -10,6 +10,8 @@ from plantseg_next import api
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.learning import Sources
+from plantseg_next.models.bundle import read_card
+from plantseg_next.training.watchers import Watcher
 
 FEW = TINY.with_settings(["data.labelled_share=0.3", "unlabelled.starts=0"])
 
@@ -62,3 +64,39 @@ def test_two_strong_views_train(drawn_folder, tmp_path):
     settings = FEW.with_settings(["unlabelled.strong_views=2", "training.micro_batch=1"])
     trained = api.train(drawn_folder, tmp_path / "run", settings)
     assert trained.outcome.steps == 6
+
+
+def test_names_of_a_folder_are_learned_beside_masks(drawn_folder, tmp_path):
+    """Class folders join a data set with masks, killed and gone on with."""
+    write_drawn_folder(tmp_path / "more", 8, seed=9, size_hw=(96, 96))
+    for i, picture in enumerate(sorted((tmp_path / "more" / "images").iterdir())):
+        folder = tmp_path / "village" / ("Plant___Rust" if i % 2 else "Plant___healthy")
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.rename(folder / picture.name)
+    settings = FEW.with_settings(
+        [
+            "names.share=0.7",
+            "unlabelled.cut_mix=0",
+            "data.weights={village: [2.0, 1.0, 10]}",
+        ]
+    )
+    sources = Sources([drawn_folder, tmp_path / "village"])
+    said = []
+    whole = api.train(sources, tmp_path / "whole", settings, say=said.append)
+    assert any(line.endswith("of them with a name") for line in said)
+    row = history(whole.folder)[-1]
+    assert float(row["loss_lesson_name"]) > 0
+    assert float(row["loss_lesson_seeds"]) >= 0
+    assert "seeds_right_rust" in row
+
+    class Stop(Watcher):
+        def on_step(self, stepped):
+            if stepped.step == 3:
+                raise KeyboardInterrupt
+            return ()
+
+    with pytest.raises(KeyboardInterrupt):
+        api.train(sources, tmp_path / "parts", settings, watchers=[Stop()])
+    parts = api.train(sources, tmp_path / "parts", settings)
+    digests = [read_card(run.folder / "last").sha256 for run in (whole, parts)]
+    assert digests[0] == digests[1]

@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     PositiveFloat,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -24,6 +25,11 @@ from plantseg_next.files import write_atomically
 
 Recomputed = Literal["stage_1", "stage_2", "stage_3", "stage_4", "decoder", "fine"]
 """Parts of the network whose values need not be kept for the backward pass."""
+
+
+Weight = float | tuple[float, float, int]
+"""Of a data set: a number, or a first one, a last one, and over how many draws it goes
+from the one to the other."""
 
 
 class _Part(BaseModel):
@@ -46,6 +52,10 @@ class DataSettings(_Part):
     """Chance that a tile is taken anywhere instead of from a lesion."""
     balance: float = Field(0.5, ge=0, le=1)
     """0: every picture is drawn equally often; 1: every disease."""
+    weights: tuple[tuple[str, Weight], ...] = ()
+    """How often the pictures of a data set are drawn, beside those of the others, as
+    {field: 2.0}; or changing, as {village: [1.0, 0.2, 20000]}: from 1 to 0.2 over the
+    first 20 000 draws."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.6, 1.5)
     """Least and greatest magnification of a training tile."""
 
@@ -55,6 +65,28 @@ class DataSettings(_Part):
         if scale[0] > scale[1]:
             raise ValueError("the least magnification comes first")
         return scale
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _pairs(cls, weights: Any) -> Any:  # noqa: ANN401
+        return tuple(weights.items()) if isinstance(weights, dict) else weights
+
+    @field_validator("weights")
+    @classmethod
+    def _not_negative(
+        cls, weights: tuple[tuple[str, Weight], ...]
+    ) -> tuple[tuple[str, Weight], ...]:
+        for name, weight in weights:
+            first, last, draws = (
+                weight if isinstance(weight, tuple) else (weight, weight, 1)
+            )
+            if min(first, last) < 0 or draws < 1:
+                raise ValueError(f"the weight of {name} is below 0, or over no draw")
+        return weights
+
+    @field_serializer("weights")
+    def _table(self, weights: tuple[tuple[str, Weight], ...]) -> dict[str, Weight]:
+        return dict(weights)
 
     workers: int | None = Field(None, ge=0)
     """Processes that read pictures; 0 reads in the main process. null: as many as there
@@ -154,6 +186,31 @@ class UnlabelledSettings(_Part):
     it cost more than it gave."""
 
 
+class NamesSettings(_Part):
+    """What is learned from the names of pictures without masks, as class folders have.
+
+    Nothing where there are none, or where ``unlabelled.method`` is supervised.
+    """
+
+    share: float = Field(0.5, ge=0, le=1)
+    """Part of the tiles without masks that show a picture with a name, where there are
+    pictures with and without."""
+    backgrounds: float = Field(0.5, ge=0, le=1)
+    """Chance that what lies off the leaf is painted over in such a tile, where the leaf
+    is learned: a background can tell which folder a picture is from."""
+    seeds: float = Field(0.5, ge=0)
+    """Weight, at first, of the pixels by which the name is told; 0 takes the name only."""
+    fades: float = Field(0.7, ge=0, le=1)
+    """Part of the run over which that weight falls to 0, as the teacher takes over."""
+    high: float = Field(0.95, gt=0, lt=1)
+    """Quantile of the leaf above which a pixel is a seed of the lesion."""
+    low: float = Field(0.5, ge=0, lt=1)
+    """Quantile below which it is a seed of no lesion."""
+    least_precision: float = Field(0.5, ge=0, le=1)
+    """Seeds of a disease that are less often right than this, on pictures whose mask is
+    known, are not learned from."""
+
+
 class TrainingSettings(_Part):
     """The optimiser and its schedule."""
 
@@ -238,6 +295,7 @@ class Experiment(_Part):
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
     unlabelled: UnlabelledSettings = UnlabelledSettings()
+    names: NamesSettings = NamesSettings()
     training: TrainingSettings = TrainingSettings()
     memory: MemorySettings = MemorySettings()
 
@@ -318,7 +376,7 @@ class Experiment(_Part):
 
 def flat_settings(settings: Experiment) -> dict[str, Any]:
     """Return the values of all settings by dotted name."""
-    return _flatten(settings.model_dump(mode="json"))
+    return _flatten(settings)
 
 
 def setting_names() -> list[str]:
@@ -326,13 +384,14 @@ def setting_names() -> list[str]:
     return list(flat_settings(Experiment()))
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(part: BaseModel, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
+    for name, plain in part.model_dump(mode="json").items():
+        value = getattr(part, name)
+        if isinstance(value, BaseModel):
             flat |= _flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
+            flat[prefix + name] = plain
     return flat
 
 

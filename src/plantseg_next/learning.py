@@ -10,6 +10,7 @@ from plantseg_next.data import splits
 from plantseg_next.data.joining import join, keep_apart, left_out
 from plantseg_next.data.layouts import read_folder, read_folders
 from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.mixture import refuse_unknown
 from plantseg_next.data.naming import read_names, renamed
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment
@@ -177,10 +178,21 @@ class Plan:
 
     @property
     def unlabelled(self) -> Manifest:
-        """Pictures that are learned from without a mask; none in a supervised run."""
-        found = self.manifest.split("unlabelled")
-        supervised = self.settings.unlabelled.method == "supervised"
-        return found.only(()) if supervised else found
+        """Pictures that are learned from without a mask; none in a supervised run.
+
+        Those of the training split have a name, which is learned; of others, nothing
+        that is known is looked at.
+        """
+        if self.settings.unlabelled.method == "supervised":
+            return self.manifest.only(())
+        bare = self.manifest.split("unlabelled").rows
+        named = self.manifest.split("train").rows
+        return self.manifest.only(
+            (
+                *(replace(row, mask=None, disease=None) for row in bare),
+                *(row for row in named if row.mask is None and row.disease is not None),
+            )
+        )
 
 
 def build_trainer(
@@ -212,6 +224,8 @@ def build_trainer(
 
     settings, classes = plan.settings, plan.manifest.classes
     learned, judged_on, unlabelled = plan.learned, plan.judged_on, plan.unlabelled
+    drawn_from = {row.source for row in (*learned.rows, *unlabelled.rows)}
+    refuse_unknown(settings.data, sorted(drawn_from))
     device = find_device(settings.device)
     budget_mb = settings.memory.budget_mb
     if budget_mb is not None and device.kind == "cuda":
@@ -223,7 +237,11 @@ def build_trainer(
     say(f"device: {device.name}; {origin.notice}")
     hidden = None
     if len(unlabelled):
-        say(f"{len(unlabelled)} pictures without masks to learn from")
+        named = sum(row.disease is not None for row in unlabelled.rows)
+        say(
+            f"{len(unlabelled)} pictures without masks to learn from"
+            + (f", {named} of them with a name" if named else "")
+        )
         hidden = hidden_tiles(plan.manifest, settings, plan.pixels)
     card = Card(
         classes=classes,
@@ -235,7 +253,12 @@ def build_trainer(
         sources=tuple(sorted({row.source for row in learned.rows})),
     )
     learner = build_learner(
-        network, settings, device, classes, with_lessons=len(unlabelled) > 0
+        network,
+        settings,
+        device,
+        classes,
+        with_lessons=len(unlabelled) > 0,
+        with_names=any(row.disease is not None for row in unlabelled.rows),
     )
     lessons = learner.lessons
     monitor = Monitor(
@@ -284,7 +307,7 @@ def tiles_of(
 
     Args:
         learned: Pictures with masks.
-        unlabelled: Pictures whose masks, if any, are not to be looked at; may be empty.
+        unlabelled: Pictures without masks, some perhaps with a name; may be empty.
         settings: The whole tree.
         pixels: Labelled pixels of each lesion class, "no lesion" first.
     """
@@ -293,9 +316,12 @@ def tiles_of(
 
     views = None
     if len(unlabelled):
-        bare = [replace(row, mask=None, disease=None) for row in unlabelled.rows]
         tiles = TileDataset(
-            unlabelled.only(bare), settings.data, seed=settings.seed + 1, pixels=pixels
+            unlabelled,
+            settings.data,
+            seed=settings.seed + 1,
+            pixels=pixels,
+            named_share=settings.names.share,
         )
         views = ViewDataset(
             tiles,
@@ -385,7 +411,7 @@ class Judge:
 
     def _judge(self, network: "nn.Module", chosen: Manifest, at_once: int) -> "Validation":
         from plantseg_next.inference.predictor import make_predictor
-        from plantseg_next.training.guards import drift
+        from plantseg_next.training.guards import doubtful_seeds, drift
         from plantseg_next.training.learner import batch_to_device
 
         place, home = (next(n.parameters()).device for n in (self._student, network))
@@ -401,7 +427,10 @@ class Judge:
             details = self._lessons.audit(self._student, hidden, at_once=2 * at_once)
         finally:
             network.to(home)
-        return replace(found, details=details, events=(*found.events, *drift(details)))
+        weak = self._lessons.weak
+        least = 0.0 if weak is None else weak.settings.least_precision
+        events = (*found.events, *drift(details), *doubtful_seeds(details, least))
+        return replace(found, details=details, events=events)
 
 
 class Rehearsal(Watcher):

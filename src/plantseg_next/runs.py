@@ -166,13 +166,16 @@ def plan_for(
 
     from plantseg_next.training.budget import plan_memory
 
-    without = unlabelled or len(manifest.split("unlabelled")) > 0
+    plan = Plan(manifest, settings, (), "")
+    without = unlabelled or len(plan.unlabelled) > 0
+    named = any(row.disease is not None for row in plan.unlabelled.rows)
     return plan_memory(
         settings,
         manifest.classes,
         device or find_device(settings.device),
         memory,
         with_lessons=without and settings.unlabelled.method != "supervised",
+        with_names=named,
         resting=psutil.Process().memory_info().rss,
     )
 

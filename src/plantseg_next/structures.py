@@ -133,12 +133,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Views:
-    """Tiles without labels, each from one place under several lights.
+    """Tiles without masks, each from one place under several lights.
 
     Args:
         weak: Bytes ``(b, 3, h, w)``, as the camera saw it: the teacher looks at this.
         strong: ``(v, b, 3, h, w)``, changed light and camera: the student looks at these.
         inside: bool ``(b, h, w)``, whether a pixel lies in the picture at all.
+        disease: uint8 ``(b,)``, ``IGNORE`` of a picture without a name.
         keys: Manifest rows the tiles came from.
         lost: Rows that could not be read when these were drawn.
     """
@@ -146,6 +147,7 @@ class Views:
     weak: "Tensor"
     strong: "Tensor"
     inside: "Tensor"
+    disease: "Tensor"
     keys: tuple[str, ...]
     lost: tuple[Lost, ...] = ()
 
@@ -155,7 +157,11 @@ class Views:
     def part(self, which: slice) -> "Views":
         """Return some of the tiles."""
         return Views(
-            self.weak[which], self.strong[:, which], self.inside[which], self.keys[which]
+            self.weak[which],
+            self.strong[:, which],
+            self.inside[which],
+            self.disease[which],
+            self.keys[which],
         )
 
 

@@ -17,7 +17,8 @@ CPU = Device("cpu", "here", has_bfloat16=False)
 MB = 10**6
 
 
-def toy_trace(settings, _classes, _device, *, with_lessons):
+def toy_trace(settings, _classes, _device, *, with_lessons, with_names):
+    assert not with_names
     """A step whose bytes and operations are simple sums."""
     size, memory = settings.training.tiles_at_once, settings.memory
     parts = -(-settings.training.batch // size)

@@ -1,17 +1,24 @@
 import io
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
 from plantseg_next.data.streams import Drawn
-from plantseg_next.experiment import LossSettings, ModelSettings, UnlabelledSettings
+from plantseg_next.experiment import (
+    LossSettings,
+    ModelSettings,
+    NamesSettings,
+    UnlabelledSettings,
+)
 from plantseg_next.models.segmenter import Scores, build_segmenter, complementary_channels
 from plantseg_next.structures import IGNORE, Batch, ClassMap, Views
 from plantseg_next.training.lessons import Lessons, dropout_on
 from plantseg_next.training.step import learn, lesson_loss, lesson_tally
 from plantseg_next.training.taught import Taught
 from plantseg_next.training.teacher import Teacher
+from plantseg_next.training.weak_labels import WeakLabels
 
 CLASSES = ClassMap(("rust", "blight"), (), has_leaf=True)
 PLAIN = {"cut_mix": 0.0, "copy_paste": 0.0, "dynamic": False, "starts": 0.0, "ramp": 0.0}
@@ -35,7 +42,13 @@ def drawn(n=2, size=64, n_strong=1, seed=0):
             disease=torch.full((n,), IGNORE),
             keys=("labelled",) * n,
         ),
-        Views(image, torch.stack([image] * n_strong), inside, ("unlabelled",) * n),
+        Views(
+            image,
+            torch.stack([image] * n_strong),
+            inside,
+            torch.full((n,), IGNORE),
+            ("unlabelled",) * n,
+        ),
     )
 
 
@@ -184,6 +197,105 @@ def test_dividing_by_the_picture_makes_doubt_weigh_less():
         for by in ("inside", "believed")
     )
     assert all_.item() == pytest.approx(believed.item() / 4, rel=1e-5)
+
+
+def named(diseases, **changes):
+    """Lessons on tiles with names, by a teacher who looks at the upper left corner."""
+    classes = ClassMap(CLASSES.lesions, ("healthy", CLASSES.lesions[0]), has_leaf=True)
+    settings = UnlabelledSettings(**(PLAIN | changes))
+    weak = WeakLabels(NamesSettings(backgrounds=0.0), classes)
+    lessons = Lessons(Teacher(network(), decay=0.9), settings, classes, weak)
+
+    class Seer(Stub):
+        def locate(self, image, _disease):
+            found = torch.zeros(len(image), 16, 16)
+            found[:, :4, :4] = torch.linspace(1, 2, 16).view(4, 4)
+            return found
+
+    lessons.teacher = Seer([0.0, 0.1, 0.0])
+    labelled, views = drawn(len(diseases))
+    views = replace(views, disease=torch.tensor(diseases, dtype=torch.uint8))
+    return lessons, Drawn(labelled, views)
+
+
+def test_names_become_seeds_where_the_teacher_is_not_sure():
+    lessons, one = named([1, 0, IGNORE])
+    (taught,) = lessons.teach([one])
+    assert taught.disease.tolist() == [1, 0, IGNORE]
+    ill, healthy, unnamed = taught.seed
+    assert (ill[:16, :16] == 1).any()
+    assert not (ill[32:, 32:] == 1).any()
+    assert (healthy[5:] == 0).all()
+    assert (unnamed == IGNORE).all()
+    lessons.teacher.lesion = torch.tensor([9.0, 0.0, 0.0])  # sure that there is none
+    (denied,) = lessons.teach([one])
+    assert not (denied.seed == 1).any()
+
+
+def test_a_tile_that_got_a_box_has_no_name_and_keeps_its_seeds_in_place():
+    lessons, one = named([1, 0], cut_mix=1.0)
+    torch.manual_seed(0)
+    (taught,) = lessons.teach([one])
+    assert taught.disease.tolist() == [IGNORE, IGNORE]
+    mixed = (taught.image != one.unlabelled.strong[0]).any(1)
+    plain, _ = named([1, 0])
+    whole = plain.teach([one])[0].seed
+    assert torch.equal(taught.seed, torch.where(mixed, whole.roll(1, 0), whole))
+
+
+def test_the_loss_of_names_and_seeds():
+    torch.manual_seed(0)
+    scores = Scores(torch.randn(2, 3, 8, 8), torch.randn(2, 2, 8, 8), torch.randn(2, 4))
+    nothing = torch.full((2, 8, 8), IGNORE)
+    seed = nothing.clone()
+    seed[0, 0, :3], seed[1, :5] = 2, 0
+    taught = Taught(
+        torch.zeros(2, 3, 8, 8),
+        nothing,
+        nothing,
+        torch.ones(2, 8, 8, dtype=torch.bool),
+        disease=torch.tensor([3, IGNORE]),
+        seed=seed,
+    )
+    settings = UnlabelledSettings()
+    tally = lesson_tally(scores, taught, settings)
+    found = lesson_loss(tally, settings, 1.0, name=0.3, seeds=0.5)
+    entropy = torch.nn.functional.cross_entropy
+    name = entropy(scores.disease[:1], torch.tensor([3]))
+    pixels = -scores.lesion.log_softmax(1)
+    seeds = (pixels[0, 2, 0, :3].mean() + pixels[1, 0, :5].mean()) / 2
+    none = lesson_loss(tally, settings, 1.0).total
+    assert found.parts["lesson_name"] == pytest.approx(float(name))
+    assert found.parts["lesson_seeds"] == pytest.approx(float(seeds))
+    assert found.total - none == pytest.approx(float(0.3 * name + 0.5 * seeds), rel=1e-5)
+    striped = lesson_tally(scores, taught, settings, rows=4)
+    again = lesson_loss(striped, settings, 1.0, name=0.3, seeds=0.5)
+    assert again.total == pytest.approx(float(found.total), rel=1e-5)
+
+
+def test_names_teach_only_once_lessons_have_begun():
+    lessons, one = named([1, 0], starts=0.2)
+    lessons.teacher.lesion = torch.tensor([0.0, 9.0, 0.0])
+    lessons.begin_step(0, 100, [one], rehearsal=True)
+    assert (lessons.weight, lessons.name_weight, lessons.seed_weight) == (0.0, 0.0, 0.0)
+    lessons.begin_step(35, 100, [one], rehearsal=False)
+    assert lessons.name_weight == 1.0
+    assert lessons.seed_weight == pytest.approx(0.25)
+    lessons.begin_step(80, 100, [one], rehearsal=False)
+    assert lessons.seed_weight == 0.0
+
+
+def test_an_audit_says_how_right_seeds_are():
+    lessons, one = named([1])
+    labelled = one.labelled
+    hidden = replace(
+        labelled, lesion=labelled.lesion.byte(), disease=torch.tensor([1]).byte()
+    )
+    figures = lessons.audit(network(), hidden)
+    seen = figures[f"seeds_right_{CLASSES.lesions[0]}"]
+    assert 0 <= seen <= 1
+    kept = lessons.memory()["weak"]["counts"]
+    assert kept[1, 0] > 0
 
 
 def test_two_views_see_complementary_channels():

@@ -49,7 +49,9 @@ def real_tiles(b, size):
             torch.zeros(b, dtype=torch.uint8),
             ("",) * b,
         ),
-        Views(tiles(b, 3), tiles(1, b, 3), tiles(b).bool(), ("",) * b),
+        Views(
+            tiles(b, 3), tiles(1, b, 3), tiles(b).bool(), torch.zeros(b).byte(), ("",) * b
+        ),
     )
 
 

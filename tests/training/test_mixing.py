@@ -3,7 +3,13 @@ from dataclasses import replace
 import torch
 
 from plantseg_next.structures import IGNORE, Batch
-from plantseg_next.training.mixing import BOX_AREA, cut_mix, draw_boxes, paste_lesions
+from plantseg_next.training.mixing import (
+    BOX_AREA,
+    cut_mix,
+    draw_boxes,
+    paint_ground,
+    paste_lesions,
+)
 from plantseg_next.training.taught import Taught
 
 
@@ -91,3 +97,19 @@ def test_bytes_are_mixed_as_numbers_are():
     found = paste_lesions(onto, donor, torch.tensor([True]))
     assert {found.image.dtype, found.lesion.dtype, found.leaf.dtype} == {torch.uint8}
     assert found.image[0, 0, 10].tolist()[6:9] == [100, 150, 200]  # a third blended in
+
+
+def test_the_ground_is_painted_and_the_leaf_stays():
+    torch.manual_seed(0)
+    own = tiles(2)
+    leaf = torch.full((2, 32, 32), 1)
+    leaf[:, :8], leaf[:, 8:12] = 0, IGNORE
+    for image in (own.image, (255 * own.image).byte()):
+        found = paint_ground(
+            replace(own, image=image, leaf=leaf), torch.tensor([True, False])
+        )
+        assert torch.equal(found.image[1], image[1])
+        assert torch.equal(found.image[0, :, 8:], image[0, :, 8:])
+        assert (found.image[0, :, :8] != image[0, :, :8]).float().mean() > 0.9
+        assert torch.equal(found.lesion, own.lesion)
+        assert found.image.dtype == image.dtype

@@ -5,7 +5,7 @@ light. So a run can go on at any draw, on any number of workers, and see what it
 have seen.
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest, Row
+from plantseg_next.data.mixture import Mixture
 from plantseg_next.data.tiling import (
     CELL,
     Placement,
@@ -111,6 +112,7 @@ class TileDataset(Dataset[Batch]):
             are drawn more often.
         photometry: Light and camera.
         outlines: Whether to give the distance to outlines, for the boundary loss.
+        named_share: As in ``Mixture``.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class TileDataset(Dataset[Batch]):
         pixels: Sequence[int],
         photometry: Photometry = Photometry(),  # noqa: B008 - frozen
         outlines: bool = False,
+        named_share: float | None = None,
     ) -> None:
         self.rows = manifest.rows
         self.settings = settings
@@ -132,10 +135,7 @@ class TileDataset(Dataset[Batch]):
         self._weights = class_weights(np.asarray(pixels, np.int64))
         self._manifest = manifest
         self._cache = SampleCache(self._read, settings.cache_mib)
-        strata = [(row.source, row.disease) for row in manifest.rows]
-        size = Counter(strata)
-        chance = np.array([size[s] ** -settings.balance for s in strata])
-        self._cumulative = np.cumsum(chance / chance.sum())
+        self._mixture = Mixture(manifest.rows, settings, named_share=named_share)
 
     def __getitem__(self, draw: int) -> Batch:
         """Return the tiles of one visit to one picture."""
@@ -154,8 +154,7 @@ class TileDataset(Dataset[Batch]):
         rng = np.random.default_rng((self.seed, draw))
         lost: list[Lost] = []
         while True:
-            index = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
-            row = self.rows[min(index, len(self.rows) - 1)]
+            row = self.rows[self._mixture.index(draw, rng.random())]
             try:
                 sample, information = self._cache.get(row)
             except PlantSegError as error:
@@ -203,10 +202,10 @@ class TileDataset(Dataset[Batch]):
 
 
 class ViewDataset(Dataset[Views]):
-    """Weak and strong views of tiles without labels, by draw number.
+    """Weak and strong views of tiles without masks, by draw number.
 
     Args:
-        tiles: Where tiles come from; its rows have no masks.
+        tiles: Where tiles come from; its rows have no masks, and some have names.
         n_strong: Strong views a tile.
         strong: Light and camera of those.
     """
@@ -230,6 +229,7 @@ class ViewDataset(Dataset[Views]):
                     UNCHANGED.apply(image, rng)[None],
                     torch.stack(strong)[:, None],
                     torch.from_numpy(inside)[None],
+                    torch.tensor([sample.disease], dtype=torch.uint8),
                     (sample.key,),
                 )
             )
@@ -302,6 +302,7 @@ def collate_views(views: Sequence[Views]) -> Views:
         weak=torch.cat([v.weak for v in views]),
         strong=torch.cat([v.strong for v in views], dim=1),
         inside=torch.cat([v.inside for v in views]),
+        disease=torch.cat([v.disease for v in views]),
         keys=tuple(key for v in views for key in v.keys),
         lost=tuple(lost for v in views for lost in v.lost),
     )

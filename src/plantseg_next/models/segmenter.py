@@ -175,9 +175,7 @@ class Segmenter(nn.Module):
             complementary: Whether the second half of the batch shows the same tiles as
                 the first, and each half is to see other channels of the encoder.
         """
-        if image.dtype == torch.uint8:
-            image = image.float().div_(255).contiguous(memory_format=torch.channels_last)
-        x = (image - self.mean) / self.std
+        x = self._normalised(image)
         stages = self.encoder(x)
         if complementary:
             stages = tuple(complementary_channels(stage) for stage in stages)
@@ -194,6 +192,52 @@ class Segmenter(nn.Module):
             else self.disease_head(whole)
         )
         return Scores(lesion, self.leaf_head(joint), disease)
+
+    def locate(
+        self, image: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], disease: Tensor
+    ) -> Float[Tensor, "b h4 w4"]:
+        """Return where the image-level head sees a disease, at stride 4.
+
+        Args:
+            image: The pictures.
+            disease: Its number in each of them; a number that is none gives zeros.
+
+        Returns:
+            At least 0, and at most 1 in every picture: the mean of the maps of c2, c3
+            and c4.
+
+        Source:
+            Jiang et al. 2021 (LayerCAM), doi:10.1109/TIP.2021.3089943: an activation
+            counts by its own positive gradient, so that fine stages are of use. Here the
+            head reads every stage itself, and a stage's gradient is that of its own
+            statistics: nothing is differentiated through the encoder.
+        """
+        assert self.disease_head is not None, "there are names"  # noqa: S101
+        known = (disease < self.disease_head.out_features)[:, None]
+        with torch.no_grad():
+            stages = self.encoder(self._normalised(image))
+        with torch.enable_grad():
+            leaves = [stage.detach().requires_grad_() for stage in stages]
+            logits = self.disease_head(self.summary(*leaves))
+            number = disease.long().clamp_max(self.disease_head.out_features - 1)[:, None]
+            told = (logits.gather(1, number) * known).sum()
+            gradients = torch.autograd.grad(told, leaves[:3])
+        maps = []
+        for stage, gradient in zip(stages, gradients, strict=False):
+            map_ = (gradient.relu() * stage).sum(1, keepdim=True).relu().float()
+            map_ = map_ / map_.amax((2, 3), keepdim=True).clamp_min(1e-12)
+            maps.append(
+                F.interpolate(
+                    map_, stages[0].shape[2:], mode="bilinear", align_corners=False
+                )
+            )
+        found: Tensor = torch.cat(maps, 1).mean(1)
+        return found
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        if image.dtype == torch.uint8:
+            image = image.float().div_(255).contiguous(memory_format=torch.channels_last)
+        return (image - self.mean) / self.std
 
     def _joined(self, fused: Tensor, detail: Tensor) -> Float[Tensor, "b c h w"]:
         """Return the fused map beside the thin path, at stride 2."""

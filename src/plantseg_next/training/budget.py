@@ -6,7 +6,7 @@ something given up that changes what is learned, the least harmful thing first, 
 said.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -68,6 +68,7 @@ def plan_memory(
     limit: int,
     *,
     with_lessons: bool,
+    with_names: bool = False,
     resting: int = 0,
 ) -> MemoryPlan:
     """Return the fastest settings whose step fits a budget.
@@ -78,13 +79,15 @@ def plan_memory(
         device: Where to train; need not be here. On a GPU the budget is what PyTorch
             reserves there, the driver's context beside it; on a CPU it is the process.
         limit: The budget, in bytes.
-        with_lessons: Whether there is anything without labels to learn from.
+        with_lessons: Whether there is anything without masks to learn from.
+        with_names: Whether some of that has names.
         resting: Bytes that the process has before anything is learned; for a CPU.
 
     Raises:
         UsageError: If nothing fits; it names the least budget that does.
     """
-    search = _Search(classes, device, limit, with_lessons=with_lessons, resting=resting)
+    there = {"with_lessons": with_lessons, "with_names": with_names}
+    search = _Search(classes, device, limit, there, resting=resting)
     before = search.step(settings)
     if search.fits(settings):
         return search.plan(settings, settings, before, ())
@@ -109,8 +112,8 @@ class _Search:
         classes: ClassMap,
         device: Device,
         limit: int,
+        there: Mapping[str, bool],
         *,
-        with_lessons: bool,
         resting: int,
     ) -> None:
         self._device = device
@@ -118,10 +121,8 @@ class _Search:
         self._resting = resting
         self._speed = SPEEDS[device.kind]
         self._rows = LOSS_ROWS if classes.n_lesion_logits >= MANY_CLASSES else None
-        self._with_lessons = with_lessons
-        self._trace = cache(
-            lambda settings: trace(settings, classes, device, with_lessons=with_lessons)
-        )
+        self._with_lessons = there["with_lessons"]
+        self._trace = cache(lambda settings: trace(settings, classes, device, **there))
 
     def step(self, settings: Experiment) -> Footprint:
         """Return what a step takes; equal ones are traced once."""
@@ -314,6 +315,7 @@ def _essential(settings: Experiment) -> Experiment:
             "model": settings.model,
             "loss": settings.loss,
             "unlabelled": settings.unlabelled,
+            "names": settings.names,
             "memory": settings.memory.model_copy(update={"budget_mb": None}),
             "training": plain.training.model_copy(
                 update={

@@ -72,6 +72,24 @@ def drift(figures: Mapping[str, float]) -> Iterator[Event]:
         )
 
 
+def doubtful_seeds(figures: Mapping[str, float], least: float) -> Iterator[Event]:
+    """Yield which diseases are not learned from by their names' seeds.
+
+    Args:
+        figures: Of an audit.
+        least: Precision below which seeds are left out.
+    """
+    start = "seeds_right_"
+    for name, precision in figures.items():
+        if name.startswith(start) and precision < least:
+            disease = name.removeprefix(start)
+            yield Event(
+                "seeds-left-out",
+                f"Seeds of `{disease}` are lesion in {precision:.0%} of the pixels where "
+                "the mask is known; none are learned from.",
+            )
+
+
 def noise_of(scores: Sequence[float]) -> float:
     """Return how much scores of one unchanged model would vary, from how they jump.
 

@@ -23,6 +23,7 @@ from plantseg_next.training.recovery import release
 from plantseg_next.training.schedules import warmup_cosine
 from plantseg_next.training.step import learn
 from plantseg_next.training.teacher import Teacher
+from plantseg_next.training.weak_labels import WeakLabels
 
 ENCODER_STAGES = 4
 FINE_TUNING_DECAY = 0.75
@@ -171,6 +172,7 @@ def build_learner(
     classes: ClassMap,
     *,
     with_lessons: bool,
+    with_names: bool = False,
 ) -> Learner:
     """Return the learner of a run; its teacher starts as a copy of the network.
 
@@ -179,7 +181,8 @@ def build_learner(
         settings: The whole tree.
         device: Where to compute.
         classes: Of the network.
-        with_lessons: Whether there is anything without labels to learn from.
+        with_lessons: Whether there is anything without masks to learn from.
+        with_names: Whether some of that has names.
     """
     if settings.memory.channels_last:
         network.to(memory_format=torch.channels_last)
@@ -193,7 +196,8 @@ def build_learner(
             bfloat16=uses_bfloat16(settings.training, device),
             away=settings.memory.teacher == "host",
         )
-        lessons = Lessons(teacher, settings.unlabelled, classes)
+        weak = WeakLabels(settings.names, classes) if with_names else None
+        lessons = Lessons(teacher, settings.unlabelled, classes, weak)
     return Learner(network, settings, device, lessons)
 
 
@@ -272,6 +276,7 @@ def to_device(drawn: Drawn, device: torch.device) -> Drawn:
             weak=views.weak.to(device, non_blocking=True),
             strong=views.strong.to(device, non_blocking=True),
             inside=views.inside.to(device, non_blocking=True),
+            disease=views.disease.to(device, non_blocking=True),
             keys=views.keys,
         ),
     )

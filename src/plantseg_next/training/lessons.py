@@ -8,16 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from plantseg_next.data.streams import Drawn, collate
 from plantseg_next.experiment import UnlabelledSettings
 from plantseg_next.models.segmenter import LEAF_LOGITS, Scores
 from plantseg_next.structures import IGNORE, NO_LESION, Batch, ClassMap, Views
 from plantseg_next.training.gating import Gate, Opinion
-from plantseg_next.training.mixing import cut_mix, draw_boxes, paste_lesions
+from plantseg_next.training.mixing import (
+    cut_mix,
+    draw_boxes,
+    paint_ground,
+    paste_lesions,
+)
 from plantseg_next.training.schedules import ramp_up
 from plantseg_next.training.taught import Taught
 from plantseg_next.training.teacher import Teacher
+from plantseg_next.training.weak_labels import WeakLabels, smoothed_by_colour
 
 ASKED_EVERY = 20
 """Steps between two looks of the teacher at labelled tiles."""
@@ -30,14 +37,21 @@ class Lessons:
         teacher: Follows the student.
         settings: Method, gates and mixes.
         classes: Of the network.
+        weak: What names say of pixels, where pictures have names.
     """
 
     def __init__(
-        self, teacher: Teacher, settings: UnlabelledSettings, classes: ClassMap
+        self,
+        teacher: Teacher,
+        settings: UnlabelledSettings,
+        classes: ClassMap,
+        weak: WeakLabels | None = None,
     ) -> None:
         self.teacher = teacher
         self.settings = settings
+        self.weak = weak
         self.weight: float | None = None
+        self.name_weight = self.seed_weight = 0.0
         self._begun: float | None = None
         self._classes = classes
         self._taught = torch.zeros(3, dtype=torch.long)  # pixels seen, believed, lesion
@@ -55,7 +69,7 @@ class Lessons:
     def begin_step(
         self, step: int, steps: int, drawn: Sequence[Drawn], *, rehearsal: bool
     ) -> None:
-        """Set the weight of the lessons for this step; ``None`` while there are none.
+        """Set the weights of the lessons for this step; ``None`` while there are none.
 
         Now and then the teacher looks at labelled tiles: lessons begin when it finds a
         lesion there, and its ranks are learned from what it says of them.
@@ -68,6 +82,7 @@ class Lessons:
                 timed: the run is planned by what a step will cost.
         """
         self.weight = None
+        self.name_weight = self.seed_weight = 0.0
         if self.settings.weight == 0:
             return
         if rehearsal:
@@ -81,6 +96,8 @@ class Lessons:
         if self._begun is not None:
             ramp = max(self.settings.ramp, 1e-6)
             self.weight = self.settings.weight * ramp_up((done - self._begun) / ramp)
+            self.name_weight = 1.0
+            self.seed_weight = 0.0 if self.weak is None else self.weak.weight(done)
 
     def teach(self, drawn: Sequence[Drawn]) -> list[Taught]:
         """Return the student's tiles, labelled by the teacher, by micro-batch.
@@ -127,13 +144,42 @@ class Lessons:
             self._leaf_gate.notice(leaf, views.inside)
             sure = self._leaf_gate.believes(leaf, views.inside)
             leaf_label = leaf.label.masked_fill(~sure, IGNORE)
-        return Taught(
+        said = Taught(
             views.weak,
             lesion_label.byte(),
             leaf_label.byte(),
             views.inside,
             scores if self.settings.method == "mean_teacher" else None,
         )
+        if self.weak is None:
+            return said
+        said = replace(said, disease=views.disease)
+        if not self.weak.is_asked:
+            return said
+        seed = self._seeds(self.weak, views.weak, views.inside, views.disease, leaf)
+        trusted = self.weak.trusted().to(seed.device)[views.disease.long()]
+        # Where the teacher is sure of something else, it is believed.
+        denied = (said.lesion != IGNORE) & (said.lesion != seed)
+        return replace(
+            said, seed=seed.masked_fill(denied | ~trusted[:, None, None], IGNORE)
+        )
+
+    def _seeds(
+        self,
+        weak: WeakLabels,
+        image: Tensor,
+        inside: Tensor,
+        disease: Tensor,
+        leaf: Opinion,
+    ) -> Tensor:
+        """Return what the names of tiles say of their pixels; see ``WeakLabels.seeds``."""
+        size = (image.shape[2], image.shape[3])
+        found = self.teacher.locate(image, disease)
+        small = F.interpolate(image.float(), found.shape[1:], mode="area")
+        found = smoothed_by_colour(found, small)
+        found = F.interpolate(found[:, None], size, mode="bilinear", align_corners=False)
+        on_leaf = leaf.label == 1 if self._classes.has_leaf else inside
+        return weak.seeds(found[:, 0], on_leaf, inside, disease.byte())
 
     def audit(
         self, student: nn.Module, hidden: Batch, *, at_once: int = 16
@@ -151,11 +197,13 @@ class Lessons:
             of those that are what it says. ``agreement``, the Dice overlap of the
             student's lesions with the teacher's. Of the tiles without labels since the
             last audit: ``taught``, the share of the pixels that was believed, and
-            ``taught_lesion``, the share that was believed to be lesion. All in [0, 1],
+            ``taught_lesion``, the share that was believed to be lesion. How right seeds
+            are, see ``WeakLabels.judge``. All in [0, 1],
             NaN where there is nothing to divide by.
         """
         images = torch.split(hidden.image, at_once)
-        opinion = Opinion.joined([self._opinions(image)[1] for image in images])
+        said = [self._opinions(image)[1:] for image in images]
+        opinion = Opinion.joined([lesion for lesion, _ in said])
         known = hidden.lesion != IGNORE
         sure = self._lesion_gate.believes(opinion, known)
         label = opinion.label
@@ -183,6 +231,16 @@ class Lessons:
         figures["taught"] = believed / n if n else math.nan
         figures["taught_lesion"] = lesion / n if n else math.nan
         self._taught.zero_()
+        if self.weak is not None and self.weak.is_asked:
+            names = torch.split(hidden.disease, at_once)
+            known_ = torch.split(known, at_once)
+            seeds = [
+                self._seeds(self.weak, image, inside, name, leaf)
+                for image, inside, name, (_, leaf) in zip(
+                    images, known_, names, said, strict=True
+                )
+            ]
+            figures |= self.weak.judge(torch.cat(seeds), hidden.lesion, hidden.disease)
         return figures
 
     def state_dict(self) -> dict[str, Any]:
@@ -201,6 +259,7 @@ class Lessons:
             "leaf_gate": self._leaf_gate.state_dict(),
             "begun": self._begun,
             "taught": self._taught.clone(),
+            "weak": None if self.weak is None else self.weak.state_dict(),
         }
 
     def load_memory(self, state: Mapping[str, Any]) -> None:
@@ -209,6 +268,8 @@ class Lessons:
         self._leaf_gate.load_state_dict(state["leaf_gate"])
         self._begun = state["begun"]
         self._taught = state["taught"].clone()
+        if self.weak is not None:
+            self.weak.load_state_dict(state["weak"])
 
     def _mixed(self, tiles: Taught, donors: Batch) -> Taught:
         if self.settings.method == "mean_teacher":
@@ -218,6 +279,9 @@ class Lessons:
         if self.settings.copy_paste > 0:
             chosen = torch.rand(b) < self.settings.copy_paste
             tiles = paste_lesions(tiles, donors, chosen.to(device))
+        if self.weak is not None and tiles.disease is not None:
+            chosen = torch.rand(b) < self.weak.settings.backgrounds
+            tiles = paint_ground(tiles, chosen.to(device) & (tiles.disease != IGNORE))
         if self.settings.cut_mix > 0:
             boxes = draw_boxes(b, (h, w), chance=self.settings.cut_mix)
             tiles = cut_mix(tiles, boxes.to(device))

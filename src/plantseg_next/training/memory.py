@@ -58,7 +58,12 @@ def footprint(settings: Experiment, traced: Callable[[Experiment], Footprint]) -
 
 
 def trace(
-    settings: Experiment, classes: ClassMap, device: Device, *, with_lessons: bool
+    settings: Experiment,
+    classes: ClassMap,
+    device: Device,
+    *,
+    with_lessons: bool,
+    with_names: bool = False,
 ) -> Footprint:
     """Return what a step takes, from running all of it on fake tensors.
 
@@ -69,7 +74,8 @@ def trace(
         settings: The whole tree.
         classes: Of the network.
         device: Where it is to run; need not be here.
-        with_lessons: Whether there is anything without labels to learn from.
+        with_lessons: Whether there is anything without masks to learn from.
+        with_names: Whether some of that has names.
     """
     with torch.device("meta"):
         model = settings.model
@@ -85,7 +91,14 @@ def trace(
         _make_fake(network, channels_last=settings.memory.channels_last)
         # The fakes lie on the CPU, where gradients can be followed without a GPU.
         here = Device("cpu", device.name, device.has_bfloat16)
-        learner = build_learner(network, settings, here, classes, with_lessons=with_lessons)
+        learner = build_learner(
+            network,
+            settings,
+            here,
+            classes,
+            with_lessons=with_lessons,
+            with_names=with_names,
+        )
         watch = _Watch(ledger, learner, has_host=device.kind == "cuda")
         watch.take_first_step()
         with ledger.phase("pictures"):
@@ -218,6 +231,7 @@ def _fake_tiles(settings: Experiment, *, with_lessons: bool) -> Drawn:
         weak=tiles(n, 3),
         strong=tiles(settings.unlabelled.strong_views, n, 3),
         inside=tiles(n).bool(),
+        disease=torch.zeros(n, dtype=torch.uint8),
         keys=("",) * n,
     )
     return Drawn(labelled, views)

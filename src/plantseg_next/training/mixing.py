@@ -7,6 +7,7 @@ Axes: b tile, c channel, h row, w column.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool
@@ -44,13 +45,44 @@ def draw_boxes(b: int, size_hw: tuple[int, int], *, chance: float) -> Bool[Tenso
 
 
 def cut_mix(tiles: Taught, boxes: Bool[Tensor, "b h w"]) -> Taught:
-    """Return the tiles with the content of each box taken from the tile before."""
+    """Return the tiles with the content of each box taken from the tile before.
+
+    A tile that got a box shows two leaves, and has no name any longer.
+    """
 
     def moved(own: Tensor) -> Tensor:
         where = boxes if own.ndim == 3 else boxes[:, None]
         return torch.where(where, own.roll(1, dims=0), own)
 
-    return tiles.each(moved)
+    mixed = tiles.each(moved)
+    if mixed.disease is None:
+        return mixed
+    is_mixed = boxes.flatten(1).any(1)
+    return replace(mixed, disease=mixed.disease.masked_fill(is_mixed, IGNORE))
+
+
+def paint_ground(tiles: Taught, chosen: Bool[Tensor, " b"]) -> Taught:
+    """Return the tiles with what is surely off the leaf painted over, softly and at random.
+
+    Eight pixels of the background alone name half of PlantVillage (Noyan 2022,
+    arXiv:2206.04374): a head that learns names from such pictures must not see it.
+
+    Args:
+        tiles: Bytes, or in [0, 1].
+        chosen: Which tiles.
+    """
+    b, _, h, w = tiles.image.shape
+    device = tiles.image.device
+    colour = torch.rand(b, 3, 1, 1, device=device)
+    cloud = F.interpolate(
+        torch.rand(b, 3, 4, 4, device=device), (h, w), mode="bilinear", align_corners=False
+    )
+    paint = (colour + cloud) / 2
+    if not tiles.image.is_floating_point():
+        paint = (255 * paint).round()
+    ground = (tiles.leaf == 0) & chosen[:, None, None]
+    image = torch.where(ground[:, None], paint.to(tiles.image.dtype), tiles.image)
+    return replace(tiles, image=image)
 
 
 def paste_lesions(
@@ -82,9 +114,9 @@ def paste_lesions(
     image = alpha * donors.image[order] + (1 - alpha) * tiles.image
     if not tiles.image.is_floating_point():
         image = image.round()
-    return Taught(
+    return replace(
+        tiles,
         image=image.to(tiles.image.dtype),
         lesion=torch.where(pasted, lesion, tiles.lesion),
         leaf=tiles.leaf.masked_fill(pasted & (tiles.leaf != IGNORE), 1),
-        inside=tiles.inside,
     )

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from plantseg_next.data.streams import Drawn
 from plantseg_next.experiment import LossSettings, UnlabelledSettings
 from plantseg_next.models.segmenter import Scores
-from plantseg_next.structures import IGNORE, Batch
+from plantseg_next.structures import IGNORE, NO_LESION, Batch
 from plantseg_next.training import losses
 from plantseg_next.training.accumulation import StepLoss, Tally, accumulate_gradients
 from plantseg_next.training.lessons import Lessons
@@ -64,7 +64,13 @@ def learn(
     lesson = accumulate_gradients(
         taught,
         lambda taught: lesson_tally(looks(taught.image), taught, settings, rows=rows),
-        partial(lesson_loss, settings=settings, weight=weight),
+        partial(
+            lesson_loss,
+            settings=settings,
+            weight=weight,
+            name=weights.disease * lessons.name_weight,
+            seeds=lessons.seed_weight,
+        ),
         backward,
     )
     return loss.parts | lesson.parts
@@ -161,22 +167,44 @@ def lesson_tally(
             sums[f"{head}_believed"] = (label != IGNORE).sum().float()
             if settings.dice > 0:
                 sums[head] = torch.stack(losses.count_overlap(logits, label))
+        if taught.seed is not None:
+            seed = taught.seed[:, these]
+            for kind in ("lesion", "none"):
+                other = (seed == NO_LESION) == (kind == "lesion")
+                mine = seed.masked_fill(other, IGNORE)
+                entropy = losses.cross_entropy(scores.lesion, mine).sum()
+                sums[f"seed_{kind}"] = torch.stack([entropy, (mine != IGNORE).sum()])
         return Tally(sums, {})
 
-    return by_rows(scores, size, rows, count)
+    tally = by_rows(scores, size, rows, count)
+    if taught.disease is not None:
+        entropy = losses.cross_entropy(scores.disease, taught.disease).sum()
+        tally.sums["name"] = torch.stack([entropy, (taught.disease != IGNORE).sum()])
+    return tally
 
 
-def lesson_loss(tally: Tally, settings: UnlabelledSettings, weight: float) -> StepLoss:
+def lesson_loss(
+    tally: Tally,
+    settings: UnlabelledSettings,
+    weight: float,
+    *,
+    name: float = 0.0,
+    seeds: float = 0.0,
+) -> StepLoss:
     """Return the loss of tiles on which the teacher has spoken.
 
     The sum of cross-entropies is divided by all pixels of the pictures, as FixMatch does
     it (Sohn et al. 2020, arXiv:2001.07685), so that a batch of which little is believed
-    weighs little; or by the believed ones.
+    weighs little; or by the believed ones. Seeds of lesion and of none count alike,
+    however many there are of each, as in DSRG (Huang et al. 2018,
+    doi:10.1109/CVPR.2018.00733).
 
     Args:
         tally: Of all tiles of the step.
         settings: Method and weights.
-        weight: What all of it is worth now, beside the supervised loss.
+        weight: What the teacher's word is worth now, beside the supervised loss.
+        name: What the names of pictures are worth.
+        seeds: What seeds are worth now.
     """
     sums = tally.sums
     total = sums["inside"].new_zeros(())
@@ -191,6 +219,14 @@ def lesson_loss(tally: Tally, settings: UnlabelledSettings, weight: float) -> St
                 part = part + settings.dice * losses.soft_dice(Overlap(*sums[head]))
         total = total + weight * worth * part
         parts[f"lesson_{head}"] = part.detach()
+    if "name" in sums:
+        part = _mean(*sums["name"])
+        total = total + name * part
+        parts["lesson_name"] = part.detach()
+    if "seed_lesion" in sums:
+        part = (_mean(*sums["seed_lesion"]) + _mean(*sums["seed_none"])) / 2
+        total = total + seeds * part
+        parts["lesson_seeds"] = part.detach()
     return StepLoss(total, parts)
 
 

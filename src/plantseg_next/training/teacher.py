@@ -6,14 +6,14 @@ Source: Tarvainen and Valpola 2017 (Mean Teacher), arXiv:1703.01780.
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from plantseg_next.models.segmenter import Scores
+from plantseg_next.models.segmenter import Scores, Segmenter
 from plantseg_next.training.schedules import teacher_decay
 
 
@@ -60,6 +60,19 @@ class Teacher:
             if self._visiting is None:
                 return self.network(image)
             return functional_call(self.network, self._visiting, (image,))
+
+    def locate(self, image: Tensor, disease: Tensor) -> Float[Tensor, "b h4 w4"]:
+        """Return where the teacher sees a disease; see ``Segmenter.locate``."""
+        seer = _Locating(self.network)
+        with (
+            self.visit(image.device),
+            torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16),
+        ):
+            if self._visiting is None:
+                found: Tensor = seer(image, disease)
+                return found
+            weights = {f"network.{n}": tensor for n, tensor in self._visiting.items()}
+            return functional_call(seer, weights, (image, disease))
 
     @contextmanager
     def visit(self, device: torch.device) -> Iterator[None]:
@@ -119,6 +132,17 @@ class Teacher:
         """Go on as the teacher whose state it is."""
         self.network.load_state_dict(state["network"])
         self.updates = state["updates"]
+
+
+class _Locating(nn.Module):
+    """Call ``locate`` as a forward pass: with other weights, only that can be called."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor, disease: Tensor) -> Tensor:
+        return cast("Segmenter", self.network).locate(image, disease)
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,220 @@
+"""Weak labels: from the name of a picture to seeds, pixels that probably show it.
+
+A classifier that names a disease must look at it somewhere. Where it looks, inside the
+leaf, is a seed of the lesion; where it does not, and off the leaf, is a seed of none; the
+rest stays ignored. Seeds are coarse, so they are doubted: their precision is measured on
+pictures whose mask is known, and a disease whose seeds are more often wrong than right
+teaches none.
+
+Axes: b tile, c channel, h row, w column, d image-level disease.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from plantseg_next.data.layouts.folders import tidy_name
+from plantseg_next.experiment import NamesSettings
+from plantseg_next.structures import IGNORE, NO_LESION, ClassMap
+
+HEALTHY = ("healthy", "normal")
+DILATIONS = (1, 2, 4, 8)
+"""Distances, in pixels of the map, to the neighbours that a map is smoothed with."""
+ROUNDS = 10
+CONTRAST = 0.3
+"""Of a tile's own contrast: colours that differ by more have little in common."""
+MEMORY = 0.9
+"""Share of earlier counts that one more measurement keeps."""
+
+
+def seed_classes(classes: ClassMap) -> tuple[int, ...]:
+    """Return the lesion class that each disease is seeded as.
+
+    Its own where there is one of that name; the only one where there is no other choice;
+    ``NO_LESION`` for healthy; ``IGNORE`` where nobody knows.
+    """
+    found = []
+    for name in classes.diseases:
+        if tidy_name(name).startswith(HEALTHY):
+            found.append(NO_LESION)
+        elif name in classes.lesions:
+            found.append(1 + classes.lesions.index(name))
+        else:
+            found.append(1 if len(classes.lesions) == 1 else IGNORE)
+    return tuple(found)
+
+
+class WeakLabels:
+    """Draw seeds, and remember how right they were.
+
+    Args:
+        settings: Quantiles, weight and least precision.
+        classes: Of the network.
+    """
+
+    def __init__(self, settings: NamesSettings, classes: ClassMap) -> None:
+        self.settings = settings
+        self.names = classes.diseases
+        # The last entry is that of a picture without a name.
+        table = torch.full((256,), IGNORE, dtype=torch.uint8)
+        table[: len(classes.diseases)] = torch.tensor(seed_classes(classes)).byte()
+        self._class_of = table
+        self._counts = torch.zeros(256, 3)  # seeded, of these right, true lesion found
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether seeds are wanted, and some disease can have them."""
+        wanted = self.settings.seeds > 0
+        return wanted and bool((self._class_of != IGNORE).any())
+
+    def weight(self, done: float) -> float:
+        """Return what seeds are worth beside the teacher's word.
+
+        Args:
+            done: Part of the run that lies behind.
+        """
+        return self.settings.seeds * max(0.0, 1 - done / max(self.settings.fades, 1e-6))
+
+    def seeds(
+        self,
+        activation: Float[Tensor, "b h w"],
+        leaf: Bool[Tensor, "b h w"],
+        inside: Bool[Tensor, "b h w"],
+        disease: UInt8[Tensor, " b"],
+    ) -> UInt8[Tensor, "b h w"]:
+        """Return the seeds of tiles by their names.
+
+        Args:
+            activation: Where the classifier looks, at least 0.
+            leaf: Where the leaf is.
+            inside: Where the picture is.
+            disease: ``IGNORE`` of a tile without a name.
+
+        Returns:
+            A lesion class where the activation is among the highest of the leaf;
+            ``NO_LESION`` off the leaf, where it is low, and all over a healthy tile;
+            ``IGNORE`` elsewhere, and all over a tile without a name, one that shows no
+            leaf, or one of which no part stands out.
+        """
+        leaf = leaf & inside
+        low, high = (
+            _quantile(activation, leaf, q)[:, None, None]
+            for q in (self.settings.low, self.settings.high)
+        )
+        kind = self._class_of.to(disease.device)[disease.long()][:, None, None]
+        is_healthy = kind == NO_LESION
+        says_nothing = (kind == IGNORE) | ~(is_healthy | (high > low))
+        found = torch.full_like(activation, IGNORE, dtype=torch.uint8)
+        found = found.masked_fill(~leaf | (activation <= low), NO_LESION)
+        found = torch.where(leaf & (activation >= high), kind, found)
+        found = found.masked_fill(is_healthy, NO_LESION)
+        return found.masked_fill(says_nothing | ~inside, IGNORE)
+
+    def trusted(self) -> Bool[Tensor, " d"]:
+        """Return which diseases may be seeded, by number; 256 of them.
+
+        One that no mask has judged is trusted as far as all together are.
+        """
+        seeded, right = self._counts[:, 0], self._counts[:, 1]
+        all_right = right.sum() / seeded.sum().clamp_min(1)
+        precision = torch.where(seeded > 0, right / seeded.clamp_min(1), all_right)
+        unknown = seeded.sum() == 0
+        least = self.settings.least_precision
+        good: Tensor = unknown | (precision >= least)
+        return good | (self._class_of == NO_LESION)
+
+    def judge(
+        self,
+        seeds: UInt8[Tensor, "b h w"],
+        lesion: UInt8[Tensor, "b h w"],
+        disease: UInt8[Tensor, " b"],
+    ) -> dict[str, float]:
+        """Measure seeds on tiles whose masks are known, and remember it.
+
+        Args:
+            seeds: Of these tiles.
+            lesion: Their masks.
+            disease: Their names.
+
+        Returns:
+            Of every disease there: ``seeds_right_...``, the share of its lesion seeds
+            that are lesion in the mask, and ``seeds_found_...``, the share of the lesion
+            that is seeded; over all measurements so far, older ones counting less.
+        """
+        known = lesion != IGNORE
+        claimed = (seeds != IGNORE) & (seeds != NO_LESION) & known
+        truly = known & (lesion != NO_LESION)
+        counts = torch.stack([claimed, claimed & truly, truly], 1).sum((2, 3)).float()
+        self._counts *= MEMORY
+        self._counts.index_add_(0, disease.long().cpu(), counts.cpu())
+        figures = {}
+        for number, name in enumerate(self.names):
+            seeded, right, true = self._counts[number].tolist()
+            if int(self._class_of[number]) in (IGNORE, NO_LESION):
+                continue
+            figures[f"seeds_right_{name}"] = right / seeded if seeded else math.nan
+            figures[f"seeds_found_{name}"] = right / true if true else math.nan
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {"counts": self._counts.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the memory whose state it is."""
+        self._counts = state["counts"].clone()
+
+
+def smoothed_by_colour(
+    activation: Float[Tensor, "b h w"], image: Float[Tensor, "b 3 h w"]
+) -> Float[Tensor, "b h w"]:
+    """Return the map drawn towards the edges of the picture.
+
+    Every pixel becomes a mean of its neighbours, near and far, in which those of its own
+    colour count most; a few times over.
+
+    Source:
+        Araslanov and Roth 2020 (PAMR), arXiv:2005.08104, with fewer distances.
+    """
+    near = _neighbours(image)  # (b, 3, n, h, w)
+    spread = image.std((2, 3), keepdim=True).mean(1, keepdim=True)  # (b, 1, 1, 1)
+    apart = (near - image[:, :, None]).abs().mean(1)  # (b, n, h, w)
+    affinity = (-apart / (CONTRAST * spread + 1e-6)).softmax(1)
+    for _ in range(ROUNDS):
+        activation = (affinity * _neighbours(activation[:, None])[:, 0]).sum(1)
+    return activation
+
+
+def _neighbours(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c n h w"]:
+    """Return the eight neighbours of every pixel at each distance; the rim is repeated."""
+    h, w = maps.shape[2:]
+    reach = max(DILATIONS)
+    padded = F.pad(maps, (reach,) * 4, mode="replicate")
+    return torch.stack(
+        [
+            padded[:, :, reach + dy : reach + dy + h, reach + dx : reach + dx + w]
+            for d in DILATIONS
+            for dy in (-d, 0, d)
+            for dx in (-d, 0, d)
+            if dy or dx
+        ],
+        dim=2,
+    )
+
+
+def _quantile(
+    values: Float[Tensor, "b h w"], where: Bool[Tensor, "b h w"], q: float
+) -> Float[Tensor, " b"]:
+    """Return a quantile of the chosen pixels of every tile; infinity where there is none.
+
+    Sorted with the others last, so that no count is asked of the device.
+    """
+    flat = values.masked_fill(~where, torch.inf).flatten(1).sort(1).values
+    n = where.flatten(1).sum(1)
+    place = (q * (n - 1).clamp_min(0)).long()
+    return flat.gather(1, place[:, None])[:, 0]
