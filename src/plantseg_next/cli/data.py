@@ -9,7 +9,7 @@ from plantseg_next.bars import progress_bars
 from plantseg_next.cli.app import AsJson, Classes, Data, Names, app
 
 about_data = typer.Typer(
-    help="Name the classes of data sets.", no_args_is_help=True, rich_markup_mode=None
+    help="Fetch data sets, name their classes.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -31,6 +31,31 @@ def check(
         report = api.check(sources, progress=progress)
     print(report.to_json() if json else report.to_text())
     raise typer.Exit(1 if report.spoils_training else 0)
+
+
+@about_data.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="plantseg or plantvillage.")],
+    out: Annotated[
+        Path | None, typer.Option(help="New folder for it; named after it by default.")
+    ] = None,
+) -> None:
+    """Fetch a published data set, or go on fetching it.
+
+    It is unpacked only if its digest is the published one.
+    """
+    from plantseg_next.data.fetching import archive_named
+    from plantseg_next.data.fetching import fetch as fetch_archive
+
+    archive = archive_named(name)
+    print(f"licence: {archive.licence}\ncite:    {archive.citation}\n{archive.about}")
+    with progress_bars() as progress:
+        folder = fetch_archive(
+            archive,
+            out or Path(name),
+            told=lambda done, total: progress("fetching MB", done // 10**6, total // 10**6),
+        )
+    print(f"{folder}\nnext:  plantseg-next check {folder}")
 
 
 @about_data.command()

@@ -22,7 +22,9 @@ from plantseg_next.data.layouts.folders import tidy_name
 from plantseg_next.experiment import NamesSettings
 from plantseg_next.structures import IGNORE, NO_LESION, ClassMap
 
-HEALTHY = ("healthy", "normal")
+HEALTHY = ("healthy", "normal", "background")
+"""How a name begins that says that there is no lesion; PlantVillage's copies have
+backgrounds without leaves."""
 DILATIONS = (1, 2, 4, 8)
 """Distances, in pixels of the map, to the neighbours that a map is smoothed with."""
 ROUNDS = 10
