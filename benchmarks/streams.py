@@ -1,0 +1,211 @@
+"""What each stream adds to few masks: bare pictures, names, points, all of them.
+
+    python benchmarks/streams.py coffee potato rice --village plantvillage --wild wild \
+        --work FOLDER
+
+The data sets become one, as in ``label_efficiency.py``. A share of the training masks is
+kept. To these are added, one stream at a time and all together,
+
+- ``unlabelled``: the other training pictures, of which nothing is known;
+- ``names``: class folders of another crop, as in PlantVillage;
+- ``own names``: the other training pictures with the name of what ails them;
+- ``points``: an eighth of them with a few points each, on lesions and beside them.
+
+Every run takes the same number of optimiser steps. Its last model is judged on the test
+pictures of every source and on pictures of other crops off the web (``wild``).
+"""
+
+import argparse
+import csv
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import cv2
+import numpy as np
+import results_table
+from label_efficiency import judge_last, one_data_set, settings_of
+from PIL import Image
+
+from plantseg_next import api
+from plantseg_next.data import splits
+from plantseg_next.data.image_io import load_sample
+from plantseg_next.data.joining import keep_apart
+from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.manifest import Manifest, Row, common_classes
+from plantseg_next.structures import IGNORE
+
+RESULTS = Path(__file__).parent / "results" / "streams.csv"
+STREAMS = {
+    "supervised": (),
+    "unlabelled": ("bare",),
+    "names": ("village",),
+    "own names": ("named",),
+    "points": ("pointed",),
+    "all": ("bare", "village", "pointed"),
+}
+POINTED_SHARE = 1 / 8
+POINTS = 5
+"""Most points a picture, on lesions; as many beside them."""
+
+
+def points_of(row: Row, manifest: Manifest, path: Path) -> Path:
+    """Write a mask of a few points, as a person might set them; return its path."""
+    if path.exists():
+        return path
+    rng = np.random.default_rng(zlib.crc32(row.key.encode()))
+    sample = load_sample(row, manifest)
+    mask = np.full(sample.lesion.shape, IGNORE, np.uint8)
+    coding = manifest.codings[row.source].meaning
+    value_of = {meant: int(value) for value, meant in coding.items()}
+    n, parts = cv2.connectedComponents((sample.lesion == 1).astype(np.uint8))
+    for part in rng.permutation(np.arange(1, n))[:POINTS]:
+        _dot(mask, parts == part, value_of["lesion"], rng)
+    off = sample.lesion == 0
+    for place in (off & (sample.leaf == 1), off & (sample.leaf != 1)):
+        value = value_of["leaf" if sample.leaf[place].max(initial=0) == 1 else "background"]
+        for _ in range(POINTS // 2 + 1):
+            _dot(mask, place, value, rng)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(path)
+    return path
+
+
+def _dot(mask: np.ndarray, place: np.ndarray, value: int, rng: np.random.Generator) -> None:
+    ys, xs = np.nonzero(place)
+    if len(ys):
+        i = int(rng.integers(len(ys)))
+        dot = np.zeros_like(mask)
+        cv2.circle(dot, (int(xs[i]), int(ys[i])), 1, 1, -1)
+        mask[(dot == 1) & place] = value
+
+
+def parts_of(few: Manifest, folder: Path, village: Manifest) -> dict[str, list[Row]]:
+    """Return the rows of every stream, apart from the masks that are kept."""
+    hidden = [row for row in few.rows if row.split == "unlabelled"]
+    bare = [replace(row, mask=None, disease=None) for row in hidden]
+    named = [replace(row, mask=None, split="train") for row in hidden]
+    chosen = hidden[:: round(1 / POINTED_SHARE)]
+    pointed = [
+        replace(row, split="train", mask=points_of(row, few, folder / f"{row.key}.png"))
+        for row in chosen
+    ]
+    return {"bare": bare, "named": named, "pointed": pointed, "village": [*village.rows]}
+
+
+def sources_of(
+    few: Manifest, parts: dict[str, list[Row]], wanted: tuple[str, ...]
+) -> Manifest:
+    """Return the masks that are kept and the streams wanted as one table."""
+    kept = [row for row in few.rows if row.split != "unlabelled"]
+    added = [row for part in wanted for row in parts[part]]
+    pointed = {row.key for row in added if row.mask is not None}
+    added = [row for row in added if row.mask is not None or row.key not in pointed]
+    codings = {
+        name: replace(coding, meaning={**coding.meaning, IGNORE: "ignore"})
+        for name, coding in few.codings.items()
+    }
+    rows = (*kept, *added)
+    return Manifest(rows, common_classes(rows, codings), codings)
+
+
+def seeds_in(run: Path) -> Iterator[tuple[str, str]]:
+    """Yield how right the seeds of each disease were, and how much they found."""
+    last = results_table.read(run / "history.csv")[-1]
+    for name, value in last.items():
+        if name.startswith(("seeds_right_", "seeds_found_")) and value:
+            yield name.removeprefix("seeds_"), f"{float(value):.3f}"
+
+
+def main() -> None:
+    """Run what is missing, a seed after the other."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, nargs="+")
+    parser.add_argument("--village", type=Path, required=True)
+    parser.add_argument("--wild", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--shares", nargs="+", default=["1/32", "1/8"])
+    parser.add_argument("--streams", nargs="+", choices=STREAMS, default=list(STREAMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variant", default="", help="name of what --set changes")
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    whole = one_data_set(arguments.data, arguments.work / "manifest.json")
+    village = read_folder(arguments.village)
+    village = village.only(
+        replace(row, key=f"village/{row.key}", split="train") for row in village.rows
+    )
+    wild = read_folder(arguments.wild).labelled
+    done = results_table.read(arguments.out)
+    for seed, share, stream in (
+        (seed, share, stream)
+        for seed in arguments.seeds
+        for share in arguments.shares
+        for stream in arguments.streams
+    ):
+        name = {
+            "stream": stream,
+            "variant": arguments.variant,
+            "share": share,
+            "seed": str(seed),
+            "steps": str(arguments.steps),
+        }
+        if any(all(row[key] == value for key, value in name.items()) for row in done):
+            continue
+        print(name, flush=True)
+        few = splits.labelled_fraction(whole, float(Fraction(share)), seed=seed)
+        parts = parts_of(few, arguments.work / "points", village)
+        manifest = sources_of(few, parts, STREAMS[stream])
+        words = (stream, arguments.variant, share.replace("/", "of"), arguments.steps, seed)
+        called = "-".join(str(word).replace(" ", "_") for word in words if word != "")
+        data = arguments.work / f"{called}.json"
+        if not data.exists():
+            manifest, left = keep_apart(manifest)
+            print(f"  {len(left)} pictures left out", flush=True)
+            manifest.write(data)
+        method = "supervised" if stream in ("supervised", "points") else "weak_to_strong"
+        settings = settings_of(seed=seed, share="1", steps=arguments.steps)
+        settings = settings.with_settings(
+            [f"unlabelled.method={method}", *arguments.settings]
+        )
+        place = arguments.work / called
+        found = judged_run(data, place, settings, wild)
+        print(" ", found, flush=True)
+        results_table.append(arguments.out, name | found | results_table.stamp())
+
+
+def judged_run(data: Path, place: Path, settings: Any, wild: Manifest) -> dict[str, Any]:  # noqa: ANN401
+    """Train once, keep the counts of every test group, and return the figures."""
+    trained = api.train(
+        data, place, settings, say=lambda line: print(" ", line, flush=True)
+    )
+    manifest = Manifest.read(place / "manifest.json")
+    test, tally = judge_last(place, manifest.split("test").labelled)
+    val, _ = judge_last(place, manifest.split("val").labelled)
+    abroad, wild_tally = judge_last(place, wild)
+    with (place / "counts.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("source", "group", "overlap_px", "truth_px", "predicted_px"))
+        for counts in (tally, wild_tally):
+            writer.writerows((*key, *counts[key].tolist()) for key in sorted(counts))
+    by_source = {s.name: round(s.lesion_dice, 4) for s in test.sources}
+    return {
+        "minutes": round(trained.outcome.minutes, 2),
+        "n_masks": trained.n_train,
+        **{f"dice_{source}": dice for source, dice in by_source.items()},
+        "mean_dice": round(fmean(by_source.values()), 4),
+        "val_mean_dice": round(fmean(s.lesion_dice for s in val.sources), 4),
+        "wild_dice": round(fmean(s.lesion_dice for s in abroad.sources), 4),
+        "seeds": " ".join(f"{n.replace(' ', '_')}={v}" for n, v in seeds_in(place)),
+    }
+
+
+if __name__ == "__main__":
+    main()
