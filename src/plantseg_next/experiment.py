@@ -200,6 +200,13 @@ class NamesSettings(_Part):
     is learned: a background can tell which folder a picture is from."""
     seeds: float = Field(0.5, ge=0)
     """Weight, at first, of the pixels by which the name is told; 0 takes the name only."""
+    seeds_by: Literal["name", "teacher", "both"] = "both"
+    """How they are found. name: where the image-level head looks (LayerCAM). teacher:
+    where the teacher finds a lesion likeliest in a tile that is called ill. both: the
+    product."""
+    smoothing: int = Field(0, ge=0)
+    """Rounds in which the map of the name is drawn towards edges of colour. Off: seeds
+    were less often right."""
     fades: float = Field(0.7, ge=0, le=1)
     """Part of the run over which that weight falls to 0, as the teacher takes over."""
     high: float = Field(0.95, gt=0, lt=1)

@@ -199,15 +199,15 @@ def test_dividing_by_the_picture_makes_doubt_weigh_less():
     assert all_.item() == pytest.approx(believed.item() / 4, rel=1e-5)
 
 
-def named(diseases, **changes):
+def named(diseases, seeds_by="name", **changes):
     """Lessons on tiles with names, by a teacher who looks at the upper left corner."""
     classes = ClassMap(CLASSES.lesions, ("healthy", CLASSES.lesions[0]), has_leaf=True)
     settings = UnlabelledSettings(**(PLAIN | changes))
-    weak = WeakLabels(NamesSettings(backgrounds=0.0), classes)
+    weak = WeakLabels(NamesSettings(backgrounds=0.0, seeds_by=seeds_by), classes)
     lessons = Lessons(Teacher(network(), decay=0.9), settings, classes, weak)
 
     class Seer(Stub):
-        def locate(self, image, _disease):
+        def locate(self, image, _disease, _against):
             found = torch.zeros(len(image), 16, 16)
             found[:, :4, :4] = torch.linspace(1, 2, 16).view(4, 4)
             return found
@@ -230,6 +230,24 @@ def test_names_become_seeds_where_the_teacher_is_not_sure():
     lessons.teacher.lesion = torch.tensor([9.0, 0.0, 0.0])  # sure that there is none
     (denied,) = lessons.teach([one])
     assert not (denied.seed == 1).any()
+
+
+def test_seeds_lie_where_the_teacher_finds_a_lesion_likeliest():
+    lessons, one = named([1], seeds_by="teacher")
+
+    class Torn(Stub):
+        def __call__(self, image):
+            scores = super().__call__(image)
+            lesion = scores.lesion.clone()
+            lesion[:, 1, 20:26, 20:26] += 0.8  # at stride 2, and still unlikely
+            lesion[:, 0] += 0.3 * torch.rand(lesion.shape[2:])
+            return scores._replace(lesion=lesion)
+
+    lessons.teacher = Torn([2.0, 0.0, 0.0])
+    (taught,) = lessons.teach([one])
+    found = taught.seed[0] == 1
+    assert (taught.lesion == IGNORE).all()
+    assert found[38:54, 38:54].sum() > 0.6 * found.sum()
 
 
 def test_a_tile_that_got_a_box_has_no_name_and_keeps_its_seeds_in_place():

@@ -194,13 +194,17 @@ class Segmenter(nn.Module):
         return Scores(lesion, self.leaf_head(joint), disease)
 
     def locate(
-        self, image: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], disease: Tensor
+        self,
+        image: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],
+        disease: Tensor,
+        against: Float[Tensor, " d"],
     ) -> Float[Tensor, "b h4 w4"]:
         """Return where the image-level head sees a disease, at stride 4.
 
         Args:
             image: The pictures.
             disease: Its number in each of them; a number that is none gives zeros.
+            against: Weights of the diseases that it is told from; they sum to one.
 
         Returns:
             At least 0, and at most 1 in every picture: the mean of the maps of c2, c3
@@ -208,9 +212,11 @@ class Segmenter(nn.Module):
 
         Source:
             Jiang et al. 2021 (LayerCAM), doi:10.1109/TIP.2021.3089943: an activation
-            counts by its own positive gradient, so that fine stages are of use. Here the
-            head reads every stage itself, and a stage's gradient is that of its own
-            statistics: nothing is differentiated through the encoder.
+            counts by its own positive gradient, so that fine stages are of use. Here it
+            is the gradient of a difference, "ill rather than healthy" for one. And the
+            head reads every stage itself, so a stage's gradient is that of its own
+            statistics, and nothing is differentiated through the encoder: on coffee,
+            potato and rice the seeds were as right as with the whole gradient.
         """
         assert self.disease_head is not None, "there are names"  # noqa: S101
         known = (disease < self.disease_head.out_features)[:, None]
@@ -220,7 +226,10 @@ class Segmenter(nn.Module):
             leaves = [stage.detach().requires_grad_() for stage in stages]
             logits = self.disease_head(self.summary(*leaves))
             number = disease.long().clamp_max(self.disease_head.out_features - 1)[:, None]
-            told = (logits.gather(1, number) * known).sum()
+            told = (
+                logits.gather(1, number) - (logits * against).sum(1, keepdim=True)
+            ) * known
+            told = told.sum()
             gradients = torch.autograd.grad(told, leaves[:3])
         maps = []
         for stage, gradient in zip(stages, gradients, strict=False):

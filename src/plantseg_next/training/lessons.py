@@ -156,7 +156,7 @@ class Lessons:
         said = replace(said, disease=views.disease)
         if not self.weak.is_asked:
             return said
-        seed = self._seeds(self.weak, views.weak, views.inside, views.disease, leaf)
+        seed = self._seeds(self.weak, views.weak, views.inside, views.disease, lesion, leaf)
         trusted = self.weak.trusted().to(seed.device)[views.disease.long()]
         # Where the teacher is sure of something else, it is believed.
         denied = (said.lesion != IGNORE) & (said.lesion != seed)
@@ -170,16 +170,21 @@ class Lessons:
         image: Tensor,
         inside: Tensor,
         disease: Tensor,
+        lesion: Opinion,
         leaf: Opinion,
     ) -> Tensor:
         """Return what the names of tiles say of their pixels; see ``WeakLabels.seeds``."""
-        size = (image.shape[2], image.shape[3])
-        found = self.teacher.locate(image, disease)
-        small = F.interpolate(image.float(), found.shape[1:], mode="area")
-        found = smoothed_by_colour(found, small)
-        found = F.interpolate(found[:, None], size, mode="bilinear", align_corners=False)
+        likely = 1 - lesion.logits.float().softmax(1)[:, NO_LESION]
+        if weak.settings.seeds_by != "teacher":
+            seen = self.teacher.locate(image, disease, weak.against(image.device))
+            small = F.interpolate(image.float(), seen.shape[1:], mode="area")
+            seen = smoothed_by_colour(seen, small, rounds=weak.settings.smoothing)
+            seen = F.interpolate(
+                seen[:, None], likely.shape[1:], mode="bilinear", align_corners=False
+            )[:, 0]
+            likely = seen if weak.settings.seeds_by == "name" else seen * likely
         on_leaf = leaf.label == 1 if self._classes.has_leaf else inside
-        return weak.seeds(found[:, 0], on_leaf, inside, disease.byte())
+        return weak.seeds(likely, on_leaf, inside, disease.byte())
 
     def audit(
         self, student: nn.Module, hidden: Batch, *, at_once: int = 16
@@ -235,8 +240,8 @@ class Lessons:
             names = torch.split(hidden.disease, at_once)
             known_ = torch.split(known, at_once)
             seeds = [
-                self._seeds(self.weak, image, inside, name, leaf)
-                for image, inside, name, (_, leaf) in zip(
+                self._seeds(self.weak, image, inside, name, *opinions)
+                for image, inside, name, opinions in zip(
                     images, known_, names, said, strict=True
                 )
             ]

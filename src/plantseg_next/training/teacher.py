@@ -61,7 +61,9 @@ class Teacher:
                 return self.network(image)
             return functional_call(self.network, self._visiting, (image,))
 
-    def locate(self, image: Tensor, disease: Tensor) -> Float[Tensor, "b h4 w4"]:
+    def locate(
+        self, image: Tensor, disease: Tensor, against: Tensor
+    ) -> Float[Tensor, "b h4 w4"]:
         """Return where the teacher sees a disease; see ``Segmenter.locate``."""
         seer = _Locating(self.network)
         with (
@@ -69,10 +71,10 @@ class Teacher:
             torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16),
         ):
             if self._visiting is None:
-                found: Tensor = seer(image, disease)
+                found: Tensor = seer(image, disease, against)
                 return found
             weights = {f"network.{n}": tensor for n, tensor in self._visiting.items()}
-            return functional_call(seer, weights, (image, disease))
+            return functional_call(seer, weights, (image, disease, against))
 
     @contextmanager
     def visit(self, device: torch.device) -> Iterator[None]:
@@ -141,8 +143,8 @@ class _Locating(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, image: Tensor, disease: Tensor) -> Tensor:
-        return cast("Segmenter", self.network).locate(image, disease)
+    def forward(self, image: Tensor, disease: Tensor, against: Tensor) -> Tensor:
+        return cast("Segmenter", self.network).locate(image, disease, against)
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
 """Weak labels: from the name of a picture to seeds, pixels that probably show it.
 
-A classifier that names a disease must look at it somewhere. Where it looks, inside the
-leaf, is a seed of the lesion; where it does not, and off the leaf, is a seed of none; the
-rest stays ignored. Seeds are coarse, so they are doubted: their precision is measured on
-pictures whose mask is known, and a disease whose seeds are more often wrong than right
-teaches none.
+A picture that is called ill shows a lesion somewhere. Where a classifier looks to tell it
+from a healthy one, or where the teacher finds a lesion likeliest, however unlikely, is a
+seed of the lesion, inside the leaf; where neither does, and off the leaf, is a seed of
+none; the rest stays ignored. Seeds are coarse, so they are doubted: their precision is
+measured on pictures whose mask is known, and a disease whose seeds are more often wrong
+than right teaches none.
 
 Axes: b tile, c channel, h row, w column, d image-level disease.
 """
@@ -25,9 +26,8 @@ from plantseg_next.structures import IGNORE, NO_LESION, ClassMap
 HEALTHY = ("healthy", "normal", "background")
 """How a name begins that says that there is no lesion; PlantVillage's copies have
 backgrounds without leaves."""
-DILATIONS = (1, 2, 4, 8)
+DILATIONS = (1, 2)
 """Distances, in pixels of the map, to the neighbours that a map is smoothed with."""
-ROUNDS = 10
 CONTRAST = 0.3
 """Of a tile's own contrast: colours that differ by more have little in common."""
 MEMORY = 0.9
@@ -66,7 +66,14 @@ class WeakLabels:
         table = torch.full((256,), IGNORE, dtype=torch.uint8)
         table[: len(classes.diseases)] = torch.tensor(seed_classes(classes)).byte()
         self._class_of = table
+        healthy = table[: len(classes.diseases)] == NO_LESION
+        others = healthy if healthy.any() else torch.ones_like(healthy)
+        self._against = others.float() / others.sum().clamp_min(1)
         self._counts = torch.zeros(256, 3)  # seeded, of these right, true lesion found
+
+    def against(self, device: torch.device) -> Float[Tensor, " d"]:
+        """Return what a disease is told from: healthy, or else all others alike."""
+        return self._against.to(device)
 
     @property
     def is_asked(self) -> bool:
@@ -92,7 +99,7 @@ class WeakLabels:
         """Return the seeds of tiles by their names.
 
         Args:
-            activation: Where the classifier looks, at least 0.
+            activation: Where the lesion may be, at least 0.
             leaf: Where the leaf is.
             inside: Where the picture is.
             disease: ``IGNORE`` of a tile without a name.
@@ -173,21 +180,23 @@ class WeakLabels:
 
 
 def smoothed_by_colour(
-    activation: Float[Tensor, "b h w"], image: Float[Tensor, "b 3 h w"]
+    activation: Float[Tensor, "b h w"], image: Float[Tensor, "b 3 h w"], *, rounds: int
 ) -> Float[Tensor, "b h w"]:
     """Return the map drawn towards the edges of the picture.
 
     Every pixel becomes a mean of its neighbours, near and far, in which those of its own
-    colour count most; a few times over.
+    colour count most; ``rounds`` times over.
 
     Source:
         Araslanov and Roth 2020 (PAMR), arXiv:2005.08104, with fewer distances.
     """
+    if rounds == 0:
+        return activation
     near = _neighbours(image)  # (b, 3, n, h, w)
     spread = image.std((2, 3), keepdim=True).mean(1, keepdim=True)  # (b, 1, 1, 1)
     apart = (near - image[:, :, None]).abs().mean(1)  # (b, n, h, w)
     affinity = (-apart / (CONTRAST * spread + 1e-6)).softmax(1)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         activation = (affinity * _neighbours(activation[:, None])[:, 0]).sum(1)
     return activation
 
