@@ -118,11 +118,12 @@ def measured(text: str) -> dict[str, float]:
 def allocated(step: Callable[[], object], learner: Learner, drawn: Drawn) -> int:
     """Return the most that is in use during a step, in bytes.
 
-    The profiler sees what is allocated while it looks; what a learner and its tiles hold
-    before is added.
+    The profiler sees what is allocated while it looks; what a learner, gradients that it
+    kept and its tiles hold before is added.
     """
     tiles = [vars(one) for one in drawn if one is not None]
-    held = _bytes_of([learner.state_dict(), tiles], set())
+    gradients = [weight.grad for weight in learner.network.parameters()]
+    held = _bytes_of([learner.state_dict(), gradients, tiles], set())
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
