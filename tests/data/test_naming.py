@@ -52,8 +52,8 @@ def test_one_name_for_what_differs_in_spelling():
 @pytest.mark.parametrize(
     ("one", "other", "are_alike"),
     [
-        ("late blight", "late blihgt", True),
-        ("healthy", "heathy", True),
+        ("late blight", "late blightt", True),
+        ("healthy", "heallthy", True),
         ("leaf spot", "leafspot", True),
         ("target spots", "target spot", True),
         ("early blight", "late blight", False),
@@ -100,8 +100,8 @@ def test_a_class_may_become_the_leaf():
 
 def test_a_mistyped_name_is_refused_with_the_nearest():
     manifest = manifest_of(a=("early blight",), b=["rust"])
-    with pytest.raises(UsageError, match="has `erly blight`; there is no such name in a"):
-        renamed(manifest, {"a": {"erly blight": "x"}})
+    with pytest.raises(UsageError, match="has `earl blight`; there is no such name in a"):
+        renamed(manifest, {"a": {"earl blight": "x"}})
     with pytest.raises(UsageError, match="`aa`; there is no such data set") as caught:
         renamed(manifest, {"aa": {}})
     assert "the nearest is `a`" in str(caught.value)
