@@ -90,6 +90,16 @@ def judge_last(run: Path, rows: Manifest) -> tuple[Report, Tally]:
     return judge(items, card.classes, severity=severity_pct), tally
 
 
+def write_counts(path: Path, *tallies: Tally) -> None:
+    """Write the pixels of every group of one judgement or more."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("source", "group", "overlap_px", "truth_px", "predicted_px"))
+        for tally in tallies:
+            writer.writerows((*names, *tally[names].tolist()) for names in sorted(tally))
+
+
 def run(
     data: Path | Sources, out: Path, settings: Experiment, counts: Path
 ) -> dict[str, Any]:
@@ -98,11 +108,7 @@ def run(
     manifest = Manifest.read(out / "manifest.json")
     val, _ = judge_last(out, manifest.split("val").labelled)
     report, tally = judge_last(out, manifest.split("test").labelled)
-    counts.parent.mkdir(parents=True, exist_ok=True)
-    with counts.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("source", "group", "overlap_px", "truth_px", "predicted_px"))
-        writer.writerows((*names, *tally[names].tolist()) for names in sorted(tally))
+    write_counts(counts, tally)
     by_source = {s.name: round(s.lesion_dice, 4) for s in report.sources}
     return {
         "minutes": round(trained.outcome.minutes, 2),
@@ -151,7 +157,7 @@ def main() -> None:
             "tile": str(arguments.tile),
             "long_side": str(arguments.long_side),
         }
-        if any(all(row[key] == value for key, value in name.items()) for row in done):
+        if results_table.holds(done, name):
             continue
         print(name, flush=True)
         settings = settings_of(

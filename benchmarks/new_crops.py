@@ -94,7 +94,7 @@ def main() -> None:
             "seed": str(seed),
             "steps": str(arguments.steps),
         }
-        if any(all(row[key] == value for key, value in name.items()) for row in done):
+        if results_table.holds(done, name):
             continue
         print(name, flush=True)
         settings = settings_of(seed=seed, share="1", steps=arguments.steps).with_settings(

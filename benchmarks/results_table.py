@@ -15,6 +15,11 @@ def read(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(file))
 
 
+def holds(rows: list[dict[str, Any]], name: dict[str, str]) -> bool:
+    """Return whether a row has all these values."""
+    return any(all(row[key] == value for key, value in name.items()) for row in rows)
+
+
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add a row at the end: two scripts may write to one table.
 

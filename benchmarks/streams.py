@@ -16,7 +16,6 @@ pictures of every source and on pictures of other crops off the web (``wild``).
 """
 
 import argparse
-import csv
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,7 +27,7 @@ from typing import Any
 import cv2
 import numpy as np
 import results_table
-from label_efficiency import judge_last, one_data_set, settings_of
+from label_efficiency import judge_last, one_data_set, settings_of, write_counts
 from PIL import Image
 
 from plantseg_next import api
@@ -157,7 +156,7 @@ def main() -> None:
             "seed": str(seed),
             "steps": str(arguments.steps),
         }
-        if any(all(row[key] == value for key, value in name.items()) for row in done):
+        if results_table.holds(done, name):
             continue
         print(name, flush=True)
         few = splits.labelled_fraction(whole, float(Fraction(share)), seed=seed)
@@ -190,11 +189,7 @@ def judged_run(data: Path, place: Path, settings: Any, wild: Manifest) -> dict[s
     test, tally = judge_last(place, manifest.split("test").labelled)
     val, _ = judge_last(place, manifest.split("val").labelled)
     abroad, wild_tally = judge_last(place, wild)
-    with (place / "counts.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("source", "group", "overlap_px", "truth_px", "predicted_px"))
-        for counts in (tally, wild_tally):
-            writer.writerows((*key, *counts[key].tolist()) for key in sorted(counts))
+    write_counts(place / "counts.csv", tally, wild_tally)
     by_source = {s.name: round(s.lesion_dice, 4) for s in test.sources}
     return {
         "minutes": round(trained.outcome.minutes, 2),

@@ -4,7 +4,9 @@ Every error that a user can cause derives from ``PlantSegError``; the command li
 its text and ends with ``exit_code``. Anything else that escapes is a defect of ours.
 """
 
+import difflib
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -70,6 +72,22 @@ class StoppedError(PlantSegError):
             fix="the same command goes on from here",
         )
         self.exit_code = 128 + by if by else 0
+
+
+def unknown_name(came: str, name: str, known: Sequence[str]) -> UsageError:
+    """Return the error for a name that nothing has.
+
+    Args:
+        came: Where it was found.
+        name: The name as the user gave it.
+        known: Those that there are.
+    """
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return UsageError(
+        came,
+        needed=f"one of {', '.join(known)}",
+        fix=f"the nearest is `{near[0]}`" if near else "leave it out",
+    )
 
 
 def missing_path(path: Path, what: str) -> UsageError:

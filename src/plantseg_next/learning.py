@@ -236,8 +236,8 @@ def build_trainer(
     say(f"{len(learned)} labelled pictures to learn from, {len(judged_on)} to judge by")
     say(f"device: {device.name}; {origin.notice}")
     hidden = None
+    named = sum(row.disease is not None for row in unlabelled.rows)
     if len(unlabelled):
-        named = sum(row.disease is not None for row in unlabelled.rows)
         say(
             f"{len(unlabelled)} pictures without masks to learn from"
             + (f", {named} of them with a name" if named else "")
@@ -258,7 +258,7 @@ def build_trainer(
         device,
         classes,
         with_lessons=len(unlabelled) > 0,
-        with_names=any(row.disease is not None for row in unlabelled.rows),
+        with_names=named > 0,
     )
     lessons = learner.lessons
     monitor = Monitor(

@@ -166,16 +166,15 @@ def plan_for(
 
     from plantseg_next.training.budget import plan_memory
 
-    plan = Plan(manifest, settings, (), "")
-    without = unlabelled or len(plan.unlabelled) > 0
-    named = any(row.disease is not None for row in plan.unlabelled.rows)
+    taught = Plan(manifest, settings, (), "").unlabelled
+    without = unlabelled or len(taught) > 0
     return plan_memory(
         settings,
         manifest.classes,
         device or find_device(settings.device),
         memory,
         with_lessons=without and settings.unlabelled.method != "supervised",
-        with_names=named,
+        with_names=any(row.disease is not None for row in taught.rows),
         resting=psutil.Process().memory_info().rss,
     )
 

@@ -4,14 +4,13 @@ However many data sets there are, one table is drawn from: neither memory nor th
 a draw grows with their number.
 """
 
-import difflib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 from plantseg_next.data.manifest import Row
-from plantseg_next.errors import UsageError
+from plantseg_next.errors import unknown_name
 from plantseg_next.experiment import DataSettings, Weight
 
 
@@ -115,9 +114,5 @@ def refuse_unknown(settings: DataSettings, sources: Sequence[str]) -> None:
     """
     for name, _ in settings.weights:
         if name not in sources:
-            near = difflib.get_close_matches(name, sources, n=1, cutoff=0.0)[0]
-            raise UsageError(
-                f"data.weights has `{name}`; no data set is called so.",
-                needed=f"one of {', '.join(sources)}",
-                fix=f"the nearest is `{near}`",
-            )
+            came = f"data.weights has `{name}`; no data set is called so."
+            raise unknown_name(came, name, sources)

@@ -15,7 +15,7 @@ import yaml
 
 from plantseg_next.data.layouts.folders import tidy_name
 from plantseg_next.data.manifest import Manifest, Role, common_classes
-from plantseg_next.errors import DataError, UsageError
+from plantseg_next.errors import DataError, unknown_name
 from plantseg_next.files import write_atomically
 
 Names = Mapping[str, Mapping[str, str]]
@@ -79,25 +79,15 @@ def renamed(manifest: Manifest, names: Names) -> Manifest:
     """
     known = names_of(manifest)
     for source, pairs in names.items():
-        if source not in known:
-            raise _no_such("data set", source, list(known))
+        _refuse_unknown("data set", source, list(known))
         for name in pairs:
-            if name not in known[source]:
-                raise _no_such(f"name in {source}", name, list(known[source]))
-    codings = {
-        source: replace(
-            coding,
-            meaning={
-                value: names.get(source, {}).get(meant, meant)
-                for value, meant in coding.meaning.items()
-            },
-        )
-        for source, coding in manifest.codings.items()
-    }
-    codings = {
-        source: replace(coding, marks_leaf="leaf" in coding.meaning.values())
-        for source, coding in codings.items()
-    }
+            _refuse_unknown(f"name in {source}", name, list(known[source]))
+    codings = {}
+    for source, coding in manifest.codings.items():
+        new = names.get(source, {})
+        meaning = {value: new.get(meant, meant) for value, meant in coding.meaning.items()}
+        marks_leaf = "leaf" in meaning.values()
+        codings[source] = replace(coding, meaning=meaning, marks_leaf=marks_leaf)
     rows = []
     for row in manifest.rows:
         label = row.disease
@@ -160,10 +150,7 @@ def _differ_by_spelling(one: str, other: str) -> bool:
     return difflib.SequenceMatcher(None, *apart[0]).ratio() >= ALIKE
 
 
-def _no_such(what: str, name: str, known: list[str]) -> UsageError:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return UsageError(
-        f"The file of names has `{name}`; there is no such {what}.",
-        needed=f"one of {', '.join(known)}",
-        fix=f"the nearest is `{near[0]}`" if near else "leave it out",
-    )
+def _refuse_unknown(what: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        came = f"The file of names has `{name}`; there is no such {what}."
+        raise unknown_name(came, name, known)

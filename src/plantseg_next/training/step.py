@@ -169,11 +169,10 @@ def lesson_tally(
                 sums[head] = torch.stack(losses.count_overlap(logits, label))
         if taught.seed is not None:
             seed = taught.seed[:, these]
-            for kind in ("lesion", "none"):
-                other = (seed == NO_LESION) == (kind == "lesion")
-                mine = seed.masked_fill(other, IGNORE)
-                entropy = losses.cross_entropy(scores.lesion, mine).sum()
-                sums[f"seed_{kind}"] = torch.stack([entropy, (mine != IGNORE).sum()])
+            entropy = losses.cross_entropy(scores.lesion, seed)
+            is_none, known = seed == NO_LESION, seed != IGNORE
+            for kind, mine in (("lesion", known & ~is_none), ("none", is_none)):
+                sums[f"seed_{kind}"] = torch.stack([(entropy * mine).sum(), mine.sum()])
         return Tally(sums, {})
 
     tally = by_rows(scores, size, rows, count)

@@ -53,28 +53,27 @@ class Teacher:
         self, image: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
     ) -> Scores:
         """Return what the teacher says of pictures."""
-        with (
-            self.visit(image.device),
-            torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16),
-        ):
-            if self._visiting is None:
-                return self.network(image)
-            return functional_call(self.network, self._visiting, (image,))
+        found: Scores = self._ask(self.network, "", image)
+        return found
 
     def locate(
         self, image: Tensor, disease: Tensor, against: Tensor
     ) -> Float[Tensor, "b h4 w4"]:
         """Return where the teacher sees a disease; see ``Segmenter.locate``."""
         seer = _Locating(self.network)
+        found: Tensor = self._ask(seer, "network.", image, disease, against)
+        return found
+
+    def _ask(self, module: nn.Module, prefix: str, image: Tensor, *more: Tensor) -> Any:  # noqa: ANN401
+        """Call the network, or a module that holds it under a prefix."""
         with (
             self.visit(image.device),
             torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16),
         ):
             if self._visiting is None:
-                found: Tensor = seer(image, disease, against)
-                return found
-            weights = {f"network.{n}": tensor for n, tensor in self._visiting.items()}
-            return functional_call(seer, weights, (image, disease, against))
+                return module(image, *more)
+            weights = {f"{prefix}{n}": tensor for n, tensor in self._visiting.items()}
+            return functional_call(module, weights, (image, *more))
 
     @contextmanager
     def visit(self, device: torch.device) -> Iterator[None]:

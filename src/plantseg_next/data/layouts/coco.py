@@ -6,17 +6,20 @@ annotations of pictures of other splits and no categories: the former are counte
 out, the latter become "class N".
 """
 
-import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from plantseg_next.data.layouts.folders import SPLIT_NAMES, find_pictures, split_of
+from plantseg_next.data.layouts.folders import (
+    SPLIT_NAMES,
+    split_of,
+    unique_names,
+)
 from plantseg_next.data.layouts.outlines import Annotated, Area, in_words, read_outlines
 from plantseg_next.data.manifest import Manifest, Origin, Split
 from plantseg_next.errors import DataError
@@ -30,7 +33,11 @@ def is_coco(tree: object) -> bool:
 
 
 def read_coco(
-    folder: Path, files: Sequence[Path], source: str, classes: Path | None = None
+    folder: Path,
+    pictures: Sequence[Path],
+    trees: Mapping[Path, Any],
+    source: str,
+    classes: Path | None = None,
 ) -> Manifest:
     """Return the pictures of COCO files with their masks drawn.
 
@@ -40,17 +47,18 @@ def read_coco(
 
     Args:
         folder: The data set.
-        files: Its JSON files, each a COCO data set.
+        pictures: All pictures in it.
+        trees: What its JSON files hold, each a COCO data set.
         source: Name of the data set.
         classes: A file that says what each category means.
 
     Raises:
         DataError: If a file is not as COCO has it, or none of its pictures is there.
     """
-    reader = _Reader(folder)
-    for file in files:
+    reader = _Reader(folder, pictures)
+    for file, tree in trees.items():
         try:
-            reader.take(file, json.loads(file.read_text("utf-8")))
+            reader.take(file, tree)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"`{file}` is not as COCO has it: {error!r}.",
@@ -60,9 +68,9 @@ def read_coco(
             ) from error
     annotated = reader.annotated()
     if not annotated:
-        missing = reader.missing
+        missing, first = reader.missing, next(iter(trees)).name
         raise DataError(
-            f"None of the {len(missing)} pictures of `{files[0].name}` is in `{folder}`; "
+            f"None of the {len(missing)} pictures of `{first}` is in `{folder}`; "
             f"the first is called `{missing[0] if missing else ''}`.",
             needed="the pictures beside the file, or in `images`",
             fix="copy them there under the names that the file has",
@@ -81,12 +89,12 @@ def read_coco(
 class _Reader:
     """Gather what several files say of the pictures of one data set."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pictures: Sequence[Path]) -> None:
         self.names: dict[str, None] = {}
         self.missing: list[str] = []
         self.trouble = Counter[str]()
         self._folder = folder
-        self._places = _Places(folder)
+        self._places = _Places(folder, pictures)
         self._said: dict[Path, Annotated] = {}
 
     def take(self, file: Path, tree: dict[str, Any]) -> None:
@@ -148,12 +156,10 @@ def _area(annotation: dict[str, Any], name: str) -> Area | None:
 class _Places:
     """Find pictures by the name that a COCO file gives them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pictures: Sequence[Path]) -> None:
         self._folder = folder
-        pictures = find_pictures(folder)
         self._known = set(pictures)
-        count = Counter(p.name for p in pictures)
-        self._by_name = {p.name: p for p in pictures if count[p.name] == 1}
+        self._by_name = unique_names(pictures)
 
     def find(self, name: str, file: Path) -> Path | None:
         """Return the picture, beside the file or anywhere if its name is unique."""

@@ -128,7 +128,7 @@ def role_of(name: str) -> str:
     return tidy
 
 
-def read_names(path: Path) -> dict[str, str]:
+def read_meanings(path: Path) -> dict[str, str]:
     """Return what a class file says that each name of an annotation means.
 
     As ``read_coding``, with names instead of values; they are compared in tidy form.

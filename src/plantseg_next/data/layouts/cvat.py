@@ -5,13 +5,14 @@ The format is described at https://docs.cvat.ai/docs/dataset_management/formats/
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from plantseg_next.data.layouts.folders import SPLIT_NAMES, split_of
+from plantseg_next.data.layouts.folders import SPLIT_NAMES, split_of, unique_names
 from plantseg_next.data.layouts.outlines import (
     Annotated,
     Area,
@@ -25,6 +26,7 @@ from plantseg_next.data.manifest import Manifest, Origin
 from plantseg_next.errors import DataError
 
 HEAD_BYTES = 300
+_KINDS = {"polygon", "box", "ellipse", "mask", "polyline", "points"}
 
 
 def is_cvat(file: Path) -> bool:
@@ -66,11 +68,10 @@ def read_cvat(
             for shape in image:
                 if shape.tag == "tag":
                     continue
-                read = _SHAPES.get(shape.tag)
-                if read is None:
-                    trouble[f"shapes of the kind {shape.tag}, not used"] += 1
+                if shape.tag in _KINDS:
+                    areas.append(_area(shape, size_hw))
                 else:
-                    areas.append(read(shape, size_hw))
+                    trouble[f"shapes of the kind {shape.tag}, not used"] += 1
             said[image.attrib["name"]] = (image, areas, size_hw)
     except (ET.ParseError, KeyError, ValueError) as error:
         raise DataError(
@@ -80,9 +81,9 @@ def read_cvat(
         ) from error
 
     by_path = {p.relative_to(folder).as_posix(): p for p in pictures}
-    count = Counter(p.name for p in pictures)
-    by_name = {p.name: p for p in pictures if count[p.name] == 1}
-    annotated, missing = [], []
+    by_name = unique_names(pictures)
+    annotated: dict[Path, Annotated] = {}
+    missing = []
     for name, (image, areas, size_hw) in said.items():
         picture = by_path.get(name) or by_path.get(f"images/{name}")
         picture = picture or by_name.get(Path(name).name)
@@ -90,79 +91,52 @@ def read_cvat(
             missing.append(name)
             continue
         tag = image.find("tag")
-        annotated.append(
-            Annotated(
-                picture,
-                areas or None,
-                size_hw,
-                SPLIT_NAMES.get(image.get("subset", "").lower())
-                or split_of(picture.relative_to(folder)),
-                None if tag is None else tag.get("label"),
-            )
+        annotated[picture] = Annotated(
+            picture,
+            areas or None,
+            size_hw,
+            SPLIT_NAMES.get(image.get("subset", "").lower())
+            or split_of(picture.relative_to(folder)),
+            None if tag is None else tag.get("label"),
         )
-    known = {one.picture for one in annotated}
-    annotated += [Annotated(picture, None) for picture in pictures if picture not in known]
-    bare = sum(one.areas is None for one in annotated)
-    if bare:
+    rows = [annotated.get(picture, Annotated(picture, None)) for picture in pictures]
+    if bare := sum(one.areas is None for one in rows):
         trouble["pictures without a shape, taken as unlabelled"] = bare
     origin = Origin("CVAT for images: an XML file", (), tuple(missing), in_words(trouble))
-    return read_outlines(
-        sorted(annotated, key=lambda one: one.picture),
-        folder,
-        source,
-        origin,
-        names=names,
-        classes=classes,
-    )
+    return read_outlines(rows, folder, source, origin, names=names, classes=classes)
 
 
-def _polygon(shape: ET.Element, size_hw: tuple[int, int]) -> Area:
-    del size_hw
-    return Area(shape.attrib["label"], (_points(shape),))
+def _area(shape: ET.Element, size_hw: tuple[int, int]) -> Area:
+    name = shape.attrib["label"]
+
+    def numbers(*names: str) -> list[float]:
+        return [float(shape.attrib[one]) for one in names]
+
+    match shape.tag:
+        case "polygon":
+            return Area(name, (_points(shape),))
+        case "box":
+            return Area(name, (rectangle(*numbers("xtl", "ytl", "xbr", "ybr")),))
+        case "ellipse":
+            return Area(name, (ellipse(*numbers("cx", "cy", "rx", "ry")),))
+        case "mask":
+            return Area(name, rle=_painted(shape, size_hw))
+        case "points":
+            return Area(name, strokes=tuple(_points(shape)[:, None]))
+        case _:
+            return Area(name, strokes=(_points(shape),))
 
 
-def _box(shape: ET.Element, size_hw: tuple[int, int]) -> Area:
-    del size_hw
-    sides = (float(shape.attrib[side]) for side in ("xtl", "ytl", "xbr", "ybr"))
-    return Area(shape.attrib["label"], (rectangle(*sides),))
-
-
-def _ellipse(shape: ET.Element, size_hw: tuple[int, int]) -> Area:
-    del size_hw
-    numbers = (float(shape.attrib[name]) for name in ("cx", "cy", "rx", "ry"))
-    return Area(shape.attrib["label"], (ellipse(*numbers),))
-
-
-def _mask(shape: ET.Element, size_hw: tuple[int, int]) -> Area:
+def _painted(shape: ET.Element, size_hw: tuple[int, int]) -> Mapping[str, Any]:
     """Return a painted mask: run lengths row by row, of what is off first."""
     left, top, width, height = (
         int(shape.attrib[name]) for name in ("left", "top", "width", "height")
     )
     runs = [int(text) for text in shape.attrib["rle"].split(",")]
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    inside = flat.reshape(height, width)
-    return Area(shape.attrib["label"], rle=patch(inside, left, top, size_hw))
-
-
-def _stroke(shape: ET.Element, size_hw: tuple[int, int]) -> Area:
-    del size_hw
-    points = _points(shape)
-    lone = shape.tag == "points"
-    return Area(
-        shape.attrib["label"], strokes=tuple(points[:, None]) if lone else (points,)
-    )
+    inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
+    return patch(inside, left, top, size_hw)
 
 
 def _points(shape: ET.Element) -> np.ndarray:
     pairs = [pair.split(",") for pair in shape.attrib["points"].split(";")]
     return np.array(pairs, float)
-
-
-_SHAPES: dict[str, Callable[[ET.Element, tuple[int, int]], Area]] = {
-    "polygon": _polygon,
-    "box": _box,
-    "ellipse": _ellipse,
-    "mask": _mask,
-    "polyline": _stroke,
-    "points": _stroke,
-}

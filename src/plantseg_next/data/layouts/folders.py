@@ -3,7 +3,7 @@
 import csv
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from plantseg_next.data.manifest import Split
@@ -117,6 +117,20 @@ def same_name(name: str) -> str:
     while ending := next((e for e in PICTURE_ENDINGS if stem.lower().endswith(e)), ""):
         stem = stem[: -len(ending)]
     return stem
+
+
+def unique_names(
+    pictures: Iterable[Path], name_of: Callable[[str], str] = str
+) -> dict[str, Path]:
+    """Return the pictures whose name no other one has.
+
+    Args:
+        pictures: To look at.
+        name_of: From a file's name to what is compared.
+    """
+    named = [(name_of(picture.name), picture) for picture in pictures]
+    count = Counter(name for name, _ in named)
+    return {name: picture for name, picture in named if count[name] == 1}
 
 
 def read_index(path: Path) -> list[dict[str, str]]:

@@ -7,21 +7,20 @@ shapes are polygons, rectangles, circles, masks, lines and points; the last two 
 import base64
 import binascii
 import io
-import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from plantseg_next.data.layouts.folders import same_name, split_of
+from plantseg_next.data.layouts.folders import same_name, unique_names
 from plantseg_next.data.layouts.outlines import (
     Annotated,
     Area,
     ellipse,
+    every,
     in_words,
     patch,
     read_outlines,
@@ -39,7 +38,7 @@ def is_labelme(tree: object) -> bool:
 def read_labelme(
     folder: Path,
     pictures: Sequence[Path],
-    files: Sequence[Path],
+    trees: Mapping[Path, Any],
     source: str,
     classes: Path | None = None,
 ) -> Manifest:
@@ -50,7 +49,7 @@ def read_labelme(
     Args:
         folder: The data set.
         pictures: All pictures in it.
-        files: Its JSON files.
+        trees: What its JSON files hold.
         source: Name of the data set.
         classes: A file that says what each label means.
 
@@ -59,17 +58,15 @@ def read_labelme(
     """
     trouble = Counter[str]()
     by_place = {(p.parent, same_name(p.name)): p for p in pictures}
-    by_name = Counter(same_name(p.name) for p in pictures)
-    anywhere = {same_name(p.name): p for p in pictures if by_name[same_name(p.name)] == 1}
+    anywhere = unique_names(pictures, same_name)
     said: dict[Path, Annotated] = {}
     missing = []
-    for file in files:
+    for file, tree in trees.items():
         picture = by_place.get((file.parent, file.stem)) or anywhere.get(file.stem)
         if picture is None:
             missing.append(file.name)
             continue
         try:
-            tree = json.loads(file.read_text("utf-8"))
             size_hw = (int(tree["imageHeight"]), int(tree["imageWidth"]))
             areas = []
             for shape in tree["shapes"]:
@@ -88,13 +85,7 @@ def read_labelme(
                 fix="open the picture in LabelMe and save it again, or remove the file",
             ) from error
         said[picture] = Annotated(picture, areas, size_hw)
-    annotated = [
-        replace(
-            said.get(picture, Annotated(picture, None)),
-            split=split_of(picture.relative_to(folder)),
-        )
-        for picture in pictures
-    ]
+    annotated = every(pictures, said, folder)
     origin = Origin("LabelMe: a JSON file a picture", (), tuple(missing), in_words(trouble))
     return read_outlines(annotated, folder, source, origin, classes=classes)
 

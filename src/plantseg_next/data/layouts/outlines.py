@@ -25,8 +25,8 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from plantseg_next.data.image_io import read_size
-from plantseg_next.data.layouts.coding import read_names, role_of
-from plantseg_next.data.layouts.folders import keys_of, tidy_name
+from plantseg_next.data.layouts.coding import read_meanings, role_of
+from plantseg_next.data.layouts.folders import keys_of, split_of, tidy_name
 from plantseg_next.data.layouts.index import INDEX_FILE, add_index
 from plantseg_next.data.manifest import (
     Manifest,
@@ -155,8 +155,8 @@ def read_outlines(
             size_hw = one.size_hw or read_size(one.picture)
             values_hw, found = draw(one.areas, size_hw, values, meaning, ground)
             trouble += found
-            split = "train" if ground == ignore else one.split
-            row = replace(row, mask=_write(values_hw, folder / row.key), split=split)
+            row = replace(row, mask=_write(values_hw, folder / row.key))
+            row = replace(row, split="train") if ground == ignore else row
         rows.append(row)
     missing: list[str] = []
     if (root / INDEX_FILE).is_file():
@@ -168,6 +168,19 @@ def read_outlines(
         doubts=(*origin.doubts, *in_words(trouble)),
     )
     return Manifest(tuple(rows), common_classes(rows, codings), codings, {source: origin})
+
+
+def every(
+    pictures: Sequence[Path], said: Mapping[Path, Annotated], root: Path
+) -> list[Annotated]:
+    """Return what is said of each picture, in the split of its folder."""
+    return [
+        replace(
+            said.get(picture, Annotated(picture, None)),
+            split=split_of(picture.relative_to(root)),
+        )
+        for picture in pictures
+    ]
 
 
 def in_words(trouble: Mapping[str, int]) -> tuple[str, ...]:
@@ -243,7 +256,7 @@ def _meanings(
     """Return what every name means, and how that is known."""
     if classes is None:
         return {name: role_of(name) for name in values}, "by the names of the annotations"
-    stated = read_names(classes)
+    stated = read_meanings(classes)
     unknown = sorted(name for name in used if tidy_name(name) not in stated)
     if unknown:
         raise DataError(

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from plantseg_next.data.layouts.class_folders import (
     are_class_folders,
@@ -140,15 +140,14 @@ def _read_outlined(
 ) -> Manifest | None:
     """Return what an annotation tool left in a folder; ``None`` if there is nothing."""
     classes = classes or stated_classes(folder)
-    trees = sorted(
-        path
-        for path in folder.rglob("*.json")
+    trees = {
+        path: _tree(path)
+        for path in sorted(folder.rglob("*.json"))
         if path.name not in (*CLASS_FILES, MANIFEST_FILE)
-    )
-    kinds = {path: _kind(path) for path in trees}
-    if coco := [path for path in trees if kinds[path] == "coco"]:
-        return read_coco(folder, coco, source, classes)
-    if labelme := [path for path in trees if kinds[path] == "labelme"]:
+    }
+    if coco := {path: tree for path, tree in trees.items() if is_coco(tree)}:
+        return read_coco(folder, pictures, coco, source, classes)
+    if labelme := {path: tree for path, tree in trees.items() if is_labelme(tree)}:
         return read_labelme(folder, pictures, labelme, source, classes)
     if cvat := [path for path in sorted(folder.glob("*.xml")) if is_cvat(path)]:
         return read_cvat(folder, pictures, cvat[0], source, classes)
@@ -157,12 +156,15 @@ def _read_outlined(
     return None
 
 
-def _kind(path: Path) -> Literal["coco", "labelme"] | None:
+def _tree(path: Path) -> Any:  # noqa: ANN401
+    """Return what a JSON file holds, without LabelMe's copy of the picture."""
     try:
         tree = json.loads(path.read_text("utf-8"))
     except (ValueError, OSError):
         return None
-    return "coco" if is_coco(tree) else "labelme" if is_labelme(tree) else None
+    if isinstance(tree, dict):
+        tree.pop("imageData", None)
+    return tree
 
 
 def _read_file(path: Path) -> Manifest:

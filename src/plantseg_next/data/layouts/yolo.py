@@ -6,15 +6,20 @@ numbers is a box: it says where a lesion is, not what shape it has, and is not u
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from plantseg_next.data.image_io import read_size
-from plantseg_next.data.layouts.folders import same_name, split_of
-from plantseg_next.data.layouts.outlines import Annotated, Area, in_words, read_outlines
+from plantseg_next.data.layouts.folders import same_name
+from plantseg_next.data.layouts.outlines import (
+    Annotated,
+    Area,
+    every,
+    in_words,
+    read_outlines,
+)
 from plantseg_next.data.manifest import Manifest, Origin
 from plantseg_next.errors import DataError
 
@@ -85,13 +90,7 @@ def read_yolo(
             else:
                 areas.append(area)
         said[same[0]] = Annotated(same[0], areas, size_hw)
-    annotated = [
-        replace(
-            said.get(picture, Annotated(picture, None)),
-            split=split_of(picture.relative_to(folder)),
-        )
-        for picture in pictures
-    ]
+    annotated = every(pictures, said, folder)
     origin = Origin(
         "YOLO segmentation: a text file a picture", (), tuple(missing), in_words(trouble)
     )
