@@ -1,10 +1,15 @@
 """What each way to save memory is worth: peak, time, and the loss after fifty steps.
 
     python benchmarks/memory_techniques.py --work FOLDER
+    python benchmarks/memory_techniques.py --work FOLDER --losses
 
-A technique and the plain learner take the same steps on the same drawn leaves from the
-same start, in turn: the ratio of their times is measured within one process. The peak is
-what PyTorch's profiler adds up (see ``memory_error.py``).
+The first: a technique and the plain learner take the same steps on the same drawn leaves
+from the same start, in turn: the ratio of their times is measured within one process. The
+peak is what PyTorch's profiler adds up (see ``memory_error.py``).
+
+The second: how far the loss of the last ten of fifty steps is from the plain learner's,
+with a smaller network, from several starts. "without: channels-last" changes nothing but
+the rounding and is the measure of the others.
 """
 
 import argparse
@@ -14,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
@@ -37,6 +42,7 @@ from plantseg_next.training.allocator import MIB
 from plantseg_next.training.learner import Learner, build_learner
 
 RESULTS = Path(__file__).parent / "results" / "memory_techniques.csv"
+LOSSES = RESULTS.with_name("memory_techniques_loss.csv")
 STEPS = 50
 WARM = 5  # steps whose time does not count
 PLAIN = [
@@ -47,6 +53,8 @@ PLAIN = [
     "training.batch=8",
     "unlabelled.starts=0",
 ]
+SMALLER = ["model.encoder=atto", "data.tile_px=96"]
+STARTS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,9 @@ TECHNIQUES = (
 )
 
 
+PLAIN_STEP = Technique("plain")
+
+
 def prepare(work: Path) -> Path:
     """Draw the leaves, once."""
     folder = work / "leaves"
@@ -126,19 +137,27 @@ def prepare(work: Path) -> Path:
     return folder
 
 
-def batches(folder: Path, n: int) -> tuple[list[Drawn], ClassMap]:
+def batches(
+    folder: Path, n: int, technique: Technique, *more: str
+) -> tuple[list[Drawn], ClassMap]:
     """Return what the steps learn from, and its classes."""
-    settings = Experiment().with_settings(PLAIN)
+    settings = Experiment().with_settings([*PLAIN, *more])
     manifest = gather(Sources(folder), settings)
     plan = Plan.of(manifest, settings, str(folder))
     tiles = tiles_of(plan.learned, plan.unlabelled, settings, plan.pixels)
     drawn = loader(tiles, tiles=settings.training.batch, start=0, stop=n, workers=0)
-    return list(islice(drawn, n)), manifest.classes
+    classes = manifest.classes
+    if technique.many_classes:
+        names = tuple(f"disease {i}" for i in range(115))
+        classes = ClassMap(names, classes.diseases, classes.has_leaf)
+    return list(islice(drawn, n)), classes
 
 
-def learner_of(settings: Experiment, classes: ClassMap, technique: Technique) -> Learner:
-    """Return a learner with a technique; the same start every time."""
-    torch.manual_seed(0)
+def learner_of(
+    settings: Experiment, classes: ClassMap, technique: Technique, start: int = 0
+) -> Learner:
+    """Return a learner with a technique; what it starts from depends on `start` alone."""
+    torch.manual_seed(start)
     network = build_segmenter(settings.model, classes)
     device = find_device("cpu")
     found = build_learner(network, settings, device, classes, with_lessons=True)
@@ -160,14 +179,10 @@ def take(learner: Learner, settings: Experiment, drawn: Drawn, step: int) -> Ten
 
 def measure(technique: Technique, folder: Path) -> dict[str, float]:
     """Return peak, ratio of times and losses of one technique."""
-    drawn, classes = batches(folder, STEPS)
-    if technique.many_classes:
-        names = tuple(f"disease {i}" for i in range(115))
-        classes = ClassMap(names, classes.diseases, classes.has_leaf)
-    plain = Technique("plain")
+    drawn, classes = batches(folder, STEPS, technique)
     found: dict[str, Any] = {}
     learners = {}
-    for name, which in (("plain", plain), ("changed", technique)):
+    for name, which in (("plain", PLAIN_STEP), ("changed", technique)):
         settings = Experiment().with_settings(
             [*PLAIN, *(which.settings if name == "changed" else ())]
         )
@@ -194,13 +209,50 @@ def measure(technique: Technique, folder: Path) -> dict[str, float]:
     return found | {"slower": median(ratios), "step_s": median(seconds["plain"][WARM:])}
 
 
+def loss_of(technique: Technique, folder: Path, start: int) -> float:
+    """Return the loss of the last ten of fifty steps of the smaller network."""
+    drawn, classes = batches(folder, STEPS, technique, *SMALLER)
+    settings = Experiment().with_settings([*PLAIN, *SMALLER, *technique.settings])
+    learner = learner_of(settings, classes, technique, start)
+    return fmean(
+        [float(take(learner, settings, one, i)) for i, one in enumerate(drawn)][-10:]
+    )
+
+
+def compare_losses(folder: Path) -> None:
+    """Add a row for every technique and start that is not in the table yet."""
+    done = {(row["technique"], row["start"]) for row in results_table.read(LOSSES)}
+    for start in STARTS:
+        for many in (False, True):
+            plain = None
+            for technique in TECHNIQUES:
+                if technique.many_classes != many or (technique.name, str(start)) in done:
+                    continue
+                if plain is None:
+                    same = replace(PLAIN_STEP, many_classes=many)
+                    plain = loss_of(same, folder, start)
+                loss = loss_of(technique, folder, start)
+                row = {
+                    "technique": technique.name,
+                    "start": start,
+                    "loss": round(loss, 5),
+                    "apart": round(loss - plain, 5),
+                }
+                results_table.append(LOSSES, row | results_table.stamp())
+                print(row, flush=True)
+
+
 def main() -> None:
     """Measure every technique that is not in the table yet, each in its own process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--one", help="measure this technique and print it as JSON")
+    parser.add_argument("--losses", action="store_true", help="compare losses only")
     arguments = parser.parse_args()
     folder = prepare(arguments.work)
+    if arguments.losses:
+        compare_losses(folder)
+        return
     by_name = {technique.name: technique for technique in TECHNIQUES}
     if arguments.one is not None:
         print(json.dumps(measure(by_name[arguments.one], folder)))
