@@ -9,9 +9,14 @@ too, with the same number of steps; ``--variant NAME --set ...`` changes how. Th
 model is judged on the test pictures of sources and target. The figure is the ratio of
 their lesion Dice, target over source, with an interval by groups: what part of the skill
 at home survives abroad.
+
+Beside it stands what the model can be asked without a mask (``training/domains.py``), and
+in ``new_crops_signs.csv`` the same at every validation beside the lesion Dice on the
+target's validation pictures, which the run never sees: whether those signs tell.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +27,16 @@ from label_efficiency import Tally, judge_last, one_data_set, settings_of
 
 from plantseg_next import api
 from plantseg_next.data.manifest import Manifest
+from plantseg_next.experiment import Experiment
+from plantseg_next.judging import some_rows
+from plantseg_next.models.bundle import read_bundle
+from plantseg_next.training.guards import Event
+from plantseg_next.training.watchers import Validation, Watcher
+from plantseg_next.validation import domains_of
 
 RESULTS = Path(__file__).parent / "results" / "new_crops.csv"
+SIGNS = "new_crops_signs.csv"
+JUDGED_PICTURES = 40
 WAYS = {"before": "supervised", "after": "weak_to_strong"}
 
 
@@ -39,6 +52,63 @@ def without_masks(manifest: Manifest, target: str) -> Manifest:
         elif row.split == "train":
             rows.append(replace(row, mask=None, disease=None, split="unlabelled"))
     return manifest.only(rows)
+
+
+class Course(Watcher):
+    """Keep what is said of the target at every validation, and how right it is.
+
+    Args:
+        run: Folder of the run.
+        name: Of the run, for the table.
+        signs: The table.
+        target: Pictures with masks that the run does not have.
+        learned: Pictures with masks that the run learns from.
+        settings: Of the run.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        name: dict[str, str],
+        signs: Path,
+        target: Manifest,
+        learned: Manifest,
+        settings: Experiment,
+    ) -> None:
+        self._run = run
+        self._name = name
+        self._signs = signs
+        self._target = target
+        bare = target.only(replace(row, mask=None, disease=None) for row in target.rows)
+        self._domains = domains_of(
+            learned, bare, settings, (1,) * target.classes.n_lesion_logits
+        )
+        self.newest: dict[str, Any] = {}
+
+    def on_validation(
+        self,
+        step: int,
+        validation: Validation,
+        *,
+        best: bool,  # noqa: ARG002
+    ) -> Sequence[Event]:
+        """Judge the model that the run has just written."""
+        network, _ = read_bundle(self._run / "last")
+        network.eval().requires_grad_(False)
+        found = self._domains(network, at_once=8)
+        self.newest = {name: round(value, 4) for name, value in found.items()}
+        report, _ = judge_last(self._run, self._target)
+        row = {
+            "step": step,
+            "home_dice": round(validation.figures["lesion_dice"], 4),
+            "target_dice": round(report.sources[0].lesion_dice, 4),
+            **{
+                name.replace(self._target.rows[0].source, "target"): value
+                for name, value in self.newest.items()
+            },
+        }
+        results_table.append(self._signs, self._name | row | results_table.stamp())
+        return ()
 
 
 def dice(counts: np.ndarray) -> np.ndarray:
@@ -58,10 +128,11 @@ def ratio_of(tally: Tally, target: str, *, seed: int = 0) -> tuple[float, float,
         scores[source] = dice(draws @ counts)
         whole[source] = float(dice(counts.sum(0)))
     home = [source for source in sources if source != target]
-    found = scores[target] / np.mean([scores[source] for source in home], axis=0)
-    middle = whole[target] / float(np.mean([whole[source] for source in home]))
+    with np.errstate(divide="ignore", invalid="ignore"):  # nothing learned, no ratio
+        found = scores[target] / np.mean([scores[source] for source in home], axis=0)
+        middle = whole[target] / np.mean([whole[source] for source in home])
     low, high = np.quantile(found, [0.025, 0.975])
-    return middle, float(low), float(high)
+    return float(middle), float(low), float(high)
 
 
 def main() -> None:
@@ -98,11 +169,23 @@ def main() -> None:
             continue
         print(name, flush=True)
         settings = settings_of(seed=seed, share="1", steps=arguments.steps).with_settings(
-            [f"unlabelled.method={WAYS[way]}", *arguments.settings]
+            [
+                f"unlabelled.method={WAYS[way]}",
+                "training.validations=8",
+                *arguments.settings,
+            ]
         )
         words = (way, arguments.variant, arguments.steps, seed)
         place = work / "-".join(str(word) for word in words if word != "")
-        trained = api.train(data, place, settings, say=lambda line: print(" ", line))
+        target_val = whole.split("val").labelled
+        target_val = target_val.only(r for r in target_val.rows if r.source == target)
+        learned = Manifest.read(data).split("train").labelled
+        target_val = some_rows(target_val, JUDGED_PICTURES, 0)
+        signs = arguments.out.with_name(SIGNS)
+        course = Course(place, name, signs, target_val, learned, settings)
+        trained = api.train(
+            data, place, settings, watchers=[course], say=lambda line: print(" ", line)
+        )
         report, tally = judge_last(place, Manifest.read(data).split("test").labelled)
         middle, low, high = ratio_of(tally, target)
         by_source = {s.name: round(s.lesion_dice, 4) for s in report.sources}

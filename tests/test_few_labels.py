@@ -31,6 +31,8 @@ def test_hidden_masks_judge_the_teacher_and_teach_nobody(drawn_folder, tmp_path,
     for row in history(trained.folder):
         assert 0 <= float(row["believed_no lesion"]) <= 1
         assert 0 <= float(row["right_no lesion"]) <= 1
+        assert 0 < float(row["doubt_of_labelled"]) < 1
+        assert f"lesion_of_{drawn_folder.name}" in row
     assert api.evaluate(trained.folder).n_pictures
 
 

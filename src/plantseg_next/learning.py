@@ -1,6 +1,5 @@
 """Where a run is put together: which pictures teach, who is the teacher, who judges."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,25 +13,15 @@ from plantseg_next.data.mixture import refuse_unknown
 from plantseg_next.data.naming import read_names, renamed
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment
-from plantseg_next.inference.predictor import TILES_AT_ONCE
-from plantseg_next.judging import labelled_rows, some_rows, validate
+from plantseg_next.judging import labelled_rows, some_rows
 from plantseg_next.models.bundle import Card
-from plantseg_next.runtime import Device, find_device, limit_gpu, seed_everything
-from plantseg_next.training.watchers import Watcher
+from plantseg_next.runtime import find_device, limit_gpu, seed_everything
+from plantseg_next.validation import Judge, Rehearsal, domains_of, hidden_tiles
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from plantseg_next.data.streams import MixedDataset
-    from plantseg_next.structures import Batch
-    from plantseg_next.training.forecast import Forecast
-    from plantseg_next.training.guards import Event
-    from plantseg_next.training.lessons import Lessons
     from plantseg_next.training.trainer import Trainer
-    from plantseg_next.training.watchers import Validation
-
-AUDITED_TILES = 16
-REHEARSED_PICTURES = 4
+    from plantseg_next.training.watchers import Watcher
 
 
 @dataclass(frozen=True)
@@ -199,7 +188,7 @@ def build_trainer(
     plan: Plan,
     folder: Path,
     *,
-    watchers: Sequence[Watcher] = (),
+    watchers: Sequence["Watcher"] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> "Trainer":
     """Return the trainer of a run, network and all, as it stands before the first step.
@@ -235,7 +224,7 @@ def build_trainer(
     origin = network.encoder.origin
     say(f"{len(learned)} labelled pictures to learn from, {len(judged_on)} to judge by")
     say(f"device: {device.name}; {origin.notice}")
-    hidden = None
+    hidden = domains = None
     named = sum(row.disease is not None for row in unlabelled.rows)
     if len(unlabelled):
         say(
@@ -243,6 +232,7 @@ def build_trainer(
             + (f", {named} of them with a name" if named else "")
         )
         hidden = hidden_tiles(plan.manifest, settings, plan.pixels)
+        domains = domains_of(learned, unlabelled, settings, plan.pixels)
     card = Card(
         classes=classes,
         model=settings.model,
@@ -271,7 +261,15 @@ def build_trainer(
         lessons_start=settings.unlabelled.starts if lessons else None,
     )
     chosen = some_rows(judged_on, settings.training.validation_pictures, settings.seed)
-    judge = Judge(chosen, card, device, student=network, lessons=lessons, hidden=hidden)
+    judge = Judge(
+        chosen,
+        card,
+        device,
+        student=network,
+        lessons=lessons,
+        hidden=hidden,
+        domains=domains,
+    )
     tiles = tiles_of(learned, unlabelled, settings, plan.pixels)
     trainer = Trainer(
         learner,
@@ -336,142 +334,3 @@ def tiles_of(
         outlines=settings.loss.boundary > 0,
     )
     return MixedDataset(labelled, views, settings.unlabelled.ratio)
-
-
-class Judge:
-    """Say how good a network is, and how far its teacher is to be believed.
-
-    Args:
-        chosen: Pictures with masks to judge by.
-        card: How the network predicts.
-        device: Where.
-        student: The network in training.
-        lessons: What it learns beside masks, if anything.
-        hidden: Tiles whose masks exist and are not learned from.
-    """
-
-    def __init__(
-        self,
-        chosen: Manifest,
-        card: Card,
-        device: Device,
-        *,
-        student: "nn.Module",
-        lessons: "Lessons | None" = None,
-        hidden: "Batch | None" = None,
-    ) -> None:
-        self._chosen = chosen
-        self._card = card
-        self._device = device
-        self._student = student
-        self._lessons = lessons
-        self._hidden = hidden
-        self._at_once = TILES_AT_ONCE
-
-    def __call__(self, network: "nn.Module") -> "Validation":
-        """Return the figures of the network as it stands.
-
-        Raises:
-            TrainingError: If memory is too small for one tile.
-        """
-        found, shrunk = self._within_memory(network, self._chosen)
-        return replace(found, events=(*shrunk, *found.events))
-
-    def rehearse(self, network: "nn.Module") -> tuple[float, list["Event"]]:
-        """Judge a few pictures.
-
-        Returns:
-            About how many seconds all of them will take, and what lacked memory.
-        """
-        n = len(self._chosen)
-        few = self._chosen.rows[:: -(-n // REHEARSED_PICTURES)]
-        seconds, shrunk = [], []
-        for rows in (few[:1], few[:1], few):  # the first one chooses kernels
-            began = time.perf_counter()
-            _, events = self._within_memory(network, self._chosen.only(rows))
-            seconds.append(time.perf_counter() - began)
-            shrunk += events
-        _, one, all_of_them = seconds
-        each = max(0.0, all_of_them - one) / max(1, len(few) - 1)
-        return one + each * (n - 1), shrunk
-
-    def _within_memory(
-        self, network: "nn.Module", chosen: Manifest
-    ) -> tuple["Validation", list["Event"]]:
-        from plantseg_next.training.recovery import within_memory
-
-        shrunk: list[Event] = []
-        found, self._at_once = within_memory(
-            lambda at_once: self._judge(network, chosen, at_once),
-            self._at_once,
-            what="a validation",
-            tell=shrunk.append,
-        )
-        return found, shrunk
-
-    def _judge(self, network: "nn.Module", chosen: Manifest, at_once: int) -> "Validation":
-        from plantseg_next.inference.predictor import make_predictor
-        from plantseg_next.training.guards import doubtful_seeds, drift
-        from plantseg_next.training.learner import batch_to_device
-
-        place, home = (next(n.parameters()).device for n in (self._student, network))
-        network.to(place)  # a teacher may wait elsewhere
-        try:
-            predictor = make_predictor(
-                network, self._card, self._device.kind, tiles_at_once=at_once
-            )
-            found = validate(predictor, chosen)
-            if self._lessons is None or self._hidden is None:
-                return found
-            hidden = batch_to_device(self._hidden, place)
-            details = self._lessons.audit(self._student, hidden, at_once=2 * at_once)
-        finally:
-            network.to(home)
-        weak = self._lessons.weak
-        least = 0.0 if weak is None else weak.settings.least_precision
-        events = (*found.events, *drift(details), *doubtful_seeds(details, least))
-        return replace(found, details=details, events=events)
-
-
-class Rehearsal(Watcher):
-    """Judge a few pictures before the first step: the forecast knows then what that takes.
-
-    Args:
-        judge: Of the run.
-        network: That is judged.
-        forecast: Which learns from it.
-    """
-
-    def __init__(self, judge: Judge, network: "nn.Module", forecast: "Forecast") -> None:
-        self._judge = judge
-        self._network = network
-        self._forecast = forecast
-
-    def on_begin(self) -> Sequence["Event"]:
-        """Rehearse."""
-        seconds, shrunk = self._judge.rehearse(self._network)
-        self._forecast.expect_validation(seconds)
-        return shrunk
-
-
-def hidden_tiles(
-    manifest: Manifest, settings: Experiment, pixels: Sequence[int]
-) -> "Batch | None":
-    """Return tiles to check the teacher by: their masks exist, but the run hides them.
-
-    Where no mask is hidden, those of the validation split serve: the run does not learn
-    from them either.
-    """
-    from plantseg_next.data.streams import TileDataset, collate
-    from plantseg_next.data.views import UNCHANGED
-
-    hidden = manifest.split("unlabelled").labelled
-    tiles = TileDataset(
-        hidden if len(hidden) else manifest.split("val").labelled,
-        settings.data,
-        seed=settings.seed,
-        pixels=pixels,
-        photometry=UNCHANGED,
-    )
-    visits = -(-AUDITED_TILES // settings.data.max_tiles)
-    return collate([tiles[i] for i in range(visits)])

@@ -70,6 +70,18 @@ def test_sound_data_raise_nothing_but_their_number(folder):
     assert "rust 25 % of the annotated pixels" in report.to_text()
 
 
+def test_pictures_without_any_green_are_a_warning(folder):
+    cats = np.full((48, 64, 3), (120, 80, 60), np.uint8)
+    for i in range(5):
+        add(folder, f"train/cat_{i}", pixels=cats + noise(i) // 16, ids=None)
+    assert "no-green" not in codes(check(read_folder(folder)))  # less than half of all
+    for i in range(5, 7):
+        add(folder, f"train/cat_{i}", pixels=cats + noise(i) // 16, ids=None)
+    finding = the(check(read_folder(folder)), "no-green")
+    assert f"Pictures of {folder.name} in which hardly anything is green" in finding.text
+    assert finding.text.endswith("of 13: 7.")
+
+
 def test_files_that_cannot_be_used_are_errors(folder):
     (folder / "images" / "train" / "empty.jpg").write_bytes(b"")
     add(folder, "train/size", pixels=noise(10), mask_hw=(40, 64))

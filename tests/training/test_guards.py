@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from plantseg_next.training.guards import collapse, drift, noise_of, trends
+from plantseg_next.training.guards import collapse, drift, noise_of, strangers, trends
 
 NAMES = ("rust", "blight")
 
@@ -33,6 +33,17 @@ def test_a_teacher_that_goes_its_own_way_is_an_event():
     assert [e.kind for e in drift({"agreement": 0.1})] == ["teacher-drift"]
     assert list(drift({"agreement": 0.9})) == []
     assert list(drift({"agreement": float("nan")})) == []
+
+
+def test_pictures_without_any_green_may_show_no_plants():
+    figures = {
+        "colourless_of_labelled": 0.1,
+        "colourless_of_cats": 0.9,
+        "lesion_of_cats": 1,
+    }
+    (event,) = strangers(figures)
+    assert event.kind == "no-plants"
+    assert "In 90% of what was looked at in the pictures of `cats`" in event.text
 
 
 def course(scores, losses=()):

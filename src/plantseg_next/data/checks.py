@@ -13,7 +13,7 @@ from plantseg_next.data.findings import (
     shorten,
     sort_findings,
 )
-from plantseg_next.data.inspection import Facts, inspect
+from plantseg_next.data.inspection import HARDLY_GREEN, Facts, inspect
 from plantseg_next.data.leaks import find_leaks, same_scenes
 from plantseg_next.data.manifest import SPLITS, Manifest
 from plantseg_next.data.naming import alike
@@ -323,6 +323,18 @@ def _pictures(facts: Sequence[Facts]) -> Iterator[Finding]:
         f"Pictures with a side below {MIN_SIDE_PX} pixels",
         "use the pictures at their full size",
     )
+    for source in dict.fromkeys(fact.row.source for fact in facts):
+        greens = [f for f in facts if f.row.source == source and f.green is not None]
+        pale = [f for f in greens if f.green is not None and f.green < HARDLY_GREEN]
+        if len(pale) >= len(greens) / 2:
+            yield from _told(
+                pale,
+                "no-green",
+                "warning",
+                f"Pictures of {source} in which hardly anything is green, as if they "
+                f"showed no plants, of {len(greens)}",
+                "leave out what is not a plant: a run learns from whatever it is given",
+            )
     yield from _told(
         [fact for fact in facts if fact.turn != 1],
         "exif-turn",

@@ -14,6 +14,8 @@ AGREEMENT = 0.3
 SWALLOWED = 0.8
 """Share of a class's pixels under another name from which it counts as swallowed."""
 NO_LESION_EVENT = "no-lesion"
+MOSTLY = 0.5
+"""Share of a data set's tiles without any green from which it may show no plants."""
 MIN_PIXELS = 500
 """Fewer true pixels of a class say nothing."""
 
@@ -70,6 +72,19 @@ def drift(figures: Mapping[str, float]) -> Iterator[Event]:
             f"Student and teacher agree on few lesions (Dice {agreement:.2f}). Lower "
             "unlabelled.decay or training.rate if it lasts.",
         )
+
+
+def strangers(figures: Mapping[str, float]) -> Iterator[Event]:
+    """Yield which pictures without masks do not look like plants."""
+    start = "colourless_of_"
+    for name, share in figures.items():
+        if name.startswith(start) and share >= MOSTLY:
+            yield Event(
+                "no-plants",
+                f"In {share:.0%} of what was looked at in the pictures of "
+                f"`{name.removeprefix(start)}` without masks, hardly anything is green. If "
+                "they show no plants, leave them out: they are learned from all the same.",
+            )
 
 
 def doubtful_seeds(figures: Mapping[str, float], least: float) -> Iterator[Event]:

@@ -1,0 +1,200 @@
+"""How a run is judged while it goes: by masks, by hidden masks, and without any."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from plantseg_next.data.manifest import Manifest
+from plantseg_next.experiment import Experiment
+from plantseg_next.inference.predictor import TILES_AT_ONCE
+from plantseg_next.judging import validate
+from plantseg_next.models.bundle import Card
+from plantseg_next.runtime import Device
+from plantseg_next.training.watchers import Watcher
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from plantseg_next.structures import Batch
+    from plantseg_next.training.domains import Domains
+    from plantseg_next.training.forecast import Forecast
+    from plantseg_next.training.guards import Event
+    from plantseg_next.training.lessons import Lessons
+    from plantseg_next.training.watchers import Validation
+
+AUDITED_TILES = 16
+REHEARSED_PICTURES = 4
+
+
+class Judge:
+    """Say how good a network is, and how far its teacher is to be believed.
+
+    Args:
+        chosen: Pictures with masks to judge by.
+        card: How the network predicts.
+        device: Where.
+        student: The network in training.
+        lessons: What it learns beside masks, if anything.
+        hidden: Tiles whose masks exist and are not learned from.
+        domains: What the network is asked of pictures without masks.
+    """
+
+    def __init__(
+        self,
+        chosen: Manifest,
+        card: Card,
+        device: Device,
+        *,
+        student: "nn.Module",
+        lessons: "Lessons | None" = None,
+        hidden: "Batch | None" = None,
+        domains: "Domains | None" = None,
+    ) -> None:
+        self._chosen = chosen
+        self._card = card
+        self._device = device
+        self._student = student
+        self._lessons = lessons
+        self._hidden = hidden
+        self._domains = domains
+        self._at_once = TILES_AT_ONCE
+
+    def __call__(self, network: "nn.Module") -> "Validation":
+        """Return the figures of the network as it stands.
+
+        Raises:
+            TrainingError: If memory is too small for one tile.
+        """
+        found, shrunk = self._within_memory(network, self._chosen)
+        return replace(found, events=(*shrunk, *found.events))
+
+    def rehearse(self, network: "nn.Module") -> tuple[float, list["Event"]]:
+        """Judge a few pictures.
+
+        Returns:
+            About how many seconds all of them will take, and what lacked memory.
+        """
+        n = len(self._chosen)
+        few = self._chosen.rows[:: -(-n // REHEARSED_PICTURES)]
+        seconds, shrunk = [], []
+        for rows in (few[:1], few[:1], few):  # the first one chooses kernels
+            began = time.perf_counter()
+            _, events = self._within_memory(network, self._chosen.only(rows))
+            seconds.append(time.perf_counter() - began)
+            shrunk += events
+        _, one, all_of_them = seconds
+        each = max(0.0, all_of_them - one) / max(1, len(few) - 1)
+        return one + each * (n - 1), shrunk
+
+    def _within_memory(
+        self, network: "nn.Module", chosen: Manifest
+    ) -> tuple["Validation", list["Event"]]:
+        from plantseg_next.training.recovery import within_memory
+
+        shrunk: list[Event] = []
+        found, self._at_once = within_memory(
+            lambda at_once: self._judge(network, chosen, at_once),
+            self._at_once,
+            what="a validation",
+            tell=shrunk.append,
+        )
+        return found, shrunk
+
+    def _judge(self, network: "nn.Module", chosen: Manifest, at_once: int) -> "Validation":
+        from plantseg_next.inference.predictor import make_predictor
+        from plantseg_next.training.guards import doubtful_seeds, drift, strangers
+        from plantseg_next.training.learner import batch_to_device
+
+        place, home = (next(n.parameters()).device for n in (self._student, network))
+        network.to(place)  # a teacher may wait elsewhere
+        try:
+            predictor = make_predictor(
+                network, self._card, self._device.kind, tiles_at_once=at_once
+            )
+            found = validate(predictor, chosen)
+            if self._lessons is None or self._hidden is None or self._domains is None:
+                return found
+            hidden = batch_to_device(self._hidden, place)
+            details = self._lessons.audit(self._student, hidden, at_once=2 * at_once)
+            details |= self._domains(network.eval(), at_once=2 * at_once)
+        finally:
+            network.to(home)
+        weak = self._lessons.weak
+        least = 0.0 if weak is None else weak.settings.least_precision
+        events = (*found.events, *drift(details), *strangers(details))
+        events = (*events, *doubtful_seeds(details, least))
+        return replace(found, details=details, events=events)
+
+
+class Rehearsal(Watcher):
+    """Judge a few pictures before the first step: the forecast knows then what that takes.
+
+    Args:
+        judge: Of the run.
+        network: That is judged.
+        forecast: Which learns from it.
+    """
+
+    def __init__(self, judge: Judge, network: "nn.Module", forecast: "Forecast") -> None:
+        self._judge = judge
+        self._network = network
+        self._forecast = forecast
+
+    def on_begin(self) -> Sequence["Event"]:
+        """Rehearse."""
+        seconds, shrunk = self._judge.rehearse(self._network)
+        self._forecast.expect_validation(seconds)
+        return shrunk
+
+
+def hidden_tiles(
+    manifest: Manifest, settings: Experiment, pixels: Sequence[int]
+) -> "Batch | None":
+    """Return tiles to check the teacher by: their masks exist, but the run hides them.
+
+    Where no mask is hidden, those of the validation split serve: the run does not learn
+    from them either.
+    """
+    from plantseg_next.data.streams import TileDataset, collate
+    from plantseg_next.data.views import UNCHANGED
+
+    hidden = manifest.split("unlabelled").labelled
+    tiles = TileDataset(
+        hidden if len(hidden) else manifest.split("val").labelled,
+        settings.data,
+        seed=settings.seed,
+        pixels=pixels,
+        photometry=UNCHANGED,
+    )
+    visits = -(-AUDITED_TILES // settings.data.max_tiles)
+    return collate([tiles[i] for i in range(visits)])
+
+
+def domains_of(
+    learned: Manifest, unlabelled: Manifest, settings: Experiment, pixels: Sequence[int]
+) -> "Domains":
+    """Return what is asked of every data set without masks, and of the labelled tiles."""
+    from plantseg_next.data.streams import TileDataset, ViewDataset
+    from plantseg_next.data.views import strong_light
+    from plantseg_next.training.domains import HOME, TILES, Domains
+
+    bare = {HOME: learned.rows} | {
+        source: tuple(row for row in unlabelled.rows if row.source == source)
+        for source in dict.fromkeys(row.source for row in unlabelled.rows)
+    }
+    data = settings.data.model_copy(update={"cache_mib": 0.0})  # they are seldom needed
+    views = {
+        name: ViewDataset(
+            TileDataset(
+                learned.only(replace(row, mask=None, disease=None) for row in rows),
+                data,
+                seed=settings.seed,
+                pixels=pixels,
+            ),
+            n_strong=1,
+            strong=strong_light(settings.unlabelled.light),
+        )
+        for name, rows in bare.items()
+    }
+    return Domains(views, visits=-(-TILES // settings.data.max_tiles))
