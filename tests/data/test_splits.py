@@ -3,7 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from plantseg_next.data.manifest import Manifest, Row
@@ -60,6 +60,7 @@ def test_no_group_parts_and_every_row_has_a_split(facts, seed):
 
 @given(FACTS, st.integers(0, 5))
 def test_shares_are_met_within_a_group(facts, seed):
+    assume(any(has_mask for *_, has_mask in facts))
     rows = [row for row in assign(drawn(facts), seed=seed).rows if is_labelled(row)]
     largest = max(Counter(row.group_key for row in rows).values(), default=0)
     for name, share in zip(("train", "val", "test"), SHARES, strict=True):
@@ -90,6 +91,15 @@ def test_labels_are_spread_evenly():
     for name, share in zip(("train", "val", "test"), SHARES, strict=True):
         assert abs(counts[name, "rust"] - 300 * share) <= 1
         assert abs(counts[name, "phoma"] - 100 * share) <= 2
+
+
+def test_a_data_set_without_a_mask_only_teaches():
+    named = drawn([(i, "rust", False) for i in range(20)] + [(50, None, False)])
+    splits = splits_of(assign(named, seed=0))
+    assert Counter(splits.values()) == {"train": 20, "unlabelled": 1}
+    assert set(
+        splits_of(assign(drawn([(1, "rust", False)], "train"), seed=0)).values()
+    ) == {"train"}
 
 
 def test_another_seed_draws_another_division():

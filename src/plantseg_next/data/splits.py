@@ -28,7 +28,8 @@ def assign(
     labels spread evenly as far as the groups allow; rows without mask and label become
     "unlabelled". One that has "train" but no "val" gives part of "train" to "val". In
     one that states splits for some rows only, the others join the split of their group,
-    or else "train", where they cannot flatter a score.
+    or else "train", where they cannot flatter a score. One without a single mask can
+    judge nothing: all its labels are to learn from.
 
     Args:
         manifest: Rows of any number of data sets; each is divided by itself.
@@ -129,6 +130,8 @@ def _assign_source(
     stated = {row.split for row in rows if row.split is not None}
     labelled = [row for row in rows if row.mask or row.disease]
     split_of: dict[str, Split] = {row.key: "unlabelled" for row in rows}
+    if not any(row.mask for row in rows):
+        shares = (1.0, 0.0, 0.0)
     if not stated - {"unlabelled"}:
         free = [row for row in labelled if row.split is None]
         names: tuple[Split, ...] = ("train", "val", "test")

@@ -97,10 +97,11 @@ def plan_memory(
         least = min(least, search.needs(smallest))
         if search.fits(smallest):
             return search.plan(settings, search.fastest(tried), before, given)
+    enough = -(-least // 10**6)  # rounded up: what is named must fit
     raise UsageError(
         f"A run with these settings does not fit into {in_mb(limit)}.",
-        needed=f"at least {in_mb(least)}",
-        fix=f"--memory {-(-least // 10**6)}MB, or a smaller model.encoder or data.tile_px",
+        needed=f"at least {enough:,} MB",
+        fix=f"--memory {enough}MB, or a smaller model.encoder or data.tile_px",
     )
 
 
