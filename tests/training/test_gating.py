@@ -24,6 +24,11 @@ def logits(seed: int = 0, k: int = 3, size: int = 16) -> torch.Tensor:
 INSIDE = torch.ones(2, 16, 16, dtype=torch.bool)
 
 
+def believed_by(gate: Gate, opinion: Opinion, inside: torch.Tensor) -> torch.Tensor:
+    (believed,) = gate.believes([gate.weigh(opinion, inside)])
+    return believed
+
+
 def make_gate(**changes) -> Gate:
     settings = {"threshold": 0.9, "n_classes": 3, "dynamic": False, "floor": 0.0}
     kinds = changes.pop("kinds", ("probability",))
@@ -60,7 +65,7 @@ def test_the_energy_of_the_original_system_would_tell_nothing():
 
 def test_a_fixed_threshold_is_a_probability():
     scores = logits()
-    believed = make_gate().believes(Opinion(scores), INSIDE)
+    believed = believed_by(make_gate(), Opinion(scores), INSIDE)
     assert torch.equal(believed, scores.softmax(1).amax(1) >= 0.9)
     assert 0 < believed.float().mean() < 1
 
@@ -70,17 +75,17 @@ def test_nothing_outside_the_picture_is_believed():
     inside[:, :8] = False
     for dynamic in (False, True):
         gate = make_gate(dynamic=dynamic, floor=0.5)
-        assert not (gate.believes(Opinion(logits()), inside) & ~inside).any()
+        assert not (believed_by(gate, Opinion(logits()), inside) & ~inside).any()
 
 
 @pytest.mark.parametrize("kind", ["energy", "entropy", "dropout"])
 def test_every_gate_believes_as_many_labelled_pixels_as_the_probability(kind):
     opinion = Opinion(logits(size=64), torch.stack([logits(s, size=64) for s in (0, 1)]))
     inside = torch.ones(2, 64, 64, dtype=torch.bool)
-    plain = make_gate().believes(opinion, inside)
+    plain = believed_by(make_gate(), opinion, inside)
     gate = make_gate(kinds=(kind,))
     gate.learn(opinion, inside)
-    found = gate.believes(opinion, inside)
+    found = believed_by(gate, opinion, inside)
     for lesion in (False, True):
         group = (opinion.label != 0) == lesion
         share, expected = (x[group].float().mean().item() for x in (found, plain))
@@ -93,17 +98,17 @@ def test_gates_are_combined_by_their_ranks():
     inside = torch.ones(2, 64, 64, dtype=torch.bool)
     gate = make_gate(kinds=("probability", "entropy"))
     gate.learn(opinion, inside)
-    both = gate.believes(opinion, inside)
+    both = believed_by(gate, opinion, inside)
     share, alone = (
         believed.float().mean().item()
-        for believed in (both, make_gate().believes(opinion, inside))
+        for believed in (both, believed_by(make_gate(), opinion, inside))
     )
     assert share == pytest.approx(alone, abs=0.03)
 
 
 def test_a_gate_that_has_learned_nothing_believes_nothing():
     gate = make_gate(kinds=("energy",))
-    assert not gate.believes(Opinion(logits()), INSIDE).any()
+    assert not believed_by(gate, Opinion(logits()), INSIDE).any()
 
 
 def test_a_doubtful_class_gets_a_lower_threshold():
@@ -112,20 +117,40 @@ def test_a_doubtful_class_gets_a_lower_threshold():
     scores[:, 2, 4:] = 1.5  # class 2 at best 0.69
     opinion, inside = Opinion(scores), torch.ones(1, 8, 8, dtype=torch.bool)
     gate = make_gate(dynamic=True)
-    assert not gate.believes(opinion, inside)[:, 4:].any()
+    assert not believed_by(gate, opinion, inside)[:, 4:].any()
     for _ in range(300):
-        gate.notice(opinion, inside)
-    assert gate.believes(opinion, inside).all()
+        gate.notice([gate.weigh(opinion, inside)])
+    assert believed_by(gate, opinion, inside).all()
 
 
 def test_a_rare_class_keeps_its_surest_pixels():
     scores = logits()
     scores[:, 2] -= 4.0
     opinion = Opinion(scores)
-    believed = make_gate(dynamic=True, threshold=0.999, floor=0.2).believes(opinion, INSIDE)
+    gate = make_gate(dynamic=True, threshold=0.999, floor=0.2)
+    believed = believed_by(gate, opinion, INSIDE)
     for c in opinion.label.unique():
         mine = opinion.label == c
         assert believed[mine].float().mean() >= 0.19
+
+
+@pytest.mark.parametrize("kinds", [("probability",), ("entropy", "energy")])
+def test_how_a_step_is_parted_changes_nothing(kinds):
+    scores = torch.cat([logits(seed) for seed in range(3)])
+    inside = torch.rand(scores.shape[0], 16, 16) < 0.9
+    found = []
+    for size in (1, 2, 6):
+        gate = make_gate(dynamic=True, floor=0.3, kinds=kinds)
+        gate.learn(Opinion(scores), inside)
+        verdicts = [
+            gate.weigh(Opinion(scores[i : i + size]), inside[i : i + size])
+            for i in range(0, 6, size)
+        ]
+        gate.notice(verdicts)
+        found.append((torch.cat([*gate.believes(verdicts)]), gate.state_dict()["sureness"]))
+    for believed, sureness in found[:-1]:
+        assert torch.equal(believed, found[-1][0])
+        assert torch.allclose(sureness, found[-1][1])
 
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=2, max_size=50))

@@ -8,7 +8,7 @@ Axes: b tile, k class, h row, w column, n pass with dropout.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -158,6 +158,25 @@ class Ranks:
         return rank
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate keeps of an opinion on part of a step until it has heard the rest.
+
+    Args:
+        label: uint8 ``(b, h, w)``, the likeliest class.
+        certainty: ``(b, h, w)``, in [0, 1]: probability, or rank of the gate's kinds.
+        inside: Whether a pixel may be believed at all.
+        total: ``(k,)``, sum of the probabilities of the pixels inside, by class.
+        pixels: ``(k, bins)``, number of the pixels inside, by class and certainty.
+    """
+
+    label: Tensor
+    certainty: Tensor
+    inside: Tensor
+    total: Tensor
+    pixels: Tensor
+
+
 class Gate:
     """Believe the pixels of which the teacher is certain enough; a gate a head.
 
@@ -221,31 +240,51 @@ class Gate:
         if known.any():
             self._combined.learn(self._mean_rank(opinion)[known], is_lesion)
 
-    def notice(self, opinion: Opinion, inside: Bool[Tensor, "b h w"]) -> None:
-        """Update how sure the teacher usually is of each class."""
-        old = self._sureness = self._sureness.to(inside.device)
-        label = opinion.label.flatten()
-        certainty = (opinion.probability * inside).flatten()
-        total = torch.zeros_like(old).index_add(0, label, certainty)
-        n = torch.zeros_like(old).index_add(0, label, inside.flatten().float())
+    def weigh(self, opinion: Opinion, inside: Bool[Tensor, "b h w"]) -> "Verdict":
+        """Return what it takes to say later which pixels to believe."""
+        k = len(self._sureness)
+        label, probability = opinion.label, opinion.probability
+        certainty = probability
+        if self.needs_ranks:
+            certainty = self._combined(self._mean_rank(opinion), label != NO_LESION)
+        bins = (certainty * BINS).long().clamp(0, BINS - 1)
+        at = (label * BINS + bins).flatten()
+        none = torch.zeros(k * BINS, dtype=torch.long, device=inside.device)
+        return Verdict(
+            label.byte(),
+            certainty,
+            inside,
+            torch.zeros(k, device=inside.device).index_add(
+                0, label.flatten(), (probability * inside).flatten()
+            ),
+            none.index_add(0, at, inside.flatten().long()).view(k, BINS),
+        )
+
+    def notice(self, verdicts: Sequence["Verdict"]) -> None:
+        """Update how sure the teacher usually is of each class, once a step."""
+        old = self._sureness = self._sureness.to(verdicts[0].inside.device)
+        n = torch.stack([verdict.pixels.sum(1) for verdict in verdicts]).sum(0)
+        total = torch.stack([verdict.total for verdict in verdicts]).sum(0)
         mean = total / n.clamp_min(1)
         self._sureness = old.lerp(mean, 1 - MEMORY).where(n > 0, old)
 
-    def believes(
-        self, opinion: Opinion, inside: Bool[Tensor, "b h w"]
-    ) -> Bool[Tensor, "b h w"]:
-        """Return which pixels to believe; none outside ``inside``."""
-        label = opinion.label
-        certainty = opinion.probability
-        bar = self._thresholds.to(certainty.device)[label]  # (b, h, w)
-        if self.needs_ranks:
-            is_lesion = label != NO_LESION
-            bar = self._ranks["probability"](bar, is_lesion, unknown=2.0)  # out of reach
-            certainty = self._combined(self._mean_rank(opinion), is_lesion)
-        believed = (certainty >= bar) & inside
-        if self.dynamic and self.floor > 0:
-            believed |= self._surest(label, certainty, inside)
-        return believed
+    def believes(self, verdicts: Sequence["Verdict"]) -> Iterator[Bool[Tensor, "b h w"]]:
+        """Yield of each part of a step which pixels to believe; none outside.
+
+        The floor is one of the whole step: how it was parted changes nothing.
+        """
+        lowest = self._lowest(torch.stack([verdict.pixels for verdict in verdicts]).sum(0))
+        for verdict in verdicts:
+            label, certainty = verdict.label.long(), verdict.certainty
+            bar = self._thresholds.to(certainty.device)[label]  # (b, h, w)
+            if self.needs_ranks:  # what was not learned is out of reach
+                is_lesion = label != NO_LESION
+                bar = self._ranks["probability"](bar, is_lesion, unknown=2.0)
+            believed = certainty >= bar
+            if self.dynamic and self.floor > 0:
+                bins = (certainty * BINS).clamp(0, BINS - 1)
+                believed |= (bins >= lowest[label]) & (certainty > 0)
+            yield believed & verdict.inside
 
     @property
     def _thresholds(self) -> Float[Tensor, " k"]:
@@ -259,24 +298,15 @@ class Gate:
             [self._ranks[k](opinion.certainty(k), is_lesion) for k in self.kinds]
         ).mean(0)
 
-    def _surest(
-        self, label: Tensor, certainty: Tensor, inside: Tensor
-    ) -> Bool[Tensor, "b h w"]:
-        """Return the surest pixels of each class, at least as many as the floor asks for.
+    def _lowest(self, pixels: Int[Tensor, "k bins"]) -> Int[Tensor, " k"]:
+        """Return the lowest bin of each class among its surest pixels.
 
-        Certainties, which lie in [0, 1] here, are counted in bins: a quantile of each
-        class in turn would ask the device how many classes there are.
+        They are at least as many as the floor asks for. Certainties, which lie in [0, 1]
+        here, are counted in bins: a quantile of each class in turn would ask the device
+        how many classes there are.
         """
-        k = len(self._sureness)
-        bins = (certainty * BINS).long().clamp(0, BINS - 1)  # (b, h, w)
-        found = torch.zeros(k * BINS, dtype=torch.long, device=label.device).index_add(
-            0, (label * BINS + bins).flatten(), inside.flatten().long()
-        )
-        # How many pixels of a class lie in this bin or in a surer one.
-        surer = found.view(k, BINS).flip(1).cumsum(1).flip(1)
-        enough = surer >= self.floor * surer[:, :1]
-        lowest = enough.sum(1) - 1  # (k,): the surest bin that has enough
-        return (bins >= lowest[label]) & (certainty > 0) & inside
+        surer = pixels.flip(1).cumsum(1).flip(1)  # of a class, in this bin or above
+        return (surer >= self.floor * surer[:, :1]).sum(1) - 1
 
 
 def _some(values: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from plantseg_next.data.streams import Drawn, collate
 from plantseg_next.experiment import UnlabelledSettings
 from plantseg_next.models.segmenter import LEAF_LOGITS, Scores
 from plantseg_next.structures import IGNORE, NO_LESION, Batch, ClassMap, Views
-from plantseg_next.training.gating import Gate, Opinion
+from plantseg_next.training.gating import Gate, Opinion, Verdict
 from plantseg_next.training.mixing import (
     cut_mix,
     draw_boxes,
@@ -28,6 +28,22 @@ from plantseg_next.training.weak_labels import WeakLabels, smoothed_by_colour
 
 ASKED_EVERY = 20
 """Steps between two looks of the teacher at labelled tiles."""
+
+
+class Heard(NamedTuple):
+    """What the teacher says of part of a step, before it is known what to believe.
+
+    Args:
+        lesion: Weighed.
+        leaf: The same; ``None`` where no leaf is known.
+        scores: Its logits, where the method wants them.
+        seed: uint8 ``(b, h, w)``, lesion classes by the name alone, where there are names.
+    """
+
+    lesion: Verdict
+    leaf: Verdict | None
+    scores: Scores | None
+    seed: Tensor | None
 
 
 class Lessons:
@@ -90,7 +106,7 @@ class Lessons:
         done = step / max(steps, 1)
         waits = self._begun is None and done >= self.settings.starts
         if waits or (self._lesion_gate.needs_ranks and step % ASKED_EVERY == 0):
-            found = self._look_at(drawn[0].labelled)
+            found = self._look_at([one.labelled for one in drawn])
             if waits and found:
                 self._begun = done
         if self._begun is not None:
@@ -109,7 +125,8 @@ class Lessons:
         views = [one.unlabelled for one in drawn if one.unlabelled is not None]
         donors = collate([one.labelled for one in drawn])
         with self.teacher.visit(views[0].weak.device):
-            said = [self._said_of(one) for one in views]
+            heard = [self._hear(one) for one in views]
+        said = self._believed(views, heard)
         mixed = [
             self._mixed(
                 Taught.joined(
@@ -129,40 +146,57 @@ class Lessons:
             first = mine.stop
         return taught
 
-    def _said_of(self, views: Views) -> Taught:
-        """Return the weak views with what is believed of them."""
+    def _hear(self, views: Views) -> Heard:
+        """Ask the teacher about weak views."""
         scores, lesion, leaf = self._opinions(views.weak)
-        self._lesion_gate.notice(lesion, views.inside)
-        sure = self._lesion_gate.believes(lesion, views.inside)
-        lesion_label = lesion.label.masked_fill(~sure, IGNORE)
-        is_lesion = sure & (lesion.label != NO_LESION)
-        self._taught = self._taught.to(sure.device) + torch.stack(
-            [views.inside.sum(), sure.sum(), is_lesion.sum()]
-        )
-        leaf_label = torch.full_like(lesion_label, IGNORE)
-        if self._classes.has_leaf:
-            self._leaf_gate.notice(leaf, views.inside)
-            sure = self._leaf_gate.believes(leaf, views.inside)
-            leaf_label = leaf.label.masked_fill(~sure, IGNORE)
-        said = Taught(
-            views.weak,
-            lesion_label.byte(),
-            leaf_label.byte(),
-            views.inside,
+        weak, seed = self.weak, None
+        if weak is not None and weak.is_asked:
+            seed = self._seeds(weak, views.weak, views.inside, views.disease, lesion, leaf)
+            trusted = weak.trusted().to(seed.device)[views.disease.long()]
+            seed = seed.masked_fill(~trusted[:, None, None], IGNORE)
+        return Heard(
+            self._lesion_gate.weigh(lesion, views.inside),
+            self._leaf_gate.weigh(leaf, views.inside) if self._classes.has_leaf else None,
             scores if self.settings.method == "mean_teacher" else None,
+            seed,
         )
-        if self.weak is None:
-            return said
-        said = replace(said, disease=views.disease)
-        if not self.weak.is_asked:
-            return said
-        seed = self._seeds(self.weak, views.weak, views.inside, views.disease, lesion, leaf)
-        trusted = self.weak.trusted().to(seed.device)[views.disease.long()]
-        # Where the teacher is sure of something else, it is believed.
-        denied = (said.lesion != IGNORE) & (said.lesion != seed)
-        return replace(
-            said, seed=seed.masked_fill(denied | ~trusted[:, None, None], IGNORE)
+
+    def _believed(self, views: Sequence[Views], heard: Sequence[Heard]) -> list[Taught]:
+        """Return the weak views of a whole step with what is believed of them."""
+        lesions = self._labels(self._lesion_gate, [one.lesion for one in heard])
+        leaves = self._labels(
+            self._leaf_gate, [one.leaf for one in heard if one.leaf is not None]
         )
+        taught = []
+        for one, says, lesion in zip(views, heard, lesions, strict=True):
+            sure = lesion != IGNORE
+            self._taught = self._taught.to(sure.device) + torch.stack(
+                [one.inside.sum(), sure.sum(), (sure & (lesion != NO_LESION)).sum()]
+            )
+            seed = says.seed
+            if seed is not None:
+                # Where the teacher is sure of something else, it is believed.
+                seed = seed.masked_fill(sure & (lesion != seed), IGNORE)
+            taught.append(
+                Taught(
+                    one.weak,
+                    lesion,
+                    next(leaves, torch.full_like(lesion, IGNORE)),
+                    one.inside,
+                    says.scores,
+                    None if self.weak is None else one.disease,
+                    seed,
+                )
+            )
+        return taught
+
+    def _labels(self, gate: Gate, verdicts: Sequence[Verdict]) -> Iterator[Tensor]:
+        """Yield the labels that the gate lets pass; it learns from all of them first."""
+        if not verdicts:
+            return
+        gate.notice(verdicts)
+        for verdict, sure in zip(verdicts, gate.believes(verdicts), strict=True):
+            yield verdict.label.masked_fill(~sure, IGNORE)
 
     def _seeds(
         self,
@@ -210,7 +244,7 @@ class Lessons:
         said = [self._opinions(image)[1:] for image in images]
         opinion = Opinion.joined([lesion for lesion, _ in said])
         known = hidden.lesion != IGNORE
-        sure = self._lesion_gate.believes(opinion, known)
+        (sure,) = self._lesion_gate.believes([self._lesion_gate.weigh(opinion, known)])
         label = opinion.label
         figures: dict[str, float] = {}
         for c, name in enumerate(("no lesion", *self._classes.lesions)):
@@ -292,15 +326,22 @@ class Lessons:
             tiles = cut_mix(tiles, boxes.to(device))
         return tiles
 
-    def _look_at(self, labelled: Batch) -> bool:
+    def _look_at(self, labelled: Sequence[Batch]) -> bool:
         """Learn the ranks from labelled tiles; return whether a lesion was found there."""
-        _, lesion, leaf = self._opinions(labelled.image)
-        known = labelled.lesion != IGNORE
+        found, seen = False, []
+        for tiles in labelled:
+            _, lesion, leaf = self._opinions(tiles.image)
+            is_lesion = (tiles.lesion != IGNORE) & (tiles.lesion != NO_LESION)
+            found |= bool((is_lesion & (lesion.label != NO_LESION)).any())
+            seen.append((lesion, leaf))
+            if found and not self._lesion_gate.needs_ranks:
+                return True
         if self._lesion_gate.needs_ranks:
-            self._lesion_gate.learn(lesion, known)
-            self._leaf_gate.learn(leaf, labelled.leaf != IGNORE)
-        is_lesion = known & (labelled.lesion != NO_LESION)
-        return bool((is_lesion & (lesion.label != NO_LESION)).any())
+            tiles = collate(labelled)
+            lesion, leaf = (Opinion.joined(parts) for parts in zip(*seen, strict=True))
+            self._lesion_gate.learn(lesion, tiles.lesion != IGNORE)
+            self._leaf_gate.learn(leaf, tiles.leaf != IGNORE)
+        return found
 
     def _opinions(self, image: Tensor) -> tuple[Scores, Opinion, Opinion]:
         """Return what the teacher says, and its opinions on the lesions and the leaf."""
