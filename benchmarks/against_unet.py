@@ -150,7 +150,7 @@ def run(
         "boundary_f1": round(report.lesion_boundary_f1.value, 4),
         "disease_accuracy": round(report.disease_accuracy.value, 4),
         **{
-            f"dice_{row.name.replace(' ', '_')}": round(row.lesion_dice, 4)
+            f"dice_{row.name.replace(' ', '_')}": round(row.lesion_dice.value, 4)
             for row in report.diseases
         },
         "predict_s_a_picture": round((time.perf_counter() - started) / len(test), 3),

@@ -87,7 +87,8 @@ def judge_last(run: Path, rows: Manifest) -> tuple[Report, Tally]:
     tally: Tally = defaultdict(lambda: np.zeros(3, np.int64))
     items = judged(predictor, card.classes, rows, card.classes)
     items = tallied(items, tally, card.classes.n_lesion_logits)
-    return judge(items, card.classes, severity=severity_pct), tally
+    report = judge(items, card.classes, severity=severity_pct, home=card.sources)
+    return report, tally
 
 
 def write_counts(path: Path, *tallies: Tally) -> None:
@@ -109,13 +110,13 @@ def run(
     val, _ = judge_last(out, manifest.split("val").labelled)
     report, tally = judge_last(out, manifest.split("test").labelled)
     write_counts(counts, tally)
-    by_source = {s.name: round(s.lesion_dice, 4) for s in report.sources}
+    by_source = {s.name: round(s.lesion_dice.value, 4) for s in report.sources}
     return {
         "minutes": round(trained.outcome.minutes, 2),
         "n_labelled": trained.n_train,
         **{f"dice_{name}": dice for name, dice in by_source.items()},
         "mean_dice": round(fmean(by_source.values()), 4),
-        "val_mean_dice": round(fmean(s.lesion_dice for s in val.sources), 4),
+        "val_mean_dice": round(fmean(s.lesion_dice.value for s in val.sources), 4),
         "leaf_iou": round(report.leaf_iou.value, 4),
         "rho_c": round(report.severity.rho_c.value, 4),
     }

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import results_table
-from label_efficiency import Tally, judge_last, one_data_set, settings_of
+from label_efficiency import judge_last, one_data_set, settings_of
 
 from plantseg_next import api
 from plantseg_next.data.manifest import Manifest
@@ -101,7 +101,7 @@ class Course(Watcher):
         row = {
             "step": step,
             "home_dice": round(validation.figures["lesion_dice"], 4),
-            "target_dice": round(report.sources[0].lesion_dice, 4),
+            "target_dice": round(report.sources[0].lesion_dice.value, 4),
             **{
                 name.replace(self._target.rows[0].source, "target"): value
                 for name, value in self.newest.items()
@@ -109,30 +109,6 @@ class Course(Watcher):
         }
         results_table.append(self._signs, self._name | row | results_table.stamp())
         return ()
-
-
-def dice(counts: np.ndarray) -> np.ndarray:
-    """Return the lesion Dice of (overlap, truth, predicted) pixels."""
-    return 2 * counts[..., 0] / np.maximum(counts[..., 1] + counts[..., 2], 1)
-
-
-def ratio_of(tally: Tally, target: str, *, seed: int = 0) -> tuple[float, float, float]:
-    """Return target over source, and a 95 % interval by resampled groups."""
-    sources = sorted({source for source, _ in tally})
-    chance = np.random.default_rng(seed)
-    scores: dict[str, np.ndarray] = {}
-    whole: dict[str, float] = {}
-    for source in sources:
-        counts = np.array([tally[key] for key in sorted(tally) if key[0] == source])
-        draws = chance.multinomial(len(counts), [1 / len(counts)] * len(counts), 2000)
-        scores[source] = dice(draws @ counts)
-        whole[source] = float(dice(counts.sum(0)))
-    home = [source for source in sources if source != target]
-    with np.errstate(divide="ignore", invalid="ignore"):  # nothing learned, no ratio
-        found = scores[target] / np.mean([scores[source] for source in home], axis=0)
-        middle = whole[target] / np.mean([whole[source] for source in home])
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(middle), float(low), float(high)
 
 
 def main() -> None:
@@ -186,16 +162,15 @@ def main() -> None:
         trained = api.train(
             data, place, settings, watchers=[course], say=lambda line: print(" ", line)
         )
-        report, tally = judge_last(place, Manifest.read(data).split("test").labelled)
-        middle, low, high = ratio_of(tally, target)
-        by_source = {s.name: round(s.lesion_dice, 4) for s in report.sources}
+        report, _ = judge_last(place, Manifest.read(data).split("test").labelled)
+        by_source = {s.name: round(s.lesion_dice.value, 4) for s in report.sources}
         found: dict[str, Any] = {
             "minutes": round(trained.outcome.minutes, 2),
             "target": by_source.pop(target),
             "source": round(float(np.mean(list(by_source.values()))), 4),
-            "ratio": round(middle, 4),
-            "ratio_low": round(low, 4),
-            "ratio_high": round(high, 4),
+            "ratio": round(report.abroad.value, 4),
+            "ratio_low": round(report.abroad.low, 4),
+            "ratio_high": round(report.abroad.high, 4),
         }
         print(" ", found, flush=True)
         results_table.append(arguments.out, name | found | results_table.stamp())

@@ -190,14 +190,14 @@ def judged_run(data: Path, place: Path, settings: Any, wild: Manifest) -> dict[s
     val, _ = judge_last(place, manifest.split("val").labelled)
     abroad, wild_tally = judge_last(place, wild)
     write_counts(place / "counts.csv", tally, wild_tally)
-    by_source = {s.name: round(s.lesion_dice, 4) for s in test.sources}
+    by_source = {s.name: round(s.lesion_dice.value, 4) for s in test.sources}
     return {
         "minutes": round(trained.outcome.minutes, 2),
         "n_masks": trained.n_train,
         **{f"dice_{source}": dice for source, dice in by_source.items()},
         "mean_dice": round(fmean(by_source.values()), 4),
-        "val_mean_dice": round(fmean(s.lesion_dice for s in val.sources), 4),
-        "wild_dice": round(fmean(s.lesion_dice for s in abroad.sources), 4),
+        "val_mean_dice": round(fmean(s.lesion_dice.value for s in val.sources), 4),
+        "wild_dice": round(fmean(s.lesion_dice.value for s in abroad.sources), 4),
         "seeds": " ".join(f"{n.replace(' ', '_')}={v}" for n, v in seeds_in(place)),
     }
 

@@ -132,7 +132,7 @@ def evaluate(
     if card.classes.lesions != rows.classes.lesions:
         judged_as = replace(card.classes, lesions=("any lesion",))
     items = judged(predictor, card.classes, rows, judged_as, told_of(progress, "judging"))
-    return judge(items, judged_as, severity=severity_pct)
+    return judge(items, judged_as, severity=severity_pct, home=card.sources)
 
 
 def predict(

@@ -54,8 +54,8 @@ def picture(seed, *, group=None, leaf=True, lesions=True, head=True, source="fie
     )
 
 
-def report_of(items):
-    return judge(items, CLASSES, severity=plain_severity)
+def report_of(items, home=()):
+    return judge(items, CLASSES, severity=plain_severity, home=home)
 
 
 def test_scores_are_those_of_all_pixels_at_once():
@@ -153,7 +153,23 @@ def test_subsets():
         ("glasshouse", 1),
     ]
     assert [(row.name, row.n_pictures) for row in report.diseases] == [("rust", 3)]
-    assert report.diseases[0].lesion_dice == pytest.approx(report.lesion_dice.value)
+    assert report.diseases[0].lesion_dice == report.lesion_dice
+
+
+def test_data_sets_abroad_are_compared_with_those_at_home():
+    """The ratio of means, by hand; an interval needs groups of both kinds."""
+    items = [picture(i) for i in range(6)]
+    items += [picture(i, source=f"crop {i % 2}") for i in range(6, 12)]
+    report = report_of(items, home={"field", "elsewhere"})
+    dice = {row.name: row.lesion_dice.value for row in report.sources}
+    expected = (dice["crop 0"] + dice["crop 1"]) / 2 / dice["field"]
+    assert report.abroad.value == pytest.approx(expected)
+    assert report.abroad.low < expected < report.abroad.high
+    assert "Dice, of that at home" in report.to_text()
+    for home in ((), {"field", "crop 0", "crop 1"}):
+        report = report_of(items, home=home)
+        assert math.isnan(report.abroad.value)
+        assert "at home" not in report.to_text()
 
 
 def test_json_has_null_for_undefined():

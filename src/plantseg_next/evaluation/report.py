@@ -9,7 +9,7 @@ Axes: h row, w column, k class (0 is "no lesion"), g group, n picture.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -87,8 +87,16 @@ class _Counts:
             getattr(self, column.name)[...] += getattr(other, column.name)
 
 
+_Groups = defaultdict[str, _Counts]
+
+
 def judge(
-    items: Iterable[Judged], classes: ClassMap, *, severity: Severity, seed: int = 0
+    items: Iterable[Judged],
+    classes: ClassMap,
+    *,
+    severity: Severity,
+    home: Collection[str] = (),
+    seed: int = 0,
 ) -> Report:
     """Return the report of a stream of judged pictures.
 
@@ -100,6 +108,7 @@ def judge(
         items: Read once, in order; pictures are not kept.
         classes: The classes of truth and prediction alike.
         severity: How severity is measured; used on truth and prediction alike.
+        home: Data sets whose masks the model learned from.
         seed: Of the intervals.
 
     Raises:
@@ -108,8 +117,9 @@ def judge(
     """
     n_classes = classes.n_lesion_logits
     confusion = np.zeros((n_classes, n_classes), np.int64)
-    by_group, by_source, by_disease = (
-        defaultdict[str, _Counts](lambda: _Counts.none(n_classes)) for _ in range(3)
+    by_source, by_disease = (
+        defaultdict[str, _Groups](lambda: defaultdict(lambda: _Counts.none(n_classes)))
+        for _ in range(2)
     )
     rows: list[PictureRow] = []
     for item in items:
@@ -117,13 +127,12 @@ def judge(
         pixels = _confusion(truth.key, truth.lesion, prediction.lesion, n_classes)
         counts = _count(item, pixels)
         confusion += pixels
-        by_group[item.group].add(counts)
-        by_source[item.source].add(counts)
+        by_source[item.source][item.group].add(counts)
         if item.disease is not None:
-            by_disease[item.disease].add(counts)
+            by_disease[item.disease][item.group].add(counts)
         rows.append(_row(item, counts, classes, severity))
 
-    groups = list(by_group.values())
+    groups = [one for parts in by_source.values() for one in parts.values()]
     of_lesion = [one for one in groups if one.pictures[0]]
     of_leaf = [one for one in groups if one.pictures[1]]
     of_disease = [one for one in groups if one.disease[1]]
@@ -162,8 +171,9 @@ def judge(
         ),
         severity=_severity_scores(rows, seed),
         classes=_class_rows(confusion, classes),
-        sources=_subset_rows(by_source),
-        diseases=_subset_rows(by_disease),
+        abroad=_abroad(by_source, home, seed),
+        sources=_subset_rows(by_source, seed),
+        diseases=_subset_rows(by_disease, seed),
         pictures=tuple(rows),
         confusion=confusion,
     )
@@ -287,13 +297,41 @@ def _class_rows(
     )
 
 
-def _subset_rows(subsets: Mapping[str, _Counts]) -> tuple[SubsetRow, ...]:
-    return tuple(
-        SubsetRow(
-            name=name,
-            n_pictures=int(counts.pictures[0]),
-            lesion_dice=float(dice(counts.lesion)),
-            lesion_iou=float(iou(counts.lesion)),
+def _subset_rows(subsets: Mapping[str, _Groups], seed: int) -> tuple[SubsetRow, ...]:
+    rows = []
+    for name, groups in sorted(subsets.items()):
+        known = [one.lesion for one in groups.values() if one.pictures[0]]
+        rows.append(
+            SubsetRow(
+                name=name,
+                n_pictures=sum(int(one.pictures[0]) for one in groups.values()),
+                lesion_dice=_estimate(known, dice, seed),
+                lesion_iou=_estimate(known, iou, seed),
+            )
         )
-        for name, counts in sorted(subsets.items())
-    )
+    return tuple(rows)
+
+
+def _abroad(by_source: Mapping[str, _Groups], home: Collection[str], seed: int) -> Estimate:
+    """Return the lesion Dice abroad over that at home, each the mean of its data sets.
+
+    It may exceed 1. NaN without data sets of both kinds.
+    """
+    names = [n for n in by_source if any(c.pictures[0] for c in by_source[n].values())]
+    at_home = np.array([name in home for name in names], bool)
+    if not at_home.any() or at_home.all():
+        return _estimate([], dice, seed)
+    counts = []
+    for i, name in enumerate(names):
+        for one in by_source[name].values():
+            if one.pictures[0]:
+                each = np.zeros((len(names), 3), np.int64)
+                each[i] = one.lesion
+                counts.append(each)
+
+    def ratio(total: Real[np.ndarray, "s 3"]) -> float:
+        scores = np.array([float(dice(of_source)) for of_source in total])
+        here = float(np.mean(scores[at_home]))
+        return float(np.mean(scores[~at_home])) / here if here > 0 else math.nan
+
+    return _estimate(counts, ratio, seed)

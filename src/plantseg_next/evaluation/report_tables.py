@@ -75,8 +75,8 @@ class SubsetRow:
 
     name: str
     n_pictures: int
-    lesion_dice: float
-    lesion_iou: float
+    lesion_dice: Estimate
+    lesion_iou: Estimate
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,8 @@ class Report:
         n_groups: Groups they fall into.
         confusion: Pixels, rows by true class, columns by predicted class.
         disease_accuracy: Share of pictures whose image-level label was predicted.
+        abroad: Lesion Dice on data sets whose masks the model did not learn from, over
+            that on those whose masks it did; NaN unless both kinds are there.
     """
 
     n_pictures: int
@@ -137,6 +139,7 @@ class Report:
     leaf_boundary_f1: Estimate
     disease_accuracy: Estimate
     severity: SeverityScores
+    abroad: Estimate
     classes: tuple[ClassRow, ...]
     sources: tuple[SubsetRow, ...]
     diseases: tuple[SubsetRow, ...]
@@ -206,9 +209,13 @@ class Report:
         for title, rows in (("Source", self.sources), ("Disease", self.diseases)):
             if rows:
                 yield _aligned(
-                    [title, "pictures", "lesion Dice", "lesion IoU"],
+                    [title, "pictures", "lesion Dice", "95 % interval", "lesion IoU"],
                     [_subset_cells(row) for row in rows],
                 )
+        if self.abroad.n_groups:
+            yield _estimates(
+                "Data sets without learned masks", ("Dice, of that at home", self.abroad)
+            )
 
     def _severity(self) -> str:
         found = self.severity.agreement
@@ -254,8 +261,15 @@ def _class_cells(row: ClassRow) -> list[str]:
 
 
 def _subset_cells(row: SubsetRow) -> list[str]:
-    scores = map(_score, (row.lesion_dice, row.lesion_iou))
+    found = row.lesion_dice
+    scores = (_score(found.value), _interval(found), _score(row.lesion_iou.value))
     return [row.name, str(row.n_pictures), *scores]
+
+
+def _interval(found: Estimate) -> str:
+    if math.isnan(found.low):
+        return "-"
+    return f"{_score(found.low)} to {_score(found.high)}"
 
 
 def _estimates(title: str, *rows: tuple[str, Estimate]) -> str:
@@ -265,9 +279,7 @@ def _estimates(title: str, *rows: tuple[str, Estimate]) -> str:
             [
                 f"  {name}",
                 _score(found.value),
-                f"{_score(found.low)} to {_score(found.high)}"
-                if not math.isnan(found.low)
-                else "-",
+                _interval(found),
                 str(found.n_groups),
             ]
             for name, found in rows
