@@ -1,6 +1,7 @@
 """Runs that are disturbed on purpose, beside one that is not.
 
     python benchmarks/fault_campaign.py --work FOLDER --each 10
+    python benchmarks/fault_campaign.py --work FOLDER --five --kinds sigkill
 
 Every run is the command line's `train` on drawn leaves, with a teacher, in a process of
 its own. A fault strikes at a random moment; the command is then given again, as a user
@@ -10,6 +11,9 @@ undisturbed run, bit for bit. What is in the CSV is not repeated.
 
 The full disk needs the right to mount a small file system; without it that fault is left
 out and said to be.
+
+``--five`` trains on five data sets at once: three with masks, each with its own mask
+values, one of class folders and one of bare pictures.
 """
 
 import argparse
@@ -25,14 +29,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import results_table
+import yaml
+from PIL import Image
 
 from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.experiment import Experiment
 from plantseg_next.models.bundle import read_card
 
 RESULTS = Path(__file__).parent / "results" / "fault_campaign.csv"
+FIVE = RESULTS.with_name("fault_campaign_five.csv")
 STEPS = 24
 SETTINGS = [
     "data.tile_px=64", "data.labelled_share=0.3", "data.cache_mib=0", "data.workers=0",
@@ -52,7 +60,7 @@ class Case:
 
     Args:
         folder: For the run.
-        data: Leaves, of the case's own where the fault breaks one.
+        data: Folder of data sets, of the case's own, for the fault may break one.
         chance: Of the case.
         settings: Beside ``SETTINGS``.
         inject: What the process does to itself, see ``injected``.
@@ -72,7 +80,8 @@ class Case:
             command = [sys.executable, __file__, "--inject", self.inject]
         else:
             command = [sys.executable, "-m", "plantseg_next"]
-        command += ["train", str(self.data), "--out", str(self.folder)]
+        command += ["train", *map(str, sorted(self.data.iterdir()))]
+        command += ["--out", str(self.folder)]
         command += ["--config", str(self.folder.parent / "settings.yaml")]
         command += [word for pair in self.settings for word in ("--set", pair)]
         with (self.folder.parent / "log.txt").open("ab") as log:
@@ -151,7 +160,7 @@ def truncation(case: Case, process: subprocess.Popen[bytes]) -> None:
 def unreadable_picture(case: Case, process: subprocess.Popen[bytes]) -> None:
     """Break a picture while the run goes on."""
     case.wait_for_step(process, case.chance.randrange(1, STEPS - 4))
-    pictures = sorted((case.data / "images").iterdir())
+    pictures = sorted((case.data / "set_0" / "images").iterdir())
     victim = case.chance.choice(pictures)
     victim.write_bytes(b"rot")
     case.log.append(victim.name)
@@ -320,10 +329,33 @@ def strike(
     }
 
 
+def draw_data_sets(folder: Path, *, five: bool) -> None:
+    """Draw one data set, or five of different kinds."""
+    if folder.exists():
+        return
+    write_drawn_folder(folder / "set_0", 60, seed=1, size_hw=(96, 96))
+    if not five:
+        return
+    for i in (1, 2):
+        write_drawn_folder(folder / f"set_{i}", 30, seed=1 + i, size_hw=(96, 96))
+        for mask in (folder / f"set_{i}" / "masks").rglob("*.png"):
+            with Image.open(mask) as values:
+                Image.fromarray(255 - np.array(values)).save(mask)
+        names = folder / f"set_{i}" / "classes.yaml"
+        meant = yaml.safe_load(names.read_text())
+        names.write_text(yaml.safe_dump({255 - v: name for v, name in meant.items()}))
+    for i in (3, 4):
+        write_drawn_folder(folder / "drawn", 24, seed=1 + i, size_hw=(96, 96))
+        for j, picture in enumerate(sorted((folder / "drawn" / "images").rglob("*.*"))):
+            disease = ("Crop___rust", "Crop___healthy")[j % 2] if i == 3 else ""
+            place = folder / f"set_{i}" / disease / picture.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            picture.rename(place)
+        shutil.rmtree(folder / "drawn")
+
+
 def run_undisturbed(work: Path) -> tuple[str, ...]:
     """Return the bits of the run that nothing happens to."""
-    if not (work / "leaves").exists():
-        write_drawn_folder(work / "leaves", 60, seed=1, size_hw=(96, 96))
     with place(work, small_disk=False) as folder:
         # At the place where the others are: a run knows its pictures by their paths.
         shutil.copytree(work / "leaves", folder / "leaves")
@@ -349,24 +381,27 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--each", type=int, default=10)
     parser.add_argument("--kinds", nargs="+", choices=FAULTS, default=list(FAULTS))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--five", action="store_true", help="five data sets at once")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    out = arguments.out or (FIVE if arguments.five else RESULTS)
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    draw_data_sets(work / "leaves", five=arguments.five)
     kinds = list(arguments.kinds)
     if "full_disk" in kinds and not can_mount(work):
         print("full_disk is left out: no file system can be mounted here")
         kinds.remove("full_disk")
     undisturbed = run_undisturbed(work)
-    done = {(r["kind"], r["seed"]) for r in results_table.read(arguments.out)}
+    done = {(r["kind"], r["seed"]) for r in results_table.read(out)}
     for seed in range(arguments.each):
         for kind in kinds:
             if (kind, str(seed)) in done:
                 continue
             row = strike(kind, seed, work, undisturbed)
             print(row, flush=True)
-            results_table.append(arguments.out, row | results_table.stamp())
-    print_table(arguments.out)
+            results_table.append(out, row | results_table.stamp())
+    print_table(out)
 
 
 def print_table(path: Path) -> None:
