@@ -141,6 +141,7 @@ def test_a_picture_of_one_pixel_is_measured(trained, tmp_path):
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
     (row,) = api.predict(trained.folder, tmp_path / "dot.png", tmp_path / "out").rows
     assert (row["height"], row["width"]) == (1, 1)
+    assert "hardly any green: a plant?" in row["notes"]
 
 
 def test_a_folder_without_a_model_is_explained(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from plantseg_next.data.image_io import read_image
+from plantseg_next.data.inspection import HARDLY_GREEN, green_share
 from plantseg_next.data.manifest import Manifest, Row
 from plantseg_next.errors import PlantSegError
 from plantseg_next.files import prepare_output
@@ -66,4 +67,6 @@ def _notes(image: np.ndarray, found: Assessment, card: Card) -> list[str]:
         notes.append(f"seen at {card.long_side_px} px on the long side")
     if card.classes.has_leaf and found.measure.denominator == "image":
         notes.append("no leaf found")
+    if green_share(image) < HARDLY_GREEN:
+        notes.append("hardly any green: a plant?")
     return notes
