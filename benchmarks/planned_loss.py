@@ -1,10 +1,10 @@
 """Whether a run inside a budget learns what the run without one learns.
 
-    python benchmarks/planned_loss.py coffee --work FOLDER --memory 1.2GB
+    python benchmarks/planned_loss.py coffee --work FOLDER --memory 1.3GB 1.21GB
 
-Three runs a seed, of equal steps: as asked for; within the budget; and as asked for with
-the numbers in memory in another order, which changes nothing but the rounding. The third
-is the measure of the second. Nothing is dropped by chance, for what is dropped depends on
+Runs of equal steps, for each seed: as asked for; within each budget; and as asked for with
+the numbers in memory in another order, which changes nothing but the rounding: the
+measure of the others. Nothing is dropped by chance, for what is dropped depends on
 how a step is parted. A row a run: the loss over the last part of it, its score
 and the memory seen. Runs that are there go on or are not repeated.
 """
@@ -35,13 +35,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--memory", default="1.2GB")
+    parser.add_argument("--memory", nargs="+", default=["1.3GB", "1.21GB"])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--set", action="append", default=[], dest="settings")
     arguments = parser.parse_args()
     ways = {
         "as asked": [],
-        "planned": ["--memory", arguments.memory],
+        **{f"planned, {m}": ["--memory", m] for m in arguments.memory},
         "other rounding": ["--set", "memory.channels_last=false"],
     }
     pairs = ["training.minutes=null", f"training.steps={arguments.steps}"]
@@ -52,7 +52,7 @@ def main() -> None:
         for way, options in ways.items():
             if (str(seed), way) in known:
                 continue
-            run = arguments.work / f"{way.replace(' ', '-')}-{seed}"
+            run = arguments.work / f"{way.replace(', ', '-').replace(' ', '-')}-{seed}"
             command = [sys.executable, "-m", "plantseg_next", "train"]
             command += [str(arguments.data), "--out", str(run), *options]
             command += [w for p in [*pairs, f"seed={seed}"] for w in ("--set", p)]
