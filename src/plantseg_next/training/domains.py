@@ -21,7 +21,7 @@ from plantseg_next.training.gating import negative_entropy
 
 HOME = "labelled"
 """What the pictures with masks are called among the data sets."""
-TILES = 32
+TILES = 16
 
 
 class Domains:
