@@ -12,7 +12,9 @@ kept. To these are added, one stream at a time and all together,
 - ``points``: an eighth of them with a few points each, on lesions and beside them.
 
 Every run takes the same number of optimiser steps. Its last model is judged on the test
-pictures of every source and on pictures of other crops off the web (``wild``).
+pictures of every source and on pictures of other crops off the web (``wild``). With
+``--runs`` the models of ``label_efficiency.py`` stand for the first two streams, which are
+the same runs.
 """
 
 import argparse
@@ -126,6 +128,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--village", type=Path, required=True)
     parser.add_argument("--wild", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, help="--work of label_efficiency.py")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--shares", nargs="+", default=["1/32", "1/8"])
@@ -159,6 +162,12 @@ def main() -> None:
         if results_table.holds(done, name):
             continue
         print(name, flush=True)
+        method = "supervised" if stream in ("supervised", "points") else "weak_to_strong"
+        earlier = f"{method}-{share.replace('/', 'of')}-{arguments.steps}-{seed}"
+        if arguments.runs and stream in ("supervised", "unlabelled"):
+            found = judged(arguments.runs / earlier, wild)
+            results_table.append(arguments.out, name | found | results_table.stamp())
+            continue
         few = splits.labelled_fraction(whole, float(Fraction(share)), seed=seed)
         parts = parts_of(few, arguments.work / "points", village)
         manifest = sources_of(few, parts, STREAMS[stream])
@@ -169,22 +178,19 @@ def main() -> None:
             manifest, left = keep_apart(manifest)
             print(f"  {len(left)} pictures left out", flush=True)
             manifest.write(data)
-        method = "supervised" if stream in ("supervised", "points") else "weak_to_strong"
         settings = settings_of(seed=seed, share="1", steps=arguments.steps)
         settings = settings.with_settings(
             [f"unlabelled.method={method}", *arguments.settings]
         )
         place = arguments.work / called
-        found = judged_run(data, place, settings, wild)
+        api.train(data, place, settings, say=lambda line: print(" ", line, flush=True))
+        found = judged(place, wild)
         print(" ", found, flush=True)
         results_table.append(arguments.out, name | found | results_table.stamp())
 
 
-def judged_run(data: Path, place: Path, settings: Any, wild: Manifest) -> dict[str, Any]:  # noqa: ANN401
-    """Train once, keep the counts of every test group, and return the figures."""
-    trained = api.train(
-        data, place, settings, say=lambda line: print(" ", line, flush=True)
-    )
+def judged(place: Path, wild: Manifest) -> dict[str, Any]:
+    """Judge a run's last model, keep the counts of every test group; return the figures."""
     manifest = Manifest.read(place / "manifest.json")
     test, tally = judge_last(place, manifest.split("test").labelled)
     val, _ = judge_last(place, manifest.split("val").labelled)
@@ -192,8 +198,7 @@ def judged_run(data: Path, place: Path, settings: Any, wild: Manifest) -> dict[s
     write_counts(place / "counts.csv", tally, wild_tally)
     by_source = {s.name: round(s.lesion_dice.value, 4) for s in test.sources}
     return {
-        "minutes": round(trained.outcome.minutes, 2),
-        "n_masks": trained.n_train,
+        "n_masks": len(manifest.split("train").labelled),
         **{f"dice_{source}": dice for source, dice in by_source.items()},
         "mean_dice": round(fmean(by_source.values()), 4),
         "val_mean_dice": round(fmean(s.lesion_dice.value for s in val.sources), 4),
