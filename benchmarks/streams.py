@@ -122,6 +122,44 @@ def seeds_in(run: Path) -> Iterator[tuple[str, str]]:
             yield name.removeprefix("seeds_"), f"{float(value):.3f}"
 
 
+def counts_path(table: Path, name: dict[str, str]) -> Path:
+    """Return where the pixels of every test group of a run are kept."""
+    words = [name[key] for key in ("stream", "variant", "share", "steps", "seed")]
+    called = "-".join(word for word in words if word)
+    return table.with_suffix("") / f"{called.replace('/', 'of').replace(' ', '_')}.csv"
+
+
+def run_of(
+    stream: str,
+    share: str,
+    seed: int,
+    arguments: argparse.Namespace,
+    whole: Manifest,
+    village: Manifest,
+) -> Path:
+    """Train, unless that run is there, and return its folder."""
+    method = "supervised" if stream in ("supervised", "points") else "weak_to_strong"
+    words = (share.replace("/", "of"), arguments.steps, seed)
+    if arguments.runs and stream in ("supervised", "unlabelled"):
+        return Path(arguments.runs, "-".join(map(str, (method, *words))))
+    few = splits.labelled_fraction(whole, float(Fraction(share)), seed=seed)
+    parts = parts_of(few, arguments.work / "points", village)
+    manifest = sources_of(few, parts, STREAMS[stream])
+    named = [word for word in (stream, arguments.variant, *words) if word != ""]
+    called = "-".join(str(word).replace(" ", "_") for word in named)
+    data = arguments.work / f"{called}.json"
+    if not data.exists():
+        manifest, left = keep_apart(manifest)
+        print(f"  {len(left)} pictures left out", flush=True)
+        manifest.write(data)
+    settings = settings_of(seed=seed, share="1", steps=arguments.steps).with_settings(
+        [f"unlabelled.method={method}", *arguments.settings]
+    )
+    place: Path = arguments.work / called
+    api.train(data, place, settings, say=lambda line: print(" ", line, flush=True))
+    return place
+
+
 def main() -> None:
     """Run what is missing, a seed after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -162,40 +200,19 @@ def main() -> None:
         if results_table.holds(done, name):
             continue
         print(name, flush=True)
-        method = "supervised" if stream in ("supervised", "points") else "weak_to_strong"
-        earlier = f"{method}-{share.replace('/', 'of')}-{arguments.steps}-{seed}"
-        if arguments.runs and stream in ("supervised", "unlabelled"):
-            found = judged(arguments.runs / earlier, wild)
-            results_table.append(arguments.out, name | found | results_table.stamp())
-            continue
-        few = splits.labelled_fraction(whole, float(Fraction(share)), seed=seed)
-        parts = parts_of(few, arguments.work / "points", village)
-        manifest = sources_of(few, parts, STREAMS[stream])
-        words = (stream, arguments.variant, share.replace("/", "of"), arguments.steps, seed)
-        called = "-".join(str(word).replace(" ", "_") for word in words if word != "")
-        data = arguments.work / f"{called}.json"
-        if not data.exists():
-            manifest, left = keep_apart(manifest)
-            print(f"  {len(left)} pictures left out", flush=True)
-            manifest.write(data)
-        settings = settings_of(seed=seed, share="1", steps=arguments.steps)
-        settings = settings.with_settings(
-            [f"unlabelled.method={method}", *arguments.settings]
-        )
-        place = arguments.work / called
-        api.train(data, place, settings, say=lambda line: print(" ", line, flush=True))
-        found = judged(place, wild)
+        place = run_of(stream, share, seed, arguments, whole, village)
+        found = judged(place, wild, counts_path(arguments.out, name))
         print(" ", found, flush=True)
         results_table.append(arguments.out, name | found | results_table.stamp())
 
 
-def judged(place: Path, wild: Manifest) -> dict[str, Any]:
+def judged(place: Path, wild: Manifest, counts: Path) -> dict[str, Any]:
     """Judge a run's last model, keep the counts of every test group; return the figures."""
     manifest = Manifest.read(place / "manifest.json")
     test, tally = judge_last(place, manifest.split("test").labelled)
     val, _ = judge_last(place, manifest.split("val").labelled)
     abroad, wild_tally = judge_last(place, wild)
-    write_counts(place / "counts.csv", tally, wild_tally)
+    write_counts(counts, tally, wild_tally)
     by_source = {s.name: round(s.lesion_dice.value, 4) for s in test.sources}
     return {
         "n_masks": len(manifest.split("train").labelled),
