@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--memory", nargs="+", default=["1.3GB", "1.21GB"])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     ways = {
         "as asked": [],
@@ -47,7 +48,7 @@ def main() -> None:
     pairs = ["training.minutes=null", f"training.steps={arguments.steps}"]
     pairs += ["training.validations=4", "model.dropout=0", "model.drop_path=0"]
     pairs += arguments.settings
-    known = {(row["seed"], row["run"]) for row in results_table.read(RESULTS)}
+    known = {(row["seed"], row["run"]) for row in results_table.read(arguments.out)}
     for seed in SEEDS:
         for way, options in ways.items():
             if (str(seed), way) in known:
@@ -63,9 +64,9 @@ def main() -> None:
             if (run / "plan.json").exists():
                 changed = json.loads((run / "plan.json").read_text())["settings"]
             row["planned"] = " ".join(f"{name}={value}" for name, value in changed.items())
-            results_table.append(RESULTS, row | results_table.stamp())
+            results_table.append(arguments.out, row | results_table.stamp())
             print(row, flush=True)
-    rows = {(row["seed"], row["run"]): row for row in results_table.read(RESULTS)}
+    rows = {(row["seed"], row["run"]): row for row in results_table.read(arguments.out)}
     for figure in ("loss", "lesion_dice"):
         for way in list(ways)[1:]:
             apart = [
