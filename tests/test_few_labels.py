@@ -1,9 +1,12 @@
 """Runs with few masks and many pictures, the whole way."""
 
 import csv
+import json
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import TINY
 from plantseg_next import api
@@ -60,6 +63,20 @@ def test_a_folder_without_masks_joins_the_run(drawn_folder, tmp_path):
     assert line.endswith("from_test.jpg")
     added = Manifest.read(trained.folder / "manifest.json").split("unlabelled")
     assert len(added) == 4
+
+
+def test_a_folder_without_plants_wrecks_nothing_and_is_told_of(drawn_folder, tmp_path):
+    bricks = tmp_path / "bricks"
+    bricks.mkdir()
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 40, (96, 96, 1), np.uint8)
+        Image.fromarray(np.array([150, 70, 60], np.uint8) + noise).save(bricks / f"{i}.png")
+    sources = Sources(drawn_folder, unlabelled=[bricks])
+    settings = FEW.with_settings(["data.labelled_share=1"])
+    trained = api.train(sources, tmp_path / "run", settings)
+    events = (trained.folder / "events.jsonl").read_text().splitlines()
+    (told, *_) = [json.loads(line) for line in events if "no-plants" in line]
+    assert "In 100% of what was looked at in the pictures of `bricks`" in told["text"]
 
 
 def test_two_strong_views_train(drawn_folder, tmp_path):
