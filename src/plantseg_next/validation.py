@@ -174,15 +174,23 @@ def hidden_tiles(
 def domains_of(
     learned: Manifest, unlabelled: Manifest, settings: Experiment, pixels: Sequence[int]
 ) -> "Domains":
-    """Return what is asked of every data set without masks, and of the labelled tiles."""
+    """Return what is asked of every data set without a single mask to learn from.
+
+    And, to compare, of the labelled tiles.
+    """
     from plantseg_next.data.streams import TileDataset, ViewDataset
     from plantseg_next.data.views import strong_light
-    from plantseg_next.training.domains import HOME, TILES, Domains
+    from plantseg_next.training.domains import TILES, Domains
+    from plantseg_next.training.guards import HOME
 
-    bare = {HOME: learned.rows} | {
+    known = {row.source for row in learned.rows}
+    bare = {
         source: tuple(row for row in unlabelled.rows if row.source == source)
         for source in dict.fromkeys(row.source for row in unlabelled.rows)
+        if source not in known
     }
+    if bare:
+        bare[HOME] = learned.rows
     data = settings.data.model_copy(update={"cache_mib": 0.0})  # they are seldom needed
     views = {
         name: ViewDataset(

@@ -3,7 +3,7 @@
 Nobody can tell from pictures alone how right a network is about them. It can be asked
 whether it says the same of a picture in another light, how sure it is, and how much it
 calls a lesion; and whether the pictures show plants at all. Beside the same figures of the
-pictures that it learned from, they warn a user who has no masks of a new crop.
+pictures that it learned from, a person who knows the crop can judge them.
 """
 
 import math
@@ -19,8 +19,6 @@ from plantseg_next.errors import DataError
 from plantseg_next.structures import NO_LESION, Views
 from plantseg_next.training.gating import negative_entropy
 
-HOME = "labelled"
-"""What the pictures with masks are called among the data sets."""
 TILES = 16
 
 

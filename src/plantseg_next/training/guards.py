@@ -13,6 +13,8 @@ AGREEMENT = 0.3
 """Dice overlap of student and teacher below which they have drifted apart."""
 SWALLOWED = 0.8
 """Share of a class's pixels under another name from which it counts as swallowed."""
+HOME = "labelled"
+"""What the pictures with masks are called among the data sets."""
 NO_LESION_EVENT = "no-lesion"
 MOSTLY = 0.5
 """Share of a data set's tiles without any green from which it may show no plants."""
@@ -85,6 +87,12 @@ def strangers(figures: Mapping[str, float]) -> Iterator[Event]:
                 f"`{name.removeprefix(start)}` without masks, hardly anything is green. If "
                 "they show no plants, leave them out: they are learned from all the same.",
             )
+
+
+def lesion_shares(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return how much of each data set without masks is called lesion, and of ``HOME``."""
+    start = "lesion_of_"
+    return {n.removeprefix(start): v for n, v in figures.items() if n.startswith(start)}
 
 
 def doubtful_seeds(figures: Mapping[str, float], least: float) -> Iterator[Event]:

@@ -19,7 +19,7 @@ from plantseg_next.files import explained, write_atomically
 from plantseg_next.training.checkpoints import Saved
 from plantseg_next.training.curves import draw_curves
 from plantseg_next.training.forecast import Estimate, Forecast
-from plantseg_next.training.guards import Event
+from plantseg_next.training.guards import Event, lesion_shares
 from plantseg_next.training.monitor import Monitor
 from plantseg_next.training.pace import REHEARSED_STEPS
 from plantseg_next.training.status import PROGRESS, SUMMARY, read_status
@@ -89,6 +89,7 @@ class Pulse(Watcher):
         if best:
             self._state["best"] = {"step": step, **validation.figures}
         self._state["last"] = {"step": step, **validation.figures}
+        self._state["lesion_shares"] = lesion_shares(validation.details)
         self._write_all()
         return ()
 

@@ -1,6 +1,7 @@
 """How a run is doing, read from its folder by anyone at any time. No torch here."""
 
 import json
+import math
 import shlex
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment, flat_settings
 from plantseg_next.training.forecast import Estimate, in_words
+from plantseg_next.training.guards import HOME
 from plantseg_next.training.record import EVENTS, PLAN, RECORD, Record, is_held
 
 PROGRESS = "progress.json"
@@ -54,6 +56,7 @@ class Status:
             if found := self.progress.get(name):
                 figures = ", ".join(f"{n} {v:.3f}" for n, v in found.items() if n != "step")
                 yield f"  {name:<9}  {figures}, at step {found['step']}"
+        yield from self._lines_without_masks()
         if self.progress:
             yield f"  uses       {self._resources()}"
             yield from self._budget_lines()
@@ -110,6 +113,16 @@ class Status:
             f"  budget     {budget:,.0f} MB, planned {plan['needs_mb']:,.0f}, at most "
             f"{peak * 2**20 / 1e6:,.0f} seen"
         )
+
+    def _lines_without_masks(self) -> Iterator[str]:
+        """Say what the model makes of data sets of which nobody can say how right it is."""
+        shares = dict(self.progress.get("lesion_shares", {}))
+        home = shares.pop(HOME, math.nan)
+        for name, share in shares.items():
+            yield (
+                f"  no masks   {name}: {share:.1%} is called lesion; of the labelled "
+                f"pictures, {home:.1%}. How right that is, only masks tell"
+            )
 
     def _event_lines(self) -> Iterator[str]:
         counts = Counter(event["kind"] for event in self.events)
