@@ -18,12 +18,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
+from unittest.mock import patch
 
 import results_table
 import torch
@@ -35,6 +37,7 @@ from plantseg_next.data.streams import Drawn
 from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.experiment import Experiment
 from plantseg_next.learning import Plan, Sources, gather, tiles_of
+from plantseg_next.models import cpu_backward
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import find_device
 from plantseg_next.structures import ClassMap
@@ -91,16 +94,32 @@ def teacher_in_float32(learner: Learner) -> None:
 
 def weights_stay_cast(learner: Learner) -> None:
     """Keep every weight's low-precision copy until the forward pass ends."""
-    find_gradients = learner.find_gradients
 
-    def keeping(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    @contextmanager
+    def keeping() -> Iterator[None]:
         torch.set_autocast_cache_enabled(True)
         try:
-            return find_gradients(*args, **kwargs)
+            yield
         finally:
             torch.set_autocast_cache_enabled(False)
 
-    setattr(learner, "find_gradients", keeping)  # noqa: B010
+    under(learner, keeping)
+
+
+def slow_layers_in_bfloat16(learner: Learner) -> None:
+    """Find the gradients of all layers in bfloat16, on a CPU too."""
+    under(learner, lambda: patch.object(cpu_backward, "is_faster", lambda _: False))
+
+
+def under(learner: Learner, context: Callable[[], AbstractContextManager[Any]]) -> None:
+    """Let a learner find its gradients within a context."""
+    find_gradients = learner.find_gradients
+
+    def within(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        with context():
+            return find_gradients(*args, **kwargs)
+
+    setattr(learner, "find_gradients", within)  # noqa: B010
 
 
 EXACT = (f"memory.recomputed={ALL_PARTS}", "training.micro_batch=1")
@@ -124,6 +143,7 @@ TECHNIQUES = (
     Technique("without: gradients given back", (), zero_gradients),
     Technique("without: teacher in bfloat16", (), teacher_in_float32),
     Technique("without: casts dropped after use", (), weights_stay_cast),
+    Technique("without: slow layers' gradients in float32", (), slow_layers_in_bfloat16),
     Technique("cache cleared after every step", ("memory.clears_cache=true",)),
 )
 

@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plantseg_next.models.cpu_backward import GroupNorm
+
 COARSE_STRIDES = (16, 32)
 GROUPS = 8
 
@@ -28,7 +30,7 @@ class SeparableConv(nn.Sequential):
         super().__init__(
             nn.Conv2d(c_in, c_in, 3, padding=1, groups=c_in, bias=False),
             nn.Conv2d(c_in, c_out, 1, bias=False),
-            nn.GroupNorm(GROUPS, c_out),
+            GroupNorm(GROUPS, c_out),
             nn.GELU(),
         )
 

@@ -21,6 +21,7 @@ from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 
 from plantseg_next.errors import UsageError
+from plantseg_next.models.cpu_backward import DepthwiseConv
 
 Weights = Literal["none", "noncommercial", "permissive"]
 
@@ -139,6 +140,8 @@ class Encoder(nn.Module):
         for block in list(self.network.modules()):
             if isinstance(getattr(block, "grn", None), GlobalResponseNorm):
                 block.grn = ResponseNorm(block.grn)
+            if isinstance(getattr(block, "conv_dw", None), nn.Conv2d):
+                block.conv_dw = DepthwiseConv(block.conv_dw)
         self.channels: tuple[int, ...] = tuple(self.network.feature_info.channels())
         self.origin = Origin()
         if fetch and weights != "none":

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from plantseg_next.experiment import ModelSettings, Recomputed
+from plantseg_next.models.cpu_backward import GroupNorm
 from plantseg_next.models.decoder import Decoder, SeparableConv
 from plantseg_next.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
 from plantseg_next.structures import ClassMap
@@ -129,7 +130,7 @@ class Segmenter(nn.Module):
         )
         self.detail = nn.Sequential(
             nn.Conv2d(3, DETAIL_CHANNELS, 3, stride=2, padding=1, bias=False),
-            nn.GroupNorm(8, DETAIL_CHANNELS),
+            GroupNorm(8, DETAIL_CHANNELS),
             nn.GELU(),
             SeparableConv(DETAIL_CHANNELS, DETAIL_CHANNELS),
         )

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from plantseg_next.data.streams import Drawn
 from plantseg_next.experiment import Experiment
+from plantseg_next.models import cpu_backward
 from plantseg_next.models.segmenter import Segmenter, build_segmenter
 from plantseg_next.runtime import Device
 from plantseg_next.structures import Batch, ClassMap, Views
@@ -188,6 +189,8 @@ def _gpu_casts() -> Iterator[None]:
     with ExitStack() as stack:
         for name in IN_FLOAT32:
             stack.enter_context(patch.object(F, name, cast(getattr(F, name))))
+        # A GPU has no use for what makes a CPU faster.
+        stack.enter_context(patch.object(cpu_backward, "is_faster", lambda _: False))
         yield
 
 

@@ -1,0 +1,124 @@
+"""Two layers whose backward pass in bfloat16 is slow on a CPU, computed in float32 there.
+
+oneDNN's gradient of a depthwise convolution takes three times as long in bfloat16 as in
+float32, and PyTorch's of a group normalisation in channels-last as well; their forward
+passes do not. What waits for the backward pass stays in bfloat16: only for as long as a
+layer's gradient is computed are there float32 copies.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def is_faster(x: Tensor) -> bool:
+    """Return whether the gradient of a layer that sees ``x`` is to be found in float32."""
+    return torch.is_grad_enabled() and x.is_cpu and x.dtype == torch.bfloat16
+
+
+class DepthwiseConv(nn.Module):
+    """A depthwise convolution that keeps the size of the map.
+
+    Args:
+        like: The layer whose weights to use.
+    """
+
+    def __init__(self, like: nn.Conv2d) -> None:
+        super().__init__()
+        assert like.groups == like.in_channels == like.out_channels  # noqa: S101
+        assert like.stride == like.dilation == (1, 1)  # noqa: S101
+        self.weight, self.bias = like.weight, like.bias
+        self.padding = like.padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map of every channel."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if not is_faster(x):
+            return F.conv2d(
+                x, self.weight, self.bias, padding=self.padding, groups=len(self.weight)
+            )
+        found: Tensor = _Depthwise.apply(x, self.weight, self.bias, self.padding)
+        return found
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of the base class
+        """Return the normalised map."""
+        if not is_faster(input):
+            return super().forward(input)
+        found: Tensor = _GroupNorm.apply(
+            input, self.weight, self.bias, self.num_groups, self.eps
+        )
+        return found
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        padding: tuple[int, int],
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.padding, ctx.has_bias = padding, bias is not None
+        return F.conv2d(x, weight, bias, padding=padding, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            slope.float(),
+            x.float(),
+            weight.float(),
+            [len(weight)],
+            [1, 1],
+            list(ctx.padding),
+            [1, 1],
+            False,
+            [0, 0],
+            len(weight),
+            [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias],
+        )
+        return of_x if of_x is None else of_x.to(x.dtype), of_weight, of_bias, None
+
+
+class _GroupNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        groups: int,
+        eps: float,
+    ) -> Tensor:
+        b, c, h, w = x.shape
+        y, mean, spread = torch.native_group_norm(x, weight, bias, b, c, h * w, groups, eps)
+        ctx.save_for_backward(x, weight, mean, spread)
+        ctx.groups = groups
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        x, weight, mean, spread = ctx.saved_tensors
+        b, c, h, w = x.shape
+        of_x, of_weight, of_bias = torch.ops.aten.native_group_norm_backward(
+            slope.float(),
+            x.float(),
+            mean.float(),
+            spread.float(),
+            weight.float(),
+            b,
+            c,
+            h * w,
+            ctx.groups,
+            list(ctx.needs_input_grad[:3]),
+        )
+        return of_x if of_x is None else of_x.to(x.dtype), of_weight, of_bias, None, None
