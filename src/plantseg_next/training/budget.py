@@ -15,6 +15,7 @@ from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment, Recomputed
 from plantseg_next.runtime import Device
 from plantseg_next.structures import ClassMap
+from plantseg_next.training.known_steps import known_or_found
 from plantseg_next.training.ledger import Footprint
 from plantseg_next.training.memory import footprint, of_batch, trace
 from plantseg_next.training.memory_plan import MemoryPlan, in_mb
@@ -123,7 +124,19 @@ class _Search:
         self._speed = SPEEDS[device.kind]
         self._rows = LOSS_ROWS if classes.n_lesion_logits >= MANY_CLASSES else None
         self._with_lessons = there["with_lessons"]
-        self._trace = cache(lambda settings: trace(settings, classes, device, **there))
+        of_all = {
+            "classes": [classes.n_lesion_logits, len(classes.diseases), classes.has_leaf],
+            "device": [device.kind, device.has_bfloat16],
+            **there,
+        }
+
+        def traced(settings: Experiment) -> Footprint:
+            return known_or_found(
+                of_all | {"settings": settings.model_dump(mode="json")},
+                lambda: trace(settings, classes, device, **there),
+            )
+
+        self._trace = cache(traced)
 
     def step(self, settings: Experiment) -> Footprint:
         """Return what a step takes; equal ones are traced once."""
