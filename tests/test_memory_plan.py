@@ -11,8 +11,8 @@ from plantseg_next.cli import app
 from plantseg_next.errors import UsageError
 from plantseg_next.runtime import Device
 from plantseg_next.training import budget
-from plantseg_next.training.budget import LEAST_CACHE_MIB
 from plantseg_next.training.ledger import KINDS, Footprint
+from plantseg_next.training.reading_plan import LEAST_CACHE_MIB
 from plantseg_next.training.status import read_status
 
 GPU = Device("cuda", "elsewhere", has_bfloat16=True)
@@ -75,3 +75,22 @@ def test_a_run_over_its_budget_says_so(drawn_folder, tmp_path):
     assert [e["kind"] for e in told].count("over-budget") == 1
     text = next(e["text"] for e in told if e["kind"] == "over-budget")
     assert "was to use 10" in text
+
+
+@pytest.mark.usefixtures("quick")
+def test_main_memory_has_a_budget_of_its_own_beside_a_gpu(drawn_folder):
+    settings = TINY.with_settings(["data.workers=4"])
+    plan = api.plan(drawn_folder, GB, settings, ram=3 * GB, device=GPU)
+    assert plan.reading[0] <= 3 * GB
+    assert "of 3,000 MB of main memory" in plan.to_text()
+    assert {"data.cache_mib", "data.workers"} & plan.changes.keys()
+    with pytest.raises(UsageError, match="--ram was given for a run on a CPU"):
+        api.plan(drawn_folder, GB, TINY.with_settings(["device=cpu"]), ram=3 * GB)
+
+
+def test_main_memory_alone_is_no_budget(drawn_folder, tmp_path):
+    found = CliRunner().invoke(
+        app, ["train", str(drawn_folder), f"--out={tmp_path / 'run'}", "--ram=4GB"]
+    )
+    assert isinstance(found.exception, UsageError)
+    assert "needed: the GPU's budget too" in str(found.exception)

@@ -77,6 +77,7 @@ def plan(
     memory: int,
     settings: Experiment | None = None,
     *,
+    ram: int | None = None,
     classes: Path | None = None,
     unlabelled: bool = False,
     device: Device | None = None,
@@ -87,6 +88,7 @@ def plan(
         data: Pictures with masks in any layout that ``check`` knows.
         memory: The budget, in bytes: of the GPU, or on a CPU of the whole process.
         settings: As asked for; the defaults by default.
+        ram: Bytes of main memory to read pictures within, beside a GPU's budget.
         classes: What mask values mean, if the folder does not say.
         unlabelled: Whether further pictures without masks will be learned from.
         device: Where the run will be; by default where this is called.
@@ -98,7 +100,9 @@ def plan(
     settings = settings or Experiment()
     sources = Sources(data, classes) if isinstance(data, Path) else data
     manifest = gather(sources, settings)
-    return plan_for(manifest, settings, memory, unlabelled=unlabelled, device=device)
+    return plan_for(
+        manifest, settings, memory, ram=ram, unlabelled=unlabelled, device=device
+    )
 
 
 def evaluate(

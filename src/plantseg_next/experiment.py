@@ -91,6 +91,8 @@ class DataSettings(_Part):
     workers: int | None = Field(None, ge=0)
     """Processes that read pictures; 0 reads in the main process. null: as many as there
     are cores beyond two, at most 4."""
+    prefetch: int = Field(4, ge=1)
+    """Batches that each of them reads ahead."""
     unreadable_share: float = Field(0.05, ge=0, le=1)
     """Part of the pictures that may turn out unreadable during a run, each replaced by
     another, before it stops."""

@@ -279,6 +279,7 @@ def build_trainer(
             start=start,
             stop=settings.training.steps,
             workers=settings.data.workers,
+            prefetch=settings.data.prefetch,
             tell=lambda text: trainer.tell(Event("worker-replaced", text)),
         ),
         judge,

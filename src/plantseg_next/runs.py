@@ -6,7 +6,7 @@ gone on with from its newest checkpoint.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -67,6 +67,7 @@ def train(  # noqa: PLR0913 - what a user may say
     settings: Experiment | None = None,
     *,
     memory: int | None = None,
+    ram: int | None = None,
     restart: bool = False,
     watchers: Sequence["Watcher"] = (),
     say: Callable[[str], None] = lambda _: None,
@@ -87,6 +88,7 @@ def train(  # noqa: PLR0913 - what a user may say
         settings: Everything that can be chosen; the defaults by default.
         memory: A budget, in bytes: the settings are changed so that the run stays within
             it (see ``training.budget``), and the plan is kept in ``out``.
+        ram: With ``memory`` of a GPU: bytes of main memory to read pictures within.
         restart: Set an earlier run in ``out`` aside, under another name, and begin anew.
         watchers: Hear of every step and validation, after the run's own folder.
         say: Hears what a person should know before training starts.
@@ -119,7 +121,7 @@ def train(  # noqa: PLR0913 - what a user may say
         manifest = gather(sources, settings, say=say, told=told("comparing pictures"))
         for split in ("train", "val"):
             labelled_rows(manifest, split, str(sources))
-        planned = None if memory is None else plan_for(manifest, settings, memory)
+        planned = None if memory is None else plan_for(manifest, settings, memory, ram=ram)
         prepare_run(out)
         with alone_in(out):
             if planned is not None:
@@ -147,6 +149,7 @@ def plan_for(
     settings: Experiment,
     memory: int,
     *,
+    ram: int | None = None,
     unlabelled: bool = False,
     device: Device | None = None,
 ) -> "MemoryPlan":
@@ -156,27 +159,44 @@ def plan_for(
         manifest: Every picture of the run.
         settings: As asked for.
         memory: The budget, in bytes.
+        ram: That of main memory, beside a GPU's.
         unlabelled: Whether there will be further pictures without masks.
         device: Where the run will be; here by default.
 
     Raises:
-        UsageError: If nothing fits the budget.
+        UsageError: If nothing fits a budget, or one of main memory is given for a CPU.
     """
     import psutil
 
     from plantseg_next.training.budget import plan_memory
+    from plantseg_next.training.reading_plan import plan_reading
 
+    device = device or find_device(settings.device)
+    if ram is not None and device.kind == "cpu":
+        raise UsageError(
+            "--ram was given for a run on a CPU.",
+            needed="one budget: there, --memory is of the whole process",
+            fix="leave --ram out, or plan for a GPU with --gpu",
+        )
     taught = Plan(manifest, settings, (), "").unlabelled
     without = unlabelled or len(taught) > 0
-    return plan_memory(
+    with_lessons = without and settings.unlabelled.method != "supervised"
+    resting = psutil.Process().memory_info().rss
+    plan = plan_memory(
         settings,
         manifest.classes,
-        device or find_device(settings.device),
+        device,
         memory,
-        with_lessons=without and settings.unlabelled.method != "supervised",
+        with_lessons=with_lessons,
         with_names=any(row.disease is not None for row in taught.rows),
-        resting=psutil.Process().memory_info().rss,
+        resting=resting,
     )
+    if ram is None:
+        return plan
+    chosen, needs = plan_reading(
+        plan.settings, ram, resting=resting, with_lessons=with_lessons
+    )
+    return replace(plan, settings=chosen, reading=(needs, ram))
 
 
 def _begin(

@@ -29,6 +29,10 @@ Memory = Annotated[
     typer.Option(help="Most that the run may take, as 2GB or 900MiB: of the GPU, or on a "
                  "CPU of the whole process."),
 ]  # fmt: skip
+Ram = Annotated[
+    str | None,
+    typer.Option(help="Most main memory for reading pictures beside a GPU, as 4GB."),
+]
 Run = Annotated[Path, typer.Argument(help="Folder of a run.")]
 
 
@@ -41,6 +45,7 @@ def plan(
     classes: Classes = None,
     names: Names = None,
     *,
+    ram: Ram = None,
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="There will be further pictures.")
     ] = False,
@@ -66,6 +71,7 @@ def plan(
         api.Sources(data, classes, names=names),
         parse_bytes(memory),
         settings_of(config, set_ or []),
+        ram=None if ram is None else parse_bytes(ram),
         unlabelled=unlabelled,
         device=elsewhere,
     )
@@ -92,6 +98,7 @@ def train(
     memory: Annotated[
         str | None, typer.Option(help="Budget, as 2GB: settings are planned to fit.")
     ] = None,
+    ram: Ram = None,
     plan: Annotated[
         Path | None, typer.Option(help="A plan.json to obey; it may be edited.")
     ] = None,
@@ -120,12 +127,19 @@ def train(
     from plantseg_next.learning import Sources
 
     chosen = settings_of(config, set_ or [])
-    budget = None
+    budget = main_memory = None
+    if ram is not None and memory is None:
+        raise UsageError(
+            "train got --ram without --memory.",
+            needed="the GPU's budget too",
+            fix="for example --memory 2GB --ram 4GB",
+        )
     if plan is not None or memory is not None:
         from plantseg_next.training.memory_plan import parse_bytes, read_plan
 
         chosen = chosen if plan is None else read_plan(plan, chosen)
         budget = None if memory is None else parse_bytes(memory)
+        main_memory = None if ram is None else parse_bytes(ram)
     if settings:
         print(chosen.to_yaml(), end="")
         return
@@ -142,6 +156,7 @@ def train(
             out,
             chosen,
             memory=budget,
+            ram=main_memory,
             restart=restart,
             watchers=[TrainingBar(bar), *loggers],
             say=bar.console.print,

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import get_context
 
 import cv2
 import torch
@@ -16,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from plantseg_next.data.streams import Drawn, MixedDataset, collate, collate_views
 from plantseg_next.errors import PlantSegError
 
+START = "forkserver"
+"""How workers are started: OpenCV's threads do not survive a plain fork."""
 LOOK_S = 5
 """Seconds between two looks whether a worker is still there."""
 HUNG_S = 600
@@ -29,6 +32,7 @@ def loader(
     start: int,
     stop: int,
     workers: int | None,
+    prefetch: int = 4,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Drawn]:
     """Yield batches of ``tiles`` labelled tiles, from batch ``start`` up to ``stop``.
@@ -43,18 +47,19 @@ def loader(
         start: First batch.
         stop: Batch after the last.
         workers: Processes beside the main one; 0 reads in the main process. ``None``:
-            as many as there are cores beyond two, at most 4: on two cores a worker takes
-            from the network more than it gives.
+            see ``usual_workers``.
+        prefetch: Batches that each of them reads ahead.
         tell: Hears of workers that had to be replaced, and why.
 
     Raises:
         DataError: If one picture after the other cannot be read, from whichever process.
     """
     if workers is None:
-        workers = min(4, max(0, (os.cpu_count() or 1) - 2))
+        workers = usual_workers()
     deaths = 0
     while start < stop:
-        batches = _in_order(dataset, tiles // dataset.max_tiles, start, stop, workers)
+        visits = tiles // dataset.max_tiles
+        batches = _in_order(dataset, visits, range(start, stop), workers, prefetch)
         try:
             for batch in batches:
                 start += 1
@@ -65,30 +70,40 @@ def loader(
             tell(f"{lost} Going on with {workers or 'no'} workers; no batch is lost.")
 
 
+def usual_workers() -> int:
+    """Return as many as there are cores beyond two, at most 4.
+
+    On two cores a worker takes from the network more than it gives.
+    """
+    return min(4, max(0, (os.cpu_count() or 1) - 2))
+
+
 class LostWorkerError(Exception):
     """A process that read pictures is gone or does not answer."""
 
 
 def _in_order(
-    dataset: MixedDataset, visits: int, start: int, stop: int, workers: int
+    dataset: MixedDataset, visits: int, numbers: range, workers: int, prefetch: int
 ) -> Iterator[Drawn]:
-    """Yield batches of so many visits from one set of workers.
+    """Yield batches of so many visits, by number, from one set of workers.
 
     Raises:
         LostWorkerError: If one of them dies or hangs.
     """
+    if workers:
+        # What they import is then held once by all of them.
+        get_context(START).set_forkserver_preload([MixedDataset.__module__])
     batches = DataLoader(
         _Draws(dataset),
         batch_size=visits,
-        sampler=range(start * visits, stop * visits),
+        sampler=range(numbers.start * visits, numbers.stop * visits),
         num_workers=workers,
         collate_fn=_collate_or_error,
         worker_init_fn=_quiet_worker if workers else None,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=prefetch if workers else None,
         # With a longer one, PyTorch would look no sooner whether a worker is dead.
         timeout=LOOK_S if workers else 0,
-        # OpenCV's threads do not survive a plain fork.
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=START if workers else None,
         # It draws seeds for the workers, which use none; the run's chance is not for it.
         generator=torch.Generator(),
     )

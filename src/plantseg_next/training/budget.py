@@ -19,6 +19,7 @@ from plantseg_next.training.known_steps import known_or_found
 from plantseg_next.training.ledger import Footprint
 from plantseg_next.training.memory import footprint, of_batch, trace
 from plantseg_next.training.memory_plan import MemoryPlan, in_mb
+from plantseg_next.training.reading_plan import LEAST_CACHE_MIB
 
 RECOMPUTED: tuple[tuple[Recomputed, ...], ...] = (
     (),
@@ -39,7 +40,6 @@ LIBRARIES = 80 * 10**6
 """Bytes that libraries take once they compute, on a CPU."""
 READING = 200 * 10**6
 """Bytes for decoding a picture and for a validation, on a CPU."""
-LEAST_CACHE_MIB = 32.0
 MANY_CLASSES = 16
 """From so many on, losses are worth taking in stripes."""
 

@@ -29,6 +29,8 @@ class MemoryPlan:
         room: Bytes of the budget that a step may have at its peak.
         slower: Time of a step, as planned, in parts of that as asked; an estimate.
         given: What was given up and why, in words.
+        reading: Bytes of main memory that the run needs to read pictures, and their
+            limit; ``None`` if none was stated.
     """
 
     asked: Experiment
@@ -40,6 +42,7 @@ class MemoryPlan:
     room: int
     slower: float
     given: tuple[str, ...]
+    reading: tuple[int, int] | None = None
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -62,6 +65,9 @@ class MemoryPlan:
         lines += [f"{n:14s}{b / 1e6:10,.1f}{a / 1e6:10,.1f}" for n, b, a in figures]
         needs = f"The run needs {in_mb(self.needs)} of {in_mb(self.limit)}."
         lines += ["", needs, *self.given]
+        if self.reading is not None:
+            needs, limit = map(in_mb, self.reading)
+            lines.append(f"Reading pictures needs {needs} of {limit} of main memory.")
         if self.slower > 1.005:
             lines.append(f"By estimate, a step takes {self.slower:.1f} times as long.")
         changes = [f"--set {n}={json.dumps(v)}" for n, v in self.changes.items()]

@@ -45,6 +45,7 @@ PLANNED = (
     "data.tile_px",
     "data.cache_mib",
     "data.workers",
+    "data.prefetch",
     "training.micro_batch",
     *(f"memory.{name}" for name in MemorySettings.model_fields),
 )
@@ -54,6 +55,7 @@ FREE = frozenset(
         "device",
         "deterministic",
         "data.workers",
+        "data.prefetch",
         "data.cache_mib",
         "data.unreadable_share",
         "training.micro_batch",
