@@ -173,7 +173,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = recall(func, args, kwargs or {})
         self._calls += not func.is_view
         if self._on_cpu and func is torch.ops.aten.convolution_backward.default:
-            n_bytes = cpu_workspace(*args[:3], groups=args[9])
+            n_bytes = cpu_workspace(args[2], groups=args[9])
             self._take("workspace", n_bytes)
             self._give("workspace", n_bytes)
         self._flops += _flops(func, args, out)
@@ -234,17 +234,13 @@ def _flops(func: Any, args: tuple[Any, ...], out: Any) -> int:  # noqa: ANN401
     return 0 if count is None else int(count(*args, out_val=out))
 
 
-def cpu_workspace(slope: Tensor, x: Tensor, weight: Tensor, *, groups: int) -> int:
+def cpu_workspace(weight: Tensor, *, groups: int) -> int:
     """Return what oneDNN takes to differentiate a large depthwise kernel, in bytes.
 
-    It sums the weights' gradient in 256 parts; in bfloat16 it keeps them twice, and
-    unfolds the map besides. The rule was read off its allocations (PyTorch 2.15, x86-64):
-    exact for all sizes tried. Smaller kernels and other convolutions take little.
+    It sums the weights' gradient in 256 parts. The rule was read off its allocations
+    (PyTorch 2.15, x86-64): exact for all sizes tried, in float32, in which these layers
+    are differentiated on a CPU. Smaller kernels and other convolutions take little.
     """
     if groups == 1 or weight.shape[1] > 1 or weight.shape[2] <= 3:
         return 0
-    taken = 256 * weight.numel() * 4
-    if x.dtype == torch.bfloat16:
-        taken += 256 * weight.numel() * 2
-        taken += 64 * groups * (slope.shape[2] + 1) * (slope.shape[3] + 1)
-    return taken
+    return 256 * int(weight.numel()) * 4
