@@ -27,9 +27,9 @@ from plantseg_next.experiment import Experiment
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import find_device
 from plantseg_next.structures import Batch, ClassMap, Views
-from plantseg_next.training.allocator import MIB
 from plantseg_next.training.learner import Learner, build_learner
-from plantseg_next.training.memory import footprint, trace
+from plantseg_next.training.memory.allocator import MIB
+from plantseg_next.training.memory.trace import footprint, trace
 
 RESULTS = Path(__file__).parent / "results" / "memory_error.csv"
 ALL_PARTS = "[stage_1,stage_2,stage_3,stage_4,decoder,fine]"

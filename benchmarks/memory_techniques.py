@@ -41,8 +41,8 @@ from plantseg_next.models import cpu_backward
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import find_device
 from plantseg_next.structures import ClassMap
-from plantseg_next.training.allocator import MIB
 from plantseg_next.training.learner import Learner, build_learner
+from plantseg_next.training.memory.allocator import MIB
 
 RESULTS = Path(__file__).parent / "results" / "memory_techniques.csv"
 LOSSES = RESULTS.with_name("memory_techniques_loss.csv")

@@ -23,8 +23,8 @@ from plantseg_next.data.streams import Drawn
 from plantseg_next.experiment import Experiment
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import find_device
-from plantseg_next.training.budget import plan_memory
 from plantseg_next.training.learner import Learner, build_learner
+from plantseg_next.training.memory.planner import plan_memory
 
 RESULTS = Path(__file__).parent / "results" / "picture_time.csv"
 BATCH = 32

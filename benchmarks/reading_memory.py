@@ -5,7 +5,7 @@
 Drawn leaves are read by 0 to 3 workers while nothing else is done but wait for them, so
 that all that is read ahead is there. Measured is what the processes of the run have to
 themselves together (what several of them share once), beyond what the main process had
-before; foreseen is the rule of ``training/reading_plan.py``.
+before; foreseen is the rule of ``training/memory/reading.py``.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from plantseg_next.data.loading import loader
 from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.experiment import Experiment
 from plantseg_next.learning import Plan, Sources, gather, tiles_of
-from plantseg_next.training.reading_plan import CACHE_GROWTH, batch_bytes, reading_bytes
+from plantseg_next.training.memory.reading import CACHE_GROWTH, batch_bytes, reading_bytes
 
 RESULTS = Path(__file__).parent / "results" / "reading_memory.csv"
 BATCHES = 40

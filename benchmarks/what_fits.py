@@ -19,7 +19,7 @@ from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment
 from plantseg_next.runtime import Device
 from plantseg_next.structures import ClassMap
-from plantseg_next.training.budget import plan_memory
+from plantseg_next.training.memory.planner import plan_memory
 
 RESULTS = Path(__file__).parent / "results" / "what_fits.csv"
 GPU = Device("cuda", "a GPU", has_bfloat16=True)

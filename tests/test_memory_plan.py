@@ -10,9 +10,9 @@ from plantseg_next import api
 from plantseg_next.cli import app
 from plantseg_next.errors import UsageError
 from plantseg_next.runtime import Device
-from plantseg_next.training import budget
-from plantseg_next.training.ledger import KINDS, Footprint
-from plantseg_next.training.reading_plan import LEAST_CACHE_MIB
+from plantseg_next.training.memory import planner
+from plantseg_next.training.memory.ledger import KINDS, Footprint
+from plantseg_next.training.memory.reading import LEAST_CACHE_MIB
 from plantseg_next.training.status import read_status
 
 GPU = Device("cuda", "elsewhere", has_bfloat16=True)
@@ -40,7 +40,7 @@ def quick(monkeypatch):
     """Every step takes 100 MB."""
     peak = dict.fromkeys(KINDS, 10 * 10**6)
     step = Footprint(peak, peak, 10**8, (tuple(peak.values()),), 10**9, 100)
-    monkeypatch.setattr(budget, "footprint", lambda *_, **__: step)
+    monkeypatch.setattr(planner, "footprint", lambda *_, **__: step)
 
 
 @pytest.mark.usefixtures("quick")

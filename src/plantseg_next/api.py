@@ -41,7 +41,7 @@ from plantseg_next.runs import (
 from plantseg_next.runtime import Device, find_device
 
 if TYPE_CHECKING:
-    from plantseg_next.training.memory_plan import MemoryPlan
+    from plantseg_next.training.memory.plan import MemoryPlan
     from plantseg_next.training.watchers import Watcher
 
 

@@ -31,7 +31,7 @@ from plantseg_next.training.record import (
 )
 
 if TYPE_CHECKING:
-    from plantseg_next.training.memory_plan import MemoryPlan
+    from plantseg_next.training.memory.plan import MemoryPlan
     from plantseg_next.training.trainer import Outcome
     from plantseg_next.training.watchers import Watcher
 
@@ -87,7 +87,7 @@ def train(  # noqa: PLR0913 - what a user may say
             model. New or empty, or of the run to go on with.
         settings: Everything that can be chosen; the defaults by default.
         memory: A budget, in bytes: the settings are changed so that the run stays within
-            it (see ``training.budget``), and the plan is kept in ``out``.
+            it (see ``training.memory.planner``), and the plan is kept in ``out``.
         ram: With ``memory`` of a GPU: bytes of main memory to read pictures within.
         restart: Set an earlier run in ``out`` aside, under another name, and begin anew.
         watchers: Hear of every step and validation, after the run's own folder.
@@ -168,8 +168,8 @@ def plan_for(
     """
     import psutil
 
-    from plantseg_next.training.budget import plan_memory
-    from plantseg_next.training.reading_plan import plan_reading
+    from plantseg_next.training.memory.planner import plan_memory
+    from plantseg_next.training.memory.reading import plan_reading
 
     device = device or find_device(settings.device)
     if ram is not None and device.kind == "cpu":

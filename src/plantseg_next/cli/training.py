@@ -64,7 +64,7 @@ def plan(
     """
     from plantseg_next import api
     from plantseg_next.runtime import Device
-    from plantseg_next.training.memory_plan import parse_bytes
+    from plantseg_next.training.memory.plan import parse_bytes
 
     elsewhere = Device("cuda", "a GPU", has_bfloat16=True) if gpu else None
     found = api.plan(
@@ -79,7 +79,7 @@ def plan(
     if out is not None:
         found.write(out)
     if explain is not None:
-        from plantseg_next.training.memory_picture import draw_plan
+        from plantseg_next.training.memory.picture import draw_plan
 
         draw_plan(found, explain)
 
@@ -135,7 +135,7 @@ def train(
             fix="for example --memory 2GB --ram 4GB",
         )
     if plan is not None or memory is not None:
-        from plantseg_next.training.memory_plan import parse_bytes, read_plan
+        from plantseg_next.training.memory.plan import parse_bytes, read_plan
 
         chosen = chosen if plan is None else read_plan(plan, chosen)
         budget = None if memory is None else parse_bytes(memory)

@@ -9,7 +9,7 @@ from typing import Any
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment, flat_settings
 from plantseg_next.files import write_atomically
-from plantseg_next.training.ledger import KINDS, Footprint
+from plantseg_next.training.memory.ledger import KINDS, Footprint
 from plantseg_next.training.record import PLAN
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -4,7 +4,7 @@ import pytest
 
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment
-from plantseg_next.training.reading_plan import batch_bytes, plan_reading, reading_bytes
+from plantseg_next.training.memory.reading import batch_bytes, plan_reading, reading_bytes
 
 MB = 10**6
 ASKED = Experiment().with_settings(

@@ -19,7 +19,7 @@ from typing import Any
 
 import plantseg_next
 from plantseg_next.files import write_atomically
-from plantseg_next.training.ledger import Footprint
+from plantseg_next.training.memory.ledger import Footprint
 
 MOST_KEPT = 300
 """Steps; each takes some 50 KB."""

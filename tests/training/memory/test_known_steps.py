@@ -1,8 +1,8 @@
 import pytest
 
-from plantseg_next.training import known_steps
-from plantseg_next.training.known_steps import folder, known_or_found
-from plantseg_next.training.ledger import KINDS, Footprint
+from plantseg_next.training.memory import known_steps
+from plantseg_next.training.memory.known_steps import folder, known_or_found
+from plantseg_next.training.memory.ledger import KINDS, Footprint
 
 PEAK = dict.fromkeys(KINDS, 3)
 STEP = Footprint(PEAK, PEAK, 100, ((1,) * len(KINDS), (3,) * len(KINDS)), 10**12, 7)

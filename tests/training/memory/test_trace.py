@@ -12,11 +12,11 @@ from plantseg_next.experiment import Experiment
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import Device
 from plantseg_next.structures import Batch, ClassMap, Views
-from plantseg_next.training import ledger, memory
-from plantseg_next.training.allocator import MIB, CachingAllocator
 from plantseg_next.training.learner import build_learner
-from plantseg_next.training.ledger import Ledger
-from plantseg_next.training.memory import footprint, trace
+from plantseg_next.training.memory import ledger
+from plantseg_next.training.memory.allocator import MIB, CachingAllocator
+from plantseg_next.training.memory.ledger import Ledger
+from plantseg_next.training.memory.trace import IN_FLOAT32, footprint, trace
 
 CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
 CPU = Device("cpu", "here", has_bfloat16=False)
@@ -220,7 +220,7 @@ def test_a_gpu_computes_in_float32_what_the_trace_takes_for_that():
                 torch.set_autocast_enabled(device, False)
     assert set(found["cpu"].values()) == {torch.bfloat16}
     differ = {n for n, kind in found["cuda"].items() if kind != torch.bfloat16}
-    assert differ == set(memory.IN_FLOAT32)
+    assert differ == set(IN_FLOAT32)
 
 
 def test_a_trace_leaves_no_trace():

@@ -28,7 +28,7 @@ from plantseg_next.models.segmenter import Segmenter, build_segmenter
 from plantseg_next.runtime import Device
 from plantseg_next.structures import Batch, ClassMap, Views
 from plantseg_next.training.learner import Learner, build_learner, uses_bfloat16
-from plantseg_next.training.ledger import ELSEWHERE, Footprint, Ledger
+from plantseg_next.training.memory.ledger import ELSEWHERE, Footprint, Ledger
 
 IN_FLOAT32 = ("layer_norm", "group_norm", "interpolate")
 """Functions of the network that autocast computes in float32 on a GPU, but not on a CPU."""

@@ -6,10 +6,10 @@ from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment
 from plantseg_next.runtime import Device
 from plantseg_next.structures import ClassMap
-from plantseg_next.training import budget
-from plantseg_next.training.budget import plan_memory
-from plantseg_next.training.ledger import KINDS, Footprint
-from plantseg_next.training.memory_plan import parse_bytes, read_plan
+from plantseg_next.training.memory import planner
+from plantseg_next.training.memory.ledger import KINDS, Footprint
+from plantseg_next.training.memory.plan import parse_bytes, read_plan
+from plantseg_next.training.memory.planner import plan_memory
 
 CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
 GPU = Device("cuda", "elsewhere", has_bfloat16=True)
@@ -43,7 +43,7 @@ def toy_trace(settings, _classes, _device, *, with_lessons, with_names):
 
 @pytest.fixture
 def toy(monkeypatch):
-    monkeypatch.setattr(budget, "trace", toy_trace)
+    monkeypatch.setattr(planner, "trace", toy_trace)
 
 
 SETTINGS = Experiment().with_settings(["data.tile_px=192", "training.batch=16"])

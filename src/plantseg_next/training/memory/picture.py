@@ -7,8 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from plantseg_next.files import explained
-from plantseg_next.training.ledger import KINDS, Footprint
-from plantseg_next.training.memory_plan import MemoryPlan
+from plantseg_next.training.memory.ledger import KINDS, Footprint
+from plantseg_next.training.memory.plan import MemoryPlan
 
 MOMENTS = 2000
 COLOURS = {

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from plantseg_next.training.allocator import CachingAllocator
-from plantseg_next.training.shape_memo import recall
+from plantseg_next.training.memory.allocator import CachingAllocator
+from plantseg_next.training.memory.shape_memo import recall
 
 KINDS = (
     "weights",

@@ -1,6 +1,6 @@
 """How pictures are read within a budget of main memory, where the network is on a GPU.
 
-On a CPU the process's budget holds for all; see ``budget.py``.
+On a CPU the process's budget holds for all; see ``planner.py``.
 """
 
 from plantseg_next.data.loading import usual_workers

@@ -15,11 +15,11 @@ from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment, Recomputed
 from plantseg_next.runtime import Device
 from plantseg_next.structures import ClassMap
-from plantseg_next.training.known_steps import known_or_found
-from plantseg_next.training.ledger import Footprint
-from plantseg_next.training.memory import footprint, of_batch, trace
-from plantseg_next.training.memory_plan import MemoryPlan, in_mb
-from plantseg_next.training.reading_plan import LEAST_CACHE_MIB
+from plantseg_next.training.memory.known_steps import known_or_found
+from plantseg_next.training.memory.ledger import Footprint
+from plantseg_next.training.memory.plan import MemoryPlan, in_mb
+from plantseg_next.training.memory.reading import LEAST_CACHE_MIB
+from plantseg_next.training.memory.trace import footprint, of_batch, trace
 
 RECOMPUTED: tuple[tuple[Recomputed, ...], ...] = (
     (),
