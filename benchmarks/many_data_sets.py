@@ -32,7 +32,7 @@ SETTINGS = (
     "data.cache_mib=0",
     "data.labelled_share=0.5",
     # Tiles without masks are read, and nothing is asked about them: lessons begin when a
-    # lesion is found, in one run sooner than in the other, and would hide what reading costs.
+    # lesion is found, sooner in one run than in the other: that hid what reading costs.
     "unlabelled.weight=0",
 )
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from conftest import TINY
 from plantseg_next import api
+from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.learning import Sources
@@ -43,6 +45,30 @@ def test_the_supervised_twin_looks_at_no_other_picture(drawn_folder, tmp_path):
     trained = api.train(drawn_folder, tmp_path / "run", settings, say=said.append)
     assert not any("without masks" in line for line in said)
     assert "taught" not in history(trained.folder)[0]
+
+
+def test_a_leaf_that_only_judges_know_gives_no_severity(drawn_folder, tmp_path):
+    whole = read_folder(drawn_folder)
+    coding = next(iter(whole.codings.values()))
+    of_lesions = replace(
+        coding,
+        meaning={v: "no lesion" if m == "leaf" else m for v, m in coding.meaning.items()},
+        marks_leaf=False,
+    )
+    rows = tuple(
+        replace(row, source="field" if row.split == "train" else row.source)
+        for row in whole.rows
+    )
+    mixed = replace(whole, rows=rows, codings=whole.codings | {"field": of_lesions})
+    mixed.write(tmp_path / "data" / "manifest.json")
+    said = []
+    trained = api.train(tmp_path / "data", tmp_path / "run", TINY, say=said.append)
+    assert any("marks the leaf: the model will know no severity" in line for line in said)
+    assert not read_card(trained.folder / "best").classes.has_leaf
+    assert api.evaluate(trained.folder).n_pictures
+    found = api.predict(trained.folder, drawn_folder / "images", tmp_path / "out")
+    assert {row["denominator"] for row in found.rows} == {"image"}
+    assert not any(row["severity_pct"] for row in found.rows)
 
 
 def test_a_folder_without_masks_joins_the_run(drawn_folder, tmp_path):

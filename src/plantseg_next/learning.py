@@ -117,7 +117,22 @@ def gather(
             manifest, left = join(manifest, others, masks=masks, told=told)
             for line in left_out(left):
                 say(line)
-    return manifest
+    return _with_what_is_learned(manifest, say)
+
+
+def _with_what_is_learned(manifest: Manifest, say: Callable[[str], None]) -> Manifest:
+    """Return the table without the leaf among its classes, if only judges know it.
+
+    A head that no mask teaches says something all the same, and severity would be made
+    of it.
+    """
+    taught = manifest.split("train").labelled.rows
+    if not manifest.classes.has_leaf or any(
+        manifest.codings[row.source].marks_leaf for row in taught
+    ):
+        return manifest
+    say("No mask that is learned from marks the leaf: the model will know no severity.")
+    return replace(manifest, classes=replace(manifest.classes, has_leaf=False))
 
 
 @dataclass(frozen=True)
