@@ -59,10 +59,6 @@ class DataSettings(_Part):
     scale: tuple[PositiveFloat, PositiveFloat] = (0.6, 1.5)
     """Least and greatest magnification of a training tile."""
 
-    grounds: float = Field(0.0, ge=0, le=1)
-    """Chance that what lies off the leaf in a labelled tile is replaced by a drawn scene,
-    where masks mark the leaf: for photographs on paper, if the next ones are of fields."""
-
     @field_validator("scale")
     @classmethod
     def _ordered(cls, scale: tuple[float, float]) -> tuple[float, float]:

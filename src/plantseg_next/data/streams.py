@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float32
 from torch.utils.data import Dataset
 
-from plantseg_next.data.grounds import Grounds
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest, Row
 from plantseg_next.data.mixture import Mixture
@@ -136,7 +135,6 @@ class TileDataset(Dataset[Batch]):
         self._weights = class_weights(np.asarray(pixels, np.int64))
         self._manifest = manifest
         self._cache = SampleCache(self._read, settings.cache_mib)
-        self._grounds = Grounds(settings.tile_px, seed=seed)
         self._mixture = Mixture(manifest.rows, settings, named_share=named_share)
 
     def __getitem__(self, draw: int) -> Batch:
@@ -144,13 +142,6 @@ class TileDataset(Dataset[Batch]):
         visit = self.visit(draw)
         size = self.settings.tile_px
         tiles = (draw_tile(visit.sample, p, size) for p in visit.placements)
-        if self.settings.grounds > 0:
-            tiles = (
-                self._grounds.behind(tile, visit.rng)
-                if visit.rng.random() < self.settings.grounds
-                else tile
-                for tile in tiles
-            )
         found = collate([self._to_batch(tile, visit.rng) for tile in tiles])
         return replace(found, lost=visit.lost)
 

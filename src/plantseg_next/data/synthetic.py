@@ -129,7 +129,7 @@ def draw_leaf(
         lesion[leaf & (extent.depth_px > 0)] = DISEASES.index(disease)
 
     picture = _lay(
-        draw_ground(place, size_hw, natural=bool(natural)),
+        _ground(place, size_hw, natural=bool(natural)),
         _lit(light, albedo, fields, gloss),
         fields.depth_px,
         light,
@@ -215,19 +215,10 @@ def _lay(
     return dimmed
 
 
-def draw_ground(
+def _ground(
     rng: np.random.Generator, size_hw: tuple[int, int], *, natural: bool
 ) -> Float32[np.ndarray, "h w 3"]:
-    """Return what lies behind a leaf, before the leaf's shadow falls on it.
-
-    Args:
-        rng: Chooses everything.
-        size_hw: Rows and columns.
-        natural: Foliage, soil or a blurred scene, or else cloth and paper.
-
-    Returns:
-        RGB, about 0 to 1; a little beyond here and there.
-    """
+    """Return what lies behind the leaf, before the shadow falls on it."""
     side = min(size_hw)
     if not natural:
         colour = np.array(pick_colour(rng, _PAPERS, _PAPER_SHARES))
