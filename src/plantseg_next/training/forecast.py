@@ -87,7 +87,7 @@ class Forecast:
         n_validations = validations_left(step, steps, self._validations)
         validation_s = self._validation_s or [self._expected_validation_s]
         expected += n_validations * fmean(validation_s)
-        return Estimate(expected, expected * (1 - doubt), expected * (1 + doubt))
+        return Estimate(expected, expected / (1 + doubt), expected * (1 + doubt))
 
     def _kinds_left(self, step: int, steps: int) -> dict[bool, int]:
         """Return how many steps without and with lessons are to come."""
@@ -105,7 +105,10 @@ def _recent(seconds: Sequence[float]) -> Sequence[float]:
 
 
 def _doubt(seconds: Sequence[float], n_left: int) -> float:
-    """Return the half width of the interval, in parts of the expectation."""
+    """Return how much longer it may take, in parts of the expectation; above 0.
+
+    After a pause, as of a computer that slept, it may be above 1.
+    """
     blocks = [fmean(seconds[i : i + BLOCK]) for i in range(0, len(seconds), BLOCK)]
     blocks = blocks[:-1] if len(blocks) > 2 else blocks  # the last may be short
     if len(blocks) < 2:
