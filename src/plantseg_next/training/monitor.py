@@ -57,7 +57,9 @@ def take_sample(folder: Path) -> Sample:
     resident = process.memory_info().rss
     for child in process.children(recursive=True):
         try:
-            resident += child.memory_info().rss
+            used = child.memory_full_info()
+            # On Linux, its part of what it shares: workers share what they import.
+            resident += getattr(used, "pss", used.rss)
         except psutil.Error:  # it has just ended
             continue
     gpu = torch.cuda.is_available()
