@@ -6,6 +6,7 @@ On a CPU the process's budget holds for all; see ``planner.py``.
 from plantseg_next.data.loading import usual_workers
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment
+from plantseg_next.training.memory.plan import in_mb
 
 LEAST_CACHE_MIB = 32.0
 LIBRARIES = 450 * 10**6
@@ -59,7 +60,7 @@ def plan_reading(
                 break  # nothing is read ahead
     enough = -(-round(needs + CACHE_GROWTH * least * 2**20) // 10**6)
     raise UsageError(
-        f"Reading pictures does not fit into {limit / 1e6:,.0f} MB of main memory.",
+        f"Reading pictures does not fit into {in_mb(limit)} of main memory.",
         needed=f"at least {enough:,} MB",
         fix=f"--ram {enough}MB, or a smaller data.tile_px",
     )
