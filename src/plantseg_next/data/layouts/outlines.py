@@ -233,6 +233,8 @@ def draw(
 
 def keep_drawn(manifest: Manifest, folder: Path) -> Manifest:
     """Return the manifest with every mask that was drawn here moved into a folder."""
+    if not _drawn_here.cache_info().currsize:
+        return manifest  # nothing was drawn
     here = Path(_drawn_here().name)
     rows = []
     for row in manifest.rows:
