@@ -36,10 +36,9 @@ from plantseg_next.models.segmenter import Scores, build_segmenter
 from plantseg_next.runtime import find_device, seed_everything
 from plantseg_next.structures import ClassMap
 from plantseg_next.training.checkpoints import Checkpoints
-from plantseg_next.training.guards import Event
 from plantseg_next.training.learner import Learner
 from plantseg_next.training.trainer import Trainer
-from plantseg_next.training.watchers import Validation, Watcher
+from plantseg_next.training.watching.watchers import Event, Validation, Watcher
 
 RATE = {"ours": 2e-3, "unet": 1e-3}
 

@@ -20,9 +20,8 @@ import results_table
 
 from plantseg_next import api
 from plantseg_next.experiment import Experiment
-from plantseg_next.training.guards import Event
-from plantseg_next.training.status import PROGRESS
-from plantseg_next.training.watchers import Stepped, Watcher
+from plantseg_next.training.watching.status import PROGRESS
+from plantseg_next.training.watching.watchers import Event, Stepped, Watcher
 
 RESULTS = Path(__file__).parent / "results" / "forecast_error.csv"
 RUNS = (

@@ -10,7 +10,8 @@ model is judged on the test pictures of sources and target. The figure is the ra
 their lesion Dice, target over source, with an interval by groups: what part of the skill
 at home survives abroad.
 
-Beside it stands what the model can be asked without a mask (``training/domains.py``), and
+Beside it stands what the model can be asked without a mask
+(``training/lessons/domains.py``), and
 in ``new_crops_signs.csv`` the same at every validation beside the lesion Dice on the
 target's validation pictures, which the run never sees: whether those signs tell.
 """
@@ -30,8 +31,7 @@ from plantseg_next.data.manifest import Manifest
 from plantseg_next.experiment import Experiment
 from plantseg_next.judging import some_rows
 from plantseg_next.models.bundle import read_bundle
-from plantseg_next.training.guards import Event
-from plantseg_next.training.watchers import Validation, Watcher
+from plantseg_next.training.watching.watchers import Event, Validation, Watcher
 from plantseg_next.validation import domains_of
 
 RESULTS = Path(__file__).parent / "results" / "new_crops.csv"

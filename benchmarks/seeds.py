@@ -24,7 +24,7 @@ from plantseg_next.experiment import DataSettings, NamesSettings
 from plantseg_next.models.bundle import read_bundle
 from plantseg_next.models.segmenter import Segmenter
 from plantseg_next.structures import NO_LESION, Batch
-from plantseg_next.training.weak_labels import WeakLabels, smoothed_by_colour
+from plantseg_next.training.lessons.weak_labels import WeakLabels, smoothed_by_colour
 
 RESULTS = Path(__file__).parent / "results" / "seeds.csv"
 N_TILES = 160

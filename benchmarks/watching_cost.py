@@ -25,7 +25,7 @@ from plantseg_next.learning import Plan, build_trainer
 from plantseg_next.models.tensor_files import tensors_digest
 from plantseg_next.training.checkpoints import Checkpoints, Saved
 from plantseg_next.training.record import Record
-from plantseg_next.training.watchers import Watcher
+from plantseg_next.training.watching.watchers import Watcher
 
 RESULTS = Path(__file__).parent / "results" / "watching_cost.csv"
 

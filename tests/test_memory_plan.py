@@ -13,7 +13,7 @@ from plantseg_next.runtime import Device
 from plantseg_next.training.memory import planner
 from plantseg_next.training.memory.ledger import KINDS, Footprint
 from plantseg_next.training.memory.reading import LEAST_CACHE_MIB
-from plantseg_next.training.status import read_status
+from plantseg_next.training.watching.status import read_status
 
 GPU = Device("cuda", "elsewhere", has_bfloat16=True)
 GB = 10**9

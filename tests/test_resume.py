@@ -22,7 +22,7 @@ from plantseg_next.models.bundle import read_card
 from plantseg_next.training import record
 from plantseg_next.training.record import alone_in
 from plantseg_next.training.trainer import Trainer
-from plantseg_next.training.watchers import Watcher
+from plantseg_next.training.watching.watchers import Watcher
 
 FEW = TINY.with_settings(
     [

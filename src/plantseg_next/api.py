@@ -42,7 +42,7 @@ from plantseg_next.runtime import Device, find_device
 
 if TYPE_CHECKING:
     from plantseg_next.training.memory.plan import MemoryPlan
-    from plantseg_next.training.watchers import Watcher
+    from plantseg_next.training.watching.watchers import Watcher
 
 
 __all__ = [

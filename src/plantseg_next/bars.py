@@ -4,15 +4,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from plantseg_next.training.watchers import Watcher
+from plantseg_next.training.watching.watchers import Watcher
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
     from plantseg_next.runs import Progress
-    from plantseg_next.training.guards import Event
-    from plantseg_next.training.watchers import Stepped, Validation
+    from plantseg_next.training.watching.watchers import Event, Stepped, Validation
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from plantseg_next.models.bundle import read_card
 from plantseg_next.structures import IGNORE, ClassMap
 
 if TYPE_CHECKING:
-    from plantseg_next.training.watchers import Validation
+    from plantseg_next.training.watching.watchers import Validation
 
 
 def pictures_to_judge(
@@ -87,8 +87,8 @@ def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
 
     A picture that cannot be read is passed over, with an event.
     """
-    from plantseg_next.training.guards import Event, collapse
-    from plantseg_next.training.watchers import Validation
+    from plantseg_next.training.watching.guards import collapse
+    from plantseg_next.training.watching.watchers import Event, Validation
 
     n = manifest.classes.n_lesion_logits
     confusion = np.zeros((n, n), np.int64)

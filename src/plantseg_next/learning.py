@@ -21,7 +21,7 @@ from plantseg_next.validation import Judge, Rehearsal, domains_of, hidden_tiles
 if TYPE_CHECKING:
     from plantseg_next.data.streams import MixedDataset
     from plantseg_next.training.trainer import Trainer
-    from plantseg_next.training.watchers import Watcher
+    from plantseg_next.training.watching.watchers import Watcher
 
 
 @dataclass(frozen=True)
@@ -217,14 +217,14 @@ def build_trainer(
     from plantseg_next.data.loading import loader
     from plantseg_next.models.segmenter import build_segmenter
     from plantseg_next.training.checkpoints import Checkpoints
-    from plantseg_next.training.first_steps import FirstSteps
-    from plantseg_next.training.forecast import Forecast
-    from plantseg_next.training.guards import Event
-    from plantseg_next.training.history import History
     from plantseg_next.training.learner import build_learner
-    from plantseg_next.training.monitor import Monitor
-    from plantseg_next.training.pulse import Pulse
     from plantseg_next.training.trainer import Trainer
+    from plantseg_next.training.watching.first_steps import FirstSteps
+    from plantseg_next.training.watching.forecast import Forecast
+    from plantseg_next.training.watching.history import History
+    from plantseg_next.training.watching.monitor import Monitor
+    from plantseg_next.training.watching.pulse import Pulse
+    from plantseg_next.training.watching.watchers import Event
 
     settings, classes = plan.settings, plan.manifest.classes
     learned, judged_on, unlabelled = plan.learned, plan.judged_on, plan.unlabelled

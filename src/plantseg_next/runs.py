@@ -33,7 +33,7 @@ from plantseg_next.training.record import (
 if TYPE_CHECKING:
     from plantseg_next.training.memory.plan import MemoryPlan
     from plantseg_next.training.trainer import Outcome
-    from plantseg_next.training.watchers import Watcher
+    from plantseg_next.training.watching.watchers import Watcher
 
 Progress = Callable[[str, int, int], None]
 """Hears what is being done, how much of it is done, and of how much."""
@@ -235,7 +235,7 @@ def _run(
     changes: Sequence[str],
 ) -> Trained:
     """Train to the end, from the newest checkpoint if there is one."""
-    from plantseg_next.training.guards import Event
+    from plantseg_next.training.watching.watchers import Event
 
     trainer = build_trainer(plan, out, watchers=watchers, say=say)
     for change in changes:
@@ -272,7 +272,11 @@ def verify(run: Path, *, say: Callable[[str], None] = lambda _: None) -> Verifie
     """
     import torch
 
-    from plantseg_next.training.first_steps import FIRST_STEPS, N_STEPS, first_difference
+    from plantseg_next.training.watching.first_steps import (
+        FIRST_STEPS,
+        N_STEPS,
+        first_difference,
+    )
 
     record = Record.read(run)
     if record is None or not (run / FIRST_STEPS).is_file():

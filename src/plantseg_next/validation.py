@@ -11,17 +11,16 @@ from plantseg_next.inference.predictor import TILES_AT_ONCE
 from plantseg_next.judging import validate
 from plantseg_next.models.bundle import Card
 from plantseg_next.runtime import Device
-from plantseg_next.training.watchers import Watcher
+from plantseg_next.training.watching.watchers import Watcher
 
 if TYPE_CHECKING:
     from torch import nn
 
     from plantseg_next.structures import Batch
-    from plantseg_next.training.domains import Domains
-    from plantseg_next.training.forecast import Forecast
-    from plantseg_next.training.guards import Event
-    from plantseg_next.training.lessons import Lessons
-    from plantseg_next.training.watchers import Validation
+    from plantseg_next.training.lessons.domains import Domains
+    from plantseg_next.training.lessons.lessons import Lessons
+    from plantseg_next.training.watching.forecast import Forecast
+    from plantseg_next.training.watching.watchers import Event, Validation
 
 AUDITED_TILES = 16
 REHEARSED_PICTURES = 4
@@ -103,8 +102,8 @@ class Judge:
 
     def _judge(self, network: "nn.Module", chosen: Manifest, at_once: int) -> "Validation":
         from plantseg_next.inference.predictor import make_predictor
-        from plantseg_next.training.guards import doubtful_seeds, drift, strangers
         from plantseg_next.training.learner import batch_to_device
+        from plantseg_next.training.watching.guards import doubtful_seeds, drift, strangers
 
         place, home = (next(n.parameters()).device for n in (self._student, network))
         network.to(place)  # a teacher may wait elsewhere
@@ -180,8 +179,8 @@ def domains_of(
     """
     from plantseg_next.data.streams import TileDataset, ViewDataset
     from plantseg_next.data.views import strong_light
-    from plantseg_next.training.domains import TILES, Domains
-    from plantseg_next.training.guards import HOME
+    from plantseg_next.training.lessons.domains import TILES, Domains
+    from plantseg_next.training.watching.guards import HOME
 
     known = {row.source for row in learned.rows}
     bare = {

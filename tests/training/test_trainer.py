@@ -29,12 +29,12 @@ from plantseg_next.models.bundle import Card, read_card
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import Device, find_device, seed_everything
 from plantseg_next.training.checkpoints import Checkpoints
-from plantseg_next.training.guards import NO_LESION_EVENT, Event
-from plantseg_next.training.history import History
 from plantseg_next.training.learner import Learner, parameter_groups, uses_bfloat16
 from plantseg_next.training.pace import Pace, is_due, validations_left
 from plantseg_next.training.trainer import Trainer
-from plantseg_next.training.watchers import Validation, Watcher
+from plantseg_next.training.watching.guards import NO_LESION_EVENT
+from plantseg_next.training.watching.history import History
+from plantseg_next.training.watching.watchers import Event, Validation, Watcher
 
 CPU = Device("cpu", "test", has_bfloat16=False)
 SETTINGS = Experiment(

@@ -19,7 +19,7 @@ from plantseg_next.cli.app import (
     settings_of,
 )
 from plantseg_next.errors import UsageError
-from plantseg_next.training.watchers import Watcher
+from plantseg_next.training.watching.watchers import Watcher
 
 if TYPE_CHECKING:
     from plantseg_next.experiment import Experiment
@@ -208,7 +208,7 @@ def self_train(
 @app.command()
 def status(run: Run) -> None:
     """Say how a run is doing, or what became of it."""
-    from plantseg_next.training.status import read_status
+    from plantseg_next.training.watching.status import read_status
 
     print(read_status(run))
 
@@ -225,7 +225,7 @@ def watch(
     from rich.live import Live
     from rich.text import Text
 
-    from plantseg_next.training.status import read_status
+    from plantseg_next.training.watching.status import read_status
 
     found = read_status(run)
     console = Console()
@@ -261,7 +261,7 @@ def verify(run: Run) -> None:
 def _loggers(names: list[str], run: Path, settings: "Experiment") -> list[Watcher]:
     if not names:
         return []
-    from plantseg_next.training.loggers import logger
+    from plantseg_next.training.watching.loggers import logger
 
     found = []
     for name in names:

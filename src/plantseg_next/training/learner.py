@@ -18,12 +18,12 @@ from plantseg_next.models.segmenter import Segmenter
 from plantseg_next.runtime import Device
 from plantseg_next.structures import Batch, ClassMap, Views
 from plantseg_next.training.accumulation import Chance
-from plantseg_next.training.lessons import Lessons
+from plantseg_next.training.lessons.lessons import Lessons
+from plantseg_next.training.lessons.teacher import Teacher
+from plantseg_next.training.lessons.weak_labels import WeakLabels
 from plantseg_next.training.recovery import release
 from plantseg_next.training.schedules import warmup_cosine
 from plantseg_next.training.step import learn
-from plantseg_next.training.teacher import Teacher
-from plantseg_next.training.weak_labels import WeakLabels
 
 ENCODER_STAGES = 4
 FINE_TUNING_DECAY = 0.75

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from plantseg_next.errors import TrainingError
-from plantseg_next.training.guards import Event
+from plantseg_next.training.watching.watchers import Event
 
 T = TypeVar("T")
 

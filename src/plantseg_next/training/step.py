@@ -21,9 +21,9 @@ from plantseg_next.models.segmenter import Scores
 from plantseg_next.structures import IGNORE, NO_LESION, Batch
 from plantseg_next.training import losses
 from plantseg_next.training.accumulation import StepLoss, Tally, accumulate_gradients
-from plantseg_next.training.lessons import Lessons
+from plantseg_next.training.lessons.lessons import Lessons
+from plantseg_next.training.lessons.taught import Taught
 from plantseg_next.training.losses import Overlap
-from plantseg_next.training.taught import Taught
 
 LESSON_HEADS = {"lesion": 1.0, "leaf": 0.5}
 """What the teacher teaches of, and how much each counts."""

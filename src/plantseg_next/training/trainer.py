@@ -23,7 +23,6 @@ from plantseg_next.errors import (
 from plantseg_next.experiment import Experiment
 from plantseg_next.runtime import random_state, restore_random_state, same_bits
 from plantseg_next.training.checkpoints import Checkpoints
-from plantseg_next.training.guards import NO_LESION_EVENT, Event
 from plantseg_next.training.interruption import Interruption
 from plantseg_next.training.learner import Learner
 from plantseg_next.training.pace import REHEARSED_STEPS, Pace, is_due
@@ -33,7 +32,14 @@ from plantseg_next.training.recovery import (
     lacks_memory,
     within_memory,
 )
-from plantseg_next.training.watchers import Ending, Stepped, Validation, Watcher
+from plantseg_next.training.watching.guards import NO_LESION_EVENT
+from plantseg_next.training.watching.watchers import (
+    Ending,
+    Event,
+    Stepped,
+    Validation,
+    Watcher,
+)
 
 CHECKPOINT_SHARE = 0.01
 """Most of the time that goes into checkpoints between two validations."""

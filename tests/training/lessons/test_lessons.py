@@ -14,11 +14,11 @@ from plantseg_next.experiment import (
 )
 from plantseg_next.models.segmenter import Scores, build_segmenter, complementary_channels
 from plantseg_next.structures import IGNORE, Batch, ClassMap, Views
-from plantseg_next.training.lessons import Lessons, dropout_on
+from plantseg_next.training.lessons.lessons import Lessons, dropout_on
+from plantseg_next.training.lessons.taught import Taught
+from plantseg_next.training.lessons.teacher import Teacher
+from plantseg_next.training.lessons.weak_labels import WeakLabels
 from plantseg_next.training.step import learn, lesson_loss, lesson_tally
-from plantseg_next.training.taught import Taught
-from plantseg_next.training.teacher import Teacher
-from plantseg_next.training.weak_labels import WeakLabels
 
 CLASSES = ClassMap(("rust", "blight"), (), has_leaf=True)
 PLAIN = {"cut_mix": 0.0, "copy_paste": 0.0, "dynamic": False, "starts": 0.0, "ramp": 0.0}

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from plantseg_next.experiment import ModelSettings, NamesSettings
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.structures import IGNORE, ClassMap
-from plantseg_next.training.guards import doubtful_seeds
-from plantseg_next.training.teacher import Teacher
-from plantseg_next.training.weak_labels import (
+from plantseg_next.training.lessons.teacher import Teacher
+from plantseg_next.training.lessons.weak_labels import (
     WeakLabels,
     seed_classes,
     smoothed_by_colour,
 )
+from plantseg_next.training.watching.guards import doubtful_seeds
 
 CLASSES = ClassMap(("rust", "mildew"), ("healthy", "mildew", "odd", "rust"), has_leaf=True)
 HEALTHY, MILDEW, ODD, RUST = range(4)

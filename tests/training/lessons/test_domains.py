@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from plantseg_next.errors import DataError
 from plantseg_next.models.segmenter import Scores
 from plantseg_next.structures import IGNORE, Views
-from plantseg_next.training.domains import Domains
+from plantseg_next.training.lessons.domains import Domains
 
 GREEN, GREY = (40, 160, 30), (90, 90, 90)
 

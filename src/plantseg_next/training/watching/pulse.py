@@ -17,13 +17,19 @@ from typing import Any
 from plantseg_next.errors import OutputError
 from plantseg_next.files import explained, write_atomically
 from plantseg_next.training.checkpoints import Saved
-from plantseg_next.training.curves import draw_curves
-from plantseg_next.training.forecast import Estimate, Forecast
-from plantseg_next.training.guards import Event, lesion_shares
-from plantseg_next.training.monitor import Monitor
 from plantseg_next.training.pace import REHEARSED_STEPS
-from plantseg_next.training.status import PROGRESS, SUMMARY, read_status
-from plantseg_next.training.watchers import Ending, Stepped, Validation, Watcher
+from plantseg_next.training.watching.curves import draw_curves
+from plantseg_next.training.watching.forecast import Estimate, Forecast
+from plantseg_next.training.watching.guards import lesion_shares
+from plantseg_next.training.watching.monitor import Monitor
+from plantseg_next.training.watching.status import PROGRESS, SUMMARY, read_status
+from plantseg_next.training.watching.watchers import (
+    Ending,
+    Event,
+    Stepped,
+    Validation,
+    Watcher,
+)
 
 BEAT_S = 3.0
 

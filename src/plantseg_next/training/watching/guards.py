@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
 import numpy as np
 from jaxtyping import Int64
+
+from plantseg_next.training.watching.watchers import Event
 
 AGREEMENT = 0.3
 """Dice overlap of student and teacher below which they have drifted apart."""
@@ -20,19 +21,6 @@ MOSTLY = 0.5
 """Share of a data set's tiles without any green from which it may show no plants."""
 MIN_PIXELS = 500
 """Fewer true pixels of a class say nothing."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something worth knowing about a run.
-
-    Args:
-        kind: Its name, the same every time.
-        text: What came, what it means, what to do.
-    """
-
-    kind: str
-    text: str
 
 
 def collapse(

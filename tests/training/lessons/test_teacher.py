@@ -10,8 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from plantseg_next.experiment import ModelSettings
 from plantseg_next.models.segmenter import Segmenter, build_segmenter
 from plantseg_next.structures import ClassMap
+from plantseg_next.training.lessons.teacher import Teacher
 from plantseg_next.training.schedules import teacher_decay
-from plantseg_next.training.teacher import Teacher
 
 
 def student() -> nn.Module:

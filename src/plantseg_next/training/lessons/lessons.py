@@ -14,17 +14,17 @@ from plantseg_next.data.streams import Drawn, collate
 from plantseg_next.experiment import UnlabelledSettings
 from plantseg_next.models.segmenter import LEAF_LOGITS, Scores
 from plantseg_next.structures import IGNORE, NO_LESION, Batch, ClassMap, Views
-from plantseg_next.training.gating import Gate, Opinion, Verdict
-from plantseg_next.training.mixing import (
+from plantseg_next.training.lessons.gating import Gate, Opinion, Verdict
+from plantseg_next.training.lessons.mixing import (
     cut_mix,
     draw_boxes,
     paint_ground,
     paste_lesions,
 )
+from plantseg_next.training.lessons.taught import Taught
+from plantseg_next.training.lessons.teacher import Teacher
+from plantseg_next.training.lessons.weak_labels import WeakLabels, smoothed_by_colour
 from plantseg_next.training.schedules import ramp_up
-from plantseg_next.training.taught import Taught
-from plantseg_next.training.teacher import Teacher
-from plantseg_next.training.weak_labels import WeakLabels, smoothed_by_colour
 
 ASKED_EVERY = 20
 """Steps between two looks of the teacher at labelled tiles."""

@@ -3,14 +3,14 @@ from dataclasses import replace
 import torch
 
 from plantseg_next.structures import IGNORE, Batch
-from plantseg_next.training.mixing import (
+from plantseg_next.training.lessons.mixing import (
     BOX_AREA,
     cut_mix,
     draw_boxes,
     paint_ground,
     paste_lesions,
 )
-from plantseg_next.training.taught import Taught
+from plantseg_next.training.lessons.taught import Taught
 
 
 def tiles(n: int = 3, size: int = 32) -> Taught:

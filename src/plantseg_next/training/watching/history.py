@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from plantseg_next.experiment import LossSettings
 from plantseg_next.files import explained, write_atomically
 from plantseg_next.models.bundle import Card, write_bundle
-from plantseg_next.training.guards import Event, trends
 from plantseg_next.training.record import EVENTS, HISTORY
-from plantseg_next.training.watchers import Stepped, Validation, Watcher
+from plantseg_next.training.watching.guards import trends
+from plantseg_next.training.watching.watchers import Event, Stepped, Validation, Watcher
 
 _SUPERVISED = {f"loss_{name}" for name in LossSettings.model_fields}
 

@@ -11,10 +11,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from plantseg_next.training.checkpoints import Saved
-    from plantseg_next.training.guards import Event
-
 
 Ending = Literal["finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something worth knowing about a run.
+
+    Args:
+        kind: Its name, the same every time.
+        text: What came, what it means, what to do.
+    """
+
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Validation:
     score: float
     figures: Mapping[str, float]
     details: Mapping[str, float] = field(default_factory=dict)
-    events: tuple["Event", ...] = ()
+    events: tuple[Event, ...] = ()
     seconds: float = 0.0
 
 
@@ -66,23 +77,23 @@ class Watcher:
     has noticed; every watcher then hears of them.
     """
 
-    def on_begin(self) -> Sequence["Event"]:
+    def on_begin(self) -> Sequence[Event]:
         """Hear that steps will be taken; a run that goes on is restored only after this."""
         return ()
 
-    def on_step(self, stepped: Stepped) -> Sequence["Event"]:
+    def on_step(self, stepped: Stepped) -> Sequence[Event]:
         """Hear of an optimiser step."""
         del stepped
         return ()
 
     def on_validation(
         self, step: int, validation: Validation, *, best: bool
-    ) -> Sequence["Event"]:
+    ) -> Sequence[Event]:
         """Hear of a validation, and whether it is the best so far."""
         del step, validation, best
         return ()
 
-    def on_event(self, step: int, event: "Event") -> None:
+    def on_event(self, step: int, event: Event) -> None:
         """Hear of something worth knowing."""
 
     def on_checkpoint(self, step: int, saved: "Saved") -> None:

@@ -15,9 +15,8 @@ import torch
 
 from plantseg_next.files import explained
 from plantseg_next.training.checkpoints import KEPT, Saved
-from plantseg_next.training.guards import Event
-from plantseg_next.training.history import write_table
-from plantseg_next.training.watchers import Stepped, Validation, Watcher
+from plantseg_next.training.watching.history import write_table
+from plantseg_next.training.watching.watchers import Event, Stepped, Validation, Watcher
 
 RESOURCES = "resources.csv"
 SAMPLE_S = 5.0

@@ -12,8 +12,13 @@ from typing import Any, Literal
 
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment, flat_settings
-from plantseg_next.training.guards import Event
-from plantseg_next.training.watchers import Ending, Stepped, Validation, Watcher
+from plantseg_next.training.watching.watchers import (
+    Ending,
+    Event,
+    Stepped,
+    Validation,
+    Watcher,
+)
 
 LogTo = Literal["tensorboard", "mlflow"]
 EXPERIMENT = "plantseg-next"

@@ -9,8 +9,7 @@ from torch import nn
 
 from plantseg_next.files import explained, write_atomically
 from plantseg_next.models.tensor_files import tensors_digest
-from plantseg_next.training.guards import Event
-from plantseg_next.training.watchers import Stepped, Watcher
+from plantseg_next.training.watching.watchers import Event, Stepped, Watcher
 
 FIRST_STEPS = "first_steps.json"
 N_STEPS = 10

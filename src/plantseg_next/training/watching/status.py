@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment, flat_settings
-from plantseg_next.training.forecast import Estimate, in_words
-from plantseg_next.training.guards import HOME
 from plantseg_next.training.record import EVENTS, PLAN, RECORD, Record, is_held
+from plantseg_next.training.watching.forecast import Estimate, in_words
+from plantseg_next.training.watching.guards import HOME
 
 PROGRESS = "progress.json"
 SUMMARY = "summary.txt"

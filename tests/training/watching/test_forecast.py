@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plantseg_next.training.forecast import Estimate, Forecast, in_words
+from plantseg_next.training.watching.forecast import Estimate, Forecast, in_words
 
 
 def stepped(forecast, seconds, *, first=1, with_lessons=False):

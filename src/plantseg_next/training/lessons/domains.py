@@ -17,7 +17,7 @@ from plantseg_next.data.inspection import HARDLY_GREEN, green_share
 from plantseg_next.data.streams import collate_views
 from plantseg_next.errors import DataError
 from plantseg_next.structures import NO_LESION, Views
-from plantseg_next.training.gating import negative_entropy
+from plantseg_next.training.lessons.gating import negative_entropy
 
 TILES = 16
 

@@ -6,10 +6,9 @@ import torch
 
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment
-from plantseg_next.training import loggers
-from plantseg_next.training.guards import Event
-from plantseg_next.training.loggers import logger
-from plantseg_next.training.watchers import Stepped, Validation
+from plantseg_next.training.watching import loggers
+from plantseg_next.training.watching.loggers import logger
+from plantseg_next.training.watching.watchers import Event, Stepped, Validation
 
 VALIDATION = Validation(0.5, {"lesion_dice": 0.5}, {"right_Mehltau é": math.nan})
 

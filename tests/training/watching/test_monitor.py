@@ -7,8 +7,8 @@ import psutil
 import pytest
 
 from plantseg_next.training.checkpoints import Saved
-from plantseg_next.training.monitor import MIB, Monitor, take_sample
-from plantseg_next.training.watchers import Stepped, Validation
+from plantseg_next.training.watching.monitor import MIB, Monitor, take_sample
+from plantseg_next.training.watching.watchers import Stepped, Validation
 
 VALIDATION = Validation(0.5, {"lesion_dice": 0.5}, seconds=2.0)
 

@@ -9,11 +9,11 @@ from PIL import Image
 from conftest import TINY
 from plantseg_next import api
 from plantseg_next.errors import StoppedError, UsageError
-from plantseg_next.training.curves import draw_curves
-from plantseg_next.training.first_steps import first_difference
 from plantseg_next.training.record import alone_in
-from plantseg_next.training.status import read_status
 from plantseg_next.training.trainer import Trainer
+from plantseg_next.training.watching.curves import draw_curves
+from plantseg_next.training.watching.first_steps import first_difference
+from plantseg_next.training.watching.status import read_status
 
 SETTINGS = TINY.with_settings(
     ["data.labelled_share=0.3", "training.steps=12", "training.validations=3"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plantseg_next.structures import IGNORE, NO_LESION, Batch
-from plantseg_next.training.taught import Taught
+from plantseg_next.training.lessons.taught import Taught
 
 BOX_AREA = (0.02, 0.4)  # parts of the tile
 BOX_ASPECT = (0.3, 1 / 0.3)  # height over width

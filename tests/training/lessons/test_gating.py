@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plantseg_next.training.gating import (
+from plantseg_next.training.lessons.gating import (
     Gate,
     Opinion,
     Ranks,

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from plantseg_next.training.guards import collapse, drift, noise_of, strangers, trends
+from plantseg_next.training.watching.guards import (
+    collapse,
+    drift,
+    noise_of,
+    strangers,
+    trends,
+)
 
 NAMES = ("rust", "blight")
 
