@@ -174,7 +174,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     manifest = splits.assign(read_folder(arguments.data), seed=0)
-    pixels = count_pixels(manifest.split("train").labelled)
+    pixels = count_pixels(manifest.split("train").labelled).pixels
     done = results_table.read(arguments.out)
     for seed in arguments.seeds:
         for network in arguments.networks:

@@ -1,64 +1,111 @@
-"""The table of ``streams.py`` as text: every stream, and what it adds to masks alone.
+"""The tables of ``streams.py`` and ``new_crops.py``, as in ``docs/few-labels.md``.
 
     python benchmarks/streams_table.py
 
-Intervals as in ``label_efficiency_plot.py``. Home is the mean of the data sets whose masks
-are learned from, ``wild`` the pictures of other crops.
+Intervals as in ``label_efficiency_plot.py``: test groups and seeds drawn anew. Home is the
+mean of the data sets whose masks are learned from, ``wild`` the pictures of other crops;
+a difference is that to the same masks alone, over the same seeds.
 """
 
 import argparse
+import math
+from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 
+import new_crops
 import results_table
-from label_efficiency_plot import Counts, read_counts, scores, text_of
+from label_efficiency_plot import Counts, Run, read_counts, scores, text_of
 from streams import RESULTS, STREAMS, counts_path
 
 WILD = "wild"
+MASKS_ALONE = "supervised"
 
 
-def part(counts: Counts, *, wild: bool) -> Counts:
-    """Return the groups at home, or those of the other crops."""
-    return {key: n for key, n in counts.items() if (key[0] == WILD) == wild}
+def part(counts: list[Counts], sources: set[str]) -> list[Counts]:
+    """Return the groups of some data sets, run by run."""
+    return [{key: n for key, n in run.items() if key[0] in sources} for run in counts]
+
+
+def print_streams(rows: list[Run], table: Path) -> None:
+    """Print a line a stream."""
+    counts_of = {
+        (row["stream"], row["seed"]): read_counts(counts_path(table, row)) for row in rows
+    }
+    seeds_of = defaultdict(list)
+    for stream, seed in counts_of:
+        seeds_of[stream].append(seed)
+    for stream in (name for name in STREAMS if name in seeds_of):
+        # The same seeds of both, or the masks that they keep would be compared.
+        seeds = [s for s in seeds_of[stream] if s in seeds_of[MASKS_ALONE]]
+        mine, twins = (
+            [counts_of[name, s] for s in seeds] for name in (stream, MASKS_ALONE)
+        )
+        if not seeds:
+            continue
+        sources = sorted({source for source, _ in mine[0]} - {WILD})
+        line = f"| {stream} | {len(seeds)} |"
+        for source in sources:
+            line += f" {scores(part(mine, {source}))[0]:.3f} |"
+        for place in (set(sources), {WILD}):
+            found, base = (scores(part(runs, place)) for runs in (mine, twins))
+            line += f" {text_of(found)} |"
+            line += " |" if stream == MASKS_ALONE else f" {text_of(found - base)} |"
+        if stream == next(iter(STREAMS)):
+            print(f"| stream | seeds | {' | '.join(sources)} | home | adds | wild | adds |")
+        print(line)
+
+
+def print_seeds(rows: list[Run]) -> None:
+    """Print how right the seeds of every disease were, and how much they found."""
+    found = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        for word in row["seeds"].split():
+            name, value = word.split("=")
+            what, disease = name.split("_", 1)
+            if not math.isnan(float(value)):
+                found[row["stream"], disease][what].append(float(value))
+    for (stream, disease), figures in sorted(found.items()):
+        right, all_found = (
+            f"{fmean(values):.2f} ({' '.join(f'{v:.2f}' for v in values)})"
+            if values
+            else ""
+            for values in (figures["right"], figures["found"])
+        )
+        print(f"| {stream} | {disease} | {right} | {all_found} |")
+
+
+def print_new_crops(rows: list[Run]) -> None:
+    """Print every pair of crops before and after, seed by seed."""
+    for row in sorted(rows, key=lambda r: (r["pair"], r["variant"], r["seed"], r["way"])):
+        print(
+            f"| {row['pair']} | {row['way']} {row['variant']} | {row['seed']} "
+            f"| {float(row['source']):.3f} | {float(row['target']):.3f} | "
+            f"{float(row['ratio']):.3f} ({float(row['ratio_low']):.3f} to "
+            f"{float(row['ratio_high']):.3f}) |"
+        )
 
 
 def main() -> None:
-    """Print a line a stream and share."""
+    """Print what there is."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--table", type=Path, default=RESULTS)
-    table = parser.parse_args().table
-    rows = results_table.read(table)
+    parser.add_argument("--streams", type=Path, default=RESULTS)
+    parser.add_argument("--crops", type=Path, default=new_crops.RESULTS)
+    arguments = parser.parse_args()
+    rows = results_table.read(arguments.streams)
     kinds = dict.fromkeys((row["share"], row["variant"], row["steps"]) for row in rows)
     for share, variant, steps in kinds:
+        print(f"\n{share} of the masks, {steps} steps {variant}\n")
         mine = [
             row
             for row in rows
             if (row["share"], row["variant"], row["steps"]) == (share, variant, steps)
         ]
-        runs = {(row["stream"], row["seed"]): row for row in mine}
-        print(f"{share} of the masks {variant}")
-        for stream in STREAMS:
-            seeds = [
-                s for s in dict.fromkeys(r["seed"] for r in mine) if (stream, s) in runs
-            ]
-            # The same seeds of both, or the masks that they keep would be compared.
-            twins = [s for s in seeds if ("supervised", s) in runs]
-            if not seeds:
-                continue
-            line = f"  {stream:12} {len(seeds)} seeds"
-            for place, wild in (("home", False), (WILD, True)):
-                found, base = (
-                    scores(
-                        [
-                            part(read_counts(counts_path(table, runs[name, s])), wild=wild)
-                            for s in twins or seeds
-                        ]
-                    )
-                    for name in (stream, "supervised" if twins else stream)
-                )
-                line += f"  {place} {text_of(found)}"
-                if stream != "supervised" and twins:
-                    line += f", adds {text_of(found - base)}"
-            print(line)
+        print_streams(mine, arguments.streams)
+        print("\n| stream | disease | right | found |")
+        print_seeds(mine)
+    print("\n| pair | way | seed | at home | target | ratio |")
+    print_new_crops(results_table.read(arguments.crops))
 
 
 if __name__ == "__main__":

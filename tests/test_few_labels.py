@@ -115,6 +115,28 @@ def test_two_strong_views_train(drawn_folder, tmp_path):
     assert trained.outcome.steps == 6
 
 
+def test_a_picture_with_points_is_learned_from_twice(drawn_folder, tmp_path):
+    """Its points are a label, and the rest of it is a picture without one."""
+    shutil.copytree(drawn_folder, tmp_path / "leaves")
+    with (tmp_path / "leaves" / "classes.yaml").open("a") as classes:
+        classes.write("255: ignore\n")
+    for path in sorted((tmp_path / "leaves" / "masks").iterdir())[::2]:
+        mask = np.asarray(Image.open(path)).copy()
+        known = np.zeros(mask.shape, bool)
+        known[10:13, 10:13] = known[60:63, 60:63] = True
+        Image.fromarray(np.where(known, mask, 255).astype(mask.dtype)).save(path)
+    said = []
+    run = api.train(tmp_path / "leaves", tmp_path / "run", TINY, say=said.append)
+    rows = Manifest.read(run.folder / "manifest.json").split("train").rows
+    sparse = sum(row.sparse for row in rows)
+    assert 0 < sparse < len(rows)
+    first = next(line for line in said if "to learn from" in line)
+    assert first.startswith(
+        f"{len(rows)} labelled pictures to learn from ({sparse} of them by points"
+    )
+    assert f"{sparse} pictures without masks to learn from" in said
+
+
 def test_names_of_a_folder_are_learned_beside_masks(drawn_folder, tmp_path):
     """Class folders join a data set with masks, killed and gone on with."""
     write_drawn_folder(tmp_path / "more", 8, seed=9, size_hw=(96, 96))

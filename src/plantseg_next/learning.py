@@ -162,13 +162,17 @@ class Plan:
     ) -> "Plan":
         """Return the plan of a run to come: every file is digested, every mask counted.
 
+        Masks of a few points or scribbles are found out, and marked so.
+
         Raises:
             DataError: If a file cannot be used.
         """
         from plantseg_next.data.streams import count_pixels
 
         plan = cls(manifest.digested(), settings, (), origin)
-        return replace(plan, pixels=count_pixels(plan.learned, on_progress=told))
+        counted = count_pixels(plan.learned, on_progress=told)
+        rows = (replace(r, sparse=r.key in counted.sparse) for r in plan.manifest.rows)
+        return replace(plan, manifest=plan.manifest.only(rows), pixels=counted.pixels)
 
     @property
     def learned(self) -> Manifest:
@@ -185,16 +189,19 @@ class Plan:
         """Pictures that are learned from without a mask; none in a supervised run.
 
         Those of the training split have a name, which is learned; of others, nothing
-        that is known is looked at.
+        that is known is looked at. Where a mask is a few points, its picture is both.
         """
         if self.settings.unlabelled.method == "supervised":
             return self.manifest.only(())
-        bare = self.manifest.split("unlabelled").rows
-        named = self.manifest.split("train").rows
+        train = self.manifest.split("train").rows
+        bare = (
+            *self.manifest.split("unlabelled").rows,
+            *(row for row in train if row.sparse),
+        )
         return self.manifest.only(
             (
-                *(replace(row, mask=None, disease=None) for row in bare),
-                *(row for row in named if row.mask is None and row.disease is not None),
+                *(replace(row, mask=None, disease=None, sparse=False) for row in bare),
+                *(row for row in train if row.mask is None and row.disease is not None),
             )
         )
 
@@ -237,7 +244,12 @@ def build_trainer(
     seed_everything(settings.seed)
     network = build_segmenter(settings.model, classes)
     origin = network.encoder.origin
-    say(f"{len(learned)} labelled pictures to learn from, {len(judged_on)} to judge by")
+    sparse = sum(row.sparse for row in learned.rows)
+    say(
+        f"{len(learned)} labelled pictures to learn from"
+        + (f" ({sparse} of them by points or scribbles)" if sparse else "")
+        + f", {len(judged_on)} to judge by"
+    )
     say(f"device: {device.name}; {origin.notice}")
     hidden = domains = None
     named = sum(row.disease is not None for row in unlabelled.rows)

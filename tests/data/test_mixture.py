@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,18 @@ def test_any_draws_in_a_row_hold_the_stated_mix(share, first, n):
         for draw in range(first, first + n)
     )
     assert abs(named - share * n) <= 1 + 1e-6 * first
+
+
+@pytest.mark.parametrize(("whole", "sparse", "share"), [(5, 50, 0.25), (9, 1, 0.1)])
+def test_points_do_not_take_the_place_of_masks(whole, sparse, share):
+    rows = [*rows_of(a=whole), *(replace(r, sparse=True) for r in rows_of(b=sparse))]
+    found = Counter(row.sparse for row in drawn(Mixture(rows, DataSettings()), rows))
+    assert found[True] == 4000 * share
+
+
+def test_points_alone_are_drawn_like_masks():
+    rows = [replace(row, sparse=True) for row in rows_of(a=3)]
+    assert len({row.key for row in drawn(Mixture(rows, DataSettings()), rows, n=100)}) == 3
 
 
 def test_names_do_not_count_where_nobody_asks_or_all_have_one():

@@ -170,7 +170,8 @@ def test_the_cache_makes_room_when_memory_runs_out(drawn_folder):
 def test_pixels_are_counted_by_class(drawn_folder):
     manifest = read_folder(drawn_folder)
     seen = []
-    pixels = count_pixels(manifest, on_progress=lambda i, n: seen.append((i, n)))
+    pixels, sparse = count_pixels(manifest, on_progress=lambda i, n: seen.append((i, n)))
+    assert not sparse
     assert sum(pixels) == len(manifest) * 96 * 96
     assert len(pixels) == 6
     assert np.argmax(pixels) == 0

@@ -71,6 +71,7 @@ class Row:
         stated: Further columns of the data set's own index, as text.
         sha256: Digest of the picture file; empty until it has been read.
         mask_sha256: Digest of the mask file; empty likewise.
+        sparse: Whether the mask says something of few pixels only: points, scribbles.
     """
 
     key: str
@@ -84,6 +85,7 @@ class Row:
     stated: Mapping[str, str] = field(default_factory=dict)
     sha256: str = ""
     mask_sha256: str = ""
+    sparse: bool = False
 
     @property
     def group_key(self) -> str:
@@ -298,7 +300,7 @@ def _row_to_json(row: Row, folder: Path) -> dict[str, object]:
     values = asdict(row) | {"image": _as_text(row.image, folder)}
     if row.mask is not None:
         values["mask"] = _as_text(row.mask, folder)
-    return {name: value for name, value in values.items() if value not in (None, "", {})}
+    return {name: value for name, value in values.items() if value}
 
 
 def _as_text(path: Path, folder: Path) -> str:

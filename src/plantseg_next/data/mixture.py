@@ -13,6 +13,11 @@ from plantseg_next.data.manifest import Row
 from plantseg_next.errors import unknown_name
 from plantseg_next.experiment import DataSettings, Weight
 
+SPARSE_SHARE = 0.25
+"""Most of the draws that show a mask of points or scribbles, where there are whole ones:
+a tile in which a hundred pixels are known must not take the place of one that is all
+known."""
+
 
 class Mixture:
     """Choose rows by draw number and chance.
@@ -24,7 +29,8 @@ class Mixture:
         rows: At least one.
         settings: Balance and weights.
         named_share: Part of the draws that show a row with an image-level label, where
-            there are rows with and without; ``None``: labels do not count.
+            there are rows with and without; ``None``: labels do not count, but a mask of
+            points does, see ``SPARSE_SHARE``.
     """
 
     def __init__(
@@ -34,21 +40,26 @@ class Mixture:
         *,
         named_share: float | None = None,
     ) -> None:
-        named = [i for i, row in enumerate(rows) if row.disease is not None]
-        bare = [i for i, row in enumerate(rows) if row.disease is None]
-        if named_share is None or not named or not bare:
-            self._share = 0.0
-            self._streams = [_Stream(rows, range(len(rows)), settings)]
+        if named_share is None:
+            apart = [row.sparse for row in rows]
+            share = min(SPARSE_SHARE, sum(apart) / len(rows))
         else:
-            self._share = named_share
-            self._streams = [_Stream(rows, these, settings) for these in (bare, named)]
+            apart = [row.disease is not None for row in rows]
+            share = named_share
+        streams = [
+            [i for i, is_ in enumerate(apart) if is_ == which] for which in (False, True)
+        ]
+        if not all(streams):
+            share, streams = 0.0, [list(range(len(rows)))]
+        self._share = share
+        self._streams = [_Stream(rows, these, settings) for these in streams]
 
     def index(self, draw: int, chance: float) -> int:
         """Return the row of a draw.
 
         Args:
-            draw: Its number. Of any so many draws in a row, the stated part is named, to
-                the nearest one.
+            draw: Its number. Of any so many draws in a row, the stated part is named (or
+                sparse), to the nearest one.
             chance: In [0, 1).
         """
         before, after = int(draw * self._share), int((draw + 1) * self._share)

@@ -36,6 +36,8 @@ from plantseg_next.errors import PlantSegError
 from plantseg_next.experiment import DataSettings
 from plantseg_next.structures import IGNORE, Batch, Lost, Sample, Views
 
+SPARSE = 0.05
+"""Labelled part of a picture below which its mask is points or scribbles."""
 TRIES = 20
 """Pictures in a row that may be unreadable before a draw gives up."""
 
@@ -325,20 +327,35 @@ def split(drawn: Drawn, size: int) -> list[Drawn]:
     ]
 
 
+class Counted(NamedTuple):
+    """What masks hold.
+
+    Args:
+        pixels: Labelled pixels of each lesion class, "no lesion" first.
+        sparse: Keys of the rows whose mask says something of few pixels only.
+    """
+
+    pixels: tuple[int, ...]
+    sparse: frozenset[str]
+
+
 def count_pixels(
     manifest: Manifest, *, on_progress: Callable[[int, int], None] | None = None
-) -> tuple[int, ...]:
-    """Return the labelled pixels of each lesion class, "no lesion" first.
+) -> Counted:
+    """Return what the masks hold.
 
     Reads every picture and mask once, so that a broken one is found before training.
     """
     n_ids = manifest.classes.n_lesion_logits
     total = np.zeros(256, np.int64)
+    sparse = set()
     for i, row in enumerate(manifest.rows):
         lesion = load_sample(row, manifest).lesion
         # OpenCV's histogram reads bytes; NumPy's widens them eightfold first.
         found = cv2.calcHist([lesion], [0], None, [256], [0, 256])
         total += found.ravel().astype(np.int64)
+        if found[:IGNORE].sum() < SPARSE * lesion.size:
+            sparse.add(row.key)
         if on_progress is not None:
             on_progress(i + 1, len(manifest))
-    return tuple(int(n) for n in total[:n_ids])
+    return Counted(tuple(int(n) for n in total[:n_ids]), frozenset(sparse))
