@@ -22,20 +22,26 @@ WILD = "wild"
 MASKS_ALONE = "supervised"
 
 
+def called(row: Run) -> str:
+    """Return the stream of a row, and its variant."""
+    return ", ".join(word for word in (row["stream"], row["variant"]) if word)
+
+
 def part(counts: list[Counts], sources: set[str]) -> list[Counts]:
     """Return the groups of some data sets, run by run."""
     return [{key: n for key, n in run.items() if key[0] in sources} for run in counts]
 
 
 def print_streams(rows: list[Run], table: Path) -> None:
-    """Print a line a stream."""
+    """Print a line a stream, beside the masks alone."""
     counts_of = {
-        (row["stream"], row["seed"]): read_counts(counts_path(table, row)) for row in rows
+        (called(row), row["seed"]): read_counts(counts_path(table, row)) for row in rows
     }
     seeds_of = defaultdict(list)
     for stream, seed in counts_of:
         seeds_of[stream].append(seed)
-    for stream in (name for name in STREAMS if name in seeds_of):
+    order = list(STREAMS)
+    for stream in sorted(seeds_of, key=lambda name: order.index(name.split(", ")[0])):
         # The same seeds of both, or the masks that they keep would be compared.
         seeds = [s for s in seeds_of[stream] if s in seeds_of[MASKS_ALONE]]
         mine, twins = (
@@ -51,20 +57,22 @@ def print_streams(rows: list[Run], table: Path) -> None:
             found, base = (scores(part(runs, place)) for runs in (mine, twins))
             line += f" {text_of(found)} |"
             line += " |" if stream == MASKS_ALONE else f" {text_of(found - base)} |"
-        if stream == next(iter(STREAMS)):
+        if stream == MASKS_ALONE:
             print(f"| stream | seeds | {' | '.join(sources)} | home | adds | wild | adds |")
         print(line)
 
 
 def print_seeds(rows: list[Run]) -> None:
     """Print how right the seeds of every disease were, and how much they found."""
-    found = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for row in rows:
         for word in row["seeds"].split():
             name, value = word.split("=")
             what, disease = name.split("_", 1)
             if not math.isnan(float(value)):
-                found[row["stream"], disease][what].append(float(value))
+                found[called(row), disease][what].append(float(value))
     for (stream, disease), figures in sorted(found.items()):
         right, all_found = (
             f"{fmean(values):.2f} ({' '.join(f'{v:.2f}' for v in values)})"
@@ -93,14 +101,9 @@ def main() -> None:
     parser.add_argument("--crops", type=Path, default=new_crops.RESULTS)
     arguments = parser.parse_args()
     rows = results_table.read(arguments.streams)
-    kinds = dict.fromkeys((row["share"], row["variant"], row["steps"]) for row in rows)
-    for share, variant, steps in kinds:
-        print(f"\n{share} of the masks, {steps} steps {variant}\n")
-        mine = [
-            row
-            for row in rows
-            if (row["share"], row["variant"], row["steps"]) == (share, variant, steps)
-        ]
+    for share, steps in dict.fromkeys((row["share"], row["steps"]) for row in rows):
+        print(f"\n{share} of the masks, {steps} steps\n")
+        mine = [row for row in rows if (row["share"], row["steps"]) == (share, steps)]
         print_streams(mine, arguments.streams)
         print("\n| stream | disease | right | found |")
         print_seeds(mine)

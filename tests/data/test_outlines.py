@@ -174,6 +174,25 @@ def test_coco(tmp_path, kind):
         assert overlap(lesion == 1 + manifest.classes.lesions.index(name), its) == 1
 
 
+@pytest.mark.parametrize(
+    "counts",
+    [[50, 49], [5, 10**6], [5, -3, H * W - 2], ["five"], "11", "0" * 50, "zzzzzzz", 7],
+)
+def test_run_lengths_that_do_not_fill_their_picture_are_left_out(tmp_path, counts):
+    """They end too soon, go too far, or are no numbers: memory becomes no lesion."""
+    pictures(tmp_path / "d", "images/a.png")
+    leaf, blight, _ = (compressed(inside(points)) for points in OUTLINES.values())
+    as_json(
+        tmp_path / "d/annotations/instances_val.json",
+        coco_tree([leaf, blight, {"size": [H, W], "counts": counts}]),
+    )
+    manifest = read_folder(tmp_path / "d")
+    (origin,) = manifest.origins.values()
+    assert origin.doubts == ("run lengths that do not fill their picture: 1",)
+    lesion = sample_of(manifest, manifest.rows[0].key).lesion > 0
+    assert (lesion == inside(BLIGHT)).all()
+
+
 def labelme_tree(shapes):
     return {"version": "5.5.0", "imageHeight": H, "imageWidth": W, "shapes": shapes}
 

@@ -306,12 +306,10 @@ def _run_lengths(
     if area.rle is not None:
         if tuple(area.rle["size"]) != size_hw:
             return None, Counter({"annotations of another size than their picture": 1})
-        counts = area.rle["counts"]
-        parts.append(
-            run_lengths.frPyObjects(dict(area.rle), h, w)
-            if isinstance(counts, list)
-            else dict(area.rle)
-        )
+        whole = _whole(area.rle, size_hw)
+        if whole is None:
+            return None, Counter({"run lengths that do not fill their picture": 1})
+        parts.append(whole)
     outlines = [p for p in area.polygons if len(p) >= 3 and np.isfinite(p).all()]
     if len(outlines) < len(area.polygons):
         trouble["outlines of fewer than three points, not used"] += 1
@@ -327,6 +325,21 @@ def _run_lengths(
         trouble["annotations without a pixel in their picture, not used"] += 1
         return None, trouble
     return merged, trouble
+
+
+def _whole(rle: Mapping[str, Any], size_hw: tuple[int, int]) -> Mapping[str, Any] | None:
+    """Return run lengths compressed, ``None`` if they are not those of such a picture."""
+    try:
+        found: Mapping[str, Any] = (
+            run_lengths.frPyObjects(dict(rle), *size_hw)
+            if isinstance(rle["counts"], list)
+            else dict(rle)
+        )
+        # Where they end too soon, the decoder leaves the rest as memory happens to be.
+        fills = int(run_lengths.decode(found).sum()) == int(run_lengths.area(found))
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return found if fills else None
 
 
 def _write(mask: np.ndarray, path: Path) -> Path:
