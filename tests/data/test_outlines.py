@@ -18,7 +18,14 @@ from skimage.draw import polygon as polygon_of
 from plantseg_next.data.checks import check
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.layouts import read_folder
-from plantseg_next.data.layouts.outlines import Area, draw, ellipse, keep_drawn, rectangle
+from plantseg_next.data.layouts.outlines import (
+    Area,
+    draw,
+    ellipse,
+    keep_drawn,
+    patch,
+    rectangle,
+)
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.errors import DataError
 
@@ -353,6 +360,40 @@ def test_coco_as_the_published_plantseg_has_it(tmp_path):
     assert len(found) == 5
     names = [f.text for f in report.findings if f.code == "name-without-picture"]
     assert names == ["Names in the index without a picture: gone.png."]
+
+
+@pytest.mark.parametrize("corner", [1e30, -1e9, float("nan")])
+def test_an_outline_far_away_is_left_out(tmp_path, corner):
+    """Drawing it would take more memory than there is."""
+    pictures(tmp_path / "d", "images/a.png")
+    far = [[corner, 0.0], [1.0, 1.0], [0.0, 9.0]]
+    spots = [rectangle(1.0, 1.0, 5.0, 5.0).tolist(), [*far, *far]]
+    tree = coco_tree(
+        [[np.ravel(points).tolist()] for points in spots], names=("rust", "rot")
+    )
+    as_json(tmp_path / "d/train.json", tree)
+    manifest = read_folder(tmp_path / "d")
+    assert set(doubts_of(manifest)) == {
+        "outlines that reach 10 times a picture's size beyond it, not used: 1"
+    }
+    assert (sample_of(manifest, "images/a").lesion > 0).sum() == 16
+
+
+@pytest.mark.parametrize("height", [0, -60, 10**9])
+def test_a_picture_of_no_size_is_refused(tmp_path, height):
+    pictures(tmp_path / "d", "images/a.png")
+    tree = coco_tree([[rectangle(1.0, 1.0, 5.0, 5.0).ravel().tolist()]])
+    tree["images"][0]["height"] = height
+    as_json(tmp_path / "d/train.json", tree)
+    with pytest.raises(DataError, match=rf"has {height} rows and 80 columns") as caught:
+        read_folder(tmp_path / "d")
+    assert "mend the height and the width" in str(caught.value)
+
+
+def test_a_stamp_that_begins_outside_its_picture():
+    decoded = run_lengths.decode(patch(np.ones((5, 5), bool), -3, -2, (10, 10)))
+    assert decoded[:3, :2].all()
+    assert decoded.sum() == 6
 
 
 def test_a_coco_file_without_its_pictures(tmp_path):

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, UInt8, UInt16
 from PIL import Image
 from pycocotools import mask as run_lengths
 
-from plantseg_next.data.image_io import read_size
+from plantseg_next.data.image_io import MAX_PIXELS, read_size
 from plantseg_next.data.layouts.coding import read_meanings, role_of
 from plantseg_next.data.layouts.folders import keys_of, split_of, tidy_name
 from plantseg_next.data.layouts.index import INDEX_FILE, add_index
@@ -40,6 +40,8 @@ from plantseg_next.errors import DataError
 
 STROKE_PX = 3
 """Width of a scribble, and of a point."""
+FAR_SIZES = 10
+FAR = f"outlines that reach {FAR_SIZES} times a picture's size beyond it, not used"
 BEYOND_PX = 1.0
 """So far beyond its picture, an outline is merely rounded."""
 
@@ -97,6 +99,8 @@ def patch(
 ) -> Mapping[str, Any]:
     """Return the run lengths of a small mask at its place in the picture."""
     whole = np.zeros(size_hw, np.uint8, order="F")
+    mask = mask[max(0, -top) :, max(0, -left) :]
+    top, left = max(0, top), max(0, left)
     seen = mask[: max(0, size_hw[0] - top), : max(0, size_hw[1] - left)]
     whole[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
     encoded: Mapping[str, Any] = run_lengths.encode(whole)
@@ -152,7 +156,7 @@ def read_outlines(
             row = replace(row, disease=tidy_name(one.disease))
         if one.areas is not None:
             ground = _ground(one.areas, meaning, coding, ignore, unmarked)
-            size_hw = one.size_hw or read_size(one.picture)
+            size_hw = _size_of(one)
             values_hw, found = draw(one.areas, size_hw, values, meaning, ground)
             trouble += found
             row = replace(row, mask=_write(values_hw, folder / row.key))
@@ -224,7 +228,10 @@ def draw(
         inside = run_lengths.decode(run_lengths.merge([runs for _, runs in same]))
         mask[inside.astype(bool)] = values[name]
     for area in areas:
-        for stroke in area.strokes:
+        near = [stroke for stroke in area.strokes if _is_near(stroke, size_hw)]
+        if len(near) < len(area.strokes):
+            trouble[FAR] += 1
+        for stroke in near:
             points = np.floor(stroke).astype(np.int32)
             line = np.concatenate([points, points[-1:]])  # a point alone is a short line
             cv2.polylines(mask, [line], False, values[area.name], STROKE_PX)
@@ -296,6 +303,28 @@ def _ground(
     return unmarked if coding.marks_leaf and not has_leaf else 0
 
 
+def _size_of(one: Annotated) -> tuple[int, int]:
+    """Return rows and columns of a picture as it was annotated.
+
+    Raises:
+        DataError: If no picture is of that size.
+    """
+    h, w = one.size_hw or read_size(one.picture)
+    if not (h > 0 < w and h * w <= MAX_PIXELS):
+        raise DataError(
+            f"`{one.picture}` has {h} rows and {w} columns, says its annotation.",
+            needed=f"the size of the picture, of at most {MAX_PIXELS:,} pixels",
+            fix="mend the height and the width in that file",
+        )
+    return h, w
+
+
+def _is_near(points: Polygon, size_hw: tuple[int, int]) -> bool:
+    """Return whether no point is where drawing would take more memory than there is."""
+    reach = FAR_SIZES * np.array(size_hw[::-1])
+    return bool(((points >= -reach) & (points <= reach)).all())
+
+
 def _run_lengths(
     area: Area, size_hw: tuple[int, int]
 ) -> tuple[Mapping[str, Any] | None, Counter[str]]:
@@ -310,8 +339,11 @@ def _run_lengths(
         if whole is None:
             return None, Counter({"run lengths that do not fill their picture": 1})
         parts.append(whole)
-    outlines = [p for p in area.polygons if len(p) >= 3 and np.isfinite(p).all()]
-    if len(outlines) < len(area.polygons):
+    near = [p for p in area.polygons if _is_near(p, size_hw)]
+    if len(near) < len(area.polygons):
+        trouble[FAR] += 1
+    outlines = [p for p in near if len(p) >= 3]
+    if len(outlines) < len(near):
         trouble["outlines of fewer than three points, not used"] += 1
     if outlines:
         corners = np.concatenate(outlines)
