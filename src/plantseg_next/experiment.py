@@ -324,7 +324,7 @@ class Experiment(_Part):
             UsageError: If the file is no such tree.
         """
         try:
-            tree = yaml.safe_load(path.read_text("utf-8"))
+            tree = yaml.safe_load(path.read_text("utf-8-sig"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UsageError(
                 f"`{path}` cannot be read: {error}",

@@ -1,4 +1,4 @@
-"""Writing: whole files or nothing, and never over something worth keeping."""
+"""Files: written whole or not at all, never over something worth keeping; text read."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from plantseg_next.errors import OutputError
+from plantseg_next.errors import DataError, OutputError
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
@@ -46,6 +46,23 @@ def remove_partials(folder: Path) -> None:
     """
     for path in folder.rglob(".*.partial"):
         path.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """Return a text in UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: If it is not in UTF-8.
+        OSError: If it cannot be read.
+    """
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"`{path}` is not text in UTF-8 (byte {error.start}).",
+            needed="a text file in UTF-8",
+            fix='save it again as UTF-8; spreadsheets call that "CSV UTF-8"',
+        ) from error
 
 
 def sha256_of(path: Path) -> str:

@@ -144,6 +144,13 @@ def test_an_index_in_another_encoding_is_refused(tmp_path):
         read_folder(tmp_path)
 
 
+def test_an_index_with_an_open_quotation_is_refused(tmp_path):
+    picture(tmp_path / "a.jpg")
+    text(tmp_path / "index.csv", 'name\n"' + "a" * 200_000)
+    with pytest.raises(DataError, match=r"index\.csv` is no table: field larger than"):
+        read_folder(tmp_path)
+
+
 def test_masks_of_other_names_are_a_usage_error(tmp_path):
     picture(tmp_path / "images" / "a.jpg")
     mask(tmp_path / "masks" / "b.png")

@@ -420,6 +420,17 @@ def test_a_broken_line_of_yolo_is_named(tmp_path):
         read_folder(folder)
 
 
+def test_text_in_another_encoding_is_named(tmp_path):
+    folder = pictures(tmp_path / "d", "images/train/a.png")
+    (folder / "labels/train").mkdir(parents=True)
+    (folder / "labels/train/a.txt").write_text("0 .1 .1 .2 .1 .2 .2")
+    (folder / "data.yaml").write_bytes("names: [pourriture séchée]".encode("latin-1"))
+    with pytest.raises(DataError, match=r"data\.yaml` is not text in UTF-8 \(byte 20\)"):
+        read_folder(folder)
+    (folder / "data.yaml").write_bytes("names: [pourriture séchée]".encode("utf-8-sig"))
+    assert read_folder(folder).classes.lesions == ("pourriture séchée",)
+
+
 def test_pictures_without_a_leaf_outline_say_nothing_of_the_leaf(tmp_path):
     folder = pictures(tmp_path / "d", "a.png", "b.png")
     as_json(folder / "a.json", labelme_tree([shape("leaf", LEAF), shape("rust", RUST)]))

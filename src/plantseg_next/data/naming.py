@@ -105,7 +105,7 @@ def read_names(path: Path) -> dict[str, dict[str, str]]:
         DataError: If it is no such file.
     """
     try:
-        tree: Any = yaml.safe_load(path.read_text("utf-8"))
+        tree: Any = yaml.safe_load(path.read_text("utf-8-sig"))
         return {
             str(source): {str(name): str(new).strip() for name, new in pairs.items()}
             for source, pairs in tree.items()

@@ -14,6 +14,7 @@ from plantseg_next.data.image_io import read_mask
 from plantseg_next.data.layouts.folders import tidy_name
 from plantseg_next.data.manifest import MaskCoding, Role
 from plantseg_next.errors import DataError, PlantSegError, UsageError
+from plantseg_next.files import read_text
 
 CLASS_FILES = ("classes.yaml", "classes.yml", "classes.json", "classes.csv")
 LABEL_MAP = "labelmap.txt"
@@ -103,7 +104,7 @@ def read_label_map(path: Path) -> MaskCoding:
         DataError: If it holds other lines.
     """
     meaning: dict[int | str, str] = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         try:
@@ -203,7 +204,7 @@ def _coding(meaning: Mapping[int | str, str], origin: str, path: Path | None) ->
 
 
 def _read_pairs(path: Path) -> Mapping[Any, object]:
-    text = path.read_text("utf-8-sig")
+    text = read_text(path)
     if path.suffix.lower() == ".csv":
         lines = [line for line in csv.reader(text.splitlines()) if line]
         if any(len(line) != 2 for line in lines):

@@ -73,7 +73,7 @@ def read_cvat(
                 else:
                     trouble[f"shapes of the kind {shape.tag}, not used"] += 1
             said[image.attrib["name"]] = (image, areas, size_hw)
-    except (ET.ParseError, KeyError, ValueError) as error:
+    except (ET.ParseError, LookupError, ValueError) as error:
         raise DataError(
             f"`{file}` is not as CVAT has it: {error!r}.",
             needed="images with name, width and height, and shapes with label and points",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from plantseg_next.data.manifest import Split
-from plantseg_next.errors import DataError
+from plantseg_next.files import read_text
 
 # HEIC is not readable, but must not be passed over in silence: reading it says why.
 PICTURE_ENDINGS = (
@@ -139,24 +139,23 @@ def read_index(path: Path) -> list[dict[str, str]]:
     Commas, semicolons and tabs are understood as separators.
 
     Raises:
-        DataError: If the file is not text in UTF-8.
+        DataError: If the file is not text in UTF-8, or no table.
     """
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"`{path}` is not text in UTF-8.",
-            needed="a CSV file in UTF-8",
-            fix='save it from the spreadsheet as "CSV UTF-8"',
-        ) from error
-    lines = text.splitlines()
+    lines = read_text(path).splitlines()
     header = lines[0] if lines else ""
     separator = max(",;\t", key=header.count)
-    return [
-        {name.strip().lower(): (value or "").strip() for name, value in row.items()}
-        for row in csv.DictReader(lines, delimiter=separator, restval="")
-        if None not in row
-    ]
+    try:
+        return [
+            {name.strip().lower(): (value or "").strip() for name, value in row.items()}
+            for row in csv.DictReader(lines, delimiter=separator, restval="")
+            if None not in row
+        ]
+    except csv.Error as error:
+        raise DataError(
+            f"`{path}` is no table: {error}.",
+            needed="a line a picture, every quotation mark closed",
+            fix="open it in a spreadsheet, and save it again",
+        ) from error
 
 
 def _is_hidden(path: Path) -> bool:

@@ -18,6 +18,7 @@ from plantseg_next.data.layouts.folders import (
 from plantseg_next.data.layouts.index import INDEX_FILE, add_index
 from plantseg_next.data.manifest import Manifest, Origin, Row, Split, common_classes
 from plantseg_next.errors import UsageError
+from plantseg_next.files import read_text
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos", "pictures", "jpegimages")
 MASK_FOLDERS = (
@@ -158,7 +159,7 @@ def _listed_splits(folder: Path) -> dict[str, Split]:
         same_name(line.strip()): SPLIT_NAMES[path.stem.lower()]
         for path in lists
         if path.stem.lower() in SPLIT_NAMES
-        for line in path.read_text("utf-8").splitlines()
+        for line in read_text(path).splitlines()
         if line.strip()
     }
 

@@ -159,7 +159,7 @@ def _read_outlined(
 def _tree(path: Path) -> Any:  # noqa: ANN401
     """Return what a JSON file holds, without LabelMe's copy of the picture."""
     try:
-        tree = json.loads(path.read_text("utf-8"))
+        tree = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, OSError):
         return None
     if isinstance(tree, dict):

@@ -22,6 +22,7 @@ from plantseg_next.data.layouts.outlines import (
 )
 from plantseg_next.data.manifest import Manifest, Origin
 from plantseg_next.errors import DataError
+from plantseg_next.files import read_text
 
 NAMES_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt")
 _BOX_NUMBERS = 5
@@ -81,7 +82,7 @@ def read_yolo(
             continue
         size_hw = read_size(same[0])
         areas = []
-        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+        for number, line in enumerate(read_text(file).splitlines(), 1):
             if not line.strip():
                 continue
             area = _area(line, names, size_hw, f"`{file}`, line {number}")
@@ -109,7 +110,7 @@ def _names(folder: Path) -> dict[int, str]:
     if path is None:
         return {}
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path)
         if path.suffix == ".txt":
             return dict(enumerate(line.strip() for line in text.splitlines() if line))
         found = yaml.safe_load(text)["names"]
