@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from plantseg_next.data.manifest import Split
+from plantseg_next.errors import DataError
 from plantseg_next.files import read_text
 
 # HEIC is not readable, but must not be passed over in silence: reading it says why.
