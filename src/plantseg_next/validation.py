@@ -103,7 +103,12 @@ class Judge:
     def _judge(self, network: "nn.Module", chosen: Manifest, at_once: int) -> "Validation":
         from plantseg_next.inference.predictor import make_predictor
         from plantseg_next.training.learner import batch_to_device
-        from plantseg_next.training.watching.guards import doubtful_seeds, drift, strangers
+        from plantseg_next.training.watching.guards import (
+            doubtful_seeds,
+            drift,
+            strangers,
+            unsteady,
+        )
 
         place, home = (next(n.parameters()).device for n in (self._student, network))
         network.to(place)  # a teacher may wait elsewhere
@@ -121,8 +126,13 @@ class Judge:
             network.to(home)
         weak = self._lessons.weak
         least = 0.0 if weak is None else weak.settings.least_precision
-        events = (*found.events, *drift(details), *strangers(details))
-        events = (*events, *doubtful_seeds(details, least))
+        events = (
+            *found.events,
+            *drift(details),
+            *strangers(details),
+            *unsteady(details),
+            *doubtful_seeds(details, least),
+        )
         return replace(found, details=details, events=events)
 
 

@@ -7,6 +7,7 @@ from plantseg_next.training.watching.guards import (
     noise_of,
     strangers,
     trends,
+    unsteady,
 )
 
 NAMES = ("rust", "blight")
@@ -50,6 +51,16 @@ def test_pictures_without_any_green_may_show_no_plants():
     (event,) = strangers(figures)
     assert event.kind == "no-plants"
     assert "In 90% of what was looked at in the pictures of `cats`" in event.text
+
+
+@pytest.mark.parametrize(("abroad", "told"), [(0.5, 1), (0.65, 0), (float("nan"), 0)])
+def test_lesions_that_change_with_the_light_are_told(abroad, told):
+    events = [
+        *unsteady({"steady_of_rice": abroad, "steady_of_labelled": 0.8, "agreement": 0.1})
+    ]
+    assert [event.kind for event in events] == ["unsteady"] * told
+    assert all("`rice`, of which no mask is known, changes" in e.text for e in events)
+    assert not [*unsteady({"steady_of_rice": abroad})]
 
 
 def course(scores, losses=()):
