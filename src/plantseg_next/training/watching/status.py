@@ -198,7 +198,7 @@ def _events(folder: Path) -> Iterator[dict[str, Any]]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return {}
 
 
