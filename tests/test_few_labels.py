@@ -135,6 +135,7 @@ def test_a_picture_with_points_is_learned_from_twice(drawn_folder, tmp_path):
         f"{len(rows)} labelled pictures to learn from ({sparse} of them by points"
     )
     assert f"{sparse} pictures without masks to learn from" in said
+    assert float(history(run.folder)[-1]["loss_points"]) > 0
 
 
 def test_names_of_a_folder_are_learned_beside_masks(drawn_folder, tmp_path):

@@ -132,6 +132,8 @@ class LossSettings(_Part):
     """Cross-entropy and Dice of the leaf head."""
     disease: float = Field(0.3, ge=0)
     """Cross-entropy of the image-level head."""
+    points: float = Field(0.5, ge=0)
+    """Cross-entropy of points and scribbles, those on lesions and those on none alike."""
 
     @model_validator(mode="after")
     def _teaches(self) -> "LossSettings":

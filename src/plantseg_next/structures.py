@@ -105,6 +105,8 @@ class Batch:
         distance: float32 ``(b, h, w)``, signed distance to the outline of any lesion, in
             parts of the tile's diagonal (see ``data.tiling.signed_distance``); ``None``
             where no loss asks for it.
+        points: uint8 ``(b, h, w)``, what points and scribbles say, class ids or
+            ``IGNORE``; such tiles have no other ``lesion``. ``None`` in a run without.
         lost: Rows that could not be read when these were drawn.
     """
 
@@ -114,6 +116,7 @@ class Batch:
     disease: "Tensor"
     keys: tuple[str, ...]
     distance: "Tensor | None" = None
+    points: "Tensor | None" = None
     lost: tuple[Lost, ...] = ()
 
     def __len__(self) -> int:
@@ -128,6 +131,7 @@ class Batch:
             self.disease[which],
             self.keys[which],
             None if self.distance is None else self.distance[which],
+            None if self.points is None else self.points[which],
         )
 
 

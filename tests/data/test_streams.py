@@ -1,6 +1,7 @@
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -176,6 +177,25 @@ def test_pixels_are_counted_by_class(drawn_folder):
     assert len(pixels) == 6
     assert np.argmax(pixels) == 0
     assert seen[-1] == (40, 40)
+
+
+def test_points_stand_apart_from_masks(drawn_folder):
+    manifest = splits.assign(read_folder(drawn_folder), seed=0).split("train").labelled
+    rows = [replace(row, sparse=i % 2 == 0) for i, row in enumerate(manifest.rows)]
+    sparse = {row.key for row in rows if row.sparse}
+    marked = TileDataset(manifest.only(rows), SETTINGS, seed=0, pixels=(9, 1, 1, 1, 1, 1))
+    assert dataset(drawn_folder)[0].points is None
+    seen = set()
+    for draw in range(40):
+        tiles = marked[draw]
+        is_sparse = tiles.keys[0] in sparse
+        seen.add(is_sparse)
+        said, silent = (
+            (tiles.points, tiles.lesion) if is_sparse else (tiles.lesion, tiles.points)
+        )
+        assert (silent == IGNORE).all()
+        assert (said != IGNORE).any()
+    assert seen == {True, False}
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,7 +27,14 @@ def make_batch(n: int, seed: int = 0, size: int = 64) -> Batch:
         disease=torch.randint(0, 2, (n,), generator=generator),
         keys=tuple(map(str, range(n))),
         distance=torch.rand(n, size, size, generator=generator) - 0.5,
+        points=dots(n, size, generator),
     )
+
+
+def dots(n: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Return mostly nothing, and a class here and there."""
+    points = torch.randint(0, 3, (n, size, size), generator=generator)
+    return points.masked_fill(torch.rand(n, size, size, generator=generator) > 0.01, IGNORE)
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
@@ -118,13 +128,41 @@ def test_a_row_teaches_only_the_heads_it_is_annotated_for():
     assert found["leaf_head.weight"].any()
 
 
+def test_points_on_lesions_and_on_none_count_alike():
+    torch.manual_seed(0)
+    network = build_segmenter(ModelSettings(width=32), CLASSES).eval()
+    batch = make_batch(2)
+    weights = LossSettings(points=0.5)
+    with torch.no_grad():
+        scores = network(batch.image)
+        loss = supervised_loss(supervised_tally(scores, batch, weights), weights)
+        others = weights.model_copy(update={"points": 0.0})
+        rest = supervised_loss(supervised_tally(scores, batch, others), others)
+    chance = scores.resized((64, 64)).lesion.log_softmax(1).movedim(1, -1)  # (b, h, w, k)
+    points = batch.points.numpy()
+    of_kind = [
+        [
+            -chance[b, y, x, points[b, y, x]]
+            for b, y, x in zip(*np.nonzero(mine), strict=True)
+        ]
+        for mine in ((points != 0) & (points != IGNORE), points == 0)
+    ]
+    expected = sum(sum(losses) / len(losses) for losses in of_kind) / 2
+    assert loss.parts["points"] == pytest.approx(float(expected), rel=1e-5)
+    assert loss.total - rest.total == pytest.approx(0.5 * float(expected), rel=1e-4)
+    assert "points" not in rest.parts
+
+
 def test_a_part_of_weight_zero_is_left_out():
     network = build_segmenter(ModelSettings(width=32), CLASSES)
     batch = make_batch(1)
     weights = LossSettings()
     tally = supervised_tally(network(batch.image), batch, weights)
     loss = supervised_loss(tally, weights)
-    assert set(loss.parts) == {"hardest_pixels", "focal_tversky", "leaf", "disease"}
+    parts = {"hardest_pixels", "focal_tversky", "leaf", "disease", "points"}
+    assert set(loss.parts) == parts
+    bare = supervised_tally(network(batch.image), replace(batch, points=None), weights)
+    assert set(supervised_loss(bare, weights).parts) == parts - {"points"}
 
 
 def test_collate_keeps_the_order():
@@ -132,3 +170,4 @@ def test_collate_keeps_the_order():
     again = collate(split(batch, 1))
     assert again.keys == batch.keys
     assert torch.equal(again.lesion, batch.lesion)
+    assert torch.equal(again.points, batch.points)

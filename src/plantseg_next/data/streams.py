@@ -136,6 +136,7 @@ class TileDataset(Dataset[Batch]):
         self.outlines = outlines
         self._weights = class_weights(np.asarray(pixels, np.int64))
         self._manifest = manifest
+        self._sparse = {row.key for row in manifest.rows if row.sparse}
         self._cache = SampleCache(self._read, settings.cache_mib)
         self._mixture = Mixture(manifest.rows, settings, named_share=named_share)
 
@@ -191,15 +192,19 @@ class TileDataset(Dataset[Batch]):
         return Held(sample, lesion_information(sample.lesion, self._weights))
 
     def _to_batch(self, tile: Sample, rng: np.random.Generator) -> Batch:
+        nothing = np.full_like(tile.lesion, IGNORE)
+        is_sparse = tile.key in self._sparse
+        lesion, points = (nothing, tile.lesion) if is_sparse else (tile.lesion, nothing)
         return Batch(
             image=self.photometry.apply(tile.image, rng)[None],
-            lesion=torch.from_numpy(tile.lesion)[None],
+            lesion=torch.from_numpy(lesion)[None],
             leaf=torch.from_numpy(tile.leaf)[None],
             disease=torch.tensor([tile.disease], dtype=torch.uint8),
             keys=(tile.key,),
-            distance=torch.from_numpy(signed_distance(tile.lesion))[None]
+            distance=torch.from_numpy(signed_distance(lesion))[None]
             if self.outlines
             else None,
+            points=torch.from_numpy(points)[None] if self._sparse else None,
         )
 
 
@@ -287,6 +292,7 @@ class MixedDataset(Dataset[Drawn]):
 def collate(batches: Sequence[Batch]) -> Batch:
     """Return one batch of many, in order; values stay bytes until they are used."""
     distances = [batch.distance for batch in batches if batch.distance is not None]
+    points = [batch.points for batch in batches if batch.points is not None]
     return Batch(
         image=torch.cat([batch.image for batch in batches]),
         lesion=torch.cat([batch.lesion for batch in batches]),
@@ -294,6 +300,7 @@ def collate(batches: Sequence[Batch]) -> Batch:
         disease=torch.cat([batch.disease for batch in batches]),
         keys=tuple(key for batch in batches for key in batch.keys),
         distance=torch.cat(distances) if distances else None,
+        points=torch.cat(points) if points else None,
         lost=tuple(lost for batch in batches for lost in batch.lost),
     )
 

@@ -293,4 +293,5 @@ def batch_to_device(batch: Batch, device: torch.device) -> Batch:
         distance=None
         if batch.distance is None
         else batch.distance.to(device, non_blocking=True),
+        points=None if batch.points is None else batch.points.to(device, non_blocking=True),
     )

@@ -8,7 +8,7 @@ has only a name pass through the same lines. So do the teacher's labels: a pixel
 it is not believed is ``IGNORE``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -98,6 +98,8 @@ def supervised_tally(
             distance = batch.distance[:, these]
             found = losses.boundary(scores.lesion, distance)
             sums["boundary"] = torch.stack([found.sum(), found.new_tensor(found.numel())])
+        if weights.points > 0 and batch.points is not None:
+            sums |= _seed_sums("points", scores, batch.points[:, these])
         if weights.leaf > 0:
             leaf = batch.leaf[:, these]
             sums["leaf"] = torch.stack(losses.count_overlap(scores.leaf, leaf))
@@ -133,6 +135,8 @@ def supervised_loss(tally: Tally, weights: LossSettings) -> StepLoss:
         ),
         "disease": lambda: _mean(*sums["disease"]),
     }
+    if "points_lesion" in sums:
+        parts["points"] = lambda: _mean_of_seeds("points", sums)
     wanted = {n: part() for n, part in parts.items() if getattr(weights, n) > 0}
     total = sum(
         (getattr(weights, name) * part for name, part in wanted.items()),
@@ -168,11 +172,7 @@ def lesson_tally(
             if settings.dice > 0:
                 sums[head] = torch.stack(losses.count_overlap(logits, label))
         if taught.seed is not None:
-            seed = taught.seed[:, these]
-            entropy = losses.cross_entropy(scores.lesion, seed)
-            is_none, known = seed == NO_LESION, seed != IGNORE
-            for kind, mine in (("lesion", known & ~is_none), ("none", is_none)):
-                sums[f"seed_{kind}"] = torch.stack([(entropy * mine).sum(), mine.sum()])
+            sums |= _seed_sums("seed", scores, taught.seed[:, these])
         return Tally(sums, {})
 
     tally = by_rows(scores, size, rows, count)
@@ -194,9 +194,7 @@ def lesson_loss(
 
     The sum of cross-entropies is divided by all pixels of the pictures, as FixMatch does
     it (Sohn et al. 2020, arXiv:2001.07685), so that a batch of which little is believed
-    weighs little; or by the believed ones. Seeds of lesion and of none count alike,
-    however many there are of each, as in DSRG (Huang et al. 2018,
-    doi:10.1109/CVPR.2018.00733).
+    weighs little; or by the believed ones.
 
     Args:
         tally: Of all tiles of the step.
@@ -223,10 +221,29 @@ def lesson_loss(
         total = total + name * part
         parts["lesson_name"] = part.detach()
     if "seed_lesion" in sums:
-        part = (_mean(*sums["seed_lesion"]) + _mean(*sums["seed_none"])) / 2
+        part = _mean_of_seeds("seed", sums)
         total = total + seeds * part
         parts["lesson_seeds"] = part.detach()
     return StepLoss(total, parts)
+
+
+def _seed_sums(name: str, scores: Scores, seed: Tensor) -> dict[str, Tensor]:
+    """Return cross-entropy and number of the seeds of lesions, and of those of none."""
+    entropy = losses.cross_entropy(scores.lesion, seed)
+    is_none, known = seed == NO_LESION, seed != IGNORE
+    return {
+        f"{name}_{kind}": torch.stack([(entropy * mine).sum(), mine.sum()])
+        for kind, mine in (("lesion", known & ~is_none), ("none", is_none))
+    }
+
+
+def _mean_of_seeds(name: str, sums: Mapping[str, Tensor]) -> Tensor:
+    """Return the loss of seeds: lesion and none count alike, however many of each.
+
+    Source:
+        Huang et al. 2018 (DSRG), doi:10.1109/CVPR.2018.00733.
+    """
+    return (_mean(*sums[f"{name}_lesion"]) + _mean(*sums[f"{name}_none"])) / 2
 
 
 def by_rows(
