@@ -11,6 +11,7 @@ from PIL import Image
 
 from conftest import TINY
 from plantseg_next import api
+from plantseg_next.data import splits
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.synthetic import write_drawn_folder
@@ -136,6 +137,34 @@ def test_a_picture_with_points_is_learned_from_twice(drawn_folder, tmp_path):
     )
     assert f"{sparse} pictures without masks to learn from" in said
     assert float(history(run.folder)[-1]["loss_points"]) > 0
+
+
+def test_points_alone_are_enough_for_a_teacher(drawn_folder, tmp_path):
+    """Lessons begin where it finds a lesion at a point."""
+    manifest = splits.assign(read_folder(drawn_folder), seed=0)
+    rows = []
+    for row in manifest.rows:
+        if row.split == "train":
+            mask = np.asarray(Image.open(row.mask))
+            known = np.zeros(mask.shape, bool)
+            known[::12, ::12] = True
+            path = tmp_path / "masks" / f"{row.mask.stem}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(np.where(known, mask, 255).astype(np.uint8)).save(path)
+            row = replace(row, mask=path)  # noqa: PLW2901
+        rows.append(row)
+    codings = {
+        name: replace(coding, meaning={**coding.meaning, 255: "ignore"})
+        for name, coding in manifest.codings.items()
+    }
+    replace(manifest, rows=tuple(rows), codings=codings).write(tmp_path / "points.json")
+    settings = TINY.with_settings(["unlabelled.starts=0", "training.steps=12"])
+    run = api.train(tmp_path / "points.json", tmp_path / "run", settings)
+    last = history(run.folder)[-1]
+    assert float(last["loss_points"]) > 0
+    assert float(last["loss_hardest_pixels"]) == 0
+    assert float(last["loss_lesson_lesion"]) >= 0
+    assert float(last["taught"]) > 0
 
 
 def test_names_of_a_folder_are_learned_beside_masks(drawn_folder, tmp_path):

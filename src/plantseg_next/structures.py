@@ -122,6 +122,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def said(self) -> "Tensor":
+        """What masks and points say, class ids or ``IGNORE``."""
+        if self.points is None:
+            return self.lesion
+        return self.lesion.where(self.lesion != IGNORE, self.points)
+
     def part(self, which: slice) -> "Batch":
         """Return some of the tiles."""
         return Batch(

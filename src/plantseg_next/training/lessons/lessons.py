@@ -331,7 +331,7 @@ class Lessons:
         found, seen = False, []
         for tiles in labelled:
             _, lesion, leaf = self._opinions(tiles.image)
-            is_lesion = (tiles.lesion != IGNORE) & (tiles.lesion != NO_LESION)
+            is_lesion = (tiles.said != IGNORE) & (tiles.said != NO_LESION)
             found |= bool((is_lesion & (lesion.label != NO_LESION)).any())
             seen.append((lesion, leaf))
             if found and not self._lesion_gate.needs_ranks:
@@ -339,7 +339,7 @@ class Lessons:
         if self._lesion_gate.needs_ranks:
             tiles = collate(labelled)
             lesion, leaf = (Opinion.joined(parts) for parts in zip(*seen, strict=True))
-            self._lesion_gate.learn(lesion, tiles.lesion != IGNORE)
+            self._lesion_gate.learn(lesion, tiles.said != IGNORE)
             self._leaf_gate.learn(leaf, tiles.leaf != IGNORE)
         return found
 
