@@ -103,6 +103,17 @@ def test_lessons_wait_until_the_teacher_finds_a_lesion():
     assert lessons.weight == pytest.approx(1.0)
 
 
+def test_a_lesion_may_be_found_at_a_point():
+    one = drawn()
+    nothing = torch.full_like(one.labelled.lesion, IGNORE)
+    lessons = make_lessons()
+    lessons.teacher = Stub([0.0, 9.0, 0.0])
+    for points, begins in ((nothing, False), (one.labelled.lesion, True)):
+        labelled = replace(one.labelled, lesion=nothing, points=points)
+        lessons.begin_step(0, 100, [one._replace(labelled=labelled)], rehearsal=False)
+        assert (lessons.weight is not None) is begins
+
+
 def test_a_weight_of_zero_keeps_the_teacher_and_asks_it_nothing():
     lessons = make_lessons(weight=0.0)
     for rehearsal in (False, True):
