@@ -7,6 +7,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import yaml
+from PIL import Image
 
 from plantseg_next.data import loading, splits
 from plantseg_next.data.layouts import read_folder
@@ -177,6 +179,23 @@ def test_pixels_are_counted_by_class(drawn_folder):
     assert len(pixels) == 6
     assert np.argmax(pixels) == 0
     assert seen[-1] == (40, 40)
+
+
+@pytest.mark.parametrize(
+    ("value", "meaning", "is_sparse"),
+    [(0, "background", False), (9, "ignore", True), (9, "leaf", False)],
+)
+def test_a_mask_that_says_little_is_sparse(tmp_path, value, meaning, is_sparse):
+    mask = np.full((40, 50), value, np.uint8)
+    mask[3:6, 3:6] = 1
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    Image.new("RGB", (50, 40)).save(tmp_path / "images" / "a.png")
+    Image.fromarray(mask).save(tmp_path / "masks" / "a.png")
+    lines = {0: "background", 1: "rust"} | {value: meaning}
+    (tmp_path / "classes.yaml").write_text(yaml.safe_dump(lines))
+    counted = count_pixels(read_folder(tmp_path))
+    assert counted.sparse == ({"a"} if is_sparse else set())
 
 
 def test_points_stand_apart_from_masks(drawn_folder):

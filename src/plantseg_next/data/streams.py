@@ -357,11 +357,14 @@ def count_pixels(
     total = np.zeros(256, np.int64)
     sparse = set()
     for i, row in enumerate(manifest.rows):
-        lesion = load_sample(row, manifest).lesion
+        sample = load_sample(row, manifest)
+        lesion, leaf = sample.lesion, sample.leaf
         # OpenCV's histogram reads bytes; NumPy's widens them eightfold first.
         found = cv2.calcHist([lesion], [0], None, [256], [0, 256])
         total += found.ravel().astype(np.int64)
-        if found[:IGNORE].sum() < SPARSE * lesion.size:
+        few = SPARSE * lesion.size
+        # A mask that marks the leaf alone says much, though nothing of lesions.
+        if found[:IGNORE].sum() < few and cv2.countNonZero(leaf ^ IGNORE) < few:
             sparse.add(row.key)
         if on_progress is not None:
             on_progress(i + 1, len(manifest))
