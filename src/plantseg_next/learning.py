@@ -258,7 +258,7 @@ def build_trainer(
             f"{len(unlabelled)} pictures without masks to learn from"
             + (f", {named} of them with a name" if named else "")
         )
-        hidden = hidden_tiles(plan.manifest, settings, plan.pixels)
+        hidden = hidden_tiles(plan.manifest, settings, plan.pixels, with_names=named > 0)
         domains = domains_of(learned, unlabelled, settings, plan.pixels)
     card = Card(
         classes=classes,

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from plantseg_next.training.watching.watchers import Event, Validation
 
 AUDITED_TILES = 16
+AUDITED_TILES_WITH_NAMES = 64
+"""Enough to hold most diseases, each drawn as often as any: what is not among them has no
+seeds."""
 REHEARSED_PICTURES = 4
 
 
@@ -158,12 +161,18 @@ class Rehearsal(Watcher):
 
 
 def hidden_tiles(
-    manifest: Manifest, settings: Experiment, pixels: Sequence[int]
+    manifest: Manifest, settings: Experiment, pixels: Sequence[int], *, with_names: bool
 ) -> "Batch | None":
     """Return tiles to check the teacher by: their masks exist, but the run hides them.
 
     Where no mask is hidden, those of the validation split serve: the run does not learn
     from them either.
+
+    Args:
+        manifest: Every picture, in its split.
+        settings: How tiles are cut.
+        pixels: Labelled pixels of each lesion class, "no lesion" first.
+        with_names: Whether the names of pictures are learned from, and checked too.
     """
     from plantseg_next.data.streams import TileDataset, collate
     from plantseg_next.data.views import UNCHANGED
@@ -171,13 +180,13 @@ def hidden_tiles(
     hidden = manifest.split("unlabelled").labelled
     tiles = TileDataset(
         hidden if len(hidden) else manifest.split("val").labelled,
-        settings.data,
+        settings.data.model_copy(update={"balance": 1.0}) if with_names else settings.data,
         seed=settings.seed,
         pixels=pixels,
         photometry=UNCHANGED,
     )
-    visits = -(-AUDITED_TILES // settings.data.max_tiles)
-    return collate([tiles[i] for i in range(visits)])
+    n = AUDITED_TILES_WITH_NAMES if with_names else AUDITED_TILES
+    return collate([tiles[i] for i in range(-(-n // settings.data.max_tiles))])
 
 
 def domains_of(

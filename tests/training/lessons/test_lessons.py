@@ -215,6 +215,8 @@ def named(diseases, seeds_by="name", **changes):
     classes = ClassMap(CLASSES.lesions, ("healthy", CLASSES.lesions[0]), has_leaf=True)
     settings = UnlabelledSettings(**(PLAIN | changes))
     weak = WeakLabels(NamesSettings(backgrounds=0.0, seeds_by=seeds_by), classes)
+    right = torch.ones(1, 4, 4, dtype=torch.uint8)
+    weak.judge(right, right, torch.tensor([1], dtype=torch.uint8))  # its seeds are trusted
     lessons = Lessons(Teacher(network(), decay=0.9), settings, classes, weak)
 
     class Seer(Stub):
@@ -241,6 +243,15 @@ def test_names_become_seeds_where_the_teacher_is_not_sure():
     lessons.teacher.lesion = torch.tensor([9.0, 0.0, 0.0])  # sure that there is none
     (denied,) = lessons.teach([one])
     assert not (denied.seed == 1).any()
+
+
+def test_a_name_that_no_mask_has_judged_gives_no_seed():
+    lessons, one = named([1, 0])
+    lessons.weak = WeakLabels(lessons.weak.settings, lessons._classes)
+    (taught,) = lessons.teach([one])
+    ill, healthy = taught.seed
+    assert (ill == IGNORE).all()
+    assert (healthy[5:] == 0).all()
 
 
 def test_seeds_lie_where_the_teacher_finds_a_lesion_likeliest():

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_seeds_are_as_many_as_the_quantiles_say(seed, high, low):
 
 def test_precision_and_recall_are_counted_and_a_bad_disease_is_left_out():
     weak = WeakLabels(NAMES, CLASSES)
-    assert weak.trusted().all()  # nothing is known yet
+    assert weak.trusted()[:4].tolist() == [True, False, False, False]  # none is judged yet
     lesion = torch.zeros(2, 4, 4, dtype=torch.uint8)
     lesion[0, 0] = 1  # four pixels of rust
     lesion[1, 0] = 2  # and of mildew
@@ -111,9 +112,12 @@ def test_precision_and_recall_are_counted_and_a_bad_disease_is_left_out():
     assert trusted[RUST]
     assert not trusted[MILDEW]
     assert trusted[HEALTHY]
-    assert not trusted[ODD]  # together they are right in 4 of 9
+    assert not trusted[ODD]  # nobody knows
     (event,) = doubtful_seeds(figures, 0.5)
     assert event.text.startswith("Seeds of `mildew` are lesion in 20%")
+    (event,) = doubtful_seeds({"seeds_right_rust": math.nan, "seeds_right_rot": 0.5}, 0.5)
+    assert event.kind == "seeds-unjudged"
+    assert "how right seeds of `rust` are; none are learned from" in event.text
     again = WeakLabels(NAMES, CLASSES)
     again.load_state_dict(weak.state_dict())
     assert torch.equal(again.trusted(), trusted)

@@ -103,7 +103,7 @@ def lesion_shares(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def doubtful_seeds(figures: Mapping[str, float], least: float) -> Iterator[Event]:
-    """Yield which diseases are not learned from by their names' seeds.
+    """Yield which diseases are not learned from by their names' seeds, and why.
 
     Args:
         figures: Of an audit.
@@ -118,6 +118,15 @@ def doubtful_seeds(figures: Mapping[str, float], least: float) -> Iterator[Event
                 f"Seeds of `{disease}` are lesion in {precision:.0%} of the pixels where "
                 "the mask is known; none are learned from.",
             )
+    unjudged = [n for n, v in figures.items() if n.startswith(start) and math.isnan(v)]
+    if unjudged:
+        names = ", ".join(f"`{name.removeprefix(start)}`" for name in unjudged)
+        yield Event(
+            "seeds-unjudged",
+            f"No mask that was looked at tells how right seeds of {names} are; none are "
+            "learned from. Masks of a few such pictures would tell, in a data set whose "
+            "pictures have the same names.",
+        )
 
 
 def noise_of(scores: Sequence[float]) -> float:
