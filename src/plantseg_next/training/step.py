@@ -87,19 +87,23 @@ def supervised_tally(
         weights: What each part is worth; for a part of weight 0 nothing is counted.
         rows: Rows at once.
     """
+    points = batch.points if weights.points > 0 else None
 
     def count(scores: Scores, these: slice) -> Tally:
         lesion = batch.lesion[:, these]
         sums = {"lesion": torch.stack(losses.count_overlap(scores.lesion, lesion))}
         pixels = {}
-        if weights.hardest_pixels > 0:
+        if points is not None:
+            # Of masks and points at once: of all that a loss keeps, this needs most memory.
+            entropy = losses.cross_entropy(scores.lesion, batch.said[:, these])
+            sums |= _seed_sums("points", entropy, points[:, these])
+            pixels["lesion"] = entropy * (lesion != IGNORE)
+        elif weights.hardest_pixels > 0:
             pixels["lesion"] = losses.cross_entropy(scores.lesion, lesion)
         if weights.boundary > 0 and batch.distance is not None:
             distance = batch.distance[:, these]
             found = losses.boundary(scores.lesion, distance)
             sums["boundary"] = torch.stack([found.sum(), found.new_tensor(found.numel())])
-        if weights.points > 0 and batch.points is not None:
-            sums |= _seed_sums("points", scores, batch.points[:, these])
         if weights.leaf > 0:
             leaf = batch.leaf[:, these]
             sums["leaf"] = torch.stack(losses.count_overlap(scores.leaf, leaf))
@@ -172,7 +176,8 @@ def lesson_tally(
             if settings.dice > 0:
                 sums[head] = torch.stack(losses.count_overlap(logits, label))
         if taught.seed is not None:
-            sums |= _seed_sums("seed", scores, taught.seed[:, these])
+            seed = taught.seed[:, these]
+            sums |= _seed_sums("seed", losses.cross_entropy(scores.lesion, seed), seed)
         return Tally(sums, {})
 
     tally = by_rows(scores, size, rows, count)
@@ -227,9 +232,8 @@ def lesson_loss(
     return StepLoss(total, parts)
 
 
-def _seed_sums(name: str, scores: Scores, seed: Tensor) -> dict[str, Tensor]:
+def _seed_sums(name: str, entropy: Tensor, seed: Tensor) -> dict[str, Tensor]:
     """Return cross-entropy and number of the seeds of lesions, and of those of none."""
-    entropy = losses.cross_entropy(scores.lesion, seed)
     is_none, known = seed == NO_LESION, seed != IGNORE
     return {
         f"{name}_{kind}": torch.stack([(entropy * mine).sum(), mine.sum()])
