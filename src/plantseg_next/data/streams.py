@@ -192,9 +192,11 @@ class TileDataset(Dataset[Batch]):
         return Held(sample, lesion_information(sample.lesion, self._weights))
 
     def _to_batch(self, tile: Sample, rng: np.random.Generator) -> Batch:
-        nothing = np.full_like(tile.lesion, IGNORE)
-        is_sparse = tile.key in self._sparse
-        lesion, points = (nothing, tile.lesion) if is_sparse else (tile.lesion, nothing)
+        lesion, points = tile.lesion, None
+        if self._sparse:
+            points = np.full_like(lesion, IGNORE)
+            if tile.key in self._sparse:
+                lesion, points = points, lesion
         return Batch(
             image=self.photometry.apply(tile.image, rng)[None],
             lesion=torch.from_numpy(lesion)[None],
@@ -204,7 +206,7 @@ class TileDataset(Dataset[Batch]):
             distance=torch.from_numpy(signed_distance(lesion))[None]
             if self.outlines
             else None,
-            points=torch.from_numpy(points)[None] if self._sparse else None,
+            points=None if points is None else torch.from_numpy(points)[None],
         )
 
 

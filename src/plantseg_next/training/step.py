@@ -97,7 +97,8 @@ def supervised_tally(
             # Of masks and points at once: of all that a loss keeps, this needs most memory.
             entropy = losses.cross_entropy(scores.lesion, batch.said[:, these])
             sums |= _seed_sums("points", entropy, points[:, these])
-            pixels["lesion"] = entropy * (lesion != IGNORE)
+            if weights.hardest_pixels > 0:
+                pixels["lesion"] = entropy * (lesion != IGNORE)
         elif weights.hardest_pixels > 0:
             pixels["lesion"] = losses.cross_entropy(scores.lesion, lesion)
         if weights.boundary > 0 and batch.distance is not None:

@@ -228,10 +228,7 @@ def draw(
         inside = run_lengths.decode(run_lengths.merge([runs for _, runs in same]))
         mask[inside.astype(bool)] = values[name]
     for area in areas:
-        near = [stroke for stroke in area.strokes if _is_near(stroke, size_hw)]
-        if len(near) < len(area.strokes):
-            trouble[FAR] += 1
-        for stroke in near:
+        for stroke in _near(area.strokes, size_hw, trouble):
             points = np.floor(stroke).astype(np.int32)
             line = np.concatenate([points, points[-1:]])  # a point alone is a short line
             cv2.polylines(mask, [line], False, values[area.name], STROKE_PX)
@@ -319,10 +316,15 @@ def _size_of(one: Annotated) -> tuple[int, int]:
     return h, w
 
 
-def _is_near(points: Polygon, size_hw: tuple[int, int]) -> bool:
-    """Return whether no point is where drawing would take more memory than there is."""
+def _near(
+    lines: Sequence[Polygon], size_hw: tuple[int, int], trouble: Counter[str]
+) -> list[Polygon]:
+    """Return those of which no point is so far that drawing would take all memory."""
     reach = FAR_SIZES * np.array(size_hw[::-1])
-    return bool(((points >= -reach) & (points <= reach)).all())
+    near = [line for line in lines if ((line >= -reach) & (line <= reach)).all()]
+    if len(near) < len(lines):
+        trouble[FAR] += 1
+    return near
 
 
 def _run_lengths(
@@ -339,9 +341,7 @@ def _run_lengths(
         if whole is None:
             return None, Counter({"run lengths that do not fill their picture": 1})
         parts.append(whole)
-    near = [p for p in area.polygons if _is_near(p, size_hw)]
-    if len(near) < len(area.polygons):
-        trouble[FAR] += 1
+    near = _near(area.polygons, size_hw, trouble)
     outlines = [p for p in near if len(p) >= 3]
     if len(outlines) < len(near):
         trouble["outlines of fewer than three points, not used"] += 1

@@ -331,7 +331,8 @@ class Lessons:
         found, seen = False, []
         for tiles in labelled:
             _, lesion, leaf = self._opinions(tiles.image)
-            is_lesion = (tiles.said != IGNORE) & (tiles.said != NO_LESION)
+            said = tiles.said
+            is_lesion = (said != IGNORE) & (said != NO_LESION)
             found |= bool((is_lesion & (lesion.label != NO_LESION)).any())
             seen.append((lesion, leaf))
             if found and not self._lesion_gate.needs_ranks:

@@ -69,27 +69,25 @@ def drift(figures: Mapping[str, float]) -> Iterator[Event]:
 
 def strangers(figures: Mapping[str, float]) -> Iterator[Event]:
     """Yield which pictures without masks do not look like plants."""
-    start = "colourless_of_"
-    for name, share in figures.items():
-        if name.startswith(start) and share >= MOSTLY:
+    for name, share in _of_each(figures, "colourless_of_").items():
+        if share >= MOSTLY:
             yield Event(
                 "no-plants",
                 f"In {share:.0%} of what was looked at in the pictures of "
-                f"`{name.removeprefix(start)}` without masks, hardly anything is green. If "
+                f"`{name}` without masks, hardly anything is green. If "
                 "they show no plants, leave them out: they are learned from all the same.",
             )
 
 
 def unsteady(figures: Mapping[str, float]) -> Iterator[Event]:
     """Yield in which data sets without masks the network is not at home."""
-    start = "steady_of_"
-    at_home = figures.get(f"{start}{HOME}", math.nan)
-    for name, steady in figures.items():
-        if name.startswith(start) and steady < UNSTEADY * at_home:
-            data_set = name.removeprefix(start)
+    steadiness = _of_each(figures, "steady_of_")
+    at_home = steadiness.pop(HOME, math.nan)
+    for name, steady in steadiness.items():
+        if steady < UNSTEADY * at_home:
             yield Event(
                 "unsteady",
-                f"What is called lesion in `{data_set}`, of which no mask is known, "
+                f"What is called lesion in `{name}`, of which no mask is known, "
                 f"changes with the light: an overlap of {steady:.2f}, of {at_home:.2f} "
                 "where masks are known. Do not trust it there; masks of a few of its "
                 "pictures help.",
@@ -98,7 +96,11 @@ def unsteady(figures: Mapping[str, float]) -> Iterator[Event]:
 
 def lesion_shares(figures: Mapping[str, float]) -> dict[str, float]:
     """Return how much of each data set without masks is called lesion, and of ``HOME``."""
-    start = "lesion_of_"
+    return _of_each(figures, "lesion_of_")
+
+
+def _of_each(figures: Mapping[str, float], start: str) -> dict[str, float]:
+    """Return the figures whose names begin so, by what follows."""
     return {n.removeprefix(start): v for n, v in figures.items() if n.startswith(start)}
 
 
@@ -109,18 +111,17 @@ def doubtful_seeds(figures: Mapping[str, float], least: float) -> Iterator[Event
         figures: Of an audit.
         least: Precision below which seeds are left out.
     """
-    start = "seeds_right_"
-    for name, precision in figures.items():
-        if name.startswith(start) and precision < least:
-            disease = name.removeprefix(start)
+    right = _of_each(figures, "seeds_right_")
+    for disease, precision in right.items():
+        if precision < least:
             yield Event(
                 "seeds-left-out",
                 f"Seeds of `{disease}` are lesion in {precision:.0%} of the pixels where "
                 "the mask is known; none are learned from.",
             )
-    unjudged = [n for n, v in figures.items() if n.startswith(start) and math.isnan(v)]
+    unjudged = [disease for disease, precision in right.items() if math.isnan(precision)]
     if unjudged:
-        names = ", ".join(f"`{name.removeprefix(start)}`" for name in unjudged)
+        names = ", ".join(f"`{disease}`" for disease in unjudged)
         yield Event(
             "seeds-unjudged",
             f"No mask that was looked at tells how right seeds of {names} are; none are "
