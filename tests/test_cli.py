@@ -135,10 +135,3 @@ def test_the_whole_way_on_the_command_line(call, drawn_folder, tmp_path):
     assert code == 0
     assert "40 pictures measured" in out
     assert "... and 28 more" in out
-
-
-def test_threads_share_their_cores_unless_the_user_says_how():
-    for given in ({}, {"GOMP_SPINCOUNT": "5"}, {"OMP_WAIT_POLICY": "active"}):
-        environ = dict(given)
-        cli.share_cores(environ)
-        assert environ == (given or {"GOMP_SPINCOUNT": "10000"})

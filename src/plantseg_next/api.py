@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from plantseg_next.cores import take_free_cores
 from plantseg_next.data import splits
 from plantseg_next.data.checks import check as check_manifest
 from plantseg_next.data.findings import CheckReport
@@ -398,4 +399,6 @@ def load_predictor(model: Path) -> tuple[Predictor, Card]:
 
     network, card = read_bundle(model)
     device = find_device().kind
+    if device == "cpu":
+        take_free_cores()
     return make_predictor(network.to(device), card, device), card

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from plantseg_next.cores import keep_threads, take_free_cores
 from plantseg_next.data.layouts.outlines import keep_drawn
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.errors import StoppedError, UsageError
@@ -118,6 +119,8 @@ def train(  # noqa: PLR0913 - what a user may say
     record = Record.read(out)
     told = partial(told_of, progress)
     if record is None:
+        if find_device(settings.device).kind == "cpu":
+            take_free_cores(say)
         manifest = gather(sources, settings, say=say, told=told("comparing pictures"))
         for split in ("train", "val"):
             labelled_rows(manifest, split, str(sources))
@@ -135,13 +138,12 @@ def train(  # noqa: PLR0913 - what a user may say
         settings = record.planned(settings, memory)
     different, allowed = record.differences(settings, sources.plain())
     refuse_other(out, different)
-    # Another number of threads would round otherwise.
-    torch.set_num_threads(int(record.facts.get("threads", torch.get_num_threads())))
+    threads = keep_threads(record.facts.get("threads", torch.get_num_threads()))
     with alone_in(out):
         plan = Plan(
             Manifest.read(out / MANIFEST_FILE), settings, record.pixels, str(sources)
         )
-        return _run(plan, out, watchers, say, [*allowed, *_changes(plan.manifest)])
+        return _run(plan, out, watchers, say, [*allowed, threads, *_changes(plan.manifest)])
 
 
 def plan_for(
@@ -238,7 +240,7 @@ def _run(
     from plantseg_next.training.watching.watchers import Event
 
     trainer = build_trainer(plan, out, watchers=watchers, say=say)
-    for change in changes:
+    for change in filter(None, changes):
         trainer.tell(
             Event("changed", f"The run goes on under changed conditions: {change}")
         )

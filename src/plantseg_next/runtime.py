@@ -48,7 +48,9 @@ def find_device(wanted: Literal["auto", "cpu", "cuda"] = "auto") -> Device:
             torch.cuda.get_device_name(),
             torch.cuda.is_bf16_supported(including_emulation=False),
         )
-    return Device("cpu", f"CPU, {torch.get_num_threads()} threads", _cpu_has_bfloat16())
+    threads = torch.get_num_threads()
+    name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    return Device("cpu", name, _cpu_has_bfloat16())
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -5,10 +5,10 @@ Nothing heavy is imported before a verb is chosen, so that ``--help`` answers at
 
 import os
 import sys
-from collections.abc import MutableMapping
 
 from plantseg_next.cli import data, training, using  # their verbs, in this order
 from plantseg_next.cli.app import app
+from plantseg_next.cores import share_cores
 from plantseg_next.errors import PlantSegError, StoppedError
 
 __all__ = ["app", "data", "main", "training", "using"]
@@ -35,17 +35,3 @@ def main() -> None:
         )
         print(f"error: {too_small}", file=sys.stderr)
         sys.exit(1)
-
-
-def share_cores(environ: MutableMapping[str, str]) -> None:
-    """Let a thread that waits for another give up its core soon.
-
-    By default PyTorch's threads spin while they wait. Where another program wants the same
-    cores, the one that is waited for does not run meanwhile: steps took twice as long.
-
-    Args:
-        environ: Read when PyTorch is loaded, which must come later. What the user says
-            there stands.
-    """
-    if "OMP_WAIT_POLICY" not in environ:
-        environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import torch
 
+from plantseg_next.cores import SAID, OtherPrograms, free_threads, usable_cores
 from plantseg_next.files import explained
 from plantseg_next.training.checkpoints import KEPT, Saved
 from plantseg_next.training.watching.history import write_table
@@ -99,7 +100,7 @@ class Monitor(Watcher):
         self._rows: list[dict[str, float | int]] = []
         self._told: set[str] = set()
         self._checkpoint_mib = 0.0
-        self._since = time.perf_counter()
+        self._others = OtherPrograms()
         self._seconds = self._waited_s = 0.0
         self._n_tiles = 0
         self.samples: list[Sample] = []
@@ -125,6 +126,7 @@ class Monitor(Watcher):
     ) -> Sequence[Event]:
         """Write a row, and return what should be known."""
         self._look()
+        others = self._others.cores()
         seconds = max(self._seconds, 1e-9)
         last = [s for s in self.samples if s.time >= self.newest.time - seconds] or [
             self.newest
@@ -139,6 +141,7 @@ class Monitor(Watcher):
                 "ram_mib": round(max(s.ram_mib for s in last)),
                 "ram_free_mib": round(min(s.ram_free_mib for s in last)),
                 "cpu_pct": round(fmean(s.cpu_pct for s in last), 1),
+                "others_cores": round(others, 2),
                 "disk_free_mib": round(self.newest.disk_free_mib),
                 "gpu_mib": round(self.newest.gpu_mib),
                 "gpu_peak_mib": round(self.newest.gpu_peak_mib),
@@ -149,7 +152,13 @@ class Monitor(Watcher):
         )
         with explained(self._folder):
             write_table(self._folder / RESOURCES, self._rows)
-        alerts = self._starved() + self._leak() + self._disk() + self._over_budget()
+        alerts = [
+            *self._starved(),
+            *self._crowded(others),
+            *self._leak(),
+            *self._disk(),
+            *self._over_budget(),
+        ]
         self._seconds = self._waited_s = 0.0
         self._n_tiles = 0
         return self._fresh(alerts)
@@ -206,6 +215,22 @@ class Monitor(Watcher):
                 f"{share:.0%} of the time went into waiting for pictures. Raise "
                 f"data.cache_mib, or data.workers (this machine has {cores} cores), or "
                 "shrink the pictures to data.long_side_px once, on disk.",
+            )
+        ]
+
+    def _crowded(self, others: float) -> list[Event]:
+        """Warn if threads wait for each other, for other programs are on their cores."""
+        threads, n_cores = torch.get_num_threads(), len(usable_cores())
+        free = free_threads(threads, others, n_cores)
+        if self.newest.gpu_mib or free == threads:
+            return []
+        return [
+            Event(
+                "crowded",
+                f"Other programs kept {others:.1f} of {n_cores} cores busy, so the "
+                f"{threads} threads of this run waited for each other. Stop those "
+                f"programs, or stop the run and give its command again with {SAID}={free} "
+                "before it: faster, and its weights will differ by rounding.",
             )
         ]
 
