@@ -173,7 +173,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = recall(func, args, kwargs or {})
         self._calls += not func.is_view
         if self._on_cpu and func is torch.ops.aten.convolution_backward.default:
-            n_bytes = cpu_workspace(args[2], groups=args[9])
+            n_bytes = cpu_workspace(args[1], args[2], groups=args[9], parts=cpu_parts())
             self._take("workspace", n_bytes)
             self._give("workspace", n_bytes)
         self._flops += _flops(func, args, out)
@@ -234,13 +234,34 @@ def _flops(func: Any, args: tuple[Any, ...], out: Any) -> int:  # noqa: ANN401
     return 0 if count is None else int(count(*args, out_val=out))
 
 
-def cpu_workspace(weight: Tensor, *, groups: int) -> int:
+def cpu_workspace(
+    image: Tensor, weight: Tensor, *, groups: int, parts: tuple[int, int]
+) -> int:
     """Return what oneDNN takes to differentiate a large depthwise kernel, in bytes.
 
-    It sums the weights' gradient in 256 parts. The rule was read off its allocations
-    (PyTorch 2.15, x86-64): exact for all sizes tried, in float32, in which these layers
-    are differentiated on a CPU. Smaller kernels and other convolutions take little.
+    It sums the weights' gradient in parts. Smaller kernels and other convolutions take
+    little.
+
+    Args:
+        image: What the layer saw.
+        weight: Of the layer.
+        groups: Of the layer.
+        parts: See ``cpu_parts``.
     """
-    if groups == 1 or weight.shape[1] > 1 or weight.shape[2] <= 3:
+    size = weight.shape[2]
+    if groups == 1 or weight.shape[1] > 1 or size <= 3:
         return 0
-    return 256 * int(weight.numel()) * 4
+    of_large, of_small = parts
+    n_parts = of_small if min(image.shape[2:]) < size else of_large
+    return n_parts * int(weight.numel()) * 4
+
+
+def cpu_parts() -> tuple[int, int]:
+    """Return how many parts these are here: of maps as large as the kernel, and smaller.
+
+    The rule was read off oneDNN's allocations (PyTorch 2.15, x86-64): exact for all sizes
+    tried, in float32, in which these layers are differentiated on a CPU.
+    """
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return 256, 256
+    return 64, 4 * torch.get_num_threads()

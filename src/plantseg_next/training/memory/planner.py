@@ -16,7 +16,7 @@ from plantseg_next.experiment import Experiment, Recomputed
 from plantseg_next.runtime import Device
 from plantseg_next.structures import ClassMap
 from plantseg_next.training.memory.known_steps import known_or_found
-from plantseg_next.training.memory.ledger import Footprint
+from plantseg_next.training.memory.ledger import Footprint, cpu_parts
 from plantseg_next.training.memory.plan import MemoryPlan, in_mb
 from plantseg_next.training.memory.reading import LEAST_CACHE_MIB
 from plantseg_next.training.memory.trace import footprint, of_batch, trace
@@ -127,6 +127,7 @@ class _Search:
         of_all = {
             "classes": [classes.n_lesion_logits, len(classes.diseases), classes.has_leaf],
             "device": [device.kind, device.has_bfloat16],
+            "parts": cpu_parts(),
             **there,
         }
 
