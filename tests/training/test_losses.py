@@ -170,3 +170,39 @@ def test_a_target_of_another_size_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(UsageError, match=r"`target` has shape \(1, 2, 2\) beside logits"):
         soft_dice(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, dtype=torch.long))
+
+
+@given(st.integers(1, 10**6), st.lists(st.integers(1, 10**5), min_size=1, max_size=3))
+def test_a_sample_with_as_many_lesions_as_not_asks_for_the_true_shares(none, lesions):
+    """Half the points on no lesion, half on lesions: right logits are left alone."""
+    pixels = (none, *lesions)
+    shares = torch.tensor(pixels, dtype=torch.float64)
+    logits = shares.log().view(1, -1, 1, 1).requires_grad_()
+    where = torch.ones(1, 1, 1, dtype=torch.bool)
+    rarity = losses.rarity_of(torch.tensor([none, sum(lesions)]))
+    found = losses.as_if_common(logits, where, rarity)
+    chance = shares.clone()
+    chance[0] = 0.5 * shares.sum()
+    chance[1:] *= 0.5 * shares.sum() / shares[1:].sum()
+    entropy = [
+        losses.cross_entropy(found, torch.tensor([[[c]]])).squeeze()
+        for c in range(len(pixels))
+    ]
+    (chance / chance.sum() * torch.stack(entropy)).sum().backward()
+    assert logits.grad.abs().max() < 1e-5
+
+
+def test_only_points_are_seen_as_if_lesions_were_common():
+    logits = torch.randn(1, 3, 2, 2)
+    where = torch.tensor([[[True, False], [False, False]]])
+    found = losses.as_if_common(logits, where, torch.tensor(2.0))
+    assert torch.equal(found[:, :, ~where[0]], logits[:, :, ~where[0]])
+    assert found[0, :, 0, 0] - logits[0, :, 0, 0] == pytest.approx(
+        torch.tensor([0.0, 2, 2])
+    )
+    assert losses.as_if_common(logits, where, None) is logits
+
+
+@pytest.mark.parametrize("pixels", [(10, 0), (0, 10), (10, 10)])
+def test_where_nobody_knows_how_rare_lesions_are_nothing_is_corrected(pixels):
+    assert losses.rarity_of(torch.tensor(pixels)) == 0.0

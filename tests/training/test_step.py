@@ -131,17 +131,21 @@ def test_a_row_teaches_only_the_heads_it_is_annotated_for():
     assert found["leaf_head.weight"].any()
 
 
-def test_points_on_lesions_and_on_none_count_alike():
+@pytest.mark.parametrize("rarity", [0.0, 1.5])
+def test_points_on_lesions_and_on_none_count_alike(rarity):
     torch.manual_seed(0)
     network = build_segmenter(ModelSettings(width=32), CLASSES).eval()
     batch = make_batch(2)
     weights = LossSettings(points=0.5)
     with torch.no_grad():
         scores = network(batch.image)
-        loss = supervised_loss(supervised_tally(scores, batch, weights), weights)
+        tally = supervised_tally(scores, batch, weights, rarity=torch.tensor(rarity))
+        loss = supervised_loss(tally, weights)
         others = weights.model_copy(update={"points": 0.0})
         rest = supervised_loss(supervised_tally(scores, batch, others), others)
-    chance = scores.resized((64, 64)).lesion.log_softmax(1).movedim(1, -1)  # (b, h, w, k)
+    logits = scores.resized((64, 64)).lesion.clone()
+    logits[:, 1:] += rarity
+    chance = logits.log_softmax(1).movedim(1, -1)  # (b, h, w, k)
     points = batch.points.numpy()
     of_kind = [
         [

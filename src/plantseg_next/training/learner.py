@@ -16,7 +16,8 @@ from plantseg_next.data.streams import Drawn, split
 from plantseg_next.experiment import Experiment, TrainingSettings
 from plantseg_next.models.segmenter import Segmenter
 from plantseg_next.runtime import Device
-from plantseg_next.structures import Batch, ClassMap, Views
+from plantseg_next.structures import IGNORE, NO_LESION, Batch, ClassMap, Views
+from plantseg_next.training import losses
 from plantseg_next.training.accumulation import Chance
 from plantseg_next.training.lessons.lessons import Lessons
 from plantseg_next.training.lessons.teacher import Teacher
@@ -60,6 +61,7 @@ class Learner:
         torch.set_autocast_cache_enabled(False)
         network.recompute(settings.memory.recomputed)
         self._settings = settings
+        self._seen = self._seen_now = torch.zeros(2, dtype=torch.long)
         self._model, self._optimiser = self._fabric.setup(
             network, make_optimiser(network, settings)
         )
@@ -90,16 +92,21 @@ class Learner:
         """
         self._model.train()
         self._optimiser.zero_grad(set_to_none=True)
+        lesion = drawn.labelled.lesion
+        is_none = lesion == NO_LESION
+        is_lesion = (lesion != IGNORE) & ~is_none
+        self._seen_now = self._seen + torch.stack([is_none.sum(), is_lesion.sum()])
         parts = [to_device(part, self._fabric.device) for part in split(drawn, micro_batch)]
         if self.lessons is not None:
             self.lessons.begin_step(step, steps, parts, rehearsal=rehearsal)
-        losses = learn(
+        parts_of_loss = learn(
             self._model,
             parts,
             self._settings.loss,
             self._fabric.backward,
             self.lessons,
             rows=self._settings.memory.loss_rows,
+            rarity=losses.rarity_of(self._seen_now).to(self._fabric.device),
         )
         norm = self._fabric.clip_gradients(
             self._model,
@@ -107,7 +114,7 @@ class Learner:
             max_norm=self._settings.training.clip,
             error_if_nonfinite=False,
         )
-        return losses, norm is None or bool(torch.isfinite(norm))
+        return parts_of_loss, norm is None or bool(torch.isfinite(norm))
 
     def apply(self, *, step: int, steps: int, rate_factor: float = 1.0) -> None:
         """Take the step that the gradients ask for; the teacher follows.
@@ -122,6 +129,7 @@ class Learner:
         for group in self._optimiser.param_groups:
             group["lr"] = group["peak"] * factor
         self._optimiser.step()
+        self._seen = self._seen_now
         if self.lessons is not None:
             self.lessons.teacher.update(self.network, steps=steps)
         if self._settings.memory.clears_cache:
@@ -149,6 +157,7 @@ class Learner:
         return {
             "network": self.network.state_dict(),
             "optimiser": self._optimiser.state_dict(),
+            "seen": self._seen,
             "lessons": None if self.lessons is None else self.lessons.state_dict(),
         }
 
@@ -156,6 +165,7 @@ class Learner:
         """Go on as the learner whose state it is."""
         self.network.load_state_dict(state["network"])
         self._optimiser.load_state_dict(state["optimiser"])
+        self._seen = state["seen"].cpu()
         # A file knows no channels-last; in another layout sums may round otherwise.
         for parameter, held in self._optimiser.state.items():
             for name, value in held.items():

@@ -13,12 +13,12 @@ Axes: b tile, k class, h row, w column.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
 from plantseg_next.errors import UsageError
-from plantseg_next.structures import IGNORE
+from plantseg_next.structures import IGNORE, NO_LESION
 
 SMOOTH = 1.0  # pixels added to both sides of an overlap ratio
 
@@ -165,6 +165,43 @@ def cross_entropy(
     return F.cross_entropy(
         logits.float(), target.long(), ignore_index=IGNORE, reduction="none"
     )
+
+
+def as_if_common(
+    logits: Float[Tensor, "b k h w"],
+    where: Bool[Tensor, "b h w"],
+    rarity: Float[Tensor, ""] | None,
+) -> Float[Tensor, "b k h w"]:
+    """Return the logits that would be right if lesions were as common as the rest.
+
+    Points and seeds lie on lesions and beside them alike, though lesions are rare. A
+    network that took them for a fair sample would call too much a lesion. So it is judged
+    by what it would say of such a sample.
+
+    Args:
+        logits: Of each lesion class, "no lesion" first.
+        where: Pixels chosen that way; the logits of others are returned as they are.
+        rarity: Log odds of "no lesion" among the pixels of the masks, in tiles as they
+            are drawn: what the network learns to expect. ``None`` changes nothing.
+
+    Source:
+        King and Zeng 2001, doi:10.1093/oxfordjournals.pan.a004868 (prior correction);
+        Menon et al. 2021, arXiv:2007.07314 (the same as a loss).
+    """
+    if rarity is None:
+        return logits
+    is_lesion = torch.arange(logits.shape[1], device=logits.device) != NO_LESION
+    return logits + rarity * (is_lesion[:, None, None] & where[:, None])
+
+
+def rarity_of(pixels: Integer[Tensor, " 2"]) -> Float[Tensor, ""]:
+    """Return the log odds of "no lesion"; 0 where one of the two is missing.
+
+    Args:
+        pixels: Without a lesion, and with one.
+    """
+    none, lesion = pixels.float()
+    return torch.where(pixels.all(), none.log() - lesion.log(), 0.0)
 
 
 def hardest_pixels(

@@ -37,6 +37,7 @@ def learn(
     lessons: Lessons | None = None,
     *,
     rows: int | None = None,
+    rarity: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradients of one step to the student's, and return the parts of its loss.
 
@@ -47,13 +48,16 @@ def learn(
         backward: Differentiates a scalar, as Fabric does it.
         lessons: What the teacher makes of tiles without labels, once it is its time.
         rows: Rows of a tile whose losses are computed at once; ``None`` for all.
+        rarity: Log odds of "no lesion" in masks; see ``losses.as_if_common``.
     """
     weight = None if lessons is None else lessons.weight
     # The teacher speaks first, while there are no gradients in memory yet.
     taught = lessons.teach(drawn) if lessons is not None and weight is not None else []
     loss = accumulate_gradients(
         [one.labelled for one in drawn],
-        lambda batch: supervised_tally(student(batch.image), batch, weights, rows=rows),
+        lambda batch: supervised_tally(
+            student(batch.image), batch, weights, rows=rows, rarity=rarity
+        ),
         partial(supervised_loss, weights=weights),
         backward,
     )
@@ -63,7 +67,9 @@ def learn(
     looks = partial(student, complementary=True) if settings.strong_views > 1 else student
     lesson = accumulate_gradients(
         taught,
-        lambda taught: lesson_tally(looks(taught.image), taught, settings, rows=rows),
+        lambda taught: lesson_tally(
+            looks(taught.image), taught, settings, rows=rows, rarity=rarity
+        ),
         partial(
             lesson_loss,
             settings=settings,
@@ -77,7 +83,12 @@ def learn(
 
 
 def supervised_tally(
-    scores: Scores, batch: Batch, weights: LossSettings, *, rows: int | None = None
+    scores: Scores,
+    batch: Batch,
+    weights: LossSettings,
+    *,
+    rows: int | None = None,
+    rarity: Tensor | None = None,
 ) -> Tally:
     """Count what the loss of annotated tiles needs; see ``supervised_loss``.
 
@@ -86,6 +97,7 @@ def supervised_tally(
         batch: The tiles.
         weights: What each part is worth; for a part of weight 0 nothing is counted.
         rows: Rows at once.
+        rarity: As in ``learn``.
     """
     points = batch.points if weights.points > 0 else None
 
@@ -95,8 +107,10 @@ def supervised_tally(
         pixels = {}
         if points is not None:
             # Of masks and points at once: of all that a loss keeps, this needs most memory.
-            entropy = losses.cross_entropy(scores.lesion, batch.said[:, these])
-            sums |= _seed_sums("points", entropy, points[:, these])
+            chosen = points[:, these]
+            logits = losses.as_if_common(scores.lesion, chosen != IGNORE, rarity)
+            entropy = losses.cross_entropy(logits, batch.said[:, these])
+            sums |= _seed_sums("points", entropy, chosen)
             if weights.hardest_pixels > 0:
                 pixels["lesion"] = entropy * (lesion != IGNORE)
         elif weights.hardest_pixels > 0:
@@ -151,7 +165,12 @@ def supervised_loss(tally: Tally, weights: LossSettings) -> StepLoss:
 
 
 def lesson_tally(
-    scores: Scores, taught: Taught, settings: UnlabelledSettings, *, rows: int | None = None
+    scores: Scores,
+    taught: Taught,
+    settings: UnlabelledSettings,
+    *,
+    rows: int | None = None,
+    rarity: Tensor | None = None,
 ) -> Tally:
     """Count what the loss of taught tiles needs; see ``lesson_loss``.
 
@@ -160,6 +179,7 @@ def lesson_tally(
         taught: What the teacher says.
         settings: The method.
         rows: Rows at once.
+        rarity: As in ``learn``.
     """
     size = (taught.lesion.shape[1], taught.lesion.shape[2])
 
@@ -178,7 +198,8 @@ def lesson_tally(
                 sums[head] = torch.stack(losses.count_overlap(logits, label))
         if taught.seed is not None:
             seed = taught.seed[:, these]
-            sums |= _seed_sums("seed", losses.cross_entropy(scores.lesion, seed), seed)
+            logits = losses.as_if_common(scores.lesion, seed != IGNORE, rarity)
+            sums |= _seed_sums("seed", losses.cross_entropy(logits, seed), seed)
         return Tally(sums, {})
 
     tally = by_rows(scores, size, rows, count)
