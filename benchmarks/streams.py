@@ -8,6 +8,7 @@ kept. To these are added, one stream at a time and all together,
 
 - ``unlabelled``: the other training pictures, of which nothing is known;
 - ``names``: class folders of another crop, as in PlantVillage;
+- ``nameless``: the same pictures without their names;
 - ``own names``: the other training pictures with the name of what ails them;
 - ``points``: an eighth of them with a few points each, on lesions and beside them.
 
@@ -45,6 +46,7 @@ STREAMS = {
     "supervised": (),
     "unlabelled": ("bare",),
     "names": ("village",),
+    "nameless": ("nameless",),
     "own names": ("named",),
     "points": ("pointed",),
     "all": ("bare", "village", "pointed"),
@@ -95,7 +97,15 @@ def parts_of(few: Manifest, folder: Path, village: Manifest) -> dict[str, list[R
         replace(row, split="train", mask=points_of(row, few, folder / f"{row.key}.png"))
         for row in chosen
     ]
-    return {"bare": bare, "named": named, "pointed": pointed, "village": [*village.rows]}
+    return {
+        "bare": bare,
+        "named": named,
+        "pointed": pointed,
+        "village": [*village.rows],
+        "nameless": [
+            replace(row, disease=None, split="unlabelled") for row in village.rows
+        ],
+    }
 
 
 def sources_of(

@@ -217,6 +217,9 @@ class NamesSettings(_Part):
     """Quantile of the leaf above which a pixel is a seed of the lesion."""
     low: float = Field(0.5, ge=0, lt=1)
     """Quantile below which it is a seed of no lesion."""
+    denies: bool = True
+    """Whether a name outranks the teacher: no lesion of a healthy picture is believed,
+    and "no lesion" of an ill one only where it is least likely."""
     least_precision: float = Field(0.5, ge=0, le=1)
     """Seeds of a disease that are less often right than this, on pictures whose mask is
     known, are not learned from."""

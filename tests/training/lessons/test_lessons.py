@@ -210,11 +210,12 @@ def test_dividing_by_the_picture_makes_doubt_weigh_less():
     assert all_.item() == pytest.approx(believed.item() / 4, rel=1e-5)
 
 
-def named(diseases, seeds_by="name", **changes):
+def named(diseases, seeds_by="name", denies=True, **changes):
     """Lessons on tiles with names, by a teacher who looks at the upper left corner."""
     classes = ClassMap(CLASSES.lesions, ("healthy", CLASSES.lesions[0]), has_leaf=True)
     settings = UnlabelledSettings(**(PLAIN | changes))
-    weak = WeakLabels(NamesSettings(backgrounds=0.0, seeds_by=seeds_by), classes)
+    names = NamesSettings(backgrounds=0.0, seeds_by=seeds_by, denies=denies)
+    weak = WeakLabels(names, classes)
     right = torch.ones(1, 4, 4, dtype=torch.uint8)
     weak.judge(right, right, torch.tensor([1], dtype=torch.uint8))  # its seeds are trusted
     lessons = Lessons(Teacher(network(), decay=0.9), settings, classes, weak)
@@ -252,6 +253,33 @@ def test_a_name_that_no_mask_has_judged_gives_no_seed():
     ill, healthy = taught.seed
     assert (ill == IGNORE).all()
     assert (healthy[5:] == 0).all()
+
+
+def test_a_name_denies_what_the_teacher_says():
+    lessons, one = named([1, 0, IGNORE])
+    inside = one.unlabelled.inside[0]
+    lessons.teacher.lesion = torch.tensor([9.0, 0.0, 0.0])  # no lesion anywhere
+    (taught,) = lessons.teach([one])
+    ill, healthy, unnamed = taught.lesion
+    assert (ill[32:, 32:] == 0).all()  # where none is suspected, the teacher is believed
+    assert (ill[5:12, :12] == IGNORE).all()
+    assert not (taught.seed[0] == 1).any()  # of the two nobody is
+    assert (healthy[inside] == 0).all()
+    assert (unnamed[inside] == 0).all()
+    lessons.teacher.lesion = torch.tensor([0.0, 9.0, 0.0])  # a lesion everywhere
+    (taught,) = lessons.teach([one])
+    ill, healthy, unnamed = taught.lesion
+    assert (ill[inside] == 1).all()
+    assert (healthy == IGNORE).all()
+    assert (taught.seed[1][inside] == 0).all()
+    assert (unnamed[inside] == 1).all()
+
+
+def test_names_need_not_deny_anything():
+    lessons, one = named([1, 0], denies=False)
+    lessons.teacher.lesion = torch.tensor([0.0, 9.0, 0.0])
+    (taught,) = lessons.teach([one])
+    assert (taught.lesion[:, one.unlabelled.inside[0]] == 1).all()
 
 
 def test_seeds_lie_where_the_teacher_finds_a_lesion_likeliest():
@@ -311,6 +339,16 @@ def test_the_loss_of_names_and_seeds():
     striped = lesson_tally(scores, taught, settings, rows=4)
     again = lesson_loss(striped, settings, 1.0, name=0.3, seeds=0.5)
     assert again.total == pytest.approx(float(found.total), rel=1e-5)
+    lesions = torch.tensor([0.0, 1.5, 1.5]).view(3, 1, 1)
+    common = scores._replace(lesion=scores.lesion + lesions)
+    asked, expected = (
+        lesson_loss(tally, settings, 1.0, seeds=0.5).parts["lesson_seeds"]
+        for tally in (
+            lesson_tally(scores, taught, settings, rarity=torch.tensor(1.5)),
+            lesson_tally(common, taught, settings),
+        )
+    )
+    assert asked == pytest.approx(float(expected))
 
 
 def test_names_teach_only_once_lessons_have_begun():

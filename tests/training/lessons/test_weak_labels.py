@@ -72,6 +72,34 @@ def test_a_name_that_says_nothing_seeds_nothing(disease):
     assert (seeds_of(range(100), disease) == IGNORE).all()
 
 
+@pytest.mark.parametrize(
+    ("disease", "says", "denied"),
+    [
+        (HEALTHY, 0, []),
+        (HEALTHY, 2, range(100)),
+        (RUST, 0, range(25, 50)),  # on the leaf, which is the first half, the upper half
+        (RUST, 1, []),
+        (ODD, 0, []),
+        (IGNORE, 2, []),
+    ],
+)
+def test_what_a_name_denies(disease, says, denied):
+    activation = torch.arange(100.0).view(1, 10, 10)
+    label = torch.full((1, 10, 10), says, dtype=torch.uint8)
+    found = WeakLabels(NAMES, CLASSES).denied(
+        label, activation, activation < 50, torch.tensor([disease], dtype=torch.uint8)
+    )
+    assert found.flatten().nonzero().flatten().tolist() == list(denied)
+
+
+def test_of_an_ill_tile_without_a_leaf_nothing_is_denied():
+    label = torch.zeros(1, 10, 10, dtype=torch.uint8)
+    found = WeakLabels(NAMES, CLASSES).denied(
+        label, torch.rand(1, 10, 10), label > 0, torch.tensor([RUST], dtype=torch.uint8)
+    )
+    assert not found.any()
+
+
 def test_a_map_without_a_peak_and_a_tile_without_a_leaf_seed_nothing():
     assert (seeds_of([0.0] * 100, RUST) == IGNORE).all()
     leaf = torch.zeros(1, 10, 10, dtype=torch.bool)

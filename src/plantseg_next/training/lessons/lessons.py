@@ -38,12 +38,14 @@ class Heard(NamedTuple):
         leaf: The same; ``None`` where no leaf is known.
         scores: Its logits, where the method wants them.
         seed: uint8 ``(b, h, w)``, lesion classes by the name alone, where there are names.
+        denied: bool ``(b, h, w)``, where the name denies what it says; likewise.
     """
 
     lesion: Verdict
     leaf: Verdict | None
     scores: Scores | None
     seed: Tensor | None
+    denied: Tensor | None
 
 
 class Lessons:
@@ -149,9 +151,13 @@ class Lessons:
     def _hear(self, views: Views) -> Heard:
         """Ask the teacher about weak views."""
         scores, lesion, leaf = self._opinions(views.weak)
-        weak, seed = self.weak, None
+        weak, seed, denied = self.weak, None, None
         if weak is not None and weak.is_asked:
-            seed = self._seeds(weak, views.weak, views.inside, views.disease, lesion, leaf)
+            where = self._suspected(weak, views.weak, views.disease, lesion)
+            on_leaf = self._on_leaf(leaf, views.inside)
+            seed = weak.seeds(where, on_leaf, views.inside, views.disease)
+            if weak.settings.denies:
+                denied = weak.denied(lesion.label, where, on_leaf, views.disease)
             trusted = weak.trusted().to(seed.device)[views.disease.long()]
             seed = seed.masked_fill(~trusted[:, None, None], IGNORE)
         return Heard(
@@ -159,6 +165,7 @@ class Lessons:
             self._leaf_gate.weigh(leaf, views.inside) if self._classes.has_leaf else None,
             scores if self.settings.method == "mean_teacher" else None,
             seed,
+            denied,
         )
 
     def _believed(self, views: Sequence[Views], heard: Sequence[Heard]) -> list[Taught]:
@@ -170,18 +177,24 @@ class Lessons:
         taught = []
         for one, says, lesion in zip(views, heard, lesions, strict=True):
             sure = lesion != IGNORE
+            seed, denied = says.seed, says.denied
+            if seed is not None:
+                # Where the teacher is sure of something else, there is no seed.
+                other = sure & (lesion != seed)
+                if denied is not None:
+                    other &= ~(denied & (seed == NO_LESION))  # but healthy is healthy
+                seed = seed.masked_fill(other, IGNORE)
+            if denied is not None:
+                sure &= ~denied
+            believed = lesion.masked_fill(~sure, IGNORE)
             self._taught = self._taught.to(sure.device) + torch.stack(
                 [one.inside.sum(), sure.sum(), (sure & (lesion != NO_LESION)).sum()]
             )
-            seed = says.seed
-            if seed is not None:
-                # Where the teacher is sure of something else, it is believed.
-                seed = seed.masked_fill(sure & (lesion != seed), IGNORE)
             taught.append(
                 Taught(
                     one.weak,
-                    lesion,
-                    next(leaves, torch.full_like(lesion, IGNORE)),
+                    believed,
+                    next(leaves, torch.full_like(believed, IGNORE)),
                     one.inside,
                     says.scores,
                     None if self.weak is None else one.disease,
@@ -198,27 +211,23 @@ class Lessons:
         for verdict, sure in zip(verdicts, gate.believes(verdicts), strict=True):
             yield verdict.label.masked_fill(~sure, IGNORE)
 
-    def _seeds(
-        self,
-        weak: WeakLabels,
-        image: Tensor,
-        inside: Tensor,
-        disease: Tensor,
-        lesion: Opinion,
-        leaf: Opinion,
+    def _suspected(
+        self, weak: WeakLabels, image: Tensor, disease: Tensor, lesion: Opinion
     ) -> Tensor:
-        """Return what the names of tiles say of their pixels; see ``WeakLabels.seeds``."""
+        """Return where what a tile is called may show; see ``NamesSettings.seeds_by``."""
         likely = 1 - lesion.logits.float().softmax(1)[:, NO_LESION]
-        if weak.settings.seeds_by != "teacher":
-            seen = self.teacher.locate(image, disease, weak.against(image.device))
-            small = F.interpolate(image.float(), seen.shape[1:], mode="area")
-            seen = smoothed_by_colour(seen, small, rounds=weak.settings.smoothing)
-            seen = F.interpolate(
-                seen[:, None], likely.shape[1:], mode="bilinear", align_corners=False
-            )[:, 0]
-            likely = seen if weak.settings.seeds_by == "name" else seen * likely
-        on_leaf = leaf.label == 1 if self._classes.has_leaf else inside
-        return weak.seeds(likely, on_leaf, inside, disease.byte())
+        if weak.settings.seeds_by == "teacher":
+            return likely
+        seen = self.teacher.locate(image, disease, weak.against(image.device))
+        small = F.interpolate(image.float(), seen.shape[1:], mode="area")
+        seen = smoothed_by_colour(seen, small, rounds=weak.settings.smoothing)
+        seen = F.interpolate(
+            seen[:, None], likely.shape[1:], mode="bilinear", align_corners=False
+        )[:, 0]
+        return seen if weak.settings.seeds_by == "name" else seen * likely
+
+    def _on_leaf(self, leaf: Opinion, inside: Tensor) -> Tensor:
+        return (leaf.label == 1) & inside if self._classes.has_leaf else inside
 
     def audit(
         self, student: nn.Module, hidden: Batch, *, at_once: int = 16
@@ -274,8 +283,13 @@ class Lessons:
             names = torch.split(hidden.disease, at_once)
             known_ = torch.split(known, at_once)
             seeds = [
-                self._seeds(self.weak, image, inside, name, *opinions)
-                for image, inside, name, opinions in zip(
+                self.weak.seeds(
+                    self._suspected(self.weak, image, name, lesion),
+                    self._on_leaf(leaf, inside),
+                    inside,
+                    name,
+                )
+                for image, inside, name, (lesion, leaf) in zip(
                     images, known_, names, said, strict=True
                 )
             ]

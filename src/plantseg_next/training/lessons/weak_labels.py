@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -124,6 +124,30 @@ class WeakLabels:
         found = torch.where(leaf & (activation >= high), kind, found)
         found = found.masked_fill(is_healthy, NO_LESION)
         return found.masked_fill(says_nothing | ~inside, IGNORE)
+
+    def denied(
+        self,
+        label: Integer[Tensor, "b h w"],
+        activation: Float[Tensor, "b h w"],
+        leaf: Bool[Tensor, "b h w"],
+        disease: UInt8[Tensor, " b"],
+    ) -> Bool[Tensor, "b h w"]:
+        """Return where the name of a tile denies what the teacher says of it.
+
+        Every lesion on a healthy one; "no lesion" where one may be, on one that is ill.
+        A teacher that overlooks what it was not shown would else be confirmed in it.
+
+        Args:
+            label: Lesion classes, as the teacher says.
+            activation: Where the lesion may be, at least 0.
+            leaf: Where the leaf is.
+            disease: ``IGNORE`` of a tile without a name.
+        """
+        kind = self._class_of.to(disease.device)[disease.long()][:, None, None]
+        low = _quantile(activation, leaf, self.settings.low)[:, None, None]
+        says_none = label == NO_LESION
+        overlooked = (kind != IGNORE) & says_none & leaf & (activation > low)
+        return torch.where(kind == NO_LESION, ~says_none, overlooked)
 
     def trusted(self) -> Bool[Tensor, " d"]:
         """Return which diseases may be seeded, by number; 256 of them.
