@@ -216,7 +216,7 @@ def test_a_model_alone_needs_data(trained, tmp_path):
 
 
 def test_the_demonstration_goes_the_whole_way(tmp_path, monkeypatch):
-    monkeypatch.setattr("plantseg_next.recipes.quick", lambda _minutes: TINY)
+    monkeypatch.setattr("plantseg_next.recipes.quick", lambda _steps: TINY)
     said = []
     done = api.demo(tmp_path / "demo", leaves=40, say=said.append)
     assert (tmp_path / "demo" / "predictions" / "severity.csv").exists()

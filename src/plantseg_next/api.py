@@ -319,7 +319,7 @@ class Demonstrated:
 def demo(
     out: Path,
     *,
-    minutes: float = 3.0,
+    steps: int = 600,
     leaves: int = 240,
     watchers: Sequence["Watcher"] = (),
     say: Callable[[str], None] = lambda _: None,
@@ -329,7 +329,7 @@ def demo(
 
     Args:
         out: New folder for leaves, run, report and predictions.
-        minutes: Length of the training.
+        steps: Of the training.
         leaves: Leaves drawn.
         watchers: Hear of the training.
         say: Hears what is being done.
@@ -345,7 +345,7 @@ def demo(
     trained = train(
         out / "leaves",
         out / "run",
-        quick(minutes),
+        quick(steps),
         watchers=watchers,
         say=say,
         progress=progress,

@@ -101,7 +101,7 @@ def pseudo_label(
 @app.command()
 def demo(
     out: Out = Path("demo"),
-    minutes: Annotated[float, typer.Option(min=0.1, help="Minutes of training.")] = 3.0,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 600,
     leaves: Annotated[int, typer.Option(min=40, help="Leaves to draw.")] = 240,
 ) -> None:
     """Draw leaves, check, train, evaluate and predict them."""
@@ -110,7 +110,7 @@ def demo(
     with bars() as bar:
         done = api.demo(
             out,
-            minutes=minutes,
+            steps=steps,
             leaves=leaves,
             watchers=[TrainingBar(bar)],
             say=bar.console.print,
