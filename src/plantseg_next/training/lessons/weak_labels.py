@@ -112,10 +112,7 @@ class WeakLabels:
             leaf, or one of which no part stands out.
         """
         leaf = leaf & inside
-        low, high = (
-            _quantile(activation, leaf, q)[:, None, None]
-            for q in (self.settings.low, self.settings.high)
-        )
+        low, high = _quantiles(activation, leaf, self.settings.low, self.settings.high)
         kind = self._class_of.to(disease.device)[disease.long()][:, None, None]
         is_healthy = kind == NO_LESION
         says_nothing = (kind == IGNORE) | ~(is_healthy | (high > low))
@@ -144,7 +141,7 @@ class WeakLabels:
             disease: ``IGNORE`` of a tile without a name.
         """
         kind = self._class_of.to(disease.device)[disease.long()][:, None, None]
-        low = _quantile(activation, leaf, self.settings.low)[:, None, None]
+        (low,) = _quantiles(activation, leaf, self.settings.low)
         says_none = label == NO_LESION
         overlooked = (kind != IGNORE) & says_none & leaf & (activation > low)
         return torch.where(kind == NO_LESION, ~says_none, overlooked)
@@ -239,14 +236,13 @@ def _neighbours(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c n h w"]:
     )
 
 
-def _quantile(
-    values: Float[Tensor, "b h w"], where: Bool[Tensor, "b h w"], q: float
-) -> Float[Tensor, " b"]:
-    """Return a quantile of the chosen pixels of every tile; infinity where there is none.
+def _quantiles(
+    values: Float[Tensor, "b h w"], where: Bool[Tensor, "b h w"], *qs: float
+) -> list[Float[Tensor, "b 1 1"]]:
+    """Return quantiles of the chosen pixels of every tile; infinity where there is none.
 
     Sorted with the others last, so that no count is asked of the device.
     """
     flat = values.masked_fill(~where, torch.inf).flatten(1).sort(1).values
-    n = where.flatten(1).sum(1)
-    place = (q * (n - 1).clamp_min(0)).long()
-    return flat.gather(1, place[:, None])[:, 0]
+    last = (where.flatten(1).sum(1) - 1).clamp_min(0)
+    return [flat.gather(1, (q * last).long()[:, None])[..., None] for q in qs]
