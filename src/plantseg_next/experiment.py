@@ -25,8 +25,6 @@ from plantseg_next.files import write_atomically
 
 Recomputed = Literal["stage_1", "stage_2", "stage_3", "stage_4", "decoder", "fine"]
 """Parts of the network whose values need not be kept for the backward pass."""
-
-
 Weight = float | tuple[float, float, int]
 """Of a data set: a number, or a first one, a last one, and over how many draws it goes
 from the one to the other."""
@@ -59,6 +57,17 @@ class DataSettings(_Part):
     scale: tuple[PositiveFloat, PositiveFloat] = (0.6, 1.5)
     """Least and greatest magnification of a training tile."""
 
+    workers: int | None = Field(None, ge=0)
+    """Processes that read pictures; 0 reads in the main process. null: as many as there
+    are cores beyond two, at most 4."""
+    prefetch: int = Field(4, ge=1)
+    """Batches that each of them reads ahead."""
+    unreadable_share: float = Field(0.05, ge=0, le=1)
+    """Part of the pictures that may turn out unreadable during a run, each replaced by
+    another, before it stops."""
+    cache_mib: float = Field(1024.0, ge=0)
+    """Room for decoded pictures, a worker."""
+
     @field_validator("scale")
     @classmethod
     def _ordered(cls, scale: tuple[float, float]) -> tuple[float, float]:
@@ -87,17 +96,6 @@ class DataSettings(_Part):
     @field_serializer("weights")
     def _table(self, weights: tuple[tuple[str, Weight], ...]) -> dict[str, Weight]:
         return dict(weights)
-
-    workers: int | None = Field(None, ge=0)
-    """Processes that read pictures; 0 reads in the main process. null: as many as there
-    are cores beyond two, at most 4."""
-    prefetch: int = Field(4, ge=1)
-    """Batches that each of them reads ahead."""
-    unreadable_share: float = Field(0.05, ge=0, le=1)
-    """Part of the pictures that may turn out unreadable during a run, each replaced by
-    another, before it stops."""
-    cache_mib: float = Field(1024.0, ge=0)
-    """Room for decoded pictures, a worker."""
 
 
 class ModelSettings(_Part):
