@@ -2,6 +2,7 @@
 
     python benchmarks/fault_campaign.py --work FOLDER --each 10
     python benchmarks/fault_campaign.py --work FOLDER --five --kinds sigkill
+    python benchmarks/fault_campaign.py --work FOLDER --set deterministic=true  # on a GPU
 
 Every run is the command line's `train` on drawn leaves, with a teacher, in a process of
 its own. A fault strikes at a random moment; the command is then given again, as a user
@@ -383,7 +384,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--five", action="store_true", help="five data sets at once")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="settings")
     arguments = parser.parse_args()
+    SETTINGS.extend(arguments.settings)
     out = arguments.out or (FIVE if arguments.five else RESULTS)
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)

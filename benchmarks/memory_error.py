@@ -60,7 +60,9 @@ def understood(text: str) -> tuple[Experiment, ClassMap, bool]:
     """Return settings, classes and whether there are lessons."""
     pairs = text.split()
     n = next((int(p.split("=")[1]) for p in pairs if p.startswith("classes=")), 4)
-    settings = Experiment().with_settings([p for p in pairs if "." in p.split("=")[0]])
+    settings = Experiment().with_settings(
+        [p for p in pairs if not p.startswith("classes=")]
+    )
     names = tuple(f"disease {i}" for i in range(n - 1))
     classes = ClassMap(names, ("healthy", *names), has_leaf=True)
     return settings, classes, settings.unlabelled.method != "supervised"

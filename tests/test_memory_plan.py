@@ -68,7 +68,7 @@ def test_a_budget_that_is_too_small_leaves_nothing_behind(drawn_folder, tmp_path
 
 @pytest.mark.usefixtures("quick")
 def test_a_run_over_its_budget_says_so(drawn_folder, tmp_path):
-    settings = TINY.with_settings(["memory.budget_mb=10", "device=cpu"])
+    settings = TINY.with_settings(["memory.budget_mb=10"])
     api.train(drawn_folder, tmp_path / "run", settings)
     events = (tmp_path / "run" / "events.jsonl").read_text("utf-8").splitlines()
     told = [json.loads(line) for line in events]
@@ -80,12 +80,12 @@ def test_a_run_over_its_budget_says_so(drawn_folder, tmp_path):
 @pytest.mark.usefixtures("quick")
 def test_main_memory_has_a_budget_of_its_own_beside_a_gpu(drawn_folder):
     settings = TINY.with_settings(["data.workers=4"])
-    plan = api.plan(drawn_folder, GB, settings, ram=3 * GB, device=GPU)
-    assert plan.reading[0] <= 3 * GB
-    assert "of 3,000 MB of main memory" in plan.to_text()
+    plan = api.plan(drawn_folder, GB, settings, ram=4 * GB, device=GPU)
+    assert plan.reading[0] <= 4 * GB
+    assert "of 4,000 MB of main memory" in plan.to_text()
     assert {"data.cache_mib", "data.workers"} & plan.changes.keys()
     with pytest.raises(UsageError, match="--ram was given for a run on a CPU"):
-        api.plan(drawn_folder, GB, TINY.with_settings(["device=cpu"]), ram=3 * GB)
+        api.plan(drawn_folder, GB, TINY, ram=4 * GB)
 
 
 def test_main_memory_alone_is_no_budget(drawn_folder, tmp_path):

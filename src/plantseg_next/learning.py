@@ -15,7 +15,7 @@ from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment
 from plantseg_next.judging import labelled_rows, some_rows
 from plantseg_next.models.bundle import Card
-from plantseg_next.runtime import find_device, limit_gpu, seed_everything
+from plantseg_next.runtime import find_device, prepare_gpu, seed_everything
 from plantseg_next.validation import Judge, Rehearsal, domains_of, hidden_tiles
 
 if TYPE_CHECKING:
@@ -239,8 +239,9 @@ def build_trainer(
     refuse_unknown(settings.data, sorted(drawn_from))
     device = find_device(settings.device)
     budget_mb = settings.memory.budget_mb
-    if budget_mb is not None and device.kind == "cuda":
-        limit_gpu(budget_mb * 1e6)
+    if device.kind == "cuda":
+        budget = None if budget_mb is None else budget_mb * 1e6
+        prepare_gpu(budget, deterministic=settings.deterministic)
     seed_everything(settings.seed)
     network = build_segmenter(settings.model, classes)
     origin = network.encoder.origin

@@ -289,7 +289,8 @@ def verify(run: Path, *, say: Callable[[str], None] = lambda _: None) -> Verifie
         )
     manifest = Manifest.read(run / MANIFEST_FILE)
     threads = int(record.facts["threads"])
-    now = facts(find_device(record.settings.device).name, torch.get_num_threads())
+    device = find_device(record.settings.device)
+    now = facts(device.name, torch.get_num_threads())
     conditions = [
         f"{name}: {record.facts.get(name)} then, {now[name]} now"
         for name in ("device", "threads", "machine", "versions", "code")
@@ -303,4 +304,6 @@ def verify(run: Path, *, say: Callable[[str], None] = lambda _: None) -> Verifie
         with suppress(StoppedError):
             build_trainer(plan, again, say=say).run(stop_after=N_STEPS)
         difference = first_difference(run, again)
+    if difference and device.kind == "cuda" and not record.settings.deterministic:
+        difference += "; a GPU gives the same bits only with deterministic=true"
     return Verified(difference, (*conditions, *_changes(manifest)))

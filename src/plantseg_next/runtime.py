@@ -11,6 +11,12 @@ import numpy as np
 
 from plantseg_next.errors import UsageError
 
+PRODUCTS_WORKSPACE, PRODUCTS_BYTES = ":4096:2:16:8", (2 * 4096 + 8 * 16) * 1024
+"""What cuBLAS takes to multiply matrices, for each of two threads, and keeps. It is the
+default of GPUs before Hopper; on those it would be 32 MiB, much of a small budget."""
+SAME_BITS_WORKSPACE = ":16:8"
+"""The smaller of the two with which cuBLAS promises the same bits every time."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -60,12 +66,21 @@ def _cpu_has_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def limit_gpu(n_bytes: float) -> None:
-    """Let PyTorch refuse more than so much of the GPU to this process."""
+def prepare_gpu(budget: float | None, *, deterministic: bool) -> None:
+    """Say what this process may take of the GPU; to be called before it is first used.
+
+    Args:
+        budget: Bytes; PyTorch refuses more. ``None`` for all there is.
+        deterministic: Whether ``same_bits`` will be asked for.
+    """
     import torch
 
+    workspace = SAME_BITS_WORKSPACE if deterministic else PRODUCTS_WORKSPACE
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", workspace)
+    if budget is None:
+        return
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, n_bytes / total))
+    torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total))
 
 
 def seed_everything(seed: int) -> None:
@@ -81,20 +96,26 @@ def seed_everything(seed: int) -> None:
 def same_bits(wanted: bool) -> Iterator[None]:
     """Use only kernels that give the same bits every time, if that is wanted.
 
-    PyTorch warns where it has none. To be entered before the GPU is first used.
+    PyTorch warns where it has none. On a GPU, ``prepare_gpu`` must know of it before.
     """
     import torch
+    from torch.backends import cuda
 
     if not wanted:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.get_deterministic_debug_mode()
+    attention = cuda.cudnn_sdp_enabled(), cuda.mem_efficient_sdp_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Of these PyTorch warns, though others could do the same.
+    cuda.enable_cudnn_sdp(False)
+    cuda.enable_mem_efficient_sdp(False)
     try:
         yield
     finally:
         torch.set_deterministic_debug_mode(before)
+        cuda.enable_cudnn_sdp(attention[0])
+        cuda.enable_mem_efficient_sdp(attention[1])
 
 
 def random_state() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Recovery: what a run does about too little memory, and when it cannot go on from here."""
 
 import gc
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -60,6 +61,13 @@ def lacks_memory(error: BaseException) -> bool:
     )
 
 
+def _cause(error: BaseException) -> str:
+    """Return an error's first line; of a GPU's long account, what it was asked for."""
+    line = str(error).strip().split("\n")[0] or type(error).__name__
+    asked = re.match(r".*?Tried to allocate [\d.]+ \w+", line)
+    return asked[0] if asked else line
+
+
 def release() -> None:
     """Give back what nobody holds any longer."""
     gc.collect()
@@ -97,7 +105,7 @@ def within_memory(
         except (RuntimeError, MemoryError, OSError) as error:
             if not lacks_memory(error):
                 raise
-            cause = str(error).strip().split("\n")[0] or type(error).__name__
+            cause = _cause(error)
         # Outside of the handler: the traceback held all that the attempt had computed.
         before_again()
         release()

@@ -1,5 +1,6 @@
 """Every byte that operations allocate and release, by what it is for."""
 
+import itertools
 import operator
 import weakref
 from collections import defaultdict
@@ -34,7 +35,12 @@ what the teacher computes and what becomes of it. backward: on the way to the gr
 workspace: what a library takes while it computes one operation."""
 ELSEWHERE = "elsewhere"  # not on the device
 ROUND = 512
+REPEATED = 2
+"""Further steps after which the allocator has taken all that it ever will: they find the
+pieces of the first in their way, and took up to a sixth more."""
 HERE = torch.device("cpu")
+PRODUCTS = tuple(getattr(torch.ops.aten, n) for n in ("mm", "addmm", "bmm", "baddbmm"))
+"""What a GPU's cuBLAS computes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Footprint:
     Args:
         peak: By kind, at the moment when most is in use.
         resident: By kind, between two steps.
-        reserved: What a GPU's allocator takes from the device for that; see
+        reserved: What a GPU's allocator takes from the device for a few such steps; see
             ``CachingAllocator``.
         course: Bytes of each of ``KINDS``, moment after moment, of the one step.
         flops: Multiplications and additions of a step.
@@ -97,6 +103,14 @@ class _Held(NamedTuple):
     kind: str
     block: Any
     watch: Any
+    number: int
+
+
+class _Event(NamedTuple):
+    """A storage was taken, or given back: then it has no ``n_bytes``."""
+
+    number: int
+    n_bytes: int | None
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -104,16 +118,20 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         on_cpu: Whether to count what the CPU's library takes for its convolutions.
+        multiplying: Bytes that a GPU's library takes to multiply matrices and keeps, once
+            for forward and once for backward passes.
     """
 
-    def __init__(self, *, on_cpu: bool = False) -> None:
+    def __init__(self, *, on_cpu: bool = False, multiplying: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._on_cpu = on_cpu
+        self._multiplying = dict.fromkeys((False, True), multiplying)
         self._held: dict[int, _Held] = {}
         self._now: dict[str, int] = defaultdict(int)
         self._total = 0
         self._phase = "weights"
         self._allocator = CachingAllocator()
+        self._numbers = itertools.count()
         self.begin()
 
     def begin(self) -> None:
@@ -121,14 +139,16 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._peak = self._total
         self._at_peak = dict(self._now)
         self._course: list[tuple[int, ...]] = []
+        self._events: list[_Event] = []
         self._flops = self._calls = 0
 
     def found(self) -> Footprint:
-        """Return what has been written down since ``begin``."""
+        """Return what has been written down since ``begin``; it ends there."""
 
         def known(figures: Mapping[str, int]) -> dict[str, int]:
             return {kind: figures.get(kind, 0) for kind in KINDS}
 
+        self._repeat()
         return Footprint(
             known(self._at_peak),
             known(self._now),
@@ -177,6 +197,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._take("workspace", n_bytes)
             self._give("workspace", n_bytes)
         self._flops += _flops(func, args, out)
+        if func._overloadpacket in PRODUCTS:
+            self._multiply()
         for value in tree_iter(out):
             if isinstance(value, Tensor):
                 self._notice(value)
@@ -187,26 +209,51 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = storage._cdata
         if key in self._held:
             return
-        in_backward = torch._C._current_graph_task_id() != -1
-        kind = "backward" if in_backward else self._phase
+        kind = "backward" if _in_backward() else self._phase
         watch = weakref.ref(storage, lambda _: self._release(key))
         self._hold(key, storage.nbytes(), kind, watch)
+
+    def _multiply(self) -> None:
+        """Take what the library keeps, the first time."""
+        n_bytes = self._multiplying.pop(_in_backward(), 0)
+        if n_bytes:
+            self._allocator.allocate(n_bytes)
+            self._take("workspace", n_bytes)
 
     def _hold(self, key: int, n_bytes: int, kind: str, watch: object) -> None:
         n_bytes = -(-n_bytes // ROUND) * ROUND
         is_here = kind != ELSEWHERE
         block = self._allocator.allocate(n_bytes) if is_here else None
-        self._held[key] = _Held(n_bytes, kind, block, watch)
+        number = next(self._numbers)
+        self._held[key] = _Held(n_bytes, kind, block, watch, number)
         if not is_here:
             return
+        self._events.append(_Event(number, n_bytes))
         self._take(kind, n_bytes)
 
     def _release(self, key: int) -> None:
         held = self._held.pop(key)
         if held.block is None:
             return
+        self._events.append(_Event(held.number, None))
         self._allocator.free(held.block)
         self._give(held.kind, held.n_bytes)
+
+    def _repeat(self) -> None:
+        """Let the allocator go through the step again; what it left is released first."""
+        taken = {event.number for event in self._events if event.n_bytes is not None}
+        left = [held.block for held in self._held.values() if held.number in taken]
+        self._held.clear()
+        for _ in range(REPEATED):
+            for block in left:
+                self._allocator.free(block)
+            blocks = {}
+            for number, n_bytes in self._events:
+                if n_bytes is not None:
+                    blocks[number] = self._allocator.allocate(n_bytes)
+                elif number in blocks:
+                    self._allocator.free(blocks.pop(number))
+            left = list(blocks.values())
 
     def _take(self, kind: str, n_bytes: int) -> None:
         self._now[kind] += n_bytes
@@ -219,6 +266,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _give(self, kind: str, n_bytes: int) -> None:
         self._now[kind] -= n_bytes
         self._total -= n_bytes
+
+
+def _in_backward() -> bool:
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def _flops(func: Any, args: tuple[Any, ...], out: Any) -> int:  # noqa: ANN401
