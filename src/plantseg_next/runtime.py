@@ -67,7 +67,7 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def prepare_gpu(budget: float | None, *, deterministic: bool) -> None:
-    """Say what this process may take of the GPU; to be called before it is first used.
+    """Say what this process may take of the GPU, before it computes there.
 
     Args:
         budget: Bytes; PyTorch refuses more. ``None`` for all there is.
@@ -77,10 +77,9 @@ def prepare_gpu(budget: float | None, *, deterministic: bool) -> None:
 
     workspace = SAME_BITS_WORKSPACE if deterministic else PRODUCTS_WORKSPACE
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", workspace)
-    if budget is None:
-        return
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total))
+    share = 1.0 if budget is None else min(1.0, budget / total)
+    torch.cuda.set_per_process_memory_fraction(share)
 
 
 def seed_everything(seed: int) -> None:

@@ -1,6 +1,7 @@
 import gc
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -127,6 +128,45 @@ def test_the_ledger_agrees_with_an_independent_one():
             found = tracker.get_tracker_snapshot("peak")
             peaks.append(sum(one["Total"] for one in found.values()))
     assert peaks[0] == pytest.approx(peaks[1], rel=0.01)
+
+
+def reserved(seed: int, *, steps: int, foreseen: bool) -> int:
+    """Return what steps of random tensors reserve, and perhaps further ones."""
+    counted = Ledger()
+    with FakeTensorMode(), counted:
+        left: list[torch.Tensor] = []
+        for _ in range(steps):
+            counted.begin()
+            left.clear()  # as gradients go when the next step begins
+            chance = np.random.default_rng(seed)
+            held: list[torch.Tensor] = []
+            for _ in range(30):
+                if held and chance.random() < 0.45:
+                    held.pop(chance.integers(len(held)))
+                else:
+                    n_bytes = int(chance.integers(1, 60)) * MIB // 2
+                    held.append(torch.empty(n_bytes, dtype=torch.uint8))
+            left += held[:3]
+            held.clear()
+        return counted.found().reserved if foreseen else counted._allocator.reserved
+
+
+def test_what_further_steps_reserve_is_foreseen_from_one():
+    grew = []
+    for seed in range(20):
+        found = reserved(seed, steps=1, foreseen=True)
+        assert found == reserved(seed, steps=1 + ledger.REPEATED, foreseen=False)
+        grew.append(found > reserved(seed, steps=1, foreseen=False))
+    assert any(grew)  # or one step would tell as much
+
+
+def test_what_multiplies_matrices_on_a_gpu_is_counted_once_a_direction():
+    counted = Ledger(multiplying=2**20)
+    with FakeTensorMode(), counted:
+        layer = torch.nn.Linear(8, 8)
+        for _ in range(2):
+            layer(torch.ones(4, 8)).sum().backward()
+    assert counted.found().resident["workspace"] == 2 * 2**20
 
 
 def test_what_is_remembered_changes_nothing(monkeypatch):

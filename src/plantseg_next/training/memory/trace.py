@@ -5,8 +5,8 @@ allocation and every release is seen, in order, and nothing is computed. So the 
 cannot drift away from the code, no GPU is needed, and a network of any size fits.
 
 What is not seen is what libraries take for themselves while they compute: what oneDNN and
-cuBLAS take is foreseen by rule, what cuDNN takes is not (1 to 3 % of a step, measured).
-Nor is what a GPU's driver takes before the first tensor.
+cuBLAS take is foreseen by rule, cuDNN's part by an allowance. Nor is what a GPU's driver
+takes before the first tensor.
 """
 
 import warnings
@@ -34,9 +34,9 @@ IN_FLOAT32 = ("layer_norm", "group_norm", "interpolate")
 """Functions of the network that autocast computes in float32 on a GPU, but not on a CPU."""
 TRACED_PARTS = (2, 3)
 """Micro-batches of two traces; a step of more grows by their difference, part by part."""
-FRAGMENTS = 1.03
-"""What a GPU reserves beyond that for a step of many parts. Ten parts took 2.3 % more where
-they were traced whole."""
+UNSEEN = 1.03
+"""What a GPU reserves, over what a trace sees: cuDNN takes memory while it computes, and
+steps of many parts leave more pieces. Measured; see benchmarks/results/gpu_memory.csv."""
 
 
 def footprint(settings: Experiment, traced: Callable[[Experiment], Footprint]) -> Footprint:
@@ -52,10 +52,11 @@ def footprint(settings: Experiment, traced: Callable[[Experiment], Footprint]) -
     size, batch = settings.training.tiles_at_once, settings.training.batch
     few, more = TRACED_PARTS
     if batch <= more * size:
-        return traced(settings)
-    less, same = (traced(of_batch(settings, n * size)) for n in TRACED_PARTS)
-    grown = less.grown(same, -(-batch // size) - few)
-    return replace(grown, reserved=round(FRAGMENTS * grown.reserved))
+        found = traced(settings)
+    else:
+        less, same = (traced(of_batch(settings, n * size)) for n in TRACED_PARTS)
+        found = less.grown(same, -(-batch // size) - few)
+    return replace(found, reserved=round(UNSEEN * found.reserved))
 
 
 def trace(
