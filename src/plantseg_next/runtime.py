@@ -98,23 +98,19 @@ def same_bits(wanted: bool) -> Iterator[None]:
     PyTorch warns where it has none. On a GPU, ``prepare_gpu`` must know of it before.
     """
     import torch
-    from torch.backends import cuda
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     if not wanted:
         yield
         return
     before = torch.get_deterministic_debug_mode()
-    attention = cuda.cudnn_sdp_enabled(), cuda.mem_efficient_sdp_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Of these PyTorch warns, though others could do the same.
-    cuda.enable_cudnn_sdp(False)
-    cuda.enable_mem_efficient_sdp(False)
     try:
-        yield
+        # Of the other two kinds of attention PyTorch warns.
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+            yield
     finally:
         torch.set_deterministic_debug_mode(before)
-        cuda.enable_cudnn_sdp(attention[0])
-        cuda.enable_mem_efficient_sdp(attention[1])
 
 
 def random_state() -> dict[str, Any]:
