@@ -32,7 +32,7 @@ KINDS = (
 )
 """What memory is for. activations: what the student keeps for the backward pass. teaching:
 what the teacher computes and what becomes of it. backward: on the way to the gradients.
-workspace: what a library takes while it computes one operation."""
+workspace: what libraries take to compute with."""
 ELSEWHERE = "elsewhere"  # not on the device
 ROUND = 512
 REPEATED = 2
