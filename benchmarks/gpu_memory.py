@@ -28,11 +28,9 @@ from typing import Any
 
 import results_table
 import torch
-from memory_error import ALL_PARTS, CONFIGURATIONS, tiles, understood
+from memory_error import ALL_PARTS, CONFIGURATIONS, stepping, understood
 
-from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import Device, find_device, prepare_gpu, same_bits
-from plantseg_next.training.learner import build_learner
 from plantseg_next.training.memory.trace import footprint, trace
 
 TABLE = "gpu_memory.csv"
@@ -85,29 +83,19 @@ def foreseen(case: Case) -> dict[str, int]:
 
 def measured(case: Case) -> dict[str, Any]:
     """Return what real steps took, in bytes, and their seconds."""
-    settings, classes, with_lessons = understood(case.settings)
+    settings, *_ = understood(case.settings)
     device = find_device("cuda")
     budget = None if case.budget_mb is None else case.budget_mb * 1e6
     prepare_gpu(budget, deterministic=settings.deterministic)
     torch.zeros(1, device="cuda")
     free, total = torch.cuda.mem_get_info()
     context = total - free - torch.cuda.memory_reserved()
-    torch.manual_seed(0)
-    learner = build_learner(
-        build_segmenter(settings.model, classes),
-        settings,
-        device,
-        classes,
-        with_lessons=with_lessons,
-    )
-    drawn = tiles(settings, with_lessons=with_lessons)
-    size = settings.training.tiles_at_once
+    learner, _, step = stepping(case.settings, device)
 
-    def step() -> float:
+    def timed() -> float:
         torch.cuda.synchronize()
         began = time.perf_counter()
-        learner.find_gradients(drawn, step=1, steps=3, micro_batch=size, rehearsal=True)
-        learner.apply(step=1, steps=3)
+        step()
         torch.cuda.synchronize()
         return time.perf_counter() - began
 
@@ -116,7 +104,7 @@ def measured(case: Case) -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats()
     seconds: list[float] = []
     while len(seconds) < TIMED and sum(seconds) < LIMIT_S:
-        seconds.append(step())
+        seconds.append(timed())
     free, total = torch.cuda.mem_get_info()
     found = {
         "peak": torch.cuda.max_memory_allocated(),

@@ -25,7 +25,7 @@ import torch
 from plantseg_next.data.streams import Drawn
 from plantseg_next.experiment import Experiment
 from plantseg_next.models.segmenter import build_segmenter
-from plantseg_next.runtime import find_device
+from plantseg_next.runtime import Device, find_device
 from plantseg_next.structures import Batch, ClassMap, Views
 from plantseg_next.training.learner import Learner, build_learner
 from plantseg_next.training.memory.allocator import MIB
@@ -84,17 +84,14 @@ def tiles(settings: Experiment, *, with_lessons: bool) -> Drawn:
     return Drawn(labelled, Views(some(b, 3), strong, some(b).bool(), names, keys))
 
 
-def measured(text: str) -> dict[str, float]:
-    """Return the bytes of a real step, and its seconds."""
+def stepping(text: str, device: Device) -> tuple[Learner, Drawn, Callable[[], None]]:
+    """Return a learner, tiles for it, and what takes a step with them."""
     settings, classes, with_lessons = understood(text)
-    process = psutil.Process()
-    torch.randn(64, 64) @ torch.randn(64, 64)  # libraries are in memory before
-    before = process.memory_info().rss
     torch.manual_seed(0)
     learner = build_learner(
         build_segmenter(settings.model, classes),
         settings,
-        find_device("cpu"),
+        device,
         classes,
         with_lessons=with_lessons,
     )
@@ -105,6 +102,15 @@ def measured(text: str) -> dict[str, float]:
         learner.find_gradients(drawn, step=1, steps=3, micro_batch=size, rehearsal=True)
         learner.apply(step=1, steps=3)
 
+    return learner, drawn, step
+
+
+def measured(text: str) -> dict[str, float]:
+    """Return the bytes of a real step, and its seconds."""
+    process = psutil.Process()
+    torch.randn(64, 64) @ torch.randn(64, 64)  # libraries are in memory before
+    before = process.memory_info().rss
+    learner, drawn, step = stepping(text, find_device("cpu"))
     step()
     began = time.perf_counter()
     step()
