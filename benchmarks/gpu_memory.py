@@ -85,8 +85,7 @@ def measured(case: Case) -> dict[str, Any]:
     """Return what real steps took, in bytes, and their seconds."""
     settings, *_ = understood(case.settings)
     device = find_device("cuda")
-    budget = None if case.budget_mb is None else case.budget_mb * 1e6
-    prepare_gpu(budget, deterministic=settings.deterministic)
+    prepare_gpu(case.budget_mb, deterministic=settings.deterministic)
     torch.zeros(1, device="cuda")
     free, total = torch.cuda.mem_get_info()
     context = total - free - torch.cuda.memory_reserved()

@@ -240,8 +240,7 @@ def build_trainer(
     device = find_device(settings.device)
     budget_mb = settings.memory.budget_mb
     if device.kind == "cuda":
-        budget = None if budget_mb is None else budget_mb * 1e6
-        prepare_gpu(budget, deterministic=settings.deterministic)
+        prepare_gpu(budget_mb, deterministic=settings.deterministic)
     seed_everything(settings.seed)
     network = build_segmenter(settings.model, classes)
     origin = network.encoder.origin

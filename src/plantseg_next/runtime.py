@@ -66,11 +66,11 @@ def _cpu_has_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def prepare_gpu(budget: float | None, *, deterministic: bool) -> None:
+def prepare_gpu(budget_mb: float | None, *, deterministic: bool) -> None:
     """Say what this process may take of the GPU, before it computes there.
 
     Args:
-        budget: Bytes; PyTorch refuses more. ``None`` for all there is.
+        budget_mb: PyTorch refuses more. ``None`` for all there is.
         deterministic: Whether ``same_bits`` will be asked for.
     """
     import torch
@@ -78,7 +78,7 @@ def prepare_gpu(budget: float | None, *, deterministic: bool) -> None:
     workspace = SAME_BITS_WORKSPACE if deterministic else PRODUCTS_WORKSPACE
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", workspace)
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    share = 1.0 if budget is None else min(1.0, budget / total)
+    share = 1.0 if budget_mb is None else min(1.0, 1e6 * budget_mb / total)
     torch.cuda.set_per_process_memory_fraction(share)
 
 

@@ -61,7 +61,7 @@ class Speed:
 
 SPEEDS = {"cpu": Speed(6e10, 15e-6, 1e10), "cuda": Speed(3e13, 20e-6, 1e10)}
 """A GPU's: of an H200 that took .228 s for `tiny`, 32 labelled and 32 taught tiles of 256
-px. Python needs the 20 microseconds to ask for an operation, whatever the GPU."""
+px. The 20 microseconds are mostly Python's, which asks for each operation."""
 
 
 def plan_memory(
