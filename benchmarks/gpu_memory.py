@@ -177,10 +177,10 @@ def main() -> None:
     else:
         path = arguments.work / "foreseen.json"
         known = json.loads(path.read_text()) if path.exists() else {}
-        for i, case in enumerate(CASES):
+        for i in arguments.cases:
             if str(i) not in known:
-                known[str(i)] = foreseen(case)
-                print(case, known[str(i)], flush=True)
+                known[str(i)] = foreseen(CASES[i])
+                print(CASES[i], known[str(i)], flush=True)
                 path.write_text(json.dumps(known))
 
 
