@@ -3,7 +3,7 @@
 import os
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from plantseg_next.errors import UsageError
 PRODUCTS_WORKSPACE, PRODUCTS_BYTES = ":4096:2:16:8", (2 * 4096 + 8 * 16) * 1024
 """What cuBLAS takes to multiply matrices, for each of two threads, and keeps. It is the
 default of GPUs before Hopper; on those it would be 32 MiB, much of a small budget."""
-SAME_BITS_WORKSPACE = ":16:8"
+SAME_BITS_WORKSPACE, SAME_BITS_KIB = ":16:8", 16 * 8
 """The smaller of the two with which cuBLAS promises the same bits every time."""
 
 
@@ -77,6 +77,8 @@ def prepare_gpu(budget_mb: float | None, *, deterministic: bool) -> None:
 
     workspace = SAME_BITS_WORKSPACE if deterministic else PRODUCTS_WORKSPACE
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", workspace)
+    if deterministic:  # its younger half would ask for more than that, and warn
+        os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", str(SAME_BITS_KIB))
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     share = 1.0 if budget_mb is None else min(1.0, 1e6 * budget_mb / total)
     torch.cuda.set_per_process_memory_fraction(share)
@@ -92,7 +94,7 @@ def seed_everything(seed: int) -> None:
 
 
 @contextmanager
-def same_bits(wanted: bool) -> Iterator[None]:
+def same_bits(wanted: bool, device: Device) -> Iterator[None]:
     """Use only kernels that give the same bits every time, if that is wanted.
 
     PyTorch warns where it has none. On a GPU, ``prepare_gpu`` must know of it before.
@@ -105,9 +107,10 @@ def same_bits(wanted: bool) -> Iterator[None]:
         return
     before = torch.get_deterministic_debug_mode()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Every fused attention of a GPU adds up gradients in any order.
+    on_gpu = device.kind == "cuda"
     try:
-        # Of the other two kinds of attention PyTorch warns.
-        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+        with sdpa_kernel(SDPBackend.MATH) if on_gpu else nullcontext():
             yield
     finally:
         torch.set_deterministic_debug_mode(before)

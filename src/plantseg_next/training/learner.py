@@ -61,6 +61,7 @@ class Learner:
         torch.set_autocast_cache_enabled(False)
         network.recompute(settings.memory.recomputed)
         self._settings = settings
+        self.device = device
         self._seen = self._seen_now = torch.zeros(2, dtype=torch.long)
         self._model, self._optimiser = self._fabric.setup(
             network, make_optimiser(network, settings)

@@ -143,7 +143,7 @@ class Trainer:
             OutputError: If the disk is full; the checkpoints before are whole.
         """
         try:
-            with same_bits(self._settings.deterministic):
+            with same_bits(self._settings.deterministic, self._learner.device):
                 outcome = self._run(stop_after)
         except StoppedError as stopped:
             self._end("stopped", stopped.came)

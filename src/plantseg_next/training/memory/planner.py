@@ -328,6 +328,7 @@ def _essential(settings: Experiment) -> Experiment:
     plain = Experiment()
     return plain.model_copy(
         update={
+            "deterministic": settings.deterministic,
             "data": plain.data.model_copy(update={"tile_px": settings.data.tile_px}),
             "model": settings.model,
             "loss": settings.loss,

@@ -25,7 +25,7 @@ from plantseg_next.data.streams import Drawn
 from plantseg_next.experiment import Experiment
 from plantseg_next.models import cpu_backward
 from plantseg_next.models.segmenter import Segmenter, build_segmenter
-from plantseg_next.runtime import PRODUCTS_BYTES, Device
+from plantseg_next.runtime import PRODUCTS_BYTES, Device, same_bits
 from plantseg_next.structures import Batch, ClassMap, Views
 from plantseg_next.training.learner import Learner, build_learner, uses_bfloat16
 from plantseg_next.training.memory.ledger import ELSEWHERE, Footprint, Ledger
@@ -91,6 +91,7 @@ def trace(
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(ledger)
         stack.enter_context(_gpu_casts() if casts else nullcontext())
+        stack.enter_context(same_bits(settings.deterministic, device))
         _make_fake(network, channels_last=settings.memory.channels_last)
         # The fakes lie on the CPU, where gradients can be followed without a GPU.
         here = Device("cpu", device.name, device.has_bfloat16)
