@@ -18,8 +18,8 @@ MB = 10**6
 
 
 def toy_trace(settings, _classes, _device, *, with_lessons, with_names):
-    assert not with_names
     """A step whose bytes and operations are simple sums."""
+    assert not with_names
     size, memory = settings.training.tiles_at_once, settings.memory
     parts = -(-settings.training.batch // size)
     tile = (settings.data.tile_px / 64) ** 2
@@ -52,6 +52,13 @@ SETTINGS = Experiment().with_settings(["data.tile_px=192", "training.batch=16"])
 def planned(limit_mb, settings=SETTINGS, device=GPU, **options):
     options = {"with_lessons": True} | options
     return plan_memory(settings, CLASSES, device, round(limit_mb * MB), **options)
+
+
+def test_a_gpu_computes_while_it_is_asked_and_a_cpu_asks_itself():
+    on_cpu, on_gpu = planner.SPEEDS["cpu"], planner.SPEEDS["cuda"]
+    assert on_cpu.seconds(6 * 10**10, 10**6) == pytest.approx(1 + 15)
+    assert on_gpu.seconds(3 * 10**13, 10**6) == pytest.approx(40)
+    assert on_gpu.seconds(3 * 10**15, 10**6) == pytest.approx(100)
 
 
 @pytest.mark.usefixtures("toy")

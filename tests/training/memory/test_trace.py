@@ -227,6 +227,21 @@ def test_what_is_given_up_saves_what_it_should():
     assert frozen.resident["teacher"] < 0.2 * plain.resident["teacher"]
 
 
+def test_on_a_gpu_attention_that_repeats_its_bits_keeps_its_weights():
+    """A CPU's does so as it is, and nothing more is kept there."""
+    settings = with_("data.tile_px=256", "training.batch=1")
+
+    def peak(device, *pairs):
+        asked = settings.with_settings(list(pairs))
+        return trace(asked, CLASSES, device, with_lessons=False).peak_bytes
+
+    tokens = (256 // 16) ** 2 + (256 // 32) ** 2
+    weights = 4 * tokens**2  # one head of 32 channels, float32
+    more = peak(GPU, "deterministic=true") - peak(GPU)
+    assert more == pytest.approx(weights, rel=0.01)
+    assert peak(CPU, "deterministic=true") == peak(CPU)
+
+
 def test_a_gpu_computes_in_float32_what_the_trace_takes_for_that():
     """What autocast does on a GPU can be asked without one: nothing is computed."""
 

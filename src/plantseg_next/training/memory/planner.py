@@ -52,16 +52,26 @@ class Speed:
         flops: Multiplications and additions a second, of networks like this one.
         call_s: Seconds that any operation takes at least.
         copied: Bytes a second between main memory and the device.
+        asked_ahead: Whether operations are asked for while earlier ones are computed.
     """
 
     flops: float
     call_s: float
     copied: float
+    asked_ahead: bool
+
+    def seconds(self, flops: int, calls: int) -> float:
+        """Return how long so many operations take."""
+        computing, asking = flops / self.flops, calls * self.call_s
+        return max(computing, asking) if self.asked_ahead else computing + asking
 
 
-SPEEDS = {"cpu": Speed(6e10, 15e-6, 1e10), "cuda": Speed(3e13, 20e-6, 1e10)}
-"""A GPU's: of an H200 that took .228 s for `tiny`, 32 labelled and 32 taught tiles of 256
-px. The 20 microseconds are mostly Python's, which asks for each operation."""
+SPEEDS = {
+    "cpu": Speed(6e10, 15e-6, 1e10, asked_ahead=False),
+    "cuda": Speed(3e13, 40e-6, 1e10, asked_ahead=True),
+}
+"""A GPU's: of an H200, see benchmarks/results/gpu_memory.csv. Its 40 microseconds are
+Python's, which asks for each operation: measured were 39 to 43 in steps of small parts."""
 
 
 def plan_memory(
@@ -174,7 +184,7 @@ class _Search:
         return self._cost(self.step(settings), settings)
 
     def _cost(self, step: Footprint, settings: Experiment) -> float:
-        seconds = step.flops / self._speed.flops + step.calls * self._speed.call_s
+        seconds = self._speed.seconds(step.flops, step.calls)
         if settings.memory.teacher == "host" and self._with_lessons:
             # To the device in half precision, and the student's weights back.
             seconds += 1.5 * step.peak["weights"] / self._speed.copied
