@@ -412,6 +412,18 @@ def test_a_broken_coco_file(tmp_path):
         read_folder(folder)
 
 
+def test_a_file_that_is_cut_short_is_not_overlooked(tmp_path):
+    folder = pictures(tmp_path / "d", "a.png", "b.png")
+    for hidden in (".old", "__MACOSX"):
+        (folder / hidden).mkdir()
+        (folder / hidden / "x.json").write_bytes(b"\0")
+    (folder / "._train.json").write_bytes(b"\0")
+    assert [row.disease for row in read_folder(folder).rows] == [None, None]
+    (folder / "train.json").write_text('{"images": [{"id": 1, "file_na')
+    with pytest.raises(DataError, match=r"train.json` is not JSON, or cut short: Unterm"):
+        read_folder(folder)
+
+
 def test_a_broken_line_of_yolo_is_named(tmp_path):
     folder = pictures(tmp_path / "d", "images/a.png")
     (folder / "labels").mkdir()

@@ -34,10 +34,19 @@ def is_picture(path: Path) -> bool:
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """Return all pictures below a folder, sorted by path.
+    """Return all pictures below a folder, sorted by path; see ``find_files``."""
+    return find_files(folder, *PICTURE_ENDINGS)
+
+
+def find_files(folder: Path, *endings: str) -> list[Path]:
+    """Return all files below a folder whose names end so, sorted by path.
 
     Hidden files and folders and what macOS leaves behind (``._x``, ``__MACOSX``) are
     skipped. Symbolic links are followed, each folder once, so a loop ends.
+
+    Args:
+        folder: Where to begin.
+        endings: In small letters, with the dot; those of files may be in capitals.
     """
     found: list[Path] = []
     seen: set[Path] = set()
@@ -48,9 +57,11 @@ def find_pictures(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         for entry in here.iterdir():
-            if entry.is_dir() and not _is_hidden(entry):
+            if _is_hidden(entry):
+                continue
+            if entry.is_dir():
                 waiting.append(entry)
-            elif is_picture(entry) and entry.is_file():
+            elif entry.suffix.lower() in endings and entry.is_file():
                 found.append(entry)
     return sorted(found)
 

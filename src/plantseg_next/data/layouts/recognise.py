@@ -16,6 +16,7 @@ from plantseg_next.data.layouts.coding import CLASS_FILES, stated_classes
 from plantseg_next.data.layouts.cvat import is_cvat, read_cvat
 from plantseg_next.data.layouts.folders import (
     SPLIT_NAMES,
+    find_files,
     find_pictures,
     is_picture,
     subfolders,
@@ -27,7 +28,8 @@ from plantseg_next.data.layouts.plain import read_plain
 from plantseg_next.data.layouts.plantseg import is_plantseg, read_plantseg
 from plantseg_next.data.layouts.yolo import label_files, read_yolo
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, merge
-from plantseg_next.errors import UsageError, missing_path
+from plantseg_next.errors import DataError, UsageError, missing_path
+from plantseg_next.files import read_text
 
 
 def read_folders(paths: Sequence[Path], *, classes: Path | None = None) -> Manifest:
@@ -142,7 +144,7 @@ def _read_outlined(
     classes = classes or stated_classes(folder)
     trees = {
         path: _tree(path)
-        for path in sorted(folder.rglob("*.json"))
+        for path in find_files(folder, ".json")
         if path.name not in (*CLASS_FILES, MANIFEST_FILE)
     }
     if coco := {path: tree for path, tree in trees.items() if is_coco(tree)}:
@@ -157,11 +159,20 @@ def _read_outlined(
 
 
 def _tree(path: Path) -> Any:  # noqa: ANN401
-    """Return what a JSON file holds, without LabelMe's copy of the picture."""
+    """Return what a JSON file holds, without LabelMe's copy of the picture.
+
+    Raises:
+        DataError: If it is no JSON: whatever outlines it held would be missed in silence.
+    """
     try:
-        tree = json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, OSError):
-        return None
+        tree = json.loads(read_text(path))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"`{path}` is not JSON, or cut short: {error}.",
+            needed="a whole file, as an annotation tool wrote it",
+            fix="export it again; or take it out of the folder if it says nothing of "
+            "the pictures",
+        ) from error
     if isinstance(tree, dict):
         tree.pop("imageData", None)
     return tree

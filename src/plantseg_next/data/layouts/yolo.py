@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from plantseg_next.data.image_io import read_size
-from plantseg_next.data.layouts.folders import same_name
+from plantseg_next.data.layouts.folders import find_files, same_name
 from plantseg_next.data.layouts.outlines import (
     Annotated,
     Area,
@@ -35,7 +35,7 @@ def label_files(folder: Path) -> list[Path]:
     """
     found = [
         path
-        for path in sorted(folder.rglob("*.txt"))
+        for path in find_files(folder, ".txt")
         if "labels" in (part.lower() for part in path.relative_to(folder).parts[:-1])
     ]
     return [path for path in found if path.name != "classes.txt"]
