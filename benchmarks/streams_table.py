@@ -62,6 +62,31 @@ def print_streams(rows: list[Run], table: Path) -> None:
         print(line)
 
 
+def print_all_shares(rows: list[Run], table: Path) -> None:
+    """Print what each stream adds over all runs, whatever their share of the masks."""
+    counts_of = {
+        (row["stream"], row["share"], row["steps"], row["seed"]): read_counts(
+            counts_path(table, row)
+        )
+        for row in rows
+        if not row["variant"]
+    }
+    for stream in STREAMS:
+        runs = [
+            run
+            for run in counts_of
+            if run[0] == stream and (MASKS_ALONE, *run[1:]) in counts_of
+        ]
+        if stream == MASKS_ALONE or not runs:
+            continue
+        mine = [counts_of[run] for run in runs]
+        twins = [counts_of[MASKS_ALONE, *run[1:]] for run in runs]
+        sources = sorted({source for source, _ in mine[0]} - {WILD})
+        places = [*({source} for source in sources), set(sources), {WILD}]
+        added = (scores(part(mine, place)) - scores(part(twins, place)) for place in places)
+        print(f"| {stream} | {len(runs)} | {' | '.join(map(text_of, added))} |")
+
+
 def print_seeds(rows: list[Run]) -> None:
     """Print how right the seeds of every disease were, and how much they found."""
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(
@@ -107,6 +132,8 @@ def main() -> None:
         print_streams(mine, arguments.streams)
         print("\n| stream | disease | right | found |")
         print_seeds(mine)
+    print("\n| adds over all shares | runs | each, home, wild |")
+    print_all_shares(rows, arguments.streams)
     print("\n| pair | way | seed | at home | target | ratio |")
     print_new_crops(results_table.read(arguments.crops))
 

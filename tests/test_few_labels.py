@@ -181,6 +181,7 @@ def test_names_of_a_folder_are_learned_beside_masks(drawn_folder, tmp_path):
     said = []
     whole = api.train(sources, tmp_path / "whole", settings, say=said.append)
     assert any(line.endswith("of them with a name") for line in said)
+    assert any("no named picture is of a data set with masks" in line for line in said)
     row = history(whole.folder)[-1]
     assert float(row["loss_lesson_name"]) > 0
     assert float(row["loss_lesson_seeds"]) >= 0

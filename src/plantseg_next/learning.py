@@ -258,6 +258,13 @@ def build_trainer(
             f"{len(unlabelled)} pictures without masks to learn from"
             + (f", {named} of them with a name" if named else "")
         )
+        of_names = {row.source for row in unlabelled.rows if row.disease is not None}
+        if of_names and of_names.isdisjoint(row.source for row in learned.rows):
+            say(
+                "  no named picture is of a data set with masks: where it was measured, "
+                "such names cost lesions more than they brought (docs/few-labels.md); "
+                "compare with a run without them"
+            )
         hidden = hidden_tiles(plan.manifest, settings, plan.pixels, with_names=named > 0)
         domains = domains_of(learned, unlabelled, settings, plan.pixels)
     card = Card(
