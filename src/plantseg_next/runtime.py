@@ -107,7 +107,7 @@ def same_bits(wanted: bool, device: Device) -> Iterator[None]:
         return
     before = torch.get_deterministic_debug_mode()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Every fused attention of a GPU adds up gradients in any order.
+    # A GPU's fused attention adds up gradients in any order where PyTorch only warns.
     on_gpu = device.kind == "cuda"
     try:
         with sdpa_kernel(SDPBackend.MATH) if on_gpu else nullcontext():
