@@ -21,6 +21,7 @@ import results_table
 import torch
 
 from plantseg_next.data.loading import loader
+from plantseg_next.data.streams import MixedDataset
 from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.experiment import Experiment
 from plantseg_next.learning import Plan, Sources, gather, tiles_of
@@ -50,15 +51,19 @@ def private_bytes() -> int:
     return total
 
 
+def read_from(data: Path, settings: Experiment) -> MixedDataset:
+    """Return what a run on a data set draws."""
+    plan = Plan.of(gather(Sources(data), settings), settings, str(data))
+    return tiles_of(plan.learned, plan.unlabelled, settings, plan.pixels)
+
+
 def measure(folder: Path, pairs: list[str]) -> dict[str, float]:
     """Return what reading takes with these settings, foreseen and measured, in bytes."""
     torch.set_num_threads(1)
     settings = Experiment().with_settings(
         ["data.cache_mib=0", "data.labelled_share=0.5", *pairs]
     )
-    manifest = gather(Sources(folder), settings)
-    plan = Plan.of(manifest, settings, str(folder))
-    tiles = tiles_of(plan.learned, plan.unlabelled, settings, plan.pixels)
+    tiles = read_from(folder, settings)
     before = private_bytes()
     data = settings.data
     workers = data.workers or 0

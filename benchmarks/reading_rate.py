@@ -13,11 +13,11 @@ from pathlib import Path
 
 import results_table
 import torch
+from reading_memory import read_from
 
 from plantseg_next.cores import usable_cores
 from plantseg_next.data.loading import loader
 from plantseg_next.experiment import Experiment
-from plantseg_next.learning import Plan, Sources, gather, tiles_of
 
 RESULTS = Path(__file__).parent / "results" / "reading_rate.csv"
 
@@ -35,9 +35,7 @@ def main() -> None:
     settings = Experiment().with_settings(
         ["data.labelled_share=0.125", *arguments.settings]
     )
-    manifest = gather(Sources(arguments.data), settings)
-    plan = Plan.of(manifest, settings, str(arguments.data))
-    tiles = tiles_of(plan.learned, plan.unlabelled, settings, plan.pixels)
+    tiles = read_from(arguments.data, settings)
     batch, views = settings.training.batch, 1 + settings.unlabelled.strong_views
     for workers in arguments.workers:
         batches = loader(

@@ -10,6 +10,7 @@ a difference is that to the same masks alone, over the same seeds.
 import argparse
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -32,25 +33,42 @@ def part(counts: list[Counts], sources: set[str]) -> list[Counts]:
     return [{key: n for key, n in run.items() if key[0] in sources} for run in counts]
 
 
+def paired(
+    rows: list[Run], table: Path
+) -> Iterator[tuple[str, list[Counts], list[Counts]]]:
+    """Yield each stream with its runs, and those of the same masks alone.
+
+    The same share and seed of both, or the masks that they keep would be compared.
+    """
+    counts_of = {
+        (called(row), row["share"], row["steps"], row["seed"]): read_counts(
+            counts_path(table, row)
+        )
+        for row in rows
+    }
+    order = list(STREAMS)
+    streams = dict.fromkeys(stream for stream, *_ in counts_of)
+    for stream in sorted(streams, key=lambda name: order.index(name.split(", ")[0])):
+        twins = {run: (MASKS_ALONE, *run[1:]) for run in counts_of if run[0] == stream}
+        twins = {run: twin for run, twin in twins.items() if twin in counts_of}
+        if twins:
+            yield (
+                stream,
+                [counts_of[run] for run in twins],
+                [counts_of[twin] for twin in twins.values()],
+            )
+
+
+def sources_of(counts: list[Counts]) -> list[str]:
+    """Return the data sets at home."""
+    return sorted({source for source, _ in counts[0]} - {WILD})
+
+
 def print_streams(rows: list[Run], table: Path) -> None:
     """Print a line a stream, beside the masks alone."""
-    counts_of = {
-        (called(row), row["seed"]): read_counts(counts_path(table, row)) for row in rows
-    }
-    seeds_of = defaultdict(list)
-    for stream, seed in counts_of:
-        seeds_of[stream].append(seed)
-    order = list(STREAMS)
-    for stream in sorted(seeds_of, key=lambda name: order.index(name.split(", ")[0])):
-        # The same seeds of both, or the masks that they keep would be compared.
-        seeds = [s for s in seeds_of[stream] if s in seeds_of[MASKS_ALONE]]
-        mine, twins = (
-            [counts_of[name, s] for s in seeds] for name in (stream, MASKS_ALONE)
-        )
-        if not seeds:
-            continue
-        sources = sorted({source for source, _ in mine[0]} - {WILD})
-        line = f"| {stream} | {len(seeds)} |"
+    for stream, mine, twins in paired(rows, table):
+        sources = sources_of(mine)
+        line = f"| {stream} | {len(mine)} |"
         for source in sources:
             line += f" {scores(part(mine, {source}))[0]:.3f} |"
         for place in (set(sources), {WILD}):
@@ -64,27 +82,13 @@ def print_streams(rows: list[Run], table: Path) -> None:
 
 def print_all_shares(rows: list[Run], table: Path) -> None:
     """Print what each stream adds over all runs, whatever their share of the masks."""
-    counts_of = {
-        (row["stream"], row["share"], row["steps"], row["seed"]): read_counts(
-            counts_path(table, row)
-        )
-        for row in rows
-        if not row["variant"]
-    }
-    for stream in STREAMS:
-        runs = [
-            run
-            for run in counts_of
-            if run[0] == stream and (MASKS_ALONE, *run[1:]) in counts_of
-        ]
-        if stream == MASKS_ALONE or not runs:
+    for stream, mine, twins in paired([r for r in rows if not r["variant"]], table):
+        if stream == MASKS_ALONE:
             continue
-        mine = [counts_of[run] for run in runs]
-        twins = [counts_of[MASKS_ALONE, *run[1:]] for run in runs]
-        sources = sorted({source for source, _ in mine[0]} - {WILD})
+        sources = sources_of(mine)
         places = [*({source} for source in sources), set(sources), {WILD}]
         added = (scores(part(mine, place)) - scores(part(twins, place)) for place in places)
-        print(f"| {stream} | {len(runs)} | {' | '.join(map(text_of, added))} |")
+        print(f"| {stream} | {len(mine)} | {' | '.join(map(text_of, added))} |")
 
 
 def print_seeds(rows: list[Run]) -> None:
