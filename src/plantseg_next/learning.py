@@ -252,20 +252,20 @@ def build_trainer(
     )
     say(f"device: {device.name}; {origin.notice}")
     hidden = domains = None
-    named = sum(row.disease is not None for row in unlabelled.rows)
+    named = [row for row in unlabelled.rows if row.disease is not None]
     if len(unlabelled):
         say(
             f"{len(unlabelled)} pictures without masks to learn from"
-            + (f", {named} of them with a name" if named else "")
+            + (f", {len(named)} of them with a name" if named else "")
         )
-        of_names = {row.source for row in unlabelled.rows if row.disease is not None}
-        if of_names and of_names.isdisjoint(row.source for row in learned.rows):
+        known = {row.source for row in learned.rows}
+        if named and not any(row.source in known for row in named):
             say(
                 "  no named picture is of a data set with masks: where it was measured, "
                 "such names cost lesions more than they brought (docs/few-labels.md); "
                 "compare with a run without them"
             )
-        hidden = hidden_tiles(plan.manifest, settings, plan.pixels, with_names=named > 0)
+        hidden = hidden_tiles(plan.manifest, settings, plan.pixels, with_names=bool(named))
         domains = domains_of(learned, unlabelled, settings, plan.pixels)
     card = Card(
         classes=classes,
@@ -282,7 +282,7 @@ def build_trainer(
         device,
         classes,
         with_lessons=len(unlabelled) > 0,
-        with_names=named > 0,
+        with_names=bool(named),
     )
     lessons = learner.lessons
     monitor = Monitor(

@@ -1,6 +1,7 @@
 """What all layouts need of a folder: its pictures, its names, its index."""
 
 import csv
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +31,7 @@ SPLIT_NAMES: Mapping[str, Split] = {
 
 def is_picture(path: Path) -> bool:
     """Return whether a file has the name of a picture; hidden files have not."""
-    return path.suffix.lower() in PICTURE_ENDINGS and not _is_hidden(path)
+    return path.suffix.lower() in PICTURE_ENDINGS and not _is_hidden(path.name)
 
 
 def find_pictures(folder: Path) -> list[Path]:
@@ -56,19 +57,20 @@ def find_files(folder: Path, *endings: str) -> list[Path]:
         if (real := here.resolve()) in seen:
             continue
         seen.add(real)
-        for entry in here.iterdir():
-            if _is_hidden(entry):
-                continue
-            if entry.is_dir():
-                waiting.append(entry)
-            elif entry.suffix.lower() in endings and entry.is_file():
-                found.append(entry)
+        with os.scandir(here) as entries:  # knows what is a folder without asking again
+            for entry in entries:
+                if _is_hidden(entry.name):
+                    continue
+                if entry.is_dir():
+                    waiting.append(here / entry.name)
+                elif entry.name.lower().endswith(endings) and entry.is_file():
+                    found.append(here / entry.name)
     return sorted(found)
 
 
 def subfolders(folder: Path) -> list[Path]:
     """Return the folders directly inside a folder, sorted, hidden ones left out."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not _is_hidden(p))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not _is_hidden(p.name))
 
 
 def subfolder(folder: Path, names: Iterable[str]) -> Path | None:
@@ -170,5 +172,5 @@ def read_index(path: Path) -> list[dict[str, str]]:
         ) from error
 
 
-def _is_hidden(path: Path) -> bool:
-    return path.name.startswith((".", "__MACOSX"))
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))
