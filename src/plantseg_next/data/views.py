@@ -7,13 +7,16 @@ picture alone. Hue hardly moves: lesions are known by their colour.
 import math
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from plantseg_next.data.tiling import Placement
+
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+"""Of red, green and blue; ITU-R BT.601."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +72,40 @@ class Photometry:
     def apply(
         self, image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator
     ) -> UInt8[Tensor, "3 h w"]:
-        """Return the picture under another light, as a tensor."""
-        x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        """Return the image under another light, as a tensor.
+
+        Brightness, contrast, saturation and hue are one linear map of the colors, so that
+        an image is gone through once; hue turns around the gray axis.
+        """
         if self == UNCHANGED:
-            return x
-        x = tv.adjust_brightness(x, 1 + rng.uniform(-1, 1) * self.brightness)
-        x = tv.adjust_contrast(x, 1 + rng.uniform(-1, 1) * self.contrast)
-        x = tv.adjust_saturation(x, 1 + rng.uniform(-1, 1) * self.saturation)
-        x = tv.adjust_gamma(x, (1 + self.gamma) ** rng.uniform(-1, 1))
-        if self.hue:
-            x = tv.adjust_hue(x, rng.uniform(-1, 1) * self.hue)
+            return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        bright, contrast, saturation = (
+            1 + rng.uniform(-1, 1) * x
+            for x in (self.brightness, self.contrast, self.saturation)
+        )
+        gamma = (1 + self.gamma) ** rng.uniform(-1, 1)
+        hue = rng.uniform(-1, 1) * self.hue if self.hue else 0.0
+        mean = bright * float(np.dot(cv2.mean(image)[:3], LUMINANCE))
+        saturate = saturation * np.eye(3) + (1 - saturation) * LUMINANCE
+        colors = contrast * bright * saturate @ _hue_turn(hue)
+        # Of a gray level, the changes of saturation and hue are none.
+        offset = np.full((3, 1), (1 - contrast) * mean)
+        x = cv2.transform(image, np.hstack([colors, offset]))
+        levels = 255 * (np.arange(256) / 255) ** gamma
+        x = cv2.LUT(x, np.rint(levels).astype(np.uint8))
         if rng.random() < self.blur:
-            x = tv.gaussian_blur(x, [5, 5], [float(rng.uniform(0.3, 1.5))] * 2)
-        return x
+            x = cv2.GaussianBlur(x, (5, 5), float(rng.uniform(0.3, 1.5)))
+        return torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)))
+
+
+def _hue_turn(turns: float) -> Float[np.ndarray, "3 3"]:
+    """Return the map of colors that turns around the gray axis."""
+    cosine, sine = math.cos(2 * math.pi * turns), math.sin(2 * math.pi * turns)
+    axis = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
+    turned: np.ndarray = (
+        cosine * np.eye(3) + sine * axis + (1 - cosine) * np.full((3, 3), 1 / 3)
+    )
+    return turned
 
 
 UNCHANGED = Photometry(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
