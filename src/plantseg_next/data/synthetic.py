@@ -129,12 +129,12 @@ def draw_leaf(
         lesion[leaf & (extent.depth_px > 0)] = DISEASES.index(disease)
 
     picture = _lay(
-        _ground(place, size_hw, natural=bool(natural)),
-        _lit(light, albedo, fields, gloss),
+        draw_ground(place, size_hw, natural=bool(natural)),
+        light_leaf(light, albedo, fields, gloss),
         fields.depth_px,
         light,
     )
-    image = _photograph(camera, picture)
+    image = photograph(camera, picture)
     return DrawnLeaf(image, lesion, leaf.astype(np.uint8), disease, age_days)
 
 
@@ -162,7 +162,7 @@ def _check(
         )
 
 
-def _lit(
+def light_leaf(
     rng: np.random.Generator,
     albedo: Float32[np.ndarray, "h w 3"],
     fields: BladeFields,
@@ -215,7 +215,7 @@ def _lay(
     return dimmed
 
 
-def _ground(
+def draw_ground(
     rng: np.random.Generator, size_hw: tuple[int, int], *, natural: bool
 ) -> Float32[np.ndarray, "h w 3"]:
     """Return what lies behind the leaf, before the shadow falls on it."""
@@ -265,7 +265,7 @@ def _blade_behind(rng: np.random.Generator, size_hw: tuple[int, int]) -> Blade:
     )
 
 
-def _photograph(
+def photograph(
     rng: np.random.Generator, scene: Float32[np.ndarray, "h w 3"]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Return what a camera makes of the scene: vignette, tone, blur, noise, JPEG."""
