@@ -31,7 +31,6 @@ from plantseg_next.evaluation.report import judge
 from plantseg_next.experiment import Experiment
 from plantseg_next.inference.backends import TorchBackend
 from plantseg_next.inference.predictor import Predictor
-from plantseg_next.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from plantseg_next.models.segmenter import Scores, build_segmenter
 from plantseg_next.runtime import find_device, seed_everything
 from plantseg_next.structures import ClassMap
@@ -40,6 +39,7 @@ from plantseg_next.training.learner import Learner
 from plantseg_next.training.trainer import Trainer
 from plantseg_next.training.watching.watchers import Event, Validation, Watcher
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATE = {"ours": 2e-3, "unet": 1e-3}
 
 

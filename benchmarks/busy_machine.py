@@ -52,7 +52,7 @@ def run(data: Path, out: Path, threads: str, steps: int) -> tuple[float, int]:
     settings = {
         "data.tile_px": 128,
         "data.workers": 0,
-        "model.encoder": "atto",
+        "model.encoder": "convnextv2_atto",
         "training.minutes": "null",
         "training.steps": steps,
         "training.validations": 1,

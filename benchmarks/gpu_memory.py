@@ -58,10 +58,10 @@ def _stated(asked: str, planned: str, budget_gb: float) -> tuple[Case, Case]:
     return Case(asked), Case(lean, 1000 * budget_gb)
 
 
-TINY = "model.encoder=tiny data.tile_px={} training.batch=32"
-BASE = "model.encoder=base data.tile_px=512 training.batch=32"
+TINY = "model.encoder=convnextv2_tiny data.tile_px={} training.batch=32"
+BASE = "model.encoder=convnextv2_base data.tile_px=512 training.batch=32"
 LEAN = "memory.optimiser=adafactor memory.teacher=host"
-ORIGINAL = "model.encoder=tiny data.tile_px=384 training.batch=192"
+ORIGINAL = "model.encoder=convnextv2_tiny data.tile_px=384 training.batch=192"
 CASES = (
     *(Case(text) for text in CONFIGURATIONS),
     *_stated(TINY.format(256), "training.micro_batch=1", 0.8),
@@ -70,7 +70,9 @@ CASES = (
     Case(TINY.format(256) + " deterministic=true"),
     *_stated(ORIGINAL, "training.micro_batch=3", 1.9),
     *_stated(f"{ORIGINAL} training.precision=float32", "training.micro_batch=2", 1.9),
-    Case("model.encoder=atto data.tile_px=512 training.batch=2 deterministic=true"),
+    Case(
+        "model.encoder=convnextv2_atto data.tile_px=512 training.batch=2 deterministic=true"
+    ),
 )
 
 

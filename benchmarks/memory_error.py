@@ -34,25 +34,33 @@ from plantseg_next.training.memory.trace import footprint, trace
 RESULTS = Path(__file__).parent / "results" / "memory_error.csv"
 ALL_PARTS = "[stage_1,stage_2,stage_3,stage_4,decoder,fine]"
 CONFIGURATIONS = (
-    "model.encoder=atto data.tile_px=192 training.batch=8",
-    "model.encoder=atto data.tile_px=192 training.batch=8 unlabelled.method=supervised",
-    "model.encoder=atto data.tile_px=128 training.batch=8 unlabelled.strong_views=2",
-    "model.encoder=atto data.tile_px=256 training.batch=8 training.micro_batch=2",
-    "model.encoder=atto data.tile_px=192 training.batch=4 training.precision=float32",
-    "model.encoder=femto data.tile_px=192 training.batch=8 training.micro_batch=1 "
-    "unlabelled.method=mean_teacher",
-    "model.encoder=nano data.tile_px=256 training.batch=4 training.micro_batch=2",
-    f"model.encoder=nano data.tile_px=256 training.batch=4 memory.recomputed={ALL_PARTS}",
-    "model.encoder=tiny data.tile_px=256 training.batch=2",
-    f"model.encoder=tiny data.tile_px=256 training.batch=6 training.micro_batch=1 "
+    "model.encoder=convnextv2_atto data.tile_px=192 training.batch=8",
+    "model.encoder=convnextv2_atto data.tile_px=192 training.batch=8 "
+    "unlabelled.method=supervised",
+    "model.encoder=convnextv2_atto data.tile_px=128 training.batch=8 "
+    "unlabelled.strong_views=2",
+    "model.encoder=convnextv2_atto data.tile_px=256 training.batch=8 "
+    "training.micro_batch=2",
+    "model.encoder=convnextv2_atto data.tile_px=192 training.batch=4 "
+    "training.precision=float32",
+    "model.encoder=convnextv2_femto data.tile_px=192 training.batch=8 "
+    "training.micro_batch=1 unlabelled.method=mean_teacher",
+    "model.encoder=convnextv2_nano data.tile_px=256 training.batch=4 "
+    "training.micro_batch=2",
+    "model.encoder=convnextv2_nano data.tile_px=256 training.batch=4 "
     f"memory.recomputed={ALL_PARTS}",
-    "model.encoder=tiny data.tile_px=256 training.batch=2 memory.optimiser=adafactor "
-    "memory.teacher=host",
-    "model.encoder=tiny data.tile_px=256 training.batch=2 memory.frozen=true",
-    "model.encoder=atto data.tile_px=256 training.batch=4 memory.loss_rows=64 classes=116",
-    "model.encoder=atto data.tile_px=512 training.batch=2 memory.channels_last=false",
-    f"model.encoder=base data.tile_px=256 training.batch=2 training.micro_batch=1 "
-    f"memory.recomputed={ALL_PARTS}",
+    "model.encoder=convnextv2_tiny data.tile_px=256 training.batch=2",
+    "model.encoder=convnextv2_tiny data.tile_px=256 training.batch=6 "
+    f"training.micro_batch=1 memory.recomputed={ALL_PARTS}",
+    "model.encoder=convnextv2_tiny data.tile_px=256 training.batch=2 "
+    "memory.optimiser=adafactor memory.teacher=host",
+    "model.encoder=convnextv2_tiny data.tile_px=256 training.batch=2 memory.frozen=true",
+    "model.encoder=convnextv2_atto data.tile_px=256 training.batch=4 "
+    "memory.loss_rows=64 classes=116",
+    "model.encoder=convnextv2_atto data.tile_px=512 training.batch=2 "
+    "memory.channels_last=false",
+    "model.encoder=convnextv2_base data.tile_px=256 training.batch=2 "
+    f"training.micro_batch=1 memory.recomputed={ALL_PARTS}",
 )
 
 

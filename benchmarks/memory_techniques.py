@@ -49,14 +49,14 @@ LOSSES = RESULTS.with_name("memory_techniques_loss.csv")
 STEPS = 50
 WARM = 5  # steps whose time does not count
 PLAIN = [
-    "model.encoder=nano",
+    "model.encoder=convnextv2_nano",
     "data.tile_px=160",
     "data.labelled_share=0.5",
     "data.workers=0",
     "training.batch=8",
     "unlabelled.starts=0",
 ]
-SMALLER = ["model.encoder=atto", "data.tile_px=96"]
+SMALLER = ["model.encoder=convnextv2_atto", "data.tile_px=96"]
 # What is dropped by chance depends on how a step is parted: it would hide what does not.
 SMALLER += ["model.dropout=0", "model.drop_path=0"]
 STARTS = (0, 1, 2)

@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 TINY = Experiment(
     device="cpu",
     data=DataSettings(tile_px=64, workers=0),
-    model=ModelSettings(width=32, layers=1),
+    model=ModelSettings(encoder="test_convnext", start="random", width=32, layers=1),
     training=TrainingSettings(
         minutes=None, steps=6, batch=2, validations=2, validation_pictures=3
     ),

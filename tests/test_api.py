@@ -5,28 +5,48 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conftest import TINY
-from plantseg_next import api
+from plantseg_next import api, recipes
 from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.synthetic import draw_leaf
 from plantseg_next.errors import DataError, OutputError, UsageError
+from plantseg_next.models.bundle import read_bundle, read_card, read_weights
+from plantseg_next.models.pretrained import PACKAGED
+from plantseg_next.models.start import STARTER_FOLDER, starting_network, with_start
+from plantseg_next.structures import ClassMap
+from plantseg_next.training.watching.watchers import Watcher
+
+
+class Heard(Watcher):
+    def __init__(self):
+        self.events = []
+
+    def on_event(self, step, event):
+        self.events.append((step, event.kind))
 
 
 @pytest.fixture(scope="module")
-def trained(drawn_folder, tmp_path_factory):
+def heard():
+    return Heard()
+
+
+@pytest.fixture(scope="module")
+def trained(drawn_folder, tmp_path_factory, heard):
     out = tmp_path_factory.mktemp("runs") / "a run with spaces"
-    return api.train(drawn_folder, out, TINY)
+    return api.train(drawn_folder, out, TINY, watchers=[heard])
 
 
-def test_training_leaves_a_run(trained, drawn_folder):
+def test_training_leaves_a_run(trained, heard, drawn_folder):
     folder = trained.folder
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        "settings.yaml", "manifest.json", "run.json", "history.csv", "events.jsonl",
+        "settings.yaml", "manifest.json", "run.json", "history.csv",
         "resources.csv", "progress.json", "summary.txt", "curves.png",
-        "checkpoints", "best", "last", ".lock",
-    }  # fmt: skip
+        "checkpoints", "best", "last", ".lock", "start.json",
+    } | ({"events.jsonl"} if heard.events else set())  # fmt: skip
     assert trained.outcome.steps == 6
     splits = {row.split for row in Manifest.read(folder / "manifest.json").rows}
     assert splits == {"train", "val", "test"}
@@ -106,6 +126,7 @@ def test_pictures_are_measured(trained, tmp_path):
         assert (tmp_path / "out" / row["overlay"]).exists()
         assert row["denominator"] in {"leaf", "image"}
         assert row["min_lesion_px"] == "20"
+        assert row["scale"] == "1"
     assert len(
         json.loads((tmp_path / "out" / "records.json").read_text("utf-8"))["pictures"]
     )
@@ -215,13 +236,120 @@ def test_a_model_alone_needs_data(trained, tmp_path):
         api.evaluate(tmp_path / "model")
 
 
-def test_the_demonstration_goes_the_whole_way(tmp_path, monkeypatch):
-    monkeypatch.setattr("plantseg_next.recipes.quick", lambda _steps: TINY)
-    said = []
-    done = api.demo(tmp_path / "demo", leaves=40, say=said.append)
-    assert (tmp_path / "demo" / "predictions" / "severity.csv").exists()
-    assert (tmp_path / "demo" / "report" / "report.txt").exists()
-    assert done.predicted.rows
+def test_demo_recipe_starts_from_a_model_of_a_free_license():
+    """The demonstration itself is tested with another recipe, which takes less time."""
+    model = with_start(recipes.refine().model)
+    _, source = starting_network(model, ClassMap(("rust",)))
+    assert source.license == "apache-2.0"
+
+
+def test_demo_goes_the_whole_way(tmp_path, monkeypatch):
+    recipe = []
+
+    def quick(*arguments):
+        recipe.append(arguments)
+        return TINY
+
+    monkeypatch.setattr("plantseg_next.recipes.refine", quick)
+    said, measured = [], []
+    done = api.demo(
+        tmp_path / "demo",
+        leaves=40,
+        say=said.append,
+        on_measured=lambda *found: measured.append(found),
+    )
+    for name, table, report in (
+        ("before", done.measured, done.before),
+        ("after", done.refined, done.after),
+    ):
+        assert (tmp_path / "demo" / name / "severity.csv").exists()
+        assert (tmp_path / "demo" / name / "report" / "report.txt").exists()
+        assert len(table.rows) == report.n_pictures > 0
+    assert measured == [(done.measured, done.before)]
+    # Without training the starter is of use on them; six steps from nothing are of none.
+    assert done.before.leaf_iou.value > 0.8
+    assert done.before.lesion_dice.value > done.after.lesion_dice.value
+    ((steps, fraction),) = recipe
+    assert steps == 200
+    n_train = done.trained.n_train
+    assert fraction == pytest.approx(min(1.0, api.DEMO_MASKS / n_train))
     assert said[0] == "drawing 40 leaves with exact masks"
-    with pytest.raises(OutputError, match="already holds leaves"):
+    with pytest.raises(OutputError, match="already holds"):
         api.demo(tmp_path / "demo")
+
+
+# The starter model ------------------------------------------------------------
+
+
+def test_starter_card_states_a_free_license_and_what_it_marks():
+    card = read_card(STARTER_FOLDER)
+    assert card.weights_license == "apache-2.0"
+    assert card.weights_sha256 == PACKAGED[card.model.encoder].sha256
+    assert card.classes == ClassMap(("lesion",), (), has_leaf=True)
+    assert card.sources
+
+
+def test_starter_is_small_and_whole():
+    card = read_card(STARTER_FOLDER)
+    size = (STARTER_FOLDER / card.weights).stat().st_size
+    assert size < 9_000_000
+    state, _ = read_weights(STARTER_FOLDER)
+    assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.float16}
+    assert all(t.isfinite().all() for t in state.values())
+    network, _ = read_bundle(STARTER_FOLDER)
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("disease", "seed"), [("blight", 1), ("leaf miner", 1)])
+def test_starter_marks_most_of_a_drawn_diseased_leaf(tmp_path, disease, seed):
+    leaf = draw_leaf(
+        seed, size_hw=(192, 192), disease=disease, age_days=20.0, natural_ground=False
+    )
+    Image.fromarray(leaf.image).save(tmp_path / "leaf.png")
+    (row,) = api.predict(None, tmp_path / "leaf.png", tmp_path / "out").rows
+    with Image.open(tmp_path / "out" / row["mask"]) as image:
+        lesion = np.array(image) > 0
+    with Image.open(tmp_path / "out" / row["leaf_mask"]) as image:
+        marked = np.array(image) > 0
+    for found, drawn in ((lesion, leaf.lesion > 0), (marked, leaf.leaf > 0)):
+        assert (found & drawn).sum() / (found | drawn).sum() > 0.8
+    truth = 100 * (leaf.lesion > 0).sum() / leaf.leaf.sum()
+    assert row["severity_pct"] == pytest.approx(truth, rel=0.2)
+    assert row["denominator"] == "leaf"
+    assert row["model"] == read_card(STARTER_FOLDER).sha256[:12]
+
+
+def test_starter_marks_little_on_a_drawn_healthy_leaf(tmp_path):
+    leaf = draw_leaf(1, size_hw=(192, 192), disease="healthy", natural_ground=False)
+    Image.fromarray(leaf.image).save(tmp_path / "leaf.png")
+    (row,) = api.predict(None, tmp_path / "leaf.png", tmp_path / "out").rows
+    assert row["severity_pct"] < 1
+
+
+def test_predict_with_a_model_uses_that_model(trained, drawn_folder, tmp_path):
+    images = drawn_folder / "images"
+    path = next(iter(sorted(images.iterdir())))
+    (row,) = api.predict(trained.folder, path, tmp_path / "out").rows
+    digest = read_card(trained.folder / "best").sha256
+    assert row["model"] == digest[:12] != read_card(STARTER_FOLDER).sha256[:12]
+
+
+def test_predict_states_scale_and_least_lesion_of_a_large_image(trained, tmp_path):
+    """In pixels of the image itself, of which the model sees fewer."""
+    long_side_px = read_card(trained.folder / "best").long_side_px
+    assert long_side_px == 1024
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for name, size in (("large", (30, 2048, 3)), ("small", (30, 1024, 3))):
+        image = Image.fromarray(rng.integers(0, 256, size, np.uint8))
+        image.save(tmp_path / "images" / f"{name}.png")
+    api.predict(trained.folder, tmp_path / "images", tmp_path / "out", min_lesion_px=7)
+    with (tmp_path / "out" / "severity.csv").open(encoding="utf-8") as file:
+        large, small = csv.DictReader(file)
+    assert (large["scale"], large["min_lesion_px"]) == ("0.5", "28")
+    assert (small["scale"], small["min_lesion_px"]) == ("1", "7")
+    tree = json.loads((tmp_path / "out" / "records.json").read_text("utf-8"))
+    assert [record["scale"] for record in tree["pictures"]] == [0.5, 1.0]
+    with (tmp_path / "out" / "lesions.csv").open(encoding="utf-8") as file:
+        areas = [int(r["area_px"]) for r in csv.DictReader(file) if "large" in r["image"]]
+    assert all(area >= 28 for area in areas)

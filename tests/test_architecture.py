@@ -26,8 +26,8 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     ("module", "line"),
     [
         ("evaluation/metrics.py", "from plantseg_next.inference import severity"),
-        ("models/encoder.py", "from plantseg_next import api"),
-        ("data/tiling.py", "from plantseg_next.models import encoder"),
+        ("models/encoders.py", "from plantseg_next import api"),
+        ("data/tiling.py", "from plantseg_next.models import encoders"),
     ],
 )
 def test_a_planted_violation_fails(tmp_path, module, line):

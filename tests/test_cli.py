@@ -1,6 +1,8 @@
 """The command line as a user meets it: exit codes, and what is printed where."""
 
+import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +10,8 @@ import pytest
 from PIL import Image
 
 from plantseg_next import __version__, cli
+from plantseg_next.models.bundle import read_card
+from plantseg_next.models.start import STARTER_FOLDER
 
 
 def run(capsys, monkeypatch, *words):
@@ -80,6 +84,8 @@ def test_the_doctor_fails_where_training_would(call, tmp_path):
         (["train", ".", "--config", "none.yaml"], "none.yaml"),
         (["evaluate", ".", "--split", "tests"], "--split is 'tests'"),
         (["predict", "nowhere", "."], "holds no trained model"),
+        (["predict", "nowhere"], "`nowhere` does not exist"),
+        (["predict", "a.png", "a.png", "a.png"], "predict got 3 paths."),
     ],
 )
 def test_wrong_use_ends_with_2_and_says_what_to_do(
@@ -110,6 +116,8 @@ def test_the_whole_way_on_the_command_line(call, drawn_folder, tmp_path):
     sets = [w for s in few for w in ("--set", f"training.{s}")]
     sets += [
         "--set",
+        "model.start=imagenet",
+        "--set",
         "data.tile_px=64",
         "--set",
         "data.workers=0",
@@ -119,7 +127,8 @@ def test_the_whole_way_on_the_command_line(call, drawn_folder, tmp_path):
     code, out, err = call("train", drawn_folder, "--out", tmp_path / "run", *sets)
     assert code == 0
     assert "4 steps in" in out
-    assert "weights: random start" in err
+    said = " ".join(err.split())  # lines are broken to fit
+    assert "weights: tf_efficientnet_lite1 (ImageNet), license apache-2.0" in said
     code, out, err = call("train", drawn_folder, "--out", tmp_path / "run", *sets)
     assert code == 0
     assert "The run is finished already." in err
@@ -135,3 +144,38 @@ def test_the_whole_way_on_the_command_line(call, drawn_folder, tmp_path):
     assert code == 0
     assert "40 pictures measured" in out
     assert "... and 28 more" in out
+
+
+def test_predict_without_a_model_measures_with_the_starter(call, drawn_folder, tmp_path):
+    digest = read_card(STARTER_FOLDER).sha256[:12]
+    image = min((drawn_folder / "images").iterdir())
+    code, out, _ = call("predict", image, "--out", tmp_path / "one")
+    assert code == 0
+    assert "1 pictures measured" in out
+    (tmp_path / "images").mkdir()
+    for name in ("a", "b"):
+        shutil.copy(image, tmp_path / "images" / f"{name}{image.suffix}")
+    code, out, _ = call("predict", tmp_path / "images", "--out", tmp_path / "two")
+    assert code == 0
+    assert "2 pictures measured" in out
+    for folder, n in (("one", 1), ("two", 2)):
+        with (tmp_path / folder / "severity.csv").open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["model"] for row in rows] == [digest] * n
+        assert {row["denominator"] for row in rows} == {"leaf"}
+
+
+def test_predict_with_three_paths_is_refused(call, drawn_folder, tmp_path):
+    images = sorted((drawn_folder / "images").iterdir())[:3]
+    code, _, err = call("predict", *images, "--out", tmp_path / "out")
+    assert code == 2
+    assert "predict got 3 paths." in err
+    assert "one folder or image, or a model and one folder or image" in err
+    assert "put the images into one folder" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_predict_without_a_path_is_refused(call):
+    code, _, err = call("predict")
+    assert code == 2
+    assert "IMAGES" in err

@@ -171,7 +171,8 @@ def test_another_configuration_is_refused_with_the_difference(
     with pytest.raises(UsageError, match="holds a run of another configuration") as caught:
         api.train(Sources(drawn_folder, unlabelled=[tmp_path]), out, other)
     assert "seed: 0 in the run, 7 now" in str(caught.value)
-    assert "training.rate: 0.002 in the run, 0.1 now" in str(caught.value)
+    rate = FEW.training.rate
+    assert f"training.rate: {rate} in the run, 0.1 now" in str(caught.value)
     assert f"--unlabelled: nothing in the run, ['{tmp_path}'] now" in str(caught.value)
     assert "--restart to set it aside" in caught.value.fix
 

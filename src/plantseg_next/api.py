@@ -29,6 +29,7 @@ from plantseg_next.judging import judged, pictures_to_judge, severity_pct
 from plantseg_next.learning import Sources, gather
 from plantseg_next.measuring import write_measures
 from plantseg_next.models.bundle import CARD, Card, read_bundle
+from plantseg_next.models.start import STARTER_FOLDER, with_start
 from plantseg_next.pseudo_labels import write_pseudo_labels
 from plantseg_next.runs import (
     Progress,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "Demonstrated", "Progress", "Sources", "Trained", "Verified", "Written",
+    "DemoResult", "Progress", "Sources", "Trained", "Verified", "Written",
     "check", "demo", "evaluate", "find_model", "load_predictor", "plan", "predict",
     "pseudo_label", "self_train", "train", "verify",
 ]  # fmt: skip
@@ -99,6 +100,7 @@ def plan(
         DataError: If a file cannot be used.
     """
     settings = settings or Experiment()
+    settings = settings.model_copy(update={"model": with_start(settings.model)})
     sources = Sources(data, classes) if isinstance(data, Path) else data
     manifest = gather(sources, settings)
     return plan_for(
@@ -141,7 +143,7 @@ def evaluate(
 
 
 def predict(
-    model: Path,
+    model: Path | None,
     pictures: Path,
     out: Path,
     *,
@@ -151,10 +153,12 @@ def predict(
     """Measure every picture of a folder: masks, overlays, and the tables of severity.
 
     Args:
-        model: A run, or one of its models.
-        pictures: A picture, or a folder of them in any layout.
+        model: A run, or one of its models; ``None`` for the starter model that comes
+            with the package.
+        pictures: An image, or a folder of them in any layout.
         out: New folder for the results.
-        min_lesion_px: Smaller lesions are not counted; stated in every row.
+        min_lesion_px: Smaller lesions are not counted, at the scale at which the model
+            sees the image; what that is in the image's own pixels stands in every row.
         progress: Told of every picture.
 
     Raises:
@@ -163,7 +167,8 @@ def predict(
             pictures are listed and the rest is measured.
     """
     manifest = read_folder(pictures)
-    predictor, card = load_predictor(find_model(model))
+    folder = STARTER_FOLDER if model is None else find_model(model)
+    predictor, card = load_predictor(folder)
     return write_measures(
         predictor,
         card,
@@ -297,72 +302,104 @@ def _refuse_threshold(threshold: float) -> None:
         )
 
 
+DEMO_MASKS = 20
+"""About how many masks ``demo`` refines the starter model on."""
+
+
 @dataclass(frozen=True)
-class Demonstrated:
+class DemoResult:
     """What ``demo`` came to.
 
     Args:
-        checked: What the doctor said of the drawn leaves.
+        before: Report of the starter model on the test leaves.
+        after: Report of the model that was refined on a few masks, on the same leaves.
+        measured: The starter's table of severity.
+        refined: The refined model's table.
         trained: The run.
-        report: How it was judged.
-        predicted: The table of severity.
         folder: Where all of it lies.
     """
 
-    checked: CheckReport
+    before: Report
+    after: Report
+    measured: Written
+    refined: Written
     trained: Trained
-    report: Report
-    predicted: Written
     folder: Path
 
 
 def demo(
     out: Path,
     *,
-    steps: int = 600,
-    leaves: int = 240,
+    steps: int = 200,
+    leaves: int = 120,
     watchers: Sequence["Watcher"] = (),
     say: Callable[[str], None] = lambda _: None,
+    on_measured: Callable[[Written, Report], None] = lambda *_: None,
     progress: Progress | None = None,
-) -> Demonstrated:
-    """Go the whole way on drawn leaves: draw, check, train, evaluate, predict.
+) -> DemoResult:
+    """Measure drawn leaves with the starter model, refine it on a few masks, measure again.
 
     Args:
-        out: New folder for leaves, run, report and predictions.
+        out: New folder for leaves, run, reports and predictions.
         steps: Of the training.
-        leaves: Leaves drawn.
+        leaves: Leaves drawn; 15 % of them are test leaves.
         watchers: Hear of the training.
         say: Hears what is being done.
+        on_measured: Hears what the starter measured, before training begins.
         progress: Told how far each part is.
     """
     from plantseg_next.data.synthetic import write_drawn_folder
-    from plantseg_next.recipes import quick
+    from plantseg_next.recipes import refine
 
     prepare_output(out)
     say(f"drawing {leaves} leaves with exact masks")
     write_drawn_folder(out / "leaves", leaves, seed=0, size_hw=(192, 192))
-    checked = check(out / "leaves", progress=progress)
+    manifest = splits.assign(read_folder(out / "leaves"), seed=0)
+    test = manifest.split("test")
+    before, measured = _judge_and_measure(
+        STARTER_FOLDER, test, out / "before", progress=progress
+    )
+    on_measured(measured, before)
+    fraction = min(1.0, DEMO_MASKS / len(manifest.split("train").labelled))
+    say(f"refining it on about {DEMO_MASKS} masks, for {steps} steps")
     trained = train(
         out / "leaves",
         out / "run",
-        quick(steps),
+        refine(steps, fraction),
         watchers=watchers,
         say=say,
         progress=progress,
     )
-    report = evaluate(out / "run", progress=progress)
-    report.write(out / "report")
-    test = Manifest.read(out / "run" / MANIFEST_FILE).split("test")
-    predictor, card = load_predictor(find_model(out / "run"))
-    predicted = write_measures(
+    after, refined = _judge_and_measure(
+        find_model(out / "run"), test, out / "after", progress=progress
+    )
+    return DemoResult(before, after, measured, refined, trained, out)
+
+
+def _judge_and_measure(
+    model: Path, rows: Manifest, out: Path, *, progress: Progress | None
+) -> tuple[Report, Written]:
+    """Judge a model on any lesion, and write its table, masks, overlays and report."""
+    predictor, card = load_predictor(model)
+    judged_as = replace(card.classes, lesions=("any lesion",))
+    items = judged(
+        predictor,
+        card.classes,
+        rows,
+        judged_as,
+        told_of(progress, "judging"),
+    )
+    report = judge(items, judged_as, severity=severity_pct)
+    written = write_measures(
         predictor,
         card,
-        test,
-        out / "predictions",
+        rows,
+        out,
         name=lambda row: row.image.name,
         told=told_of(progress, "measuring"),
     )
-    return Demonstrated(checked, trained, report, predicted, out)
+    report.write(out / "report")
+    return report, written
 
 
 def _naming(pictures: Path) -> Callable[[Row], str]:

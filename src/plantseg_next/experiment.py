@@ -43,9 +43,9 @@ class DataSettings(_Part):
     """Side of a tile, in training and in prediction."""
     max_tiles: int = Field(1, ge=1)
     """Tiles drawn at one visit to a picture."""
-    long_side_px: int | None = Field(640, ge=64)
-    """Larger pictures are shrunk to this long side, in training and in prediction;
-    null keeps every pixel."""
+    long_side_px: int | None = Field(1024, ge=64)
+    """Larger images are shrunk to this long side, in training and in prediction, so that
+    a leaf is seen at one scale whatever camera took it; null keeps every pixel."""
     background_share: float = Field(0.3, ge=0, le=1)
     """Chance that a tile is taken anywhere instead of from a lesion."""
     balance: float = Field(0.5, ge=0, le=1)
@@ -54,7 +54,7 @@ class DataSettings(_Part):
     """How often the pictures of a data set are drawn, beside those of the others, as
     {field: 2.0}; or changing, as {village: [1.0, 0.2, 20000]}: from 1 to 0.2 over the
     first 20 000 draws."""
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.6, 1.5)
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.4, 2.0)
     """Least and greatest magnification of a training tile."""
 
     workers: int | None = Field(None, ge=0)
@@ -101,12 +101,17 @@ class DataSettings(_Part):
 class ModelSettings(_Part):
     """The network."""
 
-    encoder: Literal[
-        "atto", "femto", "pico", "nano", "tiny", "small", "base", "large", "huge"
-    ] = "atto"
-    weights: Literal["none", "noncommercial", "permissive"] = "none"
-    """Where the encoder starts: at random; from ConvNeXt-V2's published weights
-    (CC BY-NC 4.0: no commercial use); from Apache-licensed ConvNeXt weights."""
+    encoder: str = "tf_efficientnet_lite1"
+    """timm's name of the encoder: any network that timm makes with features_only."""
+    weights: str = "packaged"
+    """The encoder's ImageNet weights. packaged: those that a Python package carries, for
+    tf_efficientnet_lite0 to lite2 (Apache-2.0). hub: timm's, from its hub; ConvNeXt-V2's
+    are CC BY-NC 4.0 and forbid commercial use. none: a random start. Or a file."""
+    start: str = "starter"
+    """What training starts from. starter: the model that comes with the package.
+    imagenet: the encoder's weights, the rest at random. random: nothing learned before.
+    Or the path of a run or a model: all that it learned; its encoder, width and layers
+    are taken with it."""
     width: int = Field(96, ge=32, multiple_of=32)
     """Channels of the decoder."""
     layers: int = Field(2, ge=0)
@@ -115,6 +120,11 @@ class ModelSettings(_Part):
     """Share dropped in the decoder."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Share of the encoder's residual branches dropped."""
+
+    @property
+    def encoder_weights(self) -> str:
+        """Where the encoder's weights come from, which fixes its normalization too."""
+        return "none" if self.start == "random" else self.weights
 
 
 class LossSettings(_Part):
@@ -236,18 +246,19 @@ class TrainingSettings(_Part):
     micro_batch: int | None = Field(None, ge=1)
     """Labelled tiles a forward pass; gradients are accumulated up to ``batch``. null:
     all. Halved during the run when memory runs out."""
-    rate: float = Field(2e-3, gt=0)
+    rate: float = Field(1e-3, gt=0)
     """Peak learning rate of the decoder."""
     layer_decay: float | None = Field(None, gt=0, le=1)
-    """Factor on the rate from each stage of the encoder to the one before. null: 0.75
-    from published weights, 1 from a random start."""
+    """Factor on the rate from each layer of the encoder (stem or stage, as timm groups
+    them) to the one before. null: 0.75 from pretrained weights, 1 from a random start."""
     weight_decay: float = Field(0.05, ge=0)
     warmup_share: float = Field(0.05, ge=0, le=0.5)
     """Part of the steps in which the rate rises."""
     clip: float = Field(1.0, gt=0)
     """Greatest norm of the gradient."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the device computes in it."""
+    """auto: bfloat16 on a GPU that computes in it; on a CPU that does, for ConvNeXt only:
+    the depthwise layers of other networks take longer in it."""
     validations: int = Field(8, ge=1)
     """How often the run is judged on the validation split, evenly spaced."""
     checkpoint_minutes: float = Field(1.0, ge=0)

@@ -222,7 +222,7 @@ def build_trainer(
         say: Hears what a person should know before training starts.
     """
     from plantseg_next.data.loading import loader
-    from plantseg_next.models.segmenter import build_segmenter
+    from plantseg_next.models.start import network_of_run
     from plantseg_next.training.checkpoints import Checkpoints
     from plantseg_next.training.learner import build_learner
     from plantseg_next.training.trainer import Trainer
@@ -242,15 +242,17 @@ def build_trainer(
     if device.kind == "cuda":
         prepare_gpu(budget_mb, deterministic=settings.deterministic)
     seed_everything(settings.seed)
-    network = build_segmenter(settings.model, classes)
-    origin = network.encoder.origin
+    checkpoints = Checkpoints(folder)
+    network, source = network_of_run(
+        settings.model, classes, folder, resumed=bool(checkpoints.steps())
+    )
     sparse = sum(row.sparse for row in learned.rows)
     say(
         f"{len(learned)} labelled pictures to learn from"
         + (f" ({sparse} of them by points or scribbles)" if sparse else "")
         + f", {len(judged_on)} to judge by"
     )
-    say(f"device: {device.name}; {origin.notice}")
+    say(f"device: {device.name}; {source.notice}")
     hidden = domains = None
     named = [row for row in unlabelled.rows if row.disease is not None]
     if len(unlabelled):
@@ -272,8 +274,9 @@ def build_trainer(
         model=settings.model,
         tile_px=settings.data.tile_px,
         long_side_px=settings.data.long_side_px,
-        weights_origin=origin.name,
-        weights_licence=origin.licence,
+        weights_origin=source.name,
+        weights_license=source.license,
+        weights_sha256=source.sha256,
         sources=tuple(sorted({row.source for row in learned.rows})),
     )
     learner = build_learner(
@@ -318,7 +321,7 @@ def build_trainer(
         ),
         judge,
         settings,
-        Checkpoints(folder),
+        checkpoints,
         n_pictures=len(learned) + len(unlabelled),
         # The teacher is the better network of the two, and the one to keep.
         watchers=[

@@ -34,7 +34,8 @@ def write_measures(
         manifest: The pictures; masks are not looked at.
         out: New folder.
         name: What a picture is called in the tables.
-        min_lesion_px: Smaller lesions are not counted; stated in every row.
+        min_lesion_px: Smaller lesions are not counted, at the scale at which the model
+            sees the image; what that is in the image's own pixels stands in every row.
         told: Hears of every picture.
 
     Raises:
@@ -53,9 +54,12 @@ def write_measures(
             except PlantSegError as error:
                 skipped.append((name(row), error.came))
             else:
-                found = assess(predictor(image), min_lesion_px=min_lesion_px)
+                scale = predictor.scale(image.shape[:2])
+                # What is too small to count is so at the scale that the model sees.
+                least_px = round(min_lesion_px / scale**2)
+                found = assess(predictor(image), min_lesion_px=least_px)
                 notes = _notes(image, found, card)
-                rows.append(writer.add(name(row), image, found, notes=notes))
+                rows.append(writer.add(name(row), image, found, scale=scale, notes=notes))
             told(i + 1, len(manifest))
     return Written(tuple(rows), tuple(skipped))
 
@@ -63,8 +67,6 @@ def write_measures(
 def _notes(image: np.ndarray, found: Assessment, card: Card) -> list[str]:
     """Return what a reader of the table should know about one picture."""
     notes = []
-    if card.long_side_px is not None and max(image.shape[:2]) > card.long_side_px:
-        notes.append(f"seen at {card.long_side_px} px on the long side")
     if card.classes.has_leaf and found.measure.denominator == "image":
         notes.append("no leaf found")
     if green_share(image) < HARDLY_GREEN:

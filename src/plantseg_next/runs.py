@@ -19,7 +19,16 @@ from plantseg_next.errors import StoppedError, UsageError
 from plantseg_next.experiment import Experiment
 from plantseg_next.judging import labelled_rows
 from plantseg_next.learning import Plan, Sources, build_trainer, gather
+from plantseg_next.models.start import (
+    STARTS,
+    absolute_start,
+    moved_start,
+    same_shape,
+    starting_network,
+    with_start,
+)
 from plantseg_next.runtime import Device, find_device
+from plantseg_next.structures import ClassMap
 from plantseg_next.training.record import (
     MASKS,
     PLAN,
@@ -114,11 +123,17 @@ def train(  # noqa: PLR0913 - what a user may say
             needed="a batch that is a multiple of max_tiles",
             fix="--set data.max_tiles=1",
         )
+    model = absolute_start(settings.model)
     if restart and (earlier := set_aside(out)) is not None:
         say(f"what was in {out} is now in {earlier}")
+        model = moved_start(model, out, earlier)
+    settings = settings.model_copy(update={"model": model})
     record = Record.read(out)
     told = partial(told_of, progress)
     if record is None:
+        settings = settings.model_copy(update={"model": with_start(settings.model)})
+        # Before anything is read or written: is there such a network, are its weights?
+        starting_network(settings.model, ClassMap(("lesion",)))
         if find_device(settings.device).kind == "cpu":
             take_free_cores(say)
         manifest = gather(sources, settings, say=say, told=told("comparing pictures"))
@@ -134,6 +149,11 @@ def train(  # noqa: PLR0913 - what a user may say
             if planned is not None:
                 planned.write(out / PLAN)
             return _run(plan, out, watchers, say, ())
+    started = settings.model.start not in STARTS
+    if started and settings.model.start == record.settings.model.start:
+        # The model that the run started from may be gone; it is not needed again.
+        model = same_shape(settings.model, record.settings.model)
+        settings = settings.model_copy(update={"model": model})
     if memory is not None:
         settings = record.planned(settings, memory)
     different, allowed = record.differences(settings, sources.plain())

@@ -74,7 +74,9 @@ def test_a_network_is_left_in_the_mode_it_was_in():
     from plantseg_next.experiment import ModelSettings
     from plantseg_next.models.segmenter import build_segmenter
 
-    network = build_segmenter(ModelSettings(width=32, layers=1), CLASSES).train()
+    network = build_segmenter(
+        ModelSettings(encoder="test_convnext", start="random", width=32, layers=1), CLASSES
+    ).train()
     scores = TorchBackend(network)(np.zeros((2, 64, 64, 3), np.uint8))
     assert network.training
     assert scores.lesion.shape == (2, 3, 64, 64)

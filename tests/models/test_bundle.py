@@ -1,12 +1,14 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.experiment import ModelSettings
 from plantseg_next.files import write_atomically
-from plantseg_next.models.bundle import CARD, Card, read_bundle, read_card
+from plantseg_next.models.bundle import CARD, Card, read_bundle, read_card, read_weights
 from plantseg_next.models.bundle import write_bundle as write
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.structures import ClassMap
@@ -17,7 +19,7 @@ CLASSES = ClassMap(("rost", "Mehltau-Flecken é"), ("healthy",), has_leaf=True)
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle")
-    settings = ModelSettings(width=32, layers=1)
+    settings = ModelSettings(encoder="test_convnext", start="random", width=32, layers=1)
     network = build_segmenter(settings, CLASSES)
     card = Card(CLASSES, settings, 64, None, sources=("a",), figures={"dice": 0.5})
     return folder, network, write(folder, network, card)
@@ -73,12 +75,44 @@ def test_weights_of_another_network_are_said_not_to_fit(bundle, tmp_path):
         read_bundle(tmp_path)
 
 
-def test_a_model_from_permissive_weights_keeps_their_topology(tmp_path):
-    settings = ModelSettings(width=32, layers=1, weights="permissive")
+@pytest.mark.parametrize(
+    ("start", "norm"), [("imagenet", nn.BatchNorm2d), ("random", nn.GroupNorm)]
+)
+def test_bundle_of_any_first_weights_keeps_their_topology(tmp_path, start, norm):
+    """Where training started decides the normalization, without a look at the weights."""
+    settings = ModelSettings(encoder="test_efficientnet", start=start, width=32, layers=1)
     network = build_segmenter(settings, CLASSES, fetch=False)
-    assert not any("grn" in name for name, _ in network.named_parameters())
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.uniform_()
     write(tmp_path, network, Card(CLASSES, settings, 64, None))
-    read_bundle(tmp_path)
+    again, _ = read_bundle(tmp_path)
+    assert any(isinstance(module, norm) for module in again.encoder.modules())
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(x).lesion, again(x).lesion)
+
+
+def test_bundle_that_started_from_a_model_is_read_without_it(tmp_path):
+    settings = ModelSettings(
+        encoder="test_efficientnet", weights="none", width=32, layers=1, start="/gone/run"
+    )
+    network = build_segmenter(settings, CLASSES, fetch=False)
+    write(tmp_path, network, Card(CLASSES, settings, 64, None))
+    _, card = read_bundle(tmp_path)
+    assert card.model == settings
+
+
+def test_bundle_states_license_and_digest_of_the_first_weights(bundle, tmp_path):
+    _, network, card = bundle
+    bound = replace(
+        card, weights_origin="a.b", weights_license="cc-by-nc-4.0", weights_sha256="ab" * 32
+    )
+    write(tmp_path, network, bound)
+    tree = json.loads((tmp_path / CARD).read_text("utf-8"))
+    assert tree["weights_license"] == "cc-by-nc-4.0"
+    assert tree["weights_sha256"] == "ab" * 32
+    assert read_card(tmp_path) == bound
 
 
 def test_a_newer_format_is_said_to_be(bundle, tmp_path):
@@ -89,13 +123,21 @@ def test_a_newer_format_is_said_to_be(bundle, tmp_path):
         read_card(tmp_path)
 
 
-def test_a_model_of_the_first_format_is_read(bundle, tmp_path):
+@pytest.mark.parametrize("older", [1, 2])
+def test_bundle_of_an_older_format_is_refused(bundle, tmp_path, older):
+    """With its own settings and words, so that the sentence is what a user meets."""
     folder, _, card = bundle
     tree = json.loads((folder / CARD).read_text("utf-8"))
-    (tmp_path / CARD).write_text(json.dumps(tree | {"format": 1}))
+    tree["weights_licence"] = tree.pop("weights_license")
+    del tree["weights_sha256"]
+    tree["model"] = {"encoder": "atto", "weights": "none", "width": 32, "layers": 1}
+    (tmp_path / CARD).write_text(json.dumps(tree | {"format": older}))
     (tmp_path / "model.safetensors").write_bytes((folder / card.weights).read_bytes())
-    _, read = read_bundle(tmp_path)
-    assert read.sha256 == card.sha256
+    for read in (read_card, read_bundle, read_weights):
+        with pytest.raises(DataError, match="was written by an older version") as caught:
+            read(tmp_path)
+        assert caught.value.needed == "a model of format 3"
+        assert caught.value.fix == "train the model again"
 
 
 @pytest.mark.parametrize("written", [0, 1])

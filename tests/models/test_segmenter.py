@@ -1,22 +1,20 @@
 import pytest
 import torch
-from timm.layers.grn import GlobalResponseNorm
 
-from plantseg_next.errors import UsageError
 from plantseg_next.experiment import ModelSettings
-from plantseg_next.models import encoder as encoder_module
 from plantseg_next.models.decoder import Decoder, sine_position
-from plantseg_next.models.encoder import Encoder, Origin, ResponseNorm
 from plantseg_next.models.segmenter import Scores, Segmenter, build_segmenter
 from plantseg_next.structures import ClassMap
 
 CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust", "blight"), has_leaf=True)
 
 
-@pytest.fixture(scope="module")
-def network() -> Segmenter:
+@pytest.fixture(scope="module", params=["convnextv2_atto", "test_efficientnet"])
+def network(request) -> Segmenter:
     torch.manual_seed(0)
-    return build_segmenter(ModelSettings(), CLASSES).eval()
+    return build_segmenter(
+        ModelSettings(encoder=request.param, start="random"), CLASSES
+    ).eval()
 
 
 @pytest.mark.parametrize(("h", "w"), [(32, 32), (64, 96), (160, 64)])
@@ -30,7 +28,9 @@ def test_scores_fit_pictures_of_any_size(network, h, w):
 
 
 def test_a_data_set_without_diseases_has_no_disease_scores():
-    network = build_segmenter(ModelSettings(), ClassMap(("lesion",)))
+    network = build_segmenter(
+        ModelSettings(encoder="test_convnext", start="random"), ClassMap(("lesion",))
+    )
     assert network(torch.rand(1, 3, 32, 32)).disease.shape == (1, 0)
 
 
@@ -101,57 +101,13 @@ def test_a_position_is_that_of_the_cell_in_pixels():
     assert len({tuple(row.tolist()) for row in fine.reshape(9, 32)}) == 9
 
 
-def test_an_unknown_size_is_refused():
-    with pytest.raises(UsageError, match="The encoder size is 'mega'"):
-        Encoder("mega")
-
-
-def test_weights_out_of_reach_are_said_to_be(monkeypatch):
-    def unreachable(*_, **__):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(encoder_module.timm, "create_model", unreachable)
-    with pytest.raises(UsageError, match="could not be fetched: no route to host"):
-        Encoder("atto", weights="permissive")
-
-
-def test_the_licence_of_the_weights_is_told():
-    bound = Origin("convnextv2_atto.fcmae_ft_in1k", "cc-by-nc-4.0")
-    assert "no commercial use" in bound.notice
-    assert "no commercial use" not in Origin("convnext_atto.d2_in1k", "apache-2.0").notice
-    assert Origin().notice == "weights: random start, no licence attached"
-
-
-@pytest.mark.parametrize("size", list(encoder_module.SIZES))
-def test_published_weights_carry_the_licence_we_say(size):
-    """timm's own tables, read without the network."""
-    v2 = encoder_module.timm.get_pretrained_cfg(f"convnextv2_{size}")
-    assert v2.license == "cc-by-nc-4.0" or not v2.has_weights
-    free = encoder_module.timm.get_pretrained_cfg(encoder_module.SIZES[size])
-    assert free.license == "apache-2.0"
-
-
-def test_response_normalisation_is_that_of_timm():
-    torch.manual_seed(0)
-    for last in (True, False):
-        theirs = GlobalResponseNorm(8, channels_last=last)
-        torch.nn.init.normal_(theirs.weight)
-        torch.nn.init.normal_(theirs.bias)
-        x = torch.randn(2, 5, 6, 8) if last else torch.randn(2, 8, 5, 6)
-        torch.testing.assert_close(ResponseNorm(theirs)(x), theirs(x))
-
-
-def test_a_network_of_ours_has_no_norm_of_theirs():
-    network = build_segmenter(ModelSettings(), CLASSES)
-    kinds = [type(m) for m in network.modules()]
-    assert kinds.count(ResponseNorm) > 0
-    assert GlobalResponseNorm not in kinds
-
-
 @pytest.mark.parametrize("parts", [("stage_1", "stage_3"), ("decoder", "fine")])
-def test_what_is_recomputed_changes_nothing(parts):
+@pytest.mark.parametrize("encoder", ["convnextv2_atto", "test_efficientnet"])
+def test_what_is_recomputed_changes_nothing(encoder, parts):
     torch.manual_seed(0)
-    network = build_segmenter(ModelSettings(dropout=0.3, width=32), CLASSES)
+    network = build_segmenter(
+        ModelSettings(encoder=encoder, start="random", dropout=0.3, width=32), CLASSES
+    )
     image = torch.rand(2, 3, 64, 64)
     found = []
     for recomputed in ((), parts):
@@ -174,7 +130,22 @@ def test_a_stripe_is_a_part_of_the_whole(rows):
 
 
 def test_bytes_are_pictures_too():
-    network = build_segmenter(ModelSettings(), CLASSES).eval()
+    network = build_segmenter(
+        ModelSettings(encoder="test_convnext", start="random"), CLASSES
+    ).eval()
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         torch.testing.assert_close(network(image).lesion, network(image / 255).lesion)
+
+
+def test_segmenter_normalizes_as_the_weights_of_the_encoder_expect():
+    """EfficientNet-Lite's weights were trained on images in [-1, 1], ConvNeXt-V2's not."""
+    lite, v2 = (
+        build_segmenter(ModelSettings(encoder=name), CLASSES, fetch=False)
+        for name in ("tf_efficientnet_lite1", "convnextv2_atto")
+    )
+    image = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3).expand(1, 3, 1, 3)
+    expected = torch.tensor([-1.0, 0.0, 1.0]).expand(1, 3, 1, 3)
+    torch.testing.assert_close(lite._normalised(image), expected)
+    torch.testing.assert_close(v2.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
+    torch.testing.assert_close(v2.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))

@@ -66,7 +66,10 @@ def gradients(
 def test_micro_batches_give_the_gradient_of_the_large_batch(size):
     """For losses that join the whole batch too: overlaps and hardest pixels."""
     torch.manual_seed(0)
-    network = build_segmenter(ModelSettings(dropout=0.0, width=32), CLASSES)
+    network = build_segmenter(
+        ModelSettings(encoder="test_convnext", start="random", dropout=0.0, width=32),
+        CLASSES,
+    )
     batch = make_batch(4)
     whole, parts = gradients(network, [batch]), gradients(network, split(batch, size))
     assert whole.keys() == parts.keys()
@@ -79,7 +82,10 @@ def test_micro_batches_give_the_gradient_of_the_large_batch(size):
 @pytest.mark.parametrize("rows", [16, 24])
 def test_stripes_give_the_gradient_of_whole_tiles(size, rows):
     torch.manual_seed(0)
-    network = build_segmenter(ModelSettings(dropout=0.0, width=32), CLASSES)
+    network = build_segmenter(
+        ModelSettings(encoder="test_convnext", start="random", dropout=0.0, width=32),
+        CLASSES,
+    )
     batches = split(make_batch(4), size)
     whole, striped = gradients(network, batches), gradients(network, batches, rows)
     for name, expected in whole.items():
@@ -90,7 +96,10 @@ def test_stripes_give_the_gradient_of_whole_tiles(size, rows):
 def test_the_mean_of_micro_batches_would_not_be_enough():
     """The test above is one that plain accumulation fails."""
     torch.manual_seed(0)
-    network = build_segmenter(ModelSettings(dropout=0.0, width=32), CLASSES)
+    network = build_segmenter(
+        ModelSettings(encoder="test_convnext", start="random", dropout=0.0, width=32),
+        CLASSES,
+    )
     batch = make_batch(4)
     whole = gradients(network, [batch])["lesion_head.weight"]
     plain = sum(gradients(network, [b])["lesion_head.weight"] for b in split(batch, 1)) / 4
@@ -99,7 +108,10 @@ def test_the_mean_of_micro_batches_would_not_be_enough():
 
 def test_both_passes_of_a_micro_batch_drop_the_same():
     torch.manual_seed(0)
-    network = build_segmenter(ModelSettings(dropout=0.5, width=32), CLASSES).train()
+    network = build_segmenter(
+        ModelSettings(encoder="test_convnext", start="random", dropout=0.5, width=32),
+        CLASSES,
+    ).train()
     seen: list[torch.Tensor] = []
 
     def watching(image):
@@ -115,7 +127,9 @@ def test_both_passes_of_a_micro_batch_drop_the_same():
 
 
 def test_a_row_teaches_only_the_heads_it_is_annotated_for():
-    network = build_segmenter(ModelSettings(width=32), CLASSES)
+    network = build_segmenter(
+        ModelSettings(encoder="test_convnext", start="random", width=32), CLASSES
+    )
     batch = make_batch(2)
     unknown = Batch(
         batch.image,
@@ -134,7 +148,9 @@ def test_a_row_teaches_only_the_heads_it_is_annotated_for():
 @pytest.mark.parametrize("rarity", [0.0, 1.5])
 def test_points_on_lesions_and_on_none_count_alike(rarity):
     torch.manual_seed(0)
-    network = build_segmenter(ModelSettings(width=32), CLASSES).eval()
+    network = build_segmenter(
+        ModelSettings(encoder="test_convnext", start="random", width=32), CLASSES
+    ).eval()
     batch = make_batch(2)
     weights = LossSettings(points=0.5)
     with torch.no_grad():
@@ -161,7 +177,9 @@ def test_points_on_lesions_and_on_none_count_alike(rarity):
 
 
 def test_a_part_of_weight_zero_is_left_out():
-    network = build_segmenter(ModelSettings(width=32), CLASSES)
+    network = build_segmenter(
+        ModelSettings(encoder="test_convnext", start="random", width=32), CLASSES
+    )
     batch = make_batch(1)
     weights = LossSettings()
     tally = supervised_tally(network(batch.image), batch, weights)

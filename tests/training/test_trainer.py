@@ -39,7 +39,7 @@ from plantseg_next.training.watching.watchers import Event, Validation, Watcher
 CPU = Device("cpu", "test", has_bfloat16=False)
 SETTINGS = Experiment(
     data=DataSettings(tile_px=64, workers=0),
-    model=ModelSettings(width=32, layers=1),
+    model=ModelSettings(encoder="test_convnext", start="random", width=32, layers=1),
     training=TrainingSettings(
         minutes=None, steps=4, batch=2, validations=2, precision="float32"
     ),
@@ -514,12 +514,56 @@ def test_deep_layers_learn_slowly_from_published_weights():
             assert all(p.ndim == 1 for p in group["params"])
 
 
-def test_bfloat16_is_used_where_the_device_has_it():
-    auto = TrainingSettings()
-    assert uses_bfloat16(auto, Device("cpu", "new", has_bfloat16=True))
-    assert not uses_bfloat16(auto, CPU)
-    forced = TrainingSettings(precision="bfloat16")
+@pytest.mark.parametrize(
+    ("start", "decay"), [("imagenet", 0.75), ("/a/run", 0.75), ("random", 1.0)]
+)
+def test_layer_decay_by_default_is_for_pretrained_weights_alone(start, decay):
+    settings = SETTINGS.with_settings(
+        ["model.encoder=test_efficientnet", f"model.start={start}", "training.rate=1"]
+    )
+    network = build_segmenter(settings.model, _classes(), fetch=False)
+    groups = parameter_groups(network, settings)
+    peaks = sorted({group["peak"] for group in groups})
+    assert peaks == sorted({decay**depth for depth in range(7)})
+    n_in_groups = sum(p.numel() for g in groups for p in g["params"])
+    assert n_in_groups == sum(p.numel() for p in network.parameters())
+
+
+def test_layer_decay_makes_the_stem_slowest():
+    network = build_segmenter(SETTINGS.model, _classes())
+    fine = SETTINGS.with_settings(["training.layer_decay=0.5", "training.rate=1"])
+    peaks = {
+        id(p): group["peak"]
+        for group in parameter_groups(network, fine)
+        for p in group["params"]
+    }
+    layers = [network.encoder.network.stem_0]
+    layers += [network.encoder.network[f"stages_{i}"] for i in range(4)]
+    layers += [network.decoder]
+    found = [{peaks[id(p)] for p in layer.parameters()} for layer in layers]
+    assert found == [{2.0**-n} for n in (5, 4, 3, 2, 1, 0)]
+
+
+def test_bfloat16_on_a_cpu_is_for_convnext_alone():
+    new = Device("cpu", "new", has_bfloat16=True)
+    for name, pays in (("convnextv2_atto", True), ("tf_efficientnet_lite1", False)):
+        auto = Experiment(model=ModelSettings(encoder=name))
+        assert uses_bfloat16(auto, new) == pays
+        assert not uses_bfloat16(auto, CPU)
+
+
+@pytest.mark.parametrize("name", ["convnextv2_atto", "tf_efficientnet_lite1"])
+def test_bfloat16_on_a_gpu_is_used_where_it_computes_in_it(name):
+    auto = Experiment(model=ModelSettings(encoder=name))
+    assert uses_bfloat16(auto, Device("cuda", "new", has_bfloat16=True))
+    assert not uses_bfloat16(auto, Device("cuda", "old", has_bfloat16=False))
+
+
+def test_bfloat16_may_be_forced_and_forbidden():
+    forced = Experiment(training=TrainingSettings(precision="bfloat16"))
     assert uses_bfloat16(forced, CPU)
+    forbidden = Experiment(training=TrainingSettings(precision="float32"))
+    assert not uses_bfloat16(forbidden, Device("cuda", "new", has_bfloat16=True))
 
 
 def test_a_gpu_that_is_not_there_is_refused():

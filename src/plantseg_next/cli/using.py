@@ -11,6 +11,7 @@ from plantseg_next.cli.app import AsJson, Classes, Model, Out, Pictures, app
 from plantseg_next.errors import UsageError
 
 if TYPE_CHECKING:
+    from plantseg_next.api import DemoResult
     from plantseg_next.inference.records import Written
 
 
@@ -50,22 +51,34 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: Model,
-    pictures: Pictures,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[MODEL] IMAGES",
+            help="An image, or a folder of them; before it, a run or one of its models. "
+            "Without a model, the starter model that comes with the package measures.",
+        ),
+    ],
     out: Out = Path("predictions"),
     min_lesion_px: Annotated[
-        int, typer.Option(min=1, help="Smaller lesions, in pixels, are not counted.")
+        int,
+        typer.Option(
+            min=1,
+            help="Smaller lesions are not counted; in pixels at the scale at which the "
+            "model sees the image.",
+        ),
     ] = 20,
 ) -> None:
-    """Measure new pictures: severity, lesions, masks, overlays.
+    """Measure images: severity, lesions, masks, overlays.
 
-    Ends with exit code 1 if a picture could not be read; the others are measured.
+    Ends with exit code 1 if an image could not be read; the others are measured.
     """
     from plantseg_next import api
 
+    model, images = _model_and_images(paths)
     with progress_bars() as progress:
         found = api.predict(
-            model, pictures, out, min_lesion_px=min_lesion_px, progress=progress
+            model, images, out, min_lesion_px=min_lesion_px, progress=progress
         )
     print(_table(found))
     print(f"{len(found.rows)} pictures measured: {out / 'severity.csv'}")
@@ -101,10 +114,10 @@ def pseudo_label(
 @app.command()
 def demo(
     out: Out = Path("demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 600,
-    leaves: Annotated[int, typer.Option(min=40, help="Leaves to draw.")] = 240,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 200,
+    leaves: Annotated[int, typer.Option(min=40, help="Leaves to draw.")] = 120,
 ) -> None:
-    """Draw leaves, check, train, evaluate and predict them."""
+    """Measure drawn leaves with the starter model, refine it on 20 masks, measure again."""
     from plantseg_next import api
 
     with bars() as bar:
@@ -114,16 +127,47 @@ def demo(
             leaves=leaves,
             watchers=[TrainingBar(bar)],
             say=bar.console.print,
+            on_measured=lambda table, _: bar.console.print(
+                "measured by the starter model, before any training:\n" + _table(table)
+            ),
             progress=Told(bar),
         )
-    print(done.report.to_text())
-    print(_table(done.predicted))
+    print("measured by the refined model:\n" + _table(done.refined))
+    print(_comparison(done))
     print(
         f"\nmodel:     {done.trained.folder / 'best'}\n"
-        f"report:    {done.folder / 'report'}\n"
-        f"severity:  {done.folder / 'predictions' / 'severity.csv'}\n"
-        f"overlays:  {done.folder / 'predictions' / 'overlays'}"
+        f"before:    {done.folder / 'before'}\n"
+        f"after:     {done.folder / 'after'}\n"
+        "Each folder holds severity.csv, masks, overlays and a report."
     )
+
+
+def _comparison(done: "DemoResult") -> str:
+    """Return how the two models compare with the exact masks, as aligned text."""
+    title = "against the exact masks of the test leaves"
+    lines = [f"\n{title:<44}{'before':>8}{'after':>8}"]
+    pairs = (
+        ("lesion Dice", "lesion_dice"),
+        ("leaf IoU", "leaf_iou"),
+        ("concordance of severity", "rho_c"),
+    )
+    for what, name in pairs:
+        values = (
+            (r.severity.rho_c if name == "rho_c" else getattr(r, name)).value
+            for r in (done.before, done.after)
+        )
+        lines.append(f"{what:<44}" + "".join(f"{value:8.3f}" for value in values))
+    return "\n".join(lines)
+
+
+def _model_and_images(paths: list[Path]) -> tuple[Path | None, Path]:
+    if len(paths) > 2:
+        raise UsageError(
+            f"predict got {len(paths)} paths.",
+            needed="one folder or image, or a model and one folder or image",
+            fix="put the images into one folder",
+        )
+    return (paths[0] if len(paths) > 1 else None), paths[-1]
 
 
 def _one_split(name: str) -> Literal["train", "val", "test", "all"]:

@@ -45,6 +45,12 @@ class Predictor:
     long_side_px: int | None
     tiles_at_once: int = TILES_AT_ONCE
 
+    def scale(self, size_hw: tuple[int, int]) -> float:
+        """Return the factor by which an image of this size is shrunk first, at most 1."""
+        return (
+            1.0 if self.long_side_px is None else min(1.0, self.long_side_px / max(size_hw))
+        )
+
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Prediction:
         """Return the prediction for an upright RGB picture, at its own size."""
         small = shrink_to(image, self.long_side_px)

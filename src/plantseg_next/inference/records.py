@@ -49,7 +49,7 @@ class Written:
 
 
 PICTURE_COLUMNS = (
-    "image", "disease", "disease_probability", "width", "height", "leaf_px",
+    "image", "disease", "disease_probability", "width", "height", "scale", "leaf_px",
     "lesion_px", "severity_pct", "affected_pct_of_image", "denominator", "n_lesions",
     "n_lesions_off_leaf", "min_lesion_px", "mean_lesion_px", "median_lesion_px",
     "max_lesion_px", "mean_confidence", "mask", "leaf_mask", "overlay", "model",
@@ -166,6 +166,7 @@ class RecordWriter:
         image: UInt8[np.ndarray, "h w 3"],
         assessment: Assessment,
         *,
+        scale: float = 1.0,
         notes: Sequence[str] = (),
     ) -> dict[str, Value]:
         """Write one picture's rows and pictures.
@@ -176,6 +177,7 @@ class RecordWriter:
                 folders stay apart.
             image: RGB, of the size of the masks.
             assessment: What was found.
+            scale: Factor by which the image was shrunk before the model saw it.
             notes: What is wrong with the picture, for people.
 
         Returns:
@@ -187,7 +189,7 @@ class RecordWriter:
         """
         self._refuse_name(name)
         row = picture_row(name, assessment, self.classes)
-        row |= {"model": self.model, "notes": "; ".join(notes)}
+        row |= {"scale": scale, "model": self.model, "notes": "; ".join(notes)}
         prediction = assessment.prediction
         with explained(self.folder):
             if self.masks:

@@ -23,11 +23,11 @@ from plantseg_next.files import write_atomically
 from plantseg_next.structures import ClassMap
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from plantseg_next.models.segmenter import Segmenter
 
-FORMAT = 2
+FORMAT = 3
 CARD = "model.json"
 
 
@@ -40,8 +40,9 @@ class Card:
         model: Shape of the network.
         tile_px: Side of the tiles it was trained on.
         long_side_px: Larger pictures are shrunk to this first; ``None``: never.
-        weights_origin: Where the encoder started, see ``models.encoder.Origin``.
-        weights_licence: Licence of those first weights; it binds the trained model.
+        weights_origin: Where the encoder started, see ``encoders.PretrainedSource``.
+        weights_license: License of those first weights; it binds the trained model.
+        weights_sha256: Digest of the file that they came in; empty without one.
         sources: Data sets it learned from.
         figures: How it was judged when it was written.
         sha256: Digest of the weights file; filled in by ``write_bundle``.
@@ -53,7 +54,8 @@ class Card:
     tile_px: int
     long_side_px: int | None
     weights_origin: str = "random"
-    weights_licence: str = "none"
+    weights_license: str = "none"
+    weights_sha256: str = ""
     sources: tuple[str, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     sha256: str = ""
@@ -62,8 +64,6 @@ class Card:
     @property
     def weights(self) -> str:
         """Name of the file that holds the weights."""
-        if self.format == 1:
-            return "model.safetensors"
         return f"model-{self.sha256[:16]}.safetensors"
 
 
@@ -106,6 +106,12 @@ def read_card(folder: Path) -> Card:
         )
     try:
         tree = json.loads(path.read_text("utf-8"))
+        if tree["format"] < FORMAT:
+            raise DataError(
+                f"`{path}` was written by an older version.",
+                needed=f"a model of format {FORMAT}",
+                fix="train the model again",
+            )
         if tree["format"] > FORMAT:
             raise DataError(
                 f"`{path}` was written by a newer version.",
@@ -131,15 +137,13 @@ def read_card(folder: Path) -> Card:
         ) from error
 
 
-def read_bundle(folder: Path) -> "tuple[Segmenter, Card]":
-    """Return the network, in eval mode on the CPU, and its card.
+def read_weights(folder: Path) -> "tuple[dict[str, Tensor], Card]":
+    """Return the tensors of a model, verified by their digest, and its card.
 
     Raises:
-        DataError: If the weights are missing, damaged or of another network.
+        DataError: If the weights are missing or damaged.
     """
     import safetensors.torch
-
-    from plantseg_next.models.segmenter import build_segmenter
 
     card = read_card(folder)
     path = folder / card.weights
@@ -154,12 +158,25 @@ def read_bundle(folder: Path) -> "tuple[Segmenter, Card]":
             needed="the weights as they were written",
             fix="take another copy, or the run's `last` in place of its `best`",
         )
+    return safetensors.torch.load(weights), card
+
+
+def read_bundle(folder: Path) -> "tuple[Segmenter, Card]":
+    """Return the network, in eval mode on the CPU, and its card.
+
+    Raises:
+        DataError: If the weights are missing, damaged or of another network.
+    """
+    from plantseg_next.models.segmenter import build_segmenter
+
+    state, card = read_weights(folder)
     network = build_segmenter(card.model, card.classes, fetch=False)
     try:
-        network.load_state_dict(safetensors.torch.load(weights))
+        network.load_state_dict(state)
     except RuntimeError as error:
         raise DataError(
-            f"`{path}` does not fit its `{CARD}`: {str(error).splitlines()[0]}",
+            f"`{folder / card.weights}` does not fit its `{CARD}`: "
+            f"{str(error).splitlines()[0]}",
             needed="weights and card of the same model",
             fix="take another copy of both",
         ) from error

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from plantseg_next.experiment import ModelSettings, Recomputed
 from plantseg_next.models.cpu_backward import GroupNorm
 from plantseg_next.models.decoder import Decoder, SeparableConv
-from plantseg_next.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from plantseg_next.models.encoders import Encoder, build_encoder
 from plantseg_next.structures import ClassMap
 
 DETAIL_CHANNELS = 24
@@ -124,6 +124,7 @@ class Segmenter(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        assert isinstance(encoder, nn.Module)  # noqa: S101 - a protocol cannot say so
         self.encoder = encoder
         self.decoder = Decoder(
             encoder.channels, width=width, layers=layers, dropout=dropout
@@ -149,8 +150,8 @@ class Segmenter(nn.Module):
             nn.Linear(width, len(classes.diseases)) if classes.diseases else None
         )
         self._recomputed: frozenset[Recomputed] = frozenset()
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1))
 
     def recompute(self, parts: Collection[Recomputed]) -> None:
         """Compute what these parts keep for the gradient again instead: less memory.
@@ -159,7 +160,7 @@ class Segmenter(nn.Module):
             parts: Stages of the encoder, the decoder, and "fine": what lies at stride 2.
         """
         self._recomputed = frozenset(parts)
-        self.encoder.recompute([n for n in range(1, 5) if f"stage_{n}" in parts])
+        self.encoder.set_checkpointing([n for n in range(1, 5) if f"stage_{n}" in parts])
 
     def forward(
         self,
@@ -177,7 +178,7 @@ class Segmenter(nn.Module):
                 the first, and each half is to see other channels of the encoder.
         """
         x = self._normalised(image)
-        stages = self.encoder(x)
+        stages: tuple[Tensor, ...] = self.encoder(x)
         if complementary:
             stages = tuple(complementary_channels(stage) for stage in stages)
         whole = self.summary(*stages)
@@ -284,14 +285,15 @@ def complementary_channels(stage: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 
 def build_segmenter(
     settings: ModelSettings, classes: ClassMap, *, fetch: bool = True
 ) -> Segmenter:
-    """Return a new network for these classes; ``fetch`` as in ``Encoder``.
+    """Return a new network for these classes; ``fetch`` as in ``build_encoder``.
 
     Raises:
-        UsageError: If published weights are asked for and cannot be fetched.
+        UsageError: If there is no such encoder, or its weights cannot be had.
+        DataError: If its weights are damaged.
     """
-    encoder = Encoder(
+    encoder = build_encoder(
         settings.encoder,
-        weights=settings.weights,
+        weights=settings.encoder_weights,
         drop_path=settings.drop_path,
         fetch=fetch,
     )

@@ -26,7 +26,12 @@ PLAIN = {"cut_mix": 0.0, "copy_paste": 0.0, "dynamic": False, "starts": 0.0, "ra
 
 def network(dropout=0.0):
     torch.manual_seed(0)
-    return build_segmenter(ModelSettings(width=32, layers=1, dropout=dropout), CLASSES)
+    return build_segmenter(
+        ModelSettings(
+            encoder="test_convnext", start="random", width=32, layers=1, dropout=dropout
+        ),
+        CLASSES,
+    )
 
 
 def drawn(n=2, size=64, n_strong=1, seed=0):

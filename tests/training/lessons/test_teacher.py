@@ -21,7 +21,10 @@ def student() -> nn.Module:
 
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
-    return build_segmenter(ModelSettings(width=32), ClassMap(("rust",), (), True))
+    return build_segmenter(
+        ModelSettings(encoder="test_convnext", start="random", width=32),
+        ClassMap(("rust",), (), True),
+    )
 
 
 def moved(network: nn.Module, by: float) -> nn.Module:
@@ -60,7 +63,9 @@ def test_the_first_update_copies_the_student():
 
 
 def test_the_teacher_never_trains():
-    settings = ModelSettings(width=32, layers=1, dropout=0.5)
+    settings = ModelSettings(
+        encoder="test_convnext", start="random", width=32, layers=1, dropout=0.5
+    )
     network = build_segmenter(settings, ClassMap(("rust",))).train()
     teacher = Teacher(network, decay=0.9)
     before = copy.deepcopy(teacher.network.state_dict())

