@@ -414,13 +414,22 @@ def _naming(pictures: Path) -> Callable[[Row], str]:
     return name
 
 
+def holds_model(path: Path) -> bool:
+    """Return whether a path is that of a model, or of a run with one."""
+    return any((folder / CARD).is_file() for folder in _model_folders(path))
+
+
+def _model_folders(path: Path) -> tuple[Path, Path]:
+    return path, path / "best"
+
+
 def find_model(path: Path) -> Path:
     """Return the folder of a model: the path itself, or ``best`` in a run.
 
     Raises:
         UsageError: If neither holds one.
     """
-    for folder in (path, path / "best"):
+    for folder in _model_folders(path):
         if (folder / CARD).is_file():
             return folder
     raise UsageError(

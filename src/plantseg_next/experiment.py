@@ -257,9 +257,9 @@ class TrainingSettings(_Part):
     clip: float = Field(1.0, gt=0)
     """Greatest norm of the gradient."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 on a GPU that computes in it; on a CPU that does, for ConvNeXt only:
-    the depthwise layers of other networks take longer in it."""
-    validations: int = Field(8, ge=1)
+    """auto: bfloat16 where the device computes in it. On a CPU, encoders other than
+    ConvNeXt stay in float32: their depthwise layers take longer in bfloat16."""
+    validations: int = Field(4, ge=1)
     """How often the run is judged on the validation split, evenly spaced."""
     checkpoint_minutes: float = Field(1.0, ge=0)
     """Between two checkpoints, besides those at validations; more where writing them
@@ -267,7 +267,7 @@ class TrainingSettings(_Part):
     after_collapse: Literal["go_on", "go_back"] = "go_on"
     """What to do when a validation finds no lesion at all and an earlier one did: go on
     and say so, or go back to the best checkpoint with half the rate."""
-    validation_pictures: int = Field(60, ge=1)
+    validation_pictures: int = Field(40, ge=1)
     """Most pictures of a validation, drawn once by the seed."""
 
     @property

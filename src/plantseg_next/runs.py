@@ -16,7 +16,7 @@ from plantseg_next.cores import keep_threads, take_free_cores
 from plantseg_next.data.layouts.outlines import keep_drawn
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.errors import StoppedError, UsageError
-from plantseg_next.experiment import Experiment
+from plantseg_next.experiment import Experiment, ModelSettings
 from plantseg_next.judging import labelled_rows
 from plantseg_next.learning import Plan, Sources, build_trainer, gather
 from plantseg_next.models.start import (
@@ -32,6 +32,7 @@ from plantseg_next.structures import ClassMap
 from plantseg_next.training.record import (
     MASKS,
     PLAN,
+    RECORD,
     Record,
     alone_in,
     facts,
@@ -124,6 +125,7 @@ def train(  # noqa: PLR0913 - what a user may say
             fix="--set data.max_tiles=1",
         )
     model = absolute_start(settings.model)
+    _refuse_bad_start(model, out, restart=restart)
     if restart and (earlier := set_aside(out)) is not None:
         say(f"what was in {out} is now in {earlier}")
         model = moved_start(model, out, earlier)
@@ -132,8 +134,6 @@ def train(  # noqa: PLR0913 - what a user may say
     told = partial(told_of, progress)
     if record is None:
         settings = settings.model_copy(update={"model": with_start(settings.model)})
-        # Before anything is read or written: is there such a network, are its weights?
-        starting_network(settings.model, ClassMap(("lesion",)))
         if find_device(settings.device).kind == "cpu":
             take_free_cores(say)
         manifest = gather(sources, settings, say=say, told=told("comparing pictures"))
@@ -164,6 +164,12 @@ def train(  # noqa: PLR0913 - what a user may say
             Manifest.read(out / MANIFEST_FILE), settings, record.pixels, str(sources)
         )
         return _run(plan, out, watchers, say, [*allowed, threads, *_changes(plan.manifest)])
+
+
+def _refuse_bad_start(model: ModelSettings, out: Path, *, restart: bool) -> None:
+    """Refuse weights that cannot be had, before anything is moved or written."""
+    if restart or not (out / RECORD).is_file():
+        starting_network(with_start(model), ClassMap(("lesion",)))
 
 
 def plan_for(

@@ -581,3 +581,15 @@ def test_encoder_drop_path_drops_branches_in_training_alone(drop_path, differ):
         draws = [encoder(drawn_image())[3] for _ in range(8)]
     assert differ != all(torch.equal(draw, draws[0]) for draw in draws)
     assert torch.equal(features(encoder)[3], features(encoder)[3])
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("test_convnext", torch.float32), ("convnextv2_atto", torch.bfloat16)],
+)
+def test_encoder_on_a_cpu_stays_in_float32_unless_convnext(name, dtype):
+    """Of the depthwise layers of other networks, the gradient is slow in bfloat16."""
+    encoder = build_encoder(name).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        stages = encoder(torch.rand(1, 3, 64, 64))
+    assert {stage.dtype for stage in stages} == {dtype}

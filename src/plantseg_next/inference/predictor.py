@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float16, Float32, UInt8
 
-from plantseg_next.data.tiling import TileGrid, shrink_to
+from plantseg_next.data.tiling import TileGrid, shrink_scale, shrink_to
 from plantseg_next.inference.backends import Backend, TorchBackend
 from plantseg_next.models.bundle import Card
 from plantseg_next.structures import ClassMap, Prediction
@@ -47,9 +47,7 @@ class Predictor:
 
     def scale(self, size_hw: tuple[int, int]) -> float:
         """Return the factor by which an image of this size is shrunk first, at most 1."""
-        return (
-            1.0 if self.long_side_px is None else min(1.0, self.long_side_px / max(size_hw))
-        )
+        return shrink_scale(size_hw, self.long_side_px)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Prediction:
         """Return the prediction for an upright RGB picture, at its own size."""

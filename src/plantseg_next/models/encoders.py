@@ -22,6 +22,7 @@ response normalization is computed with fewer maps in between.
 import difflib
 import math
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
@@ -155,7 +156,11 @@ class TimmEncoder(nn.Module):
         self, image: Float[Tensor, "b 3 h w"]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return c2, c3, c4 and c5 of a normalized image."""
-        c2, c3, c4, c5 = self.network(image)
+        # In bfloat16 an EfficientNet-Lite1 is slower on a CPU than in float32, because of
+        # its depthwise layers; what follows it is faster.
+        keeps = image.is_cpu and not self.name.startswith("convnext")
+        with torch.autocast("cpu", enabled=False) if keeps else nullcontext():
+            c2, c3, c4, c5 = self.network(image)
         return c2, c3, c4, c5
 
     def train(self, mode: bool = True) -> "TimmEncoder":

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plantseg_next.errors import UsageError
+from plantseg_next.errors import DataError, UsageError
 from plantseg_next.experiment import ModelSettings
 from plantseg_next.files import write_atomically
 from plantseg_next.models.bundle import CARD, read_card, read_weights
@@ -148,16 +148,27 @@ def network_of_run(
         resumed: Whether a checkpoint will be loaded: the model that the run started from
             may be gone.
     """
-    from plantseg_next.models.pretrained import PretrainedSource
     from plantseg_next.models.segmenter import build_segmenter
 
     path = folder / SOURCE
     if resumed and path.is_file():
-        source = PretrainedSource(**json.loads(path.read_text("utf-8")))
-        return build_segmenter(settings, classes, fetch=False), source
+        return build_segmenter(settings, classes, fetch=False), _read_source(path)
     network, source = starting_network(settings, classes)
     write_atomically(path, json.dumps(asdict(source), indent=1).encode())
     return network, source
+
+
+def _read_source(path: Path) -> "PretrainedSource":
+    from plantseg_next.models.pretrained import PretrainedSource
+
+    try:
+        return PretrainedSource(**json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"`{path}` cannot be read: {error!r}.",
+            needed="the file that says where the run's first weights came from",
+            fix="remove it where the model that training started from is still there",
+        ) from error
 
 
 def _with_classes(
