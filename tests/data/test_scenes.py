@@ -1,0 +1,130 @@
+"""The drawn scenes: exact, seeded, of every kind, and readable once on disk."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plantseg_next.data import scene_canvas, scenes
+from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.mask_values import decode_mask
+from plantseg_next.data.scenes import KINDS, draw_scene
+from plantseg_next.data.synthetic import DISEASES, draw_leaf, write_drawn_folder
+from plantseg_next.errors import UsageError
+from plantseg_next.structures import IGNORE
+
+SMALL = (96, 112)
+SEEDS = range(4)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return {
+        (kind, seed): draw_scene(seed, size_hw=SMALL, kind=kind)
+        for kind in KINDS
+        for seed in SEEDS
+    }
+
+
+def test_scene_of_same_seed_has_same_bytes(drawn):
+    for kind in KINDS:
+        first, again = drawn[kind, 1], draw_scene(1, size_hw=SMALL, kind=kind)
+        for part in ("image", "lesion", "leaf"):
+            np.testing.assert_array_equal(getattr(first, part), getattr(again, part))
+        assert first.disease == again.disease
+        assert not np.array_equal(first.image, drawn[kind, 2].image)
+
+
+def test_masks_have_known_values_and_lesions_lie_on_leaf(drawn):
+    for scene in drawn.values():
+        assert scene.image.shape == (*SMALL, 3)
+        assert scene.image.dtype == scene.lesion.dtype == scene.leaf.dtype == np.uint8
+        assert set(np.unique(scene.leaf)) <= {0, 1, IGNORE}
+        assert (scene.leaf[scene.lesion > 0] == 1).all()
+        shown = set(np.unique(scene.lesion)) - {0}
+        assert shown == ({DISEASES.index(scene.disease)} - {0})
+
+
+def test_every_kind_but_none_shows_leaf(drawn):
+    for (kind, _), scene in drawn.items():
+        if kind == "none":
+            assert not scene.leaf.any()
+            assert scene.disease == "healthy"
+    for kind in set(KINDS) - {"none"}:
+        shown = [bool((drawn[kind, seed].leaf == 1).any()) for seed in SEEDS]
+        assert sum(shown) >= 3
+    for kind in ("leaf", "soil", "canopy"):  # what lies on the ground is all in focus
+        assert all(IGNORE not in drawn[kind, seed].leaf for seed in SEEDS)
+
+
+def test_images_are_neither_black_nor_flat(drawn):
+    for scene in drawn.values():
+        assert scene.image.max() > 60
+        assert scene.image.std() > 1
+
+
+def test_shadows_do_not_change_masks(drawn, monkeypatch):
+    def leave_lit(*_):
+        return None
+
+    monkeypatch.setattr(scene_canvas, "darken", leave_lit)
+    monkeypatch.setattr(scenes, "darken", leave_lit)
+    for kind in ("leaf", "soil", "canopy", "foreground"):
+        lit = draw_scene(3, size_hw=SMALL, kind=kind)
+        np.testing.assert_array_equal(lit.leaf, drawn[kind, 3].leaf)
+        np.testing.assert_array_equal(lit.lesion, drawn[kind, 3].lesion)
+        if kind != "foreground":
+            assert not np.array_equal(lit.image, drawn[kind, 3].image)
+
+
+def test_dead_tissue_stays_leaf():
+    """Much of some leaf is dead, and all of that is leaf."""
+    fractions = []
+    for seed in range(40):
+        scene = draw_scene(seed, size_hw=(64, 64), kind="leaf")
+        if scene.disease == "blight":
+            fractions.append((scene.lesion > 0).sum() / (scene.leaf == 1).sum())
+    assert max(fractions) > 0.25
+
+
+def test_about_a_quarter_is_healthy_and_every_disease_occurs():
+    diseases = [draw_scene(seed, size_hw=(32, 32)).disease for seed in range(120)]
+    assert 0.15 < diseases.count("healthy") / len(diseases) < 0.5
+    assert set(diseases) == set(DISEASES)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"seed": -1}, "`seed` is -1.\n  needed: a whole number from 0"),
+        ({"size_hw": (16, 64)}, "needed: at least 32 rows and columns"),
+        ({"kind": "desert"}, "`kind` is 'desert'.\n  needed: one of leaf, soil"),
+    ],
+)
+def test_wrong_arguments_are_named(wrong, sentence):
+    with pytest.raises(UsageError) as error:
+        draw_scene(**{"seed": 0, **wrong})
+    assert sentence in str(error.value)
+
+
+def test_folder_of_scenes_is_read_as_drawn(tmp_path):
+    write_drawn_folder(tmp_path / "s", 12, seed=2, size_hw=(48, 64), scenes=True)
+    with (tmp_path / "s" / "index.csv").open(newline="") as file:
+        index = list(csv.DictReader(file))
+    assert [row["name"] for row in index] == [f"scene_{k:05}" for k in range(12)]
+    manifest = read_folder(tmp_path / "s")
+    coding = manifest.codings[manifest.rows[0].source]
+    for k, row in enumerate(index):
+        scene = draw_scene(2 * 1_000_003 + k, size_hw=(48, 64))
+        assert row["disease"] == scene.disease
+        with Image.open(tmp_path / "s" / "masks" / f"{row['name']}.png") as mask:
+            values = np.array(mask)
+        lesion, leaf = decode_mask(values, coding, manifest.classes)
+        np.testing.assert_array_equal(leaf, scene.leaf)
+        np.testing.assert_array_equal(lesion > 0, scene.lesion > 0)
+
+
+def test_single_leaves_are_drawn_as_before_scenes():
+    """The form of a leaf is drawn even where it is given, so streams stay in step."""
+    assert int(draw_leaf(7, size_hw=(64, 64)).image.sum()) > 0
