@@ -3,7 +3,7 @@
 Axes: h row, w column, j joint. Lengths are pixels, colors are in [0, 1].
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, pi, sin
 
 import cv2
@@ -72,6 +72,12 @@ def draw_fingers(
     root, tip = np.array(root_xy), np.array(tip_xy)
     along = (tip - root) / (np.linalg.norm(tip - root) + 1e-6)
     beside = np.array([-along[1], along[0]])
+    if n >= 3:  # the palm that they belong to
+        knuckle = root + 0.45 * (tip - root)
+        joints = np.array([root - 0.5 * (tip - root), root, knuckle])
+        wide = 0.95 * n * skin.radius_px
+        plain = replace(skin, nails=False)
+        covered = _draw_finger(rng, image, plain, light, joints, wide)
     order = rng.permutation(n).tolist()
     for k in order:
         off = (k - (n - 1) / 2) * 1.95 * skin.radius_px
@@ -107,7 +113,16 @@ def _draw_finger(
     joints: Float[np.ndarray, "j 2"],
     radius: float,
 ) -> Plane:
+    whole = np.zeros(image.shape[:2], np.float32)
+    # Only the part of the scene around the finger and its shadow is worked on.
+    reach = 2.2 * radius + 4
+    left, top = np.maximum(joints.min(axis=0) - reach, 0).astype(int).tolist()
+    right, bottom = (joints.max(axis=0) + reach).astype(int).tolist()
+    box = (slice(top, max(0, bottom)), slice(left, max(0, right)))
+    image, joints = image[box], joints - np.array([left, top])
     h, w = image.shape[:2]
+    if min(h, w) < 3:
+        return whole
     x = np.arange(w, dtype=np.float32)
     y = np.arange(h, dtype=np.float32)[:, None]
     depth = np.full((h, w), -1e4, np.float32)
@@ -128,7 +143,7 @@ def _draw_finger(
                 np.maximum(creases, fold, out=creases)
     alpha = np.clip(depth + 0.5, 0, 1)
     if not alpha.any():
-        return alpha
+        return whole
     level = np.clip(depth / radius, 0, 1)
     height = radius * np.sqrt(np.clip(level * (2 - level), 0, 1))
     height += 0.06 * smooth_noise(rng, (h, w), 1.8, 2)
@@ -140,7 +155,8 @@ def _draw_finger(
     lit = albedo * np.clip(shade, 0.25, 1.3)[..., None]
     darken(image, drop_shadow(alpha, light, 0.5 * radius), light)
     image += alpha[..., None] * (lit - image)
-    return alpha
+    whole[box] = alpha
+    return whole
 
 
 def _albedo(

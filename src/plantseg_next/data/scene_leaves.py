@@ -112,10 +112,11 @@ def draw_sprite(
         base = (0.42 * side_px, 0.5 * side_px)
         blade = Blade(base, 0.0, 1.1 * reach, 1.2 * reach, (0.5, 0.5))
         fields = trace_palmate(shape, size_hw, base, reach, 0.0)
-        return _finished(rng, species, fields, blade, disease)
+        return _cropped(_finished(rng, species, fields, blade, disease))
     blades = _whole(shape, species, side_px)
     fields = trace_blades(rng, blades, size_hw)
-    return _finished(rng, species, fields, blades[0], disease, len(blades) > 1)
+    several = len(blades) > 1
+    return _cropped(_finished(rng, species, fields, blades[0], disease, several))
 
 
 def _whole(rng: np.random.Generator, species: Species, side: int) -> tuple[Blade, ...]:
@@ -226,6 +227,26 @@ def _finished(
     if rng.random() < 0.12:
         _drops(rng, albedo, alpha)
     return Sprite(albedo, alpha, lesion, height, gloss, blade.base_xy, blade.length_px)
+
+
+def _cropped(sprite: Sprite) -> Sprite:
+    """Return the sprite without empty rows and columns: it is laid in less time."""
+    margin = 4
+    h, w = sprite.alpha.shape
+    x, y, width, height = cv2.boundingRect((sprite.alpha > 0).astype(np.uint8))
+    top, left = max(0, y - margin), max(0, x - margin)
+    box = (slice(top, y + height + margin), slice(left, x + width + margin))
+    if width == 0 or height == 0 or (h, w) == (height, width):
+        return sprite
+    return Sprite(
+        albedo=np.ascontiguousarray(sprite.albedo[box]),
+        alpha=np.ascontiguousarray(sprite.alpha[box]),
+        lesion=np.ascontiguousarray(sprite.lesion[box]),
+        height_px=np.ascontiguousarray(sprite.height_px[box]),
+        gloss=np.ascontiguousarray(sprite.gloss[box]),
+        base_xy=(sprite.base_xy[0] - left, sprite.base_xy[1] - top),
+        length_px=sprite.length_px,
+    )
 
 
 def trace_palmate(

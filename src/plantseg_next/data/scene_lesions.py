@@ -31,6 +31,7 @@ from plantseg_next.data.surfaces import cells, pick_color
 Plane = Float32[np.ndarray, "h w"]
 Rgb = Float32[np.ndarray, "h w 3"]
 
+_LEAST_CHANGE = 0.07  # of the color of lesions, or they are not drawn
 _DEAD = bytes.fromhex(
     "6b4a2b 4a3020 8a6238 a98a5f c9b48a dccfae 7b7468 9a948a 2a211c 171412 7a3f1e b07a3c"
 )
@@ -80,6 +81,7 @@ def infect(
         Lesion class ids, 0 for none and off the leaf; and the fraction of the gloss that
         is left.
     """
+    before = albedo.copy()
     lesion = np.zeros(tissue.fields.depth_px.shape, np.uint8)
     gloss = np.ones(lesion.shape, np.float32)
     if not tissue.on.any():
@@ -89,6 +91,12 @@ def infect(
         extent, look = forms[int(rng.choice(len(forms), p=odds))](rng, tissue)
         gloss *= paint_lesions(rng, albedo, extent, look)
         lesion[tissue.on & (extent.depth_px > 0)] = LESION_KINDS.index(disease) + 1
+    sick = lesion > 0
+    change = np.abs(albedo[sick] - before[sick]).max(axis=1, initial=0.0)
+    if change.size and float(change.mean()) < _LEAST_CHANGE:
+        # Pale spots on a pale leaf: a mask of what nobody can see would be noise.
+        albedo[:] = before
+        return np.zeros_like(lesion), np.ones_like(gloss)
     return lesion, gloss
 
 

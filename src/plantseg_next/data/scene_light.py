@@ -54,7 +54,7 @@ def sample_light(rng: np.random.Generator, hard_fraction: float = 0.5) -> Light:
         shadow_rgb=(left * (1 - blue), left, min(1.0, left * (1 + blue))),
         penumbra=log_uniform(rng, 0.02, 0.2) if hard else log_uniform(rng, 0.2, 1.0),
         relief=rng.uniform(0.6, 1.3) if hard else rng.uniform(0.25, 0.8),
-        glare=max(0.0, rng.uniform(-0.25, 0.7 if hard else 0.5)),
+        glare=max(0.0, rng.uniform(-0.25, 0.55 if hard else 0.45)),
     )
 
 
@@ -195,14 +195,27 @@ def _foliage_silhouette(rng: np.random.Generator, size_hw: tuple[int, int]) -> P
 def expose(rng: np.random.Generator, image: Rgb) -> Rgb:
     """Return the scene as bright as a camera's automatic exposure makes most scenes."""
     level = float(np.clip(image, 0, 1).mean()) + 1e-3
-    target = rng.uniform(0.3, 0.5)
+    target = rng.uniform(0.32, 0.52)
     factor = (target / level) ** rng.uniform(0.5, 0.95)
-    exposed: Rgb = image * np.float32(np.clip(factor, 0.85, 5.0))
+    # What is bright keeps its color, as a pale leaf on dark cloth does.
+    bright = float(np.quantile(image[::4, ::4].max(axis=2), 0.96)) + 1e-3
+    factor = min(factor, max(0.9, rng.uniform(0.8, 1.15) / bright))
+    exposed: Rgb = image * np.float32(np.clip(factor, 0.9, 5.0))
     return exposed
 
 
+def roll_off(image: Rgb) -> Rgb:
+    """Return the scene with highlights compressed, as film and cameras render them.
+
+    What is twice as bright as white would else be one flat patch, lesions included.
+    """
+    over = np.maximum(image - np.float32(0.7), 0)
+    rolled: Rgb = np.minimum(image, np.float32(0.7)) + np.float32(0.3) * np.tanh(2.2 * over)
+    return rolled
+
+
 def spoil(rng: np.random.Generator, image: Rgb) -> Rgb:
-    """Return the scene as a poor camera or a harsh light shows it: two or three faults.
+    """Return the scene as a poor camera or a harsh light shows it: one to three faults.
 
     The faults are a strong vignette, a color cast, a wrong exposure, a veil of stray
     light, clipped contrast, motion blur, defocus, few pixels, and noise.
@@ -220,7 +233,7 @@ def spoil(rng: np.random.Generator, image: Rgb) -> Rgb:
         elif fault == 2:
             low = rng.random() < 0.6
             image = image * np.float32(
-                log_uniform(rng, 0.35, 0.75) if low else log_uniform(rng, 1.25, 1.8)
+                log_uniform(rng, 0.45, 0.8) if low else log_uniform(rng, 1.25, 1.8)
             )
         elif fault == 3:
             veil = rng.uniform(0.08, 0.4)

@@ -69,51 +69,68 @@ def scatter_litter(rng: np.random.Generator, canvas: Canvas, n: int) -> None:
         )
 
 
-def grow_plant(
+def grow_plants(
     rng: np.random.Generator,
     canvas: Canvas,
     leaves: list[Sprite],
-    xy: tuple[float, float],
+    feet: list[tuple[float, float]],
     size_px: float,
     habit: str,
 ) -> None:
-    """Draw one young plant, seen from above.
+    """Draw young plants of one kind, seen from above.
 
     Args:
-        rng: Source of its form.
+        rng: Source of their form.
         canvas: The scene.
-        leaves: What its leaves look like.
-        xy: Column and row of its foot.
-        size_px: From the foot to the ends of its leaves.
+        leaves: What their leaves look like.
+        feet: Column and row of the foot of each.
+        size_px: From the foot to the ends of the leaves, typically.
         habit: rosette, shoot (leaves in pairs along a stem) or clover (leaflets in threes
             or fours at the ends of stalks).
     """
     layer = StrokeLayer(canvas.size_hw)
     stem = pick_color(rng, _STEMS)
     thick = max(0.7, size_px * rng.uniform(0.012, 0.03))
+    bright = rng.uniform(0.95, 1.5)  # leaves in the sun outshine soil
     places: list[Place] = []
-    if habit == "shoot":
-        places = _shoot(rng, layer, xy, size_px, stem, thick)
-    else:
-        n, turn = int(rng.integers(2, 10)), rng.uniform(0, 2 * pi)
-        for k in range(n):
-            angle = turn + k * 2.4 + rng.normal(0, 0.2)
-            reach = size_px * rng.uniform(0.6, 1.0)
-            if habit == "clover":
-                stalk = bowed_line(rng, xy, angle, 0.6 * reach, 0.2)
-                _stem(layer, stalk, thick, stem)
-                places += _leaflets(rng, stalk, 0.4 * reach)
-            else:
-                stalk = bowed_line(rng, xy, angle, reach * rng.uniform(0.1, 0.5), 0.1)
-                _stem(layer, stalk, thick, stem)
-                places.append(_at_end(rng, stalk, 0.7 * reach))
-    canvas.lay_strokes(layer, lift_px=0.05 * size_px, counts=True)
+    for xy in feet:
+        own = size_px * rng.uniform(0.6, 1.2)
+        if habit == "shoot":
+            places += _shoot(rng, layer, xy, own, stem, thick)
+        else:
+            places += _rosette(rng, layer, xy, own, stem, thick, habit == "clover")
+    canvas.lay_strokes(layer, lift_px=0.05 * size_px, counts=True, tone=bright)
     for k, place in enumerate(places):
         leaf = leaves[int(rng.integers(len(leaves)))]
         scaled = Place(place.xy, place.angle, place.scale / leaf.length_px, place.squash)
-        tone = rng.uniform(0.75, 1.1) * (0.8 + 0.2 * k / len(places))
+        tone = bright * rng.uniform(0.85, 1.1) * (0.8 + 0.2 * k / len(places))
         lift = size_px * rng.uniform(0.02, 0.14)
         canvas.lay(rng, leaf, scaled, lift_px=lift, tone=tone)
+
+
+def _rosette(
+    rng: np.random.Generator,
+    layer: StrokeLayer,
+    xy: tuple[float, float],
+    size_px: float,
+    stem: Color,
+    thick: float,
+    clover: bool,
+) -> list[Place]:
+    """Return the leaves around a foot; ``scale`` is their length."""
+    places = []
+    n, turn = int(rng.integers(2, 10)), rng.uniform(0, 2 * pi)
+    for k in range(n):
+        angle = turn + k * 2.4 + rng.normal(0, 0.2)
+        reach = size_px * rng.uniform(0.6, 1.0)
+        bare = 0.55 if clover else rng.uniform(0.1, 0.45)
+        stalk = bowed_line(rng, xy, angle, bare * reach, 0.15)
+        _stem(layer, stalk, thick, stem)
+        if clover:
+            places += _leaflets(rng, stalk, 0.45 * reach)
+        else:
+            places.append(_at_end(rng, stalk, (1 - bare) * reach))
+    return places
 
 
 def _shoot(

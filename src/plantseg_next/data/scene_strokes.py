@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from plantseg_next.data.blades import log_uniform
+
 _FINE = 2  # sub-pixels a pixel, each way
 _SHIFT = 3  # fractional bits of the coordinates that OpenCV is given
 
@@ -154,13 +156,14 @@ def scatter_straw(
     h, w = size_hw
     layer = StrokeLayer(size_hw)
     side = float(min(h, w))
-    typical = side * float(np.exp(rng.uniform(np.log(0.002), np.log(0.012))))
+    typical = side * log_uniform(rng, 0.0012, 0.006)
     for _ in range(n):
         color = _times(colors[int(rng.integers(len(colors)))], rng.normal(1, 0.15))
-        length = side * float(np.exp(rng.uniform(np.log(0.03), np.log(0.5))))
+        width = max(0.4, typical * rng.lognormal(0, 0.4))
+        length = max(side * log_uniform(rng, 0.03, 0.5), 14 * width)
         start = (rng.uniform(-0.1, 1.1) * w, rng.uniform(-0.1, 1.1) * h)
         points = bowed_line(rng, start, rng.uniform(0, 2 * pi), length, 0.12)
-        half = np.full(len(points), max(0.4, typical * rng.lognormal(0, 0.4)))
+        half = width * np.linspace(1.0, rng.uniform(0.3, 1.0), len(points))
         layer.ribbon(points, half, color, relief=rng.uniform(0.05, 0.3))
     return layer
 

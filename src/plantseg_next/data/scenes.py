@@ -27,6 +27,7 @@ from plantseg_next.data.scene_light import (
     darken,
     drop_shadow,
     expose,
+    roll_off,
     sample_light,
     spoil,
 )
@@ -35,7 +36,7 @@ from plantseg_next.data.scene_plants import (
     draw_leaves,
     fill_with_leaves,
     grow_grass,
-    grow_plant,
+    grow_plants,
     scatter_litter,
 )
 from plantseg_next.data.surfaces import (
@@ -113,7 +114,9 @@ def draw_scene(
         image = spoil(rng, image)
     numbers = np.unique(canvas.lesion)
     shown = DISEASES[int(numbers[-1])] if numbers.size else "healthy"
-    return DrawnLeaf(photograph(rng, image), canvas.lesion, canvas.leaf, shown, 0.0)
+    return DrawnLeaf(
+        photograph(rng, roll_off(image)), canvas.lesion, canvas.leaf, shown, 0.0
+    )
 
 
 def _check(seed: int, size_hw: tuple[int, int], kind: str | None) -> None:
@@ -190,11 +193,12 @@ def _soil_scene(
             rows=True,
         )
         return canvas
-    size = side * log_uniform(rng, 0.08, 0.55)
+    size = side * log_uniform(rng, 0.12, 0.75)
     if habit == "lying":
         leaves = draw_leaves(rng, sample_species(rng), int(1.4 * size), disease, 3)
-        for _ in range(int(rng.integers(1, 7))):
-            xy = (rng.uniform(0, 1) * w, rng.uniform(0, 1) * h)
+        for k in range(int(rng.integers(1, 7))):
+            low, high = (0.25, 0.75) if k == 0 else (0.0, 1.0)
+            xy = (rng.uniform(low, high) * w, rng.uniform(low, high) * h)
             place = Place(
                 xy, rng.uniform(0, 2 * pi), rng.uniform(0.7, 1.2), rng.uniform(0.7, 1),
                 "center",
@@ -205,12 +209,15 @@ def _soil_scene(
     species = any_species(rng)
     if habit == "clover":
         species = replace(species, form="obovate" if rng.random() < 0.7 else "ovate")
+    if rng.random() < 0.6:  # seedlings and legumes have broad leaves
+        species = replace(species, slenderness=max(species.slenderness, 0.5))
     leaf_px = size * {"rosette": 0.9, "shoot": 0.6, "clover": 0.55}[habit]
     leaves = draw_leaves(rng, species, int(leaf_px), disease, 3)
-    most = float(np.clip(0.35 * (side / size) ** 1.5, 1, 14))
-    for _ in range(max(1, int(rng.uniform(0.3, 1) * most))):
-        xy = (rng.uniform(0, 1) * w, rng.uniform(0, 1) * h)
-        grow_plant(rng, canvas, leaves, xy, size * rng.uniform(0.6, 1.2), habit)
+    most = float(np.clip(0.6 * (side / size) ** 1.5, 1.5, 14))
+    feet = [(rng.uniform(0.2, 0.8) * w, rng.uniform(0.2, 0.8) * h)]
+    others = round(rng.uniform(0.3, 1) * most) - 1
+    feet += [(rng.uniform(0, 1) * w, rng.uniform(0, 1) * h) for _ in range(others)]
+    grow_plants(rng, canvas, leaves, feet, size, habit)
     return canvas
 
 
@@ -243,8 +250,8 @@ def _behind(
             [0.9, 1.1, 0.7], np.float32
         )
     canvas = Canvas(ground, light)
-    if rng.random() < 0.4:
-        scatter_litter(rng, canvas, int(rng.integers(2, 8)))
+    if rng.random() < 0.5:
+        scatter_litter(rng, canvas, int(rng.integers(2, 10)))
     if rng.random() < 0.85:
         size = side * log_uniform(rng, 0.2, 1.0)
         leaves = draw_leaves(rng, any_species(rng), int(size), "healthy", 2)
@@ -284,8 +291,9 @@ def _foreground_scene(
     h, w = size_hw
     side = float(min(h, w))
     image, foliage = _behind(rng, size_hw, light)
-    canvas = Canvas(image, light)
-    far = side * rng.uniform(0.3, 0.6)  # the shadow falls far behind, out of focus
+    # A shadow falls far behind, where it is out of focus as well.
+    canvas = Canvas(image, replace(light, penumbra=max(0.4, light.penumbra)))
+    far = side * rng.uniform(0.2, 0.6)
     if rng.random() < 0.6:
         canvas.lay(rng, draw_framed(rng, size_hw, disease), None, lift_px=far)
     else:
@@ -299,7 +307,7 @@ def _foreground_scene(
             own = angle + rng.normal(0, 0.8)
             x, y = x - 0.5 * leaf.length_px * cos(own), y - 0.5 * leaf.length_px * sin(own)
             place = Place((x, y), own, rng.uniform(0.9, 1.3), rng.uniform(0.6, 1.0))
-            canvas.lay(rng, leaf, place, lift_px=0.1 * side)
+            canvas.lay(rng, leaf, place, lift_px=side * rng.uniform(0.03, 0.15))
     canvas.leaf[foliage & (canvas.leaf == 0)] = IGNORE
     return canvas
 

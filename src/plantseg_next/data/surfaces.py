@@ -150,7 +150,7 @@ def _sand(
 ) -> tuple[Plane, Plane]:
     dents = smooth_noise(rng, size_hw, dent_px, 4)
     grains = smooth_noise(rng, size_hw, 1.6)
-    height = 0.12 * dent_px * dents + 0.35 * grains
+    height = 0.12 * dent_px * dents + 0.22 * grains
     return height.astype(np.float32), grains
 
 
@@ -196,10 +196,12 @@ def _wet(rng: np.random.Generator, soil: Rgb, height: Plane) -> None:
     wet = np.clip(1.5 * (low - rng.uniform(-1.5, 0.5)), 0, 1)
     soil *= (1 - rng.uniform(0.2, 0.5) * wet)[..., None]
     if rng.random() < 0.5:
-        water = np.clip(4 * (low - rng.uniform(0.2, 1.2)), 0, 1)
-        sky = np.array(pick_color(rng, _SKIES), np.float32) * rng.uniform(0.4, 0.95)
+        water = np.clip(4 * (low - rng.uniform(0.6, 1.6)), 0, 1)
+        sky = np.array(pick_color(rng, _SKIES), np.float32) * rng.uniform(0.3, 0.8)
+        mud = soil.mean(axis=(0, 1))
+        sky = mud + np.float32(rng.uniform(0.1, 0.8)) * (sky - mud)
         mirror = np.clip(smooth_noise(rng, (h, w), 0.15 * side, 2), -1, 1)
-        weight = (water * np.clip(0.55 + 0.3 * mirror, 0, 1))[..., None]
+        weight = (water * np.clip(0.6 + 0.3 * mirror, 0, 1))[..., None]
         soil += weight * (sky - soil)
 
 
@@ -345,9 +347,10 @@ def draw_wall(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) 
     side = float(min(size_hw))
     color = np.array(pick_color(rng, _WALLS), np.float32)
     grain_px = log_uniform(rng, 1.2, 5.0)
-    height = rng.uniform(0.1, 0.9) * smooth_noise(rng, size_hw, grain_px, 2)
+    height = rng.uniform(0.05, 0.45) * smooth_noise(rng, size_hw, grain_px, 2)
+    speckle = rng.uniform(0.02, 0.15) * smooth_noise(rng, size_hw, rng.uniform(1.0, 2.5))
     stains = smooth_noise(rng, size_hw, side * rng.uniform(0.1, 0.5), 3)
-    tone = shade_relief(height, light) * (1 + rng.uniform(0.02, 0.12) * stains)
+    tone = shade_relief(height, light) * (1 + rng.uniform(0.02, 0.12) * stains + speckle)
     pores = smooth_noise(rng, size_hw, rng.uniform(1.5, 4))
     tone = tone - np.clip(pores - rng.uniform(2, 4), 0, 0.6)
     wall: Rgb = np.clip(tone, 0.05, 2).astype(np.float32)[..., None] * color
