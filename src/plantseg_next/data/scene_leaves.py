@@ -32,6 +32,7 @@ Rgb = Float32[np.ndarray, "h w 3"]
 _SAMPLES = 2048  # of the outline of a palmate leaf, by angle
 _DEAD = bytes.fromhex("8a6a48 6d4f33 a98c68 4d3a2a c2a884 9a8f84 7d4a2c 5e564e d6c7ab")
 _LEAF_FORMS = ("ovate", "lance", "lobed", "compound", "palmate", "obovate")
+_GROWN = {"obovate": "ovate"}  # as what it is grown before it is given its own outline
 _FORM_ODDS = (0.36, 0.2, 0.1, 0.1, 0.14, 0.1)
 _VEIN_COLORS = bytes.fromhex("7a2038 8a3a4a 6a2a50 d8d8a0 e8e8d0 c8c060 a83a30")
 _MARGIN_COLORS = bytes.fromhex("7a2a3a 8a3030 d8d0a0 5a2a40 c0b050 e0e0c0")
@@ -120,8 +121,7 @@ def draw_sprite(
 
 
 def _whole(rng: np.random.Generator, species: Species, side: int) -> tuple[Blade, ...]:
-    known = {"obovate": "ovate"}
-    blades = grow_blades(rng, (side, side), known.get(species.form, species.form))
+    blades = grow_blades(rng, (side, side), _GROWN.get(species.form, species.form))
     first = blades[0]
     if species.form == "compound":
         return _fitted(blades, side)
@@ -136,7 +136,16 @@ def _whole(rng: np.random.Generator, species: Species, side: int) -> tuple[Blade
         fullness=fullness if species.form == "obovate" else first.fullness,
         petiole=first.petiole if species.petiole else 0.0,
     )
-    return (blade,)
+    return (_ribbed(rng, blade),)
+
+
+def _ribbed(rng: np.random.Generator, blade: Blade) -> Blade:
+    """Return a blade, at times with the many close veins of gingers and bananas."""
+    if blade.veins == 0 or rng.random() > 0.15:
+        return blade
+    return replace(
+        blade, veins=rng.uniform(18, 45), vein_slant=rng.uniform(0.8, 2.5), lobes=(0.0, 0.0)
+    )
 
 
 def _fitted(blades: tuple[Blade, ...], side: int) -> tuple[Blade, ...]:
@@ -190,8 +199,9 @@ def draw_framed(
         blade = Blade(base, angle, 1.1 * reach, 1.2 * reach, (0.5, 0.5))
         fields = trace_palmate(rng, size_hw, base, reach, angle)
         return _finished(rng, species, fields, blade, disease)
-    known = {"obovate": "ovate"}
-    blades = grow_blades(rng, size_hw, form or known.get(species.form, species.form))
+    blades = grow_blades(rng, size_hw, form or _GROWN.get(species.form, species.form))
+    if len(blades) == 1:
+        blades = (_ribbed(rng, blades[0]),)
     fields = trace_blades(rng, blades, size_hw)
     return _finished(rng, species, fields, blades[0], disease, len(blades) > 1)
 
@@ -232,20 +242,19 @@ def _finished(
 def _cropped(sprite: Sprite) -> Sprite:
     """Return the sprite without empty rows and columns: it is laid in less time."""
     margin = 4
-    h, w = sprite.alpha.shape
     x, y, width, height = cv2.boundingRect((sprite.alpha > 0).astype(np.uint8))
     top, left = max(0, y - margin), max(0, x - margin)
     box = (slice(top, y + height + margin), slice(left, x + width + margin))
-    if width == 0 or height == 0 or (h, w) == (height, width):
+    if width == 0:  # no leaf at all: insects have eaten it
         return sprite
-    return Sprite(
-        albedo=np.ascontiguousarray(sprite.albedo[box]),
-        alpha=np.ascontiguousarray(sprite.alpha[box]),
-        lesion=np.ascontiguousarray(sprite.lesion[box]),
-        height_px=np.ascontiguousarray(sprite.height_px[box]),
-        gloss=np.ascontiguousarray(sprite.gloss[box]),
+    return replace(
+        sprite,
+        albedo=sprite.albedo[box],
+        alpha=sprite.alpha[box],
+        lesion=sprite.lesion[box],
+        height_px=sprite.height_px[box],
+        gloss=sprite.gloss[box],
         base_xy=(sprite.base_xy[0] - left, sprite.base_xy[1] - top),
-        length_px=sprite.length_px,
     )
 
 
@@ -418,8 +427,7 @@ def _drops(rng: np.random.Generator, albedo: Rgb, alpha: Plane) -> None:
 
 def draw_dead(rng: np.random.Generator, side_px: int) -> Sprite:
     """Return a dead leaf that has fallen: litter, of which no part is leaf or lesion."""
-    species = sample_species(rng)
-    leaf = draw_sprite(rng, species, side_px, "healthy")
+    leaf = draw_sprite(rng, sample_species(rng), side_px, "healthy")
     gray = leaf.albedo.mean(axis=2, keepdims=True)
     tone = gray / (float(gray.mean()) + 1e-6)
     color = np.array(pick_color(rng, _DEAD, 0.15), np.float32)

@@ -299,7 +299,8 @@ def _necrosis(rng: np.random.Generator, tissue: Tissue) -> Drawn:
     cell = max(3.0, size * rng.uniform(0.06, 0.3))
     reach = reach + rng.uniform(0.04, 0.25) * smooth_noise(rng, shape, cell, 3)
     reach = reach - rng.uniform(0, 0.1) * fields.vein
-    fraction = log_uniform(rng, 0.05, 0.6)
+    small = rng.random() < 0.5
+    fraction = log_uniform(rng, 0.05, 0.6) if small else rng.uniform(0.1, 0.6)
     level = float(np.quantile(reach[on], 1 - fraction))
     extent = _from_mask(reach > level, max(3.0, size * rng.uniform(0.03, 0.2)))
     body = pick_color(rng, _DEAD)

@@ -17,6 +17,7 @@ from plantseg_next.data.scene_leaves import (
     draw_sprite,
     sample_species,
 )
+from plantseg_next.data.scene_light import darken, distance_px, drop_shadow
 from plantseg_next.data.scene_strokes import (
     Color,
     Points,
@@ -29,6 +30,8 @@ from plantseg_next.data.surfaces import pick_color
 _STEMS = bytes.fromhex("6f8f3a 8aa050 5a7a34 9a9a58 8a5a4a a8b468")
 _GRASS = bytes.fromhex("4f8a2f 6aa83a 3c6e2e 86b848 5a8f6a 7a9f5a 9ab84a 2f5a34")
 _DEAD_GRASS = bytes.fromhex("d8923a c8a060 b8824a d8c088 a86a30 e0a850 8a6a48")
+_FRUIT = bytes.fromhex("c02a1e d8541e e0a020 5a2a5a 7a1e2a e8d040 e8e8e8 d87aa0")
+_BARK = bytes.fromhex("6a5440 8a7660 4a3a30 9a8a78 7a5a44")
 _SPOTS = {
     "rust": bytes.fromhex("b5651d 9a4a16 d08a30"),
     "powdery mildew": bytes.fromhex("dcdcd4 c8ccc4"),
@@ -306,6 +309,44 @@ def fill_with_leaves(
         place = Place((x, y), lean + rng.normal(0, spread), scale, squash, "center")
         tone = (0.45 + 0.6 * k / len(grid)) * rng.uniform(0.85, 1.15)
         canvas.lay(rng, leaf, place, lift_px=size_px * rng.uniform(0.02, 0.2), tone=tone)
+
+
+def hang_fruit(rng: np.random.Generator, canvas: Canvas, n: int) -> None:
+    """Draw round fruit or flower heads of one color; none is leaf or lesion."""
+    h, w = canvas.size_hw
+    side = min(h, w)
+    color = np.array(pick_color(rng, _FRUIT), np.float32)
+    typical = side * log_uniform(rng, 0.015, 0.12)
+    away = canvas.light.away_xy
+    for _ in range(n):
+        radius = max(1.5, typical * rng.lognormal(0, 0.25))
+        x, y = rng.uniform(0, w), rng.uniform(0, h)
+        far = distance_px((h, w), x, y) / np.float32(radius)
+        alpha = np.clip((1 - far) * radius + 0.5, 0, 1)
+        # The side that faces the light is bright, and mirrors it at one spot.
+        near = distance_px((h, w), x - 0.4 * radius * away[0], y - 0.4 * radius * away[1])
+        near /= np.float32(radius)
+        tone = np.clip(1.25 - 0.75 * near, 0.2, 1.25)
+        lit = tone[..., None] * color
+        lit += (0.6 * np.exp(-((near / 0.22) ** 2)))[..., None]
+        shadow = drop_shadow(alpha, canvas.light, 0.5 * radius)
+        darken(canvas.image, shadow, canvas.light)
+        canvas.image += alpha[..., None] * (lit - canvas.image)
+        canvas.cover(alpha)
+
+
+def grow_branches(rng: np.random.Generator, canvas: Canvas, n: int) -> None:
+    """Draw woody stems through the frame; they are no leaf."""
+    h, w = canvas.size_hw
+    side = min(h, w)
+    layer = StrokeLayer((h, w))
+    color = pick_color(rng, _BARK)
+    for _ in range(n):
+        start = (rng.uniform(-0.1, 1.1) * w, 1.1 * h)
+        line = bowed_line(rng, start, -pi / 2 + rng.normal(0, 0.6), 1.5 * side, 0.3)
+        half = side * log_uniform(rng, 0.006, 0.03) * np.linspace(1.0, 0.5, len(line))
+        layer.ribbon(line, half, color, relief=rng.uniform(0.1, 0.35))
+    canvas.lay_strokes(layer, lift_px=side * rng.uniform(0.01, 0.06), counts=False)
 
 
 def any_species(rng: np.random.Generator) -> Species:

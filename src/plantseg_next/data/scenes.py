@@ -35,8 +35,10 @@ from plantseg_next.data.scene_plants import (
     any_species,
     draw_leaves,
     fill_with_leaves,
+    grow_branches,
     grow_grass,
     grow_plants,
+    hang_fruit,
     scatter_litter,
 )
 from plantseg_next.data.surfaces import (
@@ -45,6 +47,7 @@ from plantseg_next.data.surfaces import (
     draw_soil,
     draw_wall,
     draw_wood,
+    lay_objects,
     lay_straw,
 )
 from plantseg_next.data.synthetic import DISEASES, DrawnLeaf, photograph
@@ -229,7 +232,11 @@ def _canopy_scene(
     canvas = Canvas(ground, light)
     size = side * log_uniform(rng, 0.25, 0.9)
     leaves = draw_leaves(rng, any_species(rng), int(size), disease, 3)
+    if rng.random() < 0.3:
+        grow_branches(rng, canvas, int(rng.integers(1, 4)))
     fill_with_leaves(rng, canvas, leaves, size, rng.uniform(1.2, 3.5))
+    if rng.random() < 0.12:
+        hang_fruit(rng, canvas, int(rng.integers(1, 9)))
     return canvas
 
 
@@ -259,6 +266,10 @@ def _behind(
     if rng.random() < 0.4:
         wide = side * log_uniform(rng, 0.01, 0.06)
         grow_grass(rng, canvas, "healthy", int(rng.integers(6, 40)), wide, rows=False)
+    if rng.random() < 0.3:
+        grow_branches(rng, canvas, int(rng.integers(1, 4)))
+    if rng.random() < 0.15:
+        hang_fruit(rng, canvas, int(rng.integers(1, 9)))
     if rng.random() < 0.35:
         lay_straw(rng, canvas.image, light, int(rng.integers(3, 20)))
     blur = side * log_uniform(rng, 0.004, 0.09)
@@ -408,6 +419,8 @@ def _empty_scene(
         canvas = Canvas(draw_wood(rng, size_hw, light), light)
     else:
         canvas = Canvas(draw_wall(rng, size_hw, light), light)
+    if rng.random() < 0.2:
+        lay_objects(rng, canvas.image, light)
     if rng.random() < 0.25:
         h, w = size_hw
         root = (rng.uniform(-0.1, 1.1) * w, 1.1 * h)

@@ -34,6 +34,7 @@ _WOODS = bytes.fromhex("a67c52 c8a273 7a5433 d9c2a0 5b3f29 8f8273 b5653a")
 _PAPERS = bytes.fromhex("f0efec e2dcdc c9c4bd a9a6a4 8a8f96 e9e2cf")
 _CLOTHS = bytes.fromhex("14161c 2b2f3d 0b0b0c 1f3a66 4a2f55 6d1f24 26432e 7c7f86 d8d2c6")
 _WALLS = bytes.fromhex("b7b2aa 8c8a86 d9d4c8 a98f7a 5e5d5c c7b299")
+_OBJECTS = bytes.fromhex("e8e6e0 d03a30 2a5ac0 e0b020 303030 c0c4c8 b87838 308050 d88aa0")
 _SKIES = bytes.fromhex("a8c4e6 dfe6ec f4f5f5 7fa8da c9d6dd")
 
 
@@ -226,6 +227,10 @@ def draw_sheet(rng: np.random.Generator, size_hw: tuple[int, int], light: Light)
         sheet = draw_wall(rng, size_hw, light)
     else:
         sheet = np.full((*size_hw, 3), pick_color(rng, _CLOTHS + _PAPERS), np.float32)
+        if rng.random() < 0.4:  # a leaf that somebody has cut out of its photograph
+            return np.full((*size_hw, 3), float(rng.random() < 0.4), np.float32)
+    if rng.random() < 0.15:
+        lay_objects(rng, sheet, light)
     # Light falls off towards one side, and a lamp may be mirrored.
     far = distance_px(size_hw, *(rng.uniform(-0.2, 1.2, 2) * size_hw[::-1]).tolist())
     far /= max(size_hw)
@@ -233,6 +238,28 @@ def draw_sheet(rng: np.random.Generator, size_hw: tuple[int, int], light: Light)
     if rng.random() < 0.15:
         sheet += (rng.uniform(0.1, 0.6) * np.exp(-((far / 0.25) ** 2)))[..., None]
     return sheet.astype(np.float32)
+
+
+def lay_objects(rng: np.random.Generator, sheet: Rgb, light: Light) -> None:
+    """Lay labels, rulers, coins, dishes and other colored things, in place."""
+    h, w = sheet.shape[:2]
+    side = min(h, w)
+    for _ in range(int(rng.integers(1, 4))):
+        mask = np.zeros((h, w), np.uint8)
+        center = (rng.uniform(0, w), rng.uniform(0, h))
+        size = side * log_uniform(rng, 0.08, 0.4)
+        if rng.random() < 0.4:
+            at = (round(center[0]), round(center[1]))
+            cv2.circle(mask, at, max(2, round(size / 2)), 255, -1, cv2.LINE_AA)
+        else:
+            flat = size * rng.uniform(0.15, 0.8)
+            corners = cv2.boxPoints((center, (size * 1.5, flat), rng.uniform(0, 180)))
+            cv2.fillPoly(mask, [np.round(corners).astype(np.int32)], 255, cv2.LINE_AA)
+        alpha = (mask / np.float32(255)).astype(np.float32)
+        darken(sheet, drop_shadow(alpha, light, side * rng.uniform(0.005, 0.03)), light)
+        tone = 1 + 0.08 * smooth_noise(rng, (h, w), 0.5 * side)
+        color = np.array(pick_color(rng, _OBJECTS), np.float32)
+        sheet += alpha[..., None] * (tone[..., None] * color - sheet)
 
 
 def _paper(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) -> Rgb:
