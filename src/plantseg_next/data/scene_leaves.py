@@ -116,8 +116,7 @@ def draw_sprite(
         return _cropped(_finished(rng, species, fields, blade, disease))
     blades = _whole(shape, species, side_px)
     fields = trace_blades(rng, blades, size_hw)
-    several = len(blades) > 1
-    return _cropped(_finished(rng, species, fields, blades[0], disease, several))
+    return _cropped(_finished(rng, species, fields, blades[0], disease, len(blades) > 1))
 
 
 def _whole(rng: np.random.Generator, species: Species, side: int) -> tuple[Blade, ...]:
@@ -233,10 +232,10 @@ def _finished(
         _soil_on(rng, albedo, size)
     np.clip(albedo, 0.01, 1.0, out=albedo)
     alpha = np.clip(fields.depth_px + 0.5, 0, 1)
-    height = fields.height_px
     if rng.random() < 0.12:
         _drops(rng, albedo, alpha)
-    return Sprite(albedo, alpha, lesion, height, gloss, blade.base_xy, blade.length_px)
+    base, length = blade.base_xy, blade.length_px
+    return Sprite(albedo, alpha, lesion, fields.height_px, gloss, base, length)
 
 
 def _cropped(sprite: Sprite) -> Sprite:
@@ -295,11 +294,11 @@ def trace_palmate(
     radius, turn = cv2.cartToPolar(dx, dy)
     turn = (turn - np.float32(angle) + pi) % (2 * pi) - pi
     index = np.clip((turn + pi) * ((_SAMPLES - 1) / (2 * pi)), 0, _SAMPLES - 1)
-    table = np.gradient(outline) * (_SAMPLES / (2 * pi))
-    aslant = (1 / np.sqrt(1 + (table / np.maximum(outline, 0.05)) ** 2)).astype(np.float32)
-    index = index.astype(np.int32)
-    edge = outline[index] * reach_px
-    depth = (edge - radius) * aslant[index]
+    slope = np.gradient(outline) * (_SAMPLES / (2 * pi)) / np.maximum(outline, 0.05)
+    aslant = (1 / np.sqrt(1 + slope**2)).astype(np.float32)
+    at = index.astype(np.int32)
+    edge = outline[at] * reach_px
+    depth = (edge - radius) * aslant[at]
 
     nearest = np.clip(np.round(turn / spread), -(n // 2), n // 2)
     off = turn - nearest * np.float32(spread)
