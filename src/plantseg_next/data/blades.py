@@ -18,7 +18,10 @@ FAR = 1e4
 
 _SAMPLES = 2048  # of the half width along a blade
 _PETIOLE = 0.2  # length of the petiole over that of the blade
-_SHARES = (0.46, 0.2, 0.12, 0.12, 0.10)  # ovate, lance, grass, lobed, compound
+FORMS = ("ovate", "lance", "grass", "lobed", "compound")
+"""Forms of leaves, as ``grow_blades`` names them."""
+
+_SHARES = (0.46, 0.2, 0.12, 0.12, 0.10)  # how often each form is drawn
 _SLENDERNESS = ((0.3, 0.75), (0.14, 0.34), (0.03, 0.14), (0.5, 0.85), (0.4, 0.7))
 _GREENS = bytes.fromhex(
     "5c701a 455712 667d2e 85942b 3d6629 59784f 3d6354 579926 75b31f 999e33"
@@ -152,9 +155,23 @@ class BladeFields:
     height_px: Float32[np.ndarray, "h w"]
 
 
-def grow_blades(rng: np.random.Generator, size_hw: tuple[int, int]) -> tuple[Blade, ...]:
-    """Return the blades of one leaf, set in the frame whole or magnified."""
-    form = int(rng.choice(5, p=_SHARES))
+def grow_blades(
+    rng: np.random.Generator, size_hw: tuple[int, int], form: str | None = None
+) -> tuple[Blade, ...]:
+    """Return the blades of one leaf, set in the frame whole or magnified.
+
+    Args:
+        rng: Source of shape and place.
+        size_hw: Rows and columns of the frame.
+        form: One of ``FORMS``; ``None`` draws it.
+    """
+    drawn = FORMS[int(rng.choice(5, p=_SHARES))]
+    return _grow(rng, size_hw, FORMS.index(form or drawn))
+
+
+def _grow(
+    rng: np.random.Generator, size_hw: tuple[int, int], form: int
+) -> tuple[Blade, ...]:
     grass, lobed, compound = form == 2, form == 3, form == 4
     least, most = _SLENDERNESS[form]
     side = float(min(size_hw))

@@ -1,97 +1,69 @@
 """Drawn scenes with exact masks: many leaves, natural ground, hard light, hands.
 
-``synthetic.draw_leaf`` draws one leaf on paper or before a blurred ground. A model that has
-seen only that takes the shadow beside a leaf for leaf, soil and undergrowth for lesions,
-and leaves dead tissue out of the leaf. Here such things are drawn, and marked as what they
-are: the starter model learns from these scenes.
+``synthetic.draw_leaf`` draws one leaf on paper or before a blurred ground. A model that
+has seen only that reads the shadow beside a leaf as leaf, soil and undergrowth as
+lesions, and leaves dead tissue out of the leaf. Here such things are drawn, and marked as
+what they are.
 
 Axes: h row, w column. Lengths are pixels, colors are in [0, 1] until the last step.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import cos, pi, sin
-from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
-from PIL import Image
+from jaxtyping import Bool, Float32
 
-from plantseg_next.data.blades import (
-    Blade,
-    bite_blades,
-    draw_skin,
-    grow_blades,
-    log_uniform,
-    smooth_noise,
-    trace_blades,
+from plantseg_next.data.blades import log_uniform, smooth_noise
+from plantseg_next.data.hands import draw_fingers, draw_palm, sample_skin
+from plantseg_next.data.lesions import LESION_KINDS
+from plantseg_next.data.scene_canvas import Canvas, Place
+from plantseg_next.data.scene_leaves import draw_framed, draw_sprite, sample_species
+from plantseg_next.data.scene_light import (
+    Light,
+    cast_from_outside,
+    darken,
+    drop_shadow,
+    expose,
+    roll_off,
+    sample_light,
+    spoil,
 )
-from plantseg_next.data.lesions import (
-    LESION_KINDS,
-    Blots,
-    Look,
-    draw_look,
-    paint_lesions,
-    place_blots,
-    ruggedness,
+from plantseg_next.data.scene_plants import (
+    any_species,
+    draw_leaves,
+    fill_with_leaves,
+    grow_branches,
+    grow_grass,
+    grow_plants,
+    hang_fruit,
+    scatter_litter,
 )
-from plantseg_next.data.surfaces import draw_fingers, draw_grid, draw_soil, draw_wood
-from plantseg_next.data.synthetic import (
-    DISEASES,
-    DrawnLeaf,
-    draw_ground,
-    light_leaf,
-    photograph,
+from plantseg_next.data.surfaces import (
+    draw_sheet,
+    draw_sky,
+    draw_soil,
+    draw_wall,
+    draw_wood,
+    lay_objects,
+    lay_straw,
 )
-from plantseg_next.errors import OutputError, UsageError
+from plantseg_next.data.synthetic import DISEASES, DrawnLeaf, photograph
+from plantseg_next.errors import UsageError
 from plantseg_next.structures import IGNORE
 
 KINDS = ("leaf", "soil", "canopy", "foreground", "hand", "grass", "none")
 """What a scene shows; see ``draw_scene``."""
-_FRACTIONS = (0.28, 0.2, 0.13, 0.16, 0.07, 0.1, 0.06)
-_HEALTHY = 0.25
-_DEAD = np.array((1.3, 0.95, 0.6), np.float32)
 
+_KIND_ODDS = (0.27, 0.17, 0.12, 0.2, 0.08, 0.1, 0.06)
+_HARD_SUN = (0.45, 0.65, 0.5, 0.45, 0.4, 0.5, 0.5)
+_HEALTHY = 0.22
+_DISEASE_ODDS = (0.3, 0.3, 0.11, 0.2, 0.09)
+_STREAM = 77  # keeps the numbers of scenes apart from those of single leaves
 
-class _Leaf(NamedTuple):
-    """One leaf in a frame of its own: what it looks like, and where it is what."""
-
-    image: Float32[np.ndarray, "h w 3"]
-    alpha: Float32[np.ndarray, "h w"]
-    lesion: UInt8[np.ndarray, "h w"]
-
-
-class _Canvas:
-    """A scene in the making.
-
-    Args:
-        ground: What lies behind everything.
-    """
-
-    def __init__(self, ground: Float32[np.ndarray, "h w 3"]) -> None:
-        h, w = ground.shape[:2]
-        self.image = ground
-        self.lesion: UInt8[np.ndarray, "h w"] = np.zeros((h, w), np.uint8)
-        self.leaf: UInt8[np.ndarray, "h w"] = np.zeros((h, w), np.uint8)
-
-    def lay(self, rng: np.random.Generator, leaf: _Leaf, x: int, y: int) -> None:
-        """Lay a leaf with its upper left corner at a place, and the shadow it casts."""
-        h, w = self.lesion.shape
-        rows, columns = leaf.alpha.shape
-        top, bottom = max(0, y), min(h, y + rows)
-        left, right = max(0, x), min(w, x + columns)
-        if bottom <= top or right <= left:
-            return
-        into = (slice(top, bottom), slice(left, right))
-        of = (slice(top - y, bottom - y), slice(left - x, right - x))
-        alpha = leaf.alpha[of]
-        view = self.image[into]
-        view *= 1 - _shadow(rng, leaf.alpha)[of]
-        view += alpha[..., None] * (leaf.image[of] - view)
-        on = alpha > 0.5
-        self.leaf[into][on] = 1
-        self.lesion[into][on] = leaf.lesion[of][on]
+Rgb = Float32[np.ndarray, "h w 3"]
 
 
 def draw_scene(
@@ -100,337 +72,372 @@ def draw_scene(
     """Return one drawn scene with its masks.
 
     Args:
-        seed: Number of the scene, at least 0; the same seed gives the same bytes.
+        seed: Number of the scene, at least 0; the same seed and size give the same bytes.
         size_hw: Rows and columns, at least 32 each.
-        kind: One of ``KINDS``; ``None`` draws it. leaf: one leaf on paper, cloth, wood or
-            ruled paper, with a hard or soft shadow beside it. soil: leaves and young
-            plants on soil, stones and litter in focus. canopy: overlapping leaves, all in
-            focus. foreground: one leaf before foliage out of focus. hand: a leaf held by
-            fingers. grass: blades of cereals. none: no leaf at all, so that a model learns
-            that an image may show none.
+        kind: One of ``KINDS``; ``None`` draws it.
+
+            - leaf: one leaf or a few on paper, cloth, wood or a wall, with a hard or soft
+              shadow beside it.
+            - soil: young plants or leaves on soil, stones and litter, all in focus.
+            - canopy: many overlapping leaves in focus.
+            - foreground: a leaf in focus before foliage, ground or sky out of focus.
+            - hand: a leaf held by fingers or on a palm.
+            - grass: blades of cereals, scanned or in the field.
+            - none: no leaf at all: soil, litter, wood, skin, sky, written paper. Without
+              such scenes a model learns that every image has a leaf, and finds one.
 
     Returns:
-        The scene. ``leaf`` is 1 on every leaf in focus, dead tissue included, and 0 on
-        soil, litter, skin and shadows; foliage out of focus is ``IGNORE`` (it is a matter
-        of taste whether it counts), and no lesion.
+        The scene. ``leaf`` is 1 on all foliage in focus, dead tissue included; 0 on soil,
+        fallen dead leaves, skin and shadows; ``IGNORE`` on foliage out of focus, of which
+        it is ambiguous whether it counts. ``lesion`` is 0 wherever ``leaf`` is not 1.
+        ``disease`` is "healthy" if no lesion is in the frame, so also where there is no
+        leaf. ``age_days`` is 0: lesions of scenes have no age.
 
     Raises:
         UsageError: If an argument is outside the range named above.
+
+    Example:
+        >>> scene = draw_scene(4, size_hw=(64, 64), kind="none")
+        >>> scene.disease, bool(scene.leaf.any())
+        ('healthy', False)
     """
-    _refuse_wrong(seed, size_hw)
+    _check(seed, size_hw, kind)
+    rng = np.random.default_rng([seed, _STREAM])
+    drawn = KINDS[int(rng.choice(len(KINDS), p=_KIND_ODDS))]
+    kind = drawn if kind is None else kind
+    disease = "healthy"
+    if rng.random() >= _HEALTHY:
+        disease = LESION_KINDS[int(rng.choice(len(LESION_KINDS), p=_DISEASE_ODDS))]
+    light = sample_light(rng, _HARD_SUN[KINDS.index(kind)])
+    canvas = _DRAW[kind](rng, size_hw, disease, light)
+    if rng.random() < 0.3:
+        cast_from_outside(rng, canvas.image, light)
+    image = expose(rng, canvas.image)
+    if rng.random() < 0.34:
+        image = spoil(rng, image)
+    numbers = np.unique(canvas.lesion)
+    shown = DISEASES[int(numbers[-1])] if numbers.size else "healthy"
+    return DrawnLeaf(
+        photograph(rng, roll_off(image)), canvas.lesion, canvas.leaf, shown, 0.0
+    )
+
+
+def _check(seed: int, size_hw: tuple[int, int], kind: str | None) -> None:
+    if seed < 0:
+        raise UsageError(
+            f"`seed` is {seed}.", needed="a whole number from 0", fix="drop the sign"
+        )
+    if min(size_hw) < 32:
+        raise UsageError(
+            f"`size_hw` is {size_hw}.",
+            needed="at least 32 rows and columns",
+            fix="draw larger, then shrink it",
+        )
     if kind is not None and kind not in KINDS:
         raise UsageError(
             f"`kind` is {kind!r}.",
             needed=f"one of {', '.join(KINDS)}",
             fix="correct the spelling, or leave it out to draw any",
         )
-    rng = np.random.default_rng([seed, 77])
-    kind = str(rng.choice(KINDS, p=_FRACTIONS)) if kind is None else kind
-    disease = "healthy"
-    if kind != "none" and rng.random() >= _HEALTHY:
-        disease = str(rng.choice(LESION_KINDS, p=(0.3, 0.28, 0.12, 0.2, 0.1)))
-    canvas = _Canvas(_background(rng, size_hw, kind))
-    ignored = np.zeros(size_hw, bool)
-    if kind == "foreground" or (kind == "hand" and rng.random() < 0.4):
-        canvas.image = draw_ground(rng, size_hw, natural=True)
-        ignored[:] = True
-    _fill(rng, canvas, kind, disease)
-    if kind == "hand" or (kind == "none" and rng.random() < 0.2):
-        skin = draw_fingers(rng, canvas.image) > 0.5
-        canvas.leaf[skin], canvas.lesion[skin], ignored[skin] = 0, 0, False
-    if rng.random() < 0.35:
-        _cast_shadow(rng, canvas.image)
-    canvas.leaf[ignored & (canvas.leaf == 0)] = IGNORE
-    image = photograph(rng, _badly_exposed(rng, canvas.image))
-    if not canvas.lesion.any():
-        disease = "healthy"
-    return DrawnLeaf(image, canvas.lesion, canvas.leaf, disease, 0.0)
 
 
-def _refuse_wrong(seed: int, size_hw: tuple[int, int]) -> None:
-    if seed < 0 or min(size_hw) < 32:
-        raise UsageError(
-            f"`seed` is {seed}, `size_hw` is {size_hw}.",
-            needed="a seed from 0, and at least 32 rows and columns",
-            fix="correct the value",
-        )
-
-
-def _background(
-    rng: np.random.Generator, size_hw: tuple[int, int], kind: str
-) -> Float32[np.ndarray, "h w 3"]:
-    """Return what the leaves of a scene lie on: soil, wood, paper or cloth."""
-    if kind in ("soil", "canopy") or (kind in ("grass", "none") and rng.random() < 0.6):
-        soil = draw_soil(rng, size_hw)
-        # Between the leaves of a canopy it is dark.
-        return soil * np.float32(rng.uniform(0.15, 0.7) if kind == "canopy" else 1.0)
-    choice = rng.random()
-    if choice < 0.14:
-        return draw_wood(rng, size_hw)
-    if choice < 0.24:
-        return draw_grid(rng, size_hw)
-    return draw_ground(rng, size_hw, natural=False)
-
-
-def _fill(rng: np.random.Generator, canvas: _Canvas, kind: str, disease: str) -> None:
-    """Lay the leaves of a scene."""
-    size_hw = canvas.lesion.shape
-    match kind:
-        case "leaf" | "foreground" | "hand":
-            # The frame is that of the scene: the leaf is whole in it, or magnified.
-            leaf = _grow(rng, size_hw, disease, whole=kind == "hand")
-            canvas.lay(rng, leaf, 0, 0)
-        case _:
-            _lay_many(rng, canvas, kind, disease)
-
-
-def _lay_many(rng: np.random.Generator, canvas: _Canvas, kind: str, disease: str) -> None:
-    """Lay as many leaves as a scene of this kind shows, three in four of them diseased."""
-    h, w = canvas.lesion.shape
-    n = _count_leaves(rng, kind)
-    # Whatever the kind, both are drawn: what a seed shows depends on it.
-    on_soil, in_canopy = log_uniform(rng, 0.2, 0.8), rng.uniform(0.35, 0.8)
-    typical = min(h, w) * (in_canopy if kind == "canopy" else on_soil)
-    if kind in ("soil", "none"):
-        _lay_dead_leaves(rng, canvas, int(rng.integers(0, 5)))
-    shape = int(rng.integers(1 << 30))  # leaves of one plant are alike
-    least, most = (-0.4, 1.0) if kind == "canopy" else (-0.1, 0.8)
-    for _ in range(n):
-        own = disease if rng.random() < 0.75 else "healthy"
-        if kind == "grass":
-            canvas.lay(rng, _grow(rng, (h, w), own, grass=True), 0, 0)
-            continue
-        size = max(32, int(typical * rng.uniform(0.7, 1.3)))
-        leaf = _grow(rng, (size, size), own, whole=True, shape=shape)
-        x, y = rng.uniform(least, most, 2) * (w, h)
-        canvas.lay(rng, leaf, int(x), int(y))
-
-
-def _count_leaves(rng: np.random.Generator, kind: str) -> int:
-    """Return how many leaves a scene shows."""
-    match kind:
-        case "soil":
-            return int(rng.integers(1, 9))
-        case "canopy":
-            return int(rng.integers(14, 26))
-        case "grass":
-            return int(rng.integers(1, 14))
-        case _:
-            return 0
-
-
-def _lay_dead_leaves(rng: np.random.Generator, canvas: _Canvas, n: int) -> None:
-    """Lay litter, which is neither leaf nor lesion."""
-    h, w = canvas.lesion.shape
-    for _ in range(n):
-        size = max(32, int(min(h, w) * log_uniform(rng, 0.1, 0.6)))
-        leaf = _grow(rng, (size, size), "healthy", whole=True)
-        gray = leaf.image.mean(axis=2, keepdims=True)
-        dead = leaf._replace(image=gray * _DEAD * np.float32(rng.uniform(0.5, 1.6)))
-        before = canvas.leaf.copy(), canvas.lesion.copy()
-        canvas.lay(
-            rng, dead, int(rng.uniform(-0.2, 0.9) * w), int(rng.uniform(-0.2, 0.9) * h)
-        )
-        canvas.leaf, canvas.lesion = before
-
-
-def _grow(
-    rng: np.random.Generator,
-    size_hw: tuple[int, int],
-    disease: str,
-    *,
-    whole: bool = False,
-    grass: bool = False,
-    shape: int | None = None,
-) -> _Leaf:
-    """Return one leaf, lit, with its lesions.
-
-    Args:
-        rng: Source of chance.
-        size_hw: Of its frame.
-        disease: One of ``DISEASES``.
-        whole: Whether all of it lies in the frame.
-        grass: Whether it is the blade of a grass.
-        shape: Seed of its shape, for leaves that are alike.
-    """
-    own = rng if shape is None else np.random.default_rng(shape)
-    blades = grow_blades(own, size_hw)
-    while grass != (blades[0].veins == 0 and len(blades) == 1) and (grass or whole):
-        blades = grow_blades(own, size_hw)
-    if grass:
-        blades = (_grass_blade(rng, blades[0], size_hw),)
-    elif whole:
-        blades = _fitted(rng, blades, size_hw)
-    first = blades[0]
-    fields = trace_blades(rng, blades, size_hw)
-    fields = bite_blades(rng, fields, first.size_px)
-    skin = draw_skin(rng, fields, first)
-    leaf = fields.depth_px > 0
-    lesion = np.zeros(size_hw, np.uint8)
-    gloss = np.ones(size_hw, np.float32)
-    if disease != "healthy" and leaf.any():
-        grain = first.angle if first.veins == 0 else None
-        blots = place_blots(rng, disease, fields.depth_px, first.size_px, grain)
-        blots = _varied(rng, blots, disease)
-        look = _faint(rng, draw_look(rng, disease, blots))
-        extent = blots.extent(rng.uniform(6, 25), ruggedness(rng, blots, fields.vein))
-        gloss = paint_lesions(rng, skin, extent, look)
-        lesion[leaf & (extent.depth_px > 0)] = DISEASES.index(disease)
-    image = light_leaf(rng, skin, fields, gloss)
-    return _Leaf(image, np.clip(fields.depth_px + 0.5, 0, 1), lesion)
-
-
-def _varied(rng: np.random.Generator, blots: Blots, disease: str) -> Blots:
-    """Return some lesions far larger than usual: dead tips, margins, most of a leaf."""
-    if disease not in ("blight", "leaf spot", "leaf miner") or rng.random() > 0.3:
-        return blots
-    return replace(blots, radius_px=blots.radius_px * log_uniform(rng, 1.3, 3.0))
-
-
-def _faint(rng: np.random.Generator, look: Look) -> Look:
-    """Return some lesions hard to see: they replace part of the leaf's color only."""
-    if rng.random() > 0.25:
-        return look
-    return replace(
-        look,
-        cover=look.cover * rng.uniform(0.4, 0.8),
-        halo_strength=look.halo_strength * rng.uniform(0, 0.6),
-    )
-
-
-def _grass_blade(rng: np.random.Generator, blade: Blade, size_hw: tuple[int, int]) -> Blade:
-    """Return a long narrow blade through the frame, leaves of a row in one direction."""
+def _leaf_scene(
+    rng: np.random.Generator, size_hw: tuple[int, int], disease: str, light: Light
+) -> Canvas:
     h, w = size_hw
-    side = min(h, w)
-    length = side * rng.uniform(1.2, 3.0)
-    angle = rng.normal(pi / 2, 0.5) + (pi if rng.random() < 0.5 else 0.0)
-    middle = rng.uniform(0.1, 0.9, 2) * (w, h)
-    base = middle - 0.5 * length * np.array([cos(angle), sin(angle)])
-    return replace(
-        blade,
-        base_xy=(float(base[0]), float(base[1])),
-        angle=angle,
-        length_px=length,
-        widest_px=side * log_uniform(rng, 0.03, 0.3),
-        bend=rng.normal(0, 0.06),
-    )
-
-
-def _fitted(
-    rng: np.random.Generator, blades: tuple[Blade, ...], size_hw: tuple[int, int]
-) -> tuple[Blade, ...]:
-    """Return the blades turned, and made so small that all of them lie in the frame."""
-    points = []
-    for blade in blades:
-        along = blade.length_px * np.array([cos(blade.angle), sin(blade.angle)])
-        beside = 0.5 * blade.widest_px * np.array([-sin(blade.angle), cos(blade.angle)])
-        base = np.array(blade.base_xy)
-        middle = base + 0.5 * along
-        points += [base - 0.2 * along, base + along, middle + beside, middle - beside]
-    center = (np.max(points, 0) + np.min(points, 0)) / 2
-    reach = max(float(np.linalg.norm(p - center)) for p in points)
-    scale = 0.46 * min(size_hw) / reach
-    turn = rng.uniform(0, 2 * pi)
-    rotation = np.array([[cos(turn), -sin(turn)], [sin(turn), cos(turn)]])
-    middle = np.array(size_hw[::-1]) / 2
-    fitted = []
-    for blade in blades:
-        base = middle + scale * rotation @ (np.array(blade.base_xy) - center)
-        fitted.append(
-            replace(
-                blade,
-                base_xy=(float(base[0]), float(base[1])),
-                angle=blade.angle + turn,
-                length_px=blade.length_px * scale,
-                widest_px=blade.widest_px * scale,
-            )
-        )
-    return tuple(fitted)
-
-
-def _shadow(
-    rng: np.random.Generator, alpha: Float32[np.ndarray, "h w"]
-) -> Float32[np.ndarray, "h w 3"]:
-    """Return the light that a leaf takes from what lies below it, a channel."""
-    side = min(alpha.shape)
-    lift = side * log_uniform(rng, 0.003, 0.2)
-    away = rng.uniform(0, 2 * pi)
-    move = np.array([[1, 0, lift * cos(away)], [0, 1, lift * sin(away)]])
-    shadow = cv2.warpAffine(alpha, move, alpha.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
-    blur = 0.5 + lift * log_uniform(rng, 0.03, 0.9)  # hard under the sun, soft indoors
-    shadow = cv2.GaussianBlur(shadow, (0, 0), blur)
-    strength = max(0.0, rng.uniform(-0.1, 0.9))
-    warm = rng.normal(0, 0.08)
-    tint = strength * np.array([1 - warm, 1 - max(0.0, rng.normal(0, 0.06)), 1 + warm])
-    return np.clip(shadow[..., None] * tint.astype(np.float32), 0, 0.95)
-
-
-def _cast_shadow(rng: np.random.Generator, image: Float32[np.ndarray, "h w 3"]) -> None:
-    """Darken what lies in the shadow of something outside the frame, in place."""
-    h, w = image.shape[:2]
-    if rng.random() < 0.5:  # an edge
-        angle = rng.uniform(0, 2 * pi)
-        x = np.arange(w, dtype=np.float32) - rng.uniform(0.2, 0.8) * w
-        y = np.arange(h, dtype=np.float32)[:, None] - rng.uniform(0.2, 0.8) * h
-        distance = cos(angle) * x + sin(angle) * y
-        distance += 0.05 * min(h, w) * smooth_noise(rng, (h, w), 0.3 * min(h, w))
-    else:  # twigs and leaves
-        distance = 8 * (
-            smooth_noise(rng, (h, w), min(h, w) * rng.uniform(0.05, 0.3), 2) - 0.4
-        )
-    cover = np.clip(0.5 + distance / log_uniform(rng, 2.0, 40.0), 0, 1)
-    image *= 1 - (rng.uniform(0.15, 0.6) * cover)[..., None]
-
-
-def _badly_exposed(
-    rng: np.random.Generator, image: Float32[np.ndarray, "h w 3"]
-) -> Float32[np.ndarray, "h w 3"]:
-    """Return one scene in three too dark, too bright, pale, or with a color cast."""
-    if rng.random() > 0.33:
-        return image
-    cast = np.exp(rng.normal(0, 0.12, 3)).astype(np.float32)
-    veil = max(0.0, rng.uniform(-0.2, 0.25))
-    exposed: Float32[np.ndarray, "h w 3"] = image * cast * log_uniform(rng, 0.55, 1.5)
-    return (1 - veil) * exposed + veil * np.float32(rng.uniform(0.4, 0.9))
-
-
-def write_scenes(
-    folder: Path, n: int, *, seed: int = 0, size_hw: tuple[int, int] = (384, 384)
-) -> None:
-    """Write a data set of drawn scenes: images, masks, names of classes.
-
-    What is written: ``images/*.jpg``; ``masks/*.png`` with 0 background, 1 leaf,
-    ``i + 2`` for ``LESION_KINDS[i]``, and last "no lesion" for foliage of which it is
-    unknown whether it counts as leaf; ``classes.yaml`` from value to name.
-
-    Args:
-        folder: New.
-        n: Scenes, at least 1.
-        seed: Of the whole folder, at least 0; folders of two seeds share no scene.
-        size_hw: Rows and columns of each image, at least 32 each.
-
-    Raises:
-        UsageError: If an argument is outside the range named above.
-        OutputError: If the folder is there already.
-    """
-    _refuse_wrong(seed, size_hw)
-    if n < 1:
-        raise UsageError(f"`n` is {n}.", needed="a scene at least", fix="correct the value")
-    if folder.exists():
-        raise OutputError(
-            f"`{folder}` is already there.",
-            needed="a new folder",
-            fix="name another folder, or remove this one first",
-        )
-    (folder / "images").mkdir(parents=True)
-    (folder / "masks").mkdir()
-    names = ("background", "leaf", *LESION_KINDS, "no lesion")
-    lines = (f"{value}: {name}\n" for value, name in enumerate(names))
-    (folder / "classes.yaml").write_text("".join(lines), "utf-8")
+    side = float(min(h, w))
+    canvas = Canvas(draw_sheet(rng, size_hw, light), light)
+    lift = side * log_uniform(rng, 0.003, 0.1)
+    if rng.random() < 0.55:
+        leaf = draw_framed(rng, size_hw, disease)
+        if rng.random() < 0.2:  # a second lamp, a second shadow
+            _second_shadow(rng, canvas, leaf.alpha, lift)
+        canvas.lay(rng, leaf, None, lift_px=lift)
+        return canvas
+    n = 1 if rng.random() < 0.7 else int(rng.integers(2, 6))
+    species = sample_species(rng)
+    reach = side * (rng.uniform(0.4, 1.2) if n == 1 else rng.uniform(0.3, 0.6))
+    leaves = draw_leaves(rng, species, int(reach), disease, min(n, 3))
     for k in range(n):
-        scene = draw_scene(seed * 1_000_003 + k, size_hw=size_hw)
-        values = np.where(scene.lesion > 0, scene.lesion + 1, scene.leaf).astype(np.uint8)
-        values[scene.leaf == IGNORE] = len(names) - 1
-        name = f"scene_{k:05}"
-        Image.fromarray(scene.image).save(folder / "images" / f"{name}.jpg", quality=95)
-        Image.fromarray(values).save(folder / "masks" / f"{name}.png")
+        x, y = rng.normal(0.5, 0.06 if n == 1 else 0.25, 2) * (w, h)
+        place = Place((x, y), rng.uniform(0, 2 * pi), rng.uniform(0.85, 1.1), 1.0, "center")
+        canvas.lay(rng, leaves[k % len(leaves)], place, lift_px=lift)
+    return canvas
+
+
+def _second_shadow(
+    rng: np.random.Generator,
+    canvas: Canvas,
+    alpha: Float32[np.ndarray, "h w"],
+    lift_px: float,
+) -> None:
+    other = sample_light(rng, 0.5)
+    darken(canvas.image, drop_shadow(alpha, other, lift_px * rng.uniform(0.5, 2)), other)
+
+
+def _soil_scene(
+    rng: np.random.Generator, size_hw: tuple[int, int], disease: str, light: Light
+) -> Canvas:
+    h, w = size_hw
+    side = float(min(h, w))
+    canvas = Canvas(draw_soil(rng, size_hw, light), light)
+    if rng.random() < 0.5:
+        scatter_litter(rng, canvas, int(rng.integers(1, 7)))
+    habit = ("rosette", "shoot", "clover", "lying", "grass")[
+        int(rng.choice(5, p=(0.2, 0.22, 0.22, 0.2, 0.16)))
+    ]
+    if habit == "grass":
+        grow_grass(
+            rng,
+            canvas,
+            disease,
+            int(rng.integers(20, 240)),
+            side * log_uniform(rng, 0.006, 0.024),
+            rows=True,
+        )
+        return canvas
+    size = side * log_uniform(rng, 0.12, 0.75)
+    if habit == "lying":
+        leaves = draw_leaves(rng, sample_species(rng), int(1.4 * size), disease, 3)
+        for k in range(int(rng.integers(1, 7))):
+            low, high = (0.25, 0.75) if k == 0 else (0.0, 1.0)
+            xy = (rng.uniform(low, high) * w, rng.uniform(low, high) * h)
+            place = Place(
+                xy, rng.uniform(0, 2 * pi), rng.uniform(0.7, 1.2), rng.uniform(0.7, 1),
+                "center",
+            )  # fmt: skip
+            leaf = leaves[int(rng.integers(3))]
+            canvas.lay(rng, leaf, place, lift_px=side * log_uniform(rng, 0.005, 0.06))
+        return canvas
+    species = any_species(rng)
+    if habit == "clover":
+        species = replace(species, form="obovate" if rng.random() < 0.7 else "ovate")
+    if rng.random() < 0.6:  # seedlings and legumes have broad leaves
+        species = replace(species, slenderness=max(species.slenderness, 0.5))
+    leaf_px = size * {"rosette": 0.9, "shoot": 0.6, "clover": 0.55}[habit]
+    leaves = draw_leaves(rng, species, int(leaf_px), disease, 3)
+    most = float(np.clip(0.6 * (side / size) ** 1.5, 1.5, 14))
+    feet = [(rng.uniform(0.2, 0.8) * w, rng.uniform(0.2, 0.8) * h)]
+    others = round(rng.uniform(0.3, 1) * most) - 1
+    feet += [(rng.uniform(0, 1) * w, rng.uniform(0, 1) * h) for _ in range(others)]
+    grow_plants(rng, canvas, leaves, feet, size, habit)
+    return canvas
+
+
+def _canopy_scene(
+    rng: np.random.Generator, size_hw: tuple[int, int], disease: str, light: Light
+) -> Canvas:
+    side = float(min(size_hw))
+    ground = draw_soil(rng, size_hw, light) * np.float32(rng.uniform(0.1, 0.5))
+    canvas = Canvas(ground, light)
+    size = side * log_uniform(rng, 0.25, 0.9)
+    leaves = draw_leaves(rng, any_species(rng), int(size), disease, 3)
+    if rng.random() < 0.3:
+        grow_branches(rng, canvas, int(rng.integers(1, 4)))
+    fill_with_leaves(rng, canvas, leaves, size, rng.uniform(1.2, 3.5))
+    if rng.random() < 0.12:
+        hang_fruit(rng, canvas, int(rng.integers(1, 9)))
+    return canvas
+
+
+def _behind(
+    rng: np.random.Generator, size_hw: tuple[int, int], light: Light
+) -> tuple[Rgb, Bool[np.ndarray, "h w"]]:
+    """Return what is out of focus behind a leaf, and where it shows foliage."""
+    small_hw = (size_hw[0] // 2, size_hw[1] // 2)
+    side = min(small_hw)
+    kind = rng.random()
+    if kind < 0.45:
+        ground = draw_soil(rng, small_hw, light) * np.float32(rng.uniform(0.3, 1.1))
+    elif kind < 0.6:
+        ground = draw_sky(rng, small_hw)
+    else:
+        dark = rng.uniform(0.03, 0.3)
+        ground = np.full((*small_hw, 3), dark, np.float32) * np.array(
+            [0.9, 1.1, 0.7], np.float32
+        )
+    canvas = Canvas(ground, light)
+    if rng.random() < 0.5:
+        scatter_litter(rng, canvas, int(rng.integers(2, 10)))
+    if rng.random() < 0.85:
+        size = side * log_uniform(rng, 0.2, 1.0)
+        leaves = draw_leaves(rng, any_species(rng), int(size), "healthy", 2)
+        fill_with_leaves(rng, canvas, leaves, size, rng.uniform(0.3, 2.5))
+    if rng.random() < 0.4:
+        wide = side * log_uniform(rng, 0.01, 0.06)
+        grow_grass(rng, canvas, "healthy", int(rng.integers(6, 40)), wide, rows=False)
+    if rng.random() < 0.3:
+        grow_branches(rng, canvas, int(rng.integers(1, 4)))
+    if rng.random() < 0.15:
+        hang_fruit(rng, canvas, int(rng.integers(1, 9)))
+    if rng.random() < 0.35:
+        lay_straw(rng, canvas.image, light, int(rng.integers(3, 20)))
+    blur = side * log_uniform(rng, 0.004, 0.09)
+    if rng.random() < 0.25:
+        _bokeh(rng, canvas.image, blur)
+    image = cv2.GaussianBlur(canvas.image, (0, 0), blur)
+    foliage = cv2.GaussianBlur(canvas.leaf.astype(np.float32), (0, 0), blur)
+    image = cv2.resize(image, size_hw[::-1], interpolation=cv2.INTER_CUBIC)
+    foliage = cv2.resize(foliage, size_hw[::-1])
+    grain = 1 + rng.uniform(0, 0.02) * smooth_noise(rng, size_hw, 1.0)
+    tone = np.float32(rng.uniform(0.5, 1.2))
+    return np.clip(image, 0, None) * tone * grain[..., None], foliage > 0.05
+
+
+def _bokeh(rng: np.random.Generator, image: Rgb, blur_px: float) -> None:
+    """Add bright discs where light comes through the foliage, in place."""
+    h, w = image.shape[:2]
+    for _ in range(int(rng.integers(3, 30))):
+        radius = max(1, int(blur_px * rng.uniform(1.0, 3.0)))
+        at = (int(rng.uniform(0, w)), int(rng.uniform(0, h)))
+        disc = np.zeros((h, w), np.float32)
+        cv2.circle(disc, at, radius, 1.0, -1)
+        color = np.array([0.9, 1.0, 0.75], np.float32) * np.float32(rng.uniform(0.2, 0.8))
+        image += disc[..., None] * color
+
+
+def _foreground_scene(
+    rng: np.random.Generator, size_hw: tuple[int, int], disease: str, light: Light
+) -> Canvas:
+    h, w = size_hw
+    side = float(min(h, w))
+    image, foliage = _behind(rng, size_hw, light)
+    # A shadow falls far behind, where it is out of focus as well.
+    canvas = Canvas(image, replace(light, penumbra=max(0.4, light.penumbra)))
+    far = side * rng.uniform(0.2, 0.6)
+    if rng.random() < 0.6:
+        canvas.lay(rng, draw_framed(rng, size_hw, disease), None, lift_px=far)
+    else:
+        n = int(rng.integers(1, 4))
+        leaves = draw_leaves(
+            rng, any_species(rng), int(side * rng.uniform(0.5, 1.1)), disease, n
+        )
+        angle = rng.uniform(0, 2 * pi)
+        for leaf in leaves:
+            x, y = (np.array([0.5, 0.5]) + rng.normal(0, 0.15, 2)) * (w, h)
+            own = angle + rng.normal(0, 0.8)
+            x, y = x - 0.5 * leaf.length_px * cos(own), y - 0.5 * leaf.length_px * sin(own)
+            place = Place((x, y), own, rng.uniform(0.9, 1.3), rng.uniform(0.6, 1.0))
+            canvas.lay(rng, leaf, place, lift_px=side * rng.uniform(0.03, 0.15))
+    canvas.leaf[foliage & (canvas.leaf == 0)] = IGNORE
+    return canvas
+
+
+def _hand_scene(
+    rng: np.random.Generator, size_hw: tuple[int, int], disease: str, light: Light
+) -> Canvas:
+    h, w = size_hw
+    side = float(min(h, w))
+    foliage = np.zeros(size_hw, bool)
+    if rng.random() < 0.65:
+        image, foliage = _behind(rng, size_hw, light)
+    else:
+        image = draw_sheet(rng, size_hw, light)
+    canvas = Canvas(image, light)
+    skin = sample_skin(rng, side)
+    heading = rng.uniform(0, 2 * pi)
+    middle = np.array([w, h]) * rng.uniform(0.4, 0.6, 2)
+    forward = np.array([cos(heading), sin(heading)])
+    root = middle - 0.9 * side * forward
+    on_hand = np.zeros(size_hw, np.float32)
+    if rng.random() < 0.7:  # fingers or a palm below the leaf
+        wide = replace(skin, radius_px=skin.radius_px * rng.uniform(1, 1.5))
+        end = middle + side * rng.uniform(-0.1, 0.45) * forward
+        on_hand = draw_fingers(
+            rng, canvas.image, wide, light, _xy(root), _xy(end), int(rng.integers(2, 5))
+        )
+    size = side * rng.uniform(0.6, 1.4)
+    leaf = draw_sprite(rng, sample_species(rng), int(size), disease)
+    place = Place(
+        _xy(middle), rng.uniform(0, 2 * pi), rng.uniform(0.9, 1.2), rng.uniform(0.7, 1),
+        "center",
+    )  # fmt: skip
+    canvas.lay(rng, leaf, place, lift_px=side * log_uniform(rng, 0.005, 0.05))
+    covered = np.zeros(size_hw, np.float32)
+    if rng.random() < 0.75:  # the thumb lies on the leaf
+        end = middle + side * rng.uniform(-0.4, 0.05) * forward
+        end = end + rng.normal(0, 0.1 * side, 2)
+        thumb = replace(skin, radius_px=1.2 * skin.radius_px)
+        covered = draw_fingers(rng, canvas.image, thumb, light, _xy(root), _xy(end), 1)
+        canvas.cover(covered)
+    bare = (canvas.leaf == 0) & (on_hand < 0.5) & (covered < 0.5)
+    canvas.leaf[foliage & bare] = IGNORE
+    return canvas
+
+
+def _xy(point: Float32[np.ndarray, "2"] | np.ndarray) -> tuple[float, float]:
+    return float(point[0]), float(point[1])
+
+
+def _grass_scene(
+    rng: np.random.Generator, size_hw: tuple[int, int], disease: str, light: Light
+) -> Canvas:
+    side = float(min(size_hw))
+    kind = rng.random()
+    if kind < 0.3:  # scanned, or magnified on paper
+        white = rng.uniform(0.85, 1.0)
+        ground = np.full((*size_hw, 3), white, np.float32)
+        canvas = Canvas(ground if rng.random() < 0.6 else draw_sheet(rng, size_hw, light),
+                        light)  # fmt: skip
+        for _ in range(int(rng.integers(1, 3))):
+            blade = draw_framed(rng, size_hw, disease, "grass")
+            canvas.lay(rng, blade, None, lift_px=side * log_uniform(rng, 0.003, 0.04))
+        return canvas
+    foliage = np.zeros(size_hw, bool)
+    if kind < 0.6:
+        canvas = Canvas(draw_soil(rng, size_hw, light), light)
+        rows = rng.random() < 0.6
+    else:
+        image, foliage = _behind(rng, size_hw, light)
+        canvas, rows = Canvas(image, light), False
+    n = int(log_uniform(rng, 6.0, 120.0))
+    grow_grass(rng, canvas, disease, n, side * log_uniform(rng, 0.012, 0.07), rows=rows)
+    if rng.random() < 0.3:
+        blade = draw_framed(rng, size_hw, disease, "grass")
+        canvas.lay(rng, blade, None, lift_px=side * log_uniform(rng, 0.01, 0.1))
+    canvas.leaf[foliage & (canvas.leaf == 0)] = IGNORE
+    return canvas
+
+
+def _empty_scene(
+    rng: np.random.Generator, size_hw: tuple[int, int], disease: str, light: Light
+) -> Canvas:
+    del disease
+    kind = rng.random()
+    if kind < 0.4:
+        canvas = Canvas(draw_soil(rng, size_hw, light), light)
+        scatter_litter(rng, canvas, int(rng.integers(0, 16)))
+        return canvas
+    if kind < 0.65:
+        canvas = Canvas(draw_sheet(rng, size_hw, light), light)
+    elif kind < 0.73:
+        skin = sample_skin(rng, float(min(size_hw)))
+        canvas = Canvas(draw_palm(rng, size_hw, skin, light), light)
+    elif kind < 0.8:
+        canvas = Canvas(draw_sky(rng, size_hw), light)
+    elif kind < 0.9:
+        canvas = Canvas(draw_wood(rng, size_hw, light), light)
+    else:
+        canvas = Canvas(draw_wall(rng, size_hw, light), light)
+    if rng.random() < 0.2:
+        lay_objects(rng, canvas.image, light)
+    if rng.random() < 0.25:
+        h, w = size_hw
+        root = (rng.uniform(-0.1, 1.1) * w, 1.1 * h)
+        tip = (rng.uniform(0.2, 0.8) * w, rng.uniform(0.2, 0.7) * h)
+        skin = sample_skin(rng, float(min(h, w)))
+        draw_fingers(rng, canvas.image, skin, light, root, tip, int(rng.integers(1, 5)))
+    if rng.random() < 0.3:
+        scatter_litter(rng, canvas, int(rng.integers(1, 4)))
+    return canvas
+
+
+_DRAW: dict[str, Callable[[np.random.Generator, tuple[int, int], str, Light], Canvas]] = {
+    "leaf": _leaf_scene,
+    "soil": _soil_scene,
+    "canopy": _canopy_scene,
+    "foreground": _foreground_scene,
+    "hand": _hand_scene,
+    "grass": _grass_scene,
+    "none": _empty_scene,
+}

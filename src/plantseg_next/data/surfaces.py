@@ -1,7 +1,6 @@
-"""Drawn surfaces that leaves lie on or are held by: soil, litter, wood, skin.
+"""Drawn grounds of a scene: soil, mud, stones, paper, cloth, boards, walls, sky.
 
-None of them is leaf, and none is a lesion: models that have only seen leaves on paper take
-brown soil for dead tissue.
+None of them is leaf, and none is a lesion.
 
 Axes: h row, w column. Lengths are pixels, colors are in [0, 1].
 """
@@ -10,205 +9,388 @@ from math import cos, pi, sin
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
 from plantseg_next.data.blades import log_uniform, pick_colour, smooth_noise
+from plantseg_next.data.scene_light import (
+    Light,
+    darken,
+    distance_px,
+    drop_shadow,
+    relief_shadow,
+    shade_relief,
+)
+from plantseg_next.data.scene_strokes import Color, scatter_straw
 
-_SOILS = bytes.fromhex("6b5238 4d3826 8c734d 3a2c22 7a5a40 9b8467 5f4a3f 8a5a3c b8a58a")
-_LITTER = bytes.fromhex("b59a6a 8f6f45 6e5236 d0bd93 4a3626 a08a70")
-_WOODS = bytes.fromhex("a67c52 c8a273 7a5433 d9c2a0 5b3f29")
-_SKINS = bytes.fromhex("f0c8a8 e0ac88 c68a62 a56a45 7d4e33 55352a")
+Plane = Float32[np.ndarray, "h w"]
+Rgb = Float32[np.ndarray, "h w 3"]
 
-Image = Float32[np.ndarray, "h w 3"]
-
-
-def lit_relief(
-    rng: np.random.Generator, height: Float32[np.ndarray, "h w"], strength: float
-) -> Float32[np.ndarray, "h w"]:
-    """Return the shading of a relief under a light from one side; 1 where it is flat."""
-    towards = rng.uniform(0, 2 * pi)
-    slope = cos(towards) * cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125)
-    slope += sin(towards) * cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125)
-    shade: Float32[np.ndarray, "h w"] = np.clip(1 + strength * slope, 0.15, 1.8)
-    return shade
+_SOILS = bytes.fromhex(
+    "7a6148 5c4632 94795a 44362c 8a6b4e a89274 6b5a4c 94593c b9a68c 3a322c 8d8377"
+)
+_STONES = bytes.fromhex("a39a8e 7d756b cdc4b6 70604f 555250 b8a084 e4ded2")
+_STRAW = bytes.fromhex("c4aa78 9c7c50 77603f dcc9a2 54422f ab9a80 8a4a2a")
+_WOODS = bytes.fromhex("a67c52 c8a273 7a5433 d9c2a0 5b3f29 8f8273 b5653a")
+_PAPERS = bytes.fromhex("f0efec e2dcdc c9c4bd a9a6a4 8a8f96 e9e2cf")
+_CLOTHS = bytes.fromhex("14161c 2b2f3d 0b0b0c 1f3a66 4a2f55 6d1f24 26432e 7c7f86 d8d2c6")
+_WALLS = bytes.fromhex("b7b2aa 8c8a86 d9d4c8 a98f7a 5e5d5c c7b299")
+_OBJECTS = bytes.fromhex("e8e6e0 d03a30 2a5ac0 e0b020 303030 c0c4c8 b87838 308050 d88aa0")
+_SKIES = bytes.fromhex("a8c4e6 dfe6ec f4f5f5 7fa8da c9d6dd")
 
 
-def draw_soil(rng: np.random.Generator, size_hw: tuple[int, int]) -> Image:
-    """Return soil in focus: clods, cracks, stones, straw, dead leaves, wet patches."""
-    side = min(size_hw)
-    color = np.array(pick_colour(rng, _SOILS), np.float32) * rng.normal(1, 0.12)
-    clod = side * log_uniform(rng, 0.015, 0.12)
-    height = clod * 0.5 * smooth_noise(rng, size_hw, clod, 4)
-    height = np.abs(height) if rng.random() < 0.5 else height  # ridges, or heaps
-    tone = lit_relief(rng, height, log_uniform(rng, 0.3, 1.6))
-    tone = tone * (1 + 0.12 * smooth_noise(rng, size_hw, 0.4 * side, 2))
-    tone += 0.06 * smooth_noise(rng, size_hw, 1.0)
-    if rng.random() < 0.3:  # wet patches are darker, and shine
-        wet = np.clip(2 * smooth_noise(rng, size_hw, 0.4 * side, 2), 0, 1)
-        tone *= 1 - rng.uniform(0.2, 0.5) * wet
-        tone += wet * np.clip(smooth_noise(rng, size_hw, 6.0) - 1.4, 0, 1)
-    soil = np.clip(tone, 0.03, None)[..., None] * color
-    for _ in range(int(rng.integers(0, 3))):
-        _lay_pebbles(rng, soil)
+def pick_color(rng: np.random.Generator, colors: bytes, spread: float = 0.1) -> Color:
+    """Return one of the colors, made a little lighter, darker and of another hue."""
+    base = np.array(pick_colour(rng, colors))
+    r, g, b = np.clip(base * rng.normal(1, spread) * rng.normal(1, 0.04, 3), 0.02, 1)
+    return float(r), float(g), float(b)
+
+
+def cells(
+    rng: np.random.Generator, size_hw: tuple[int, int], cell_px: float
+) -> tuple[Plane, Plane]:
+    """Return irregular cells: distance from the middle over the size, and a value each.
+
+    Returns:
+        Distance from the nearest of scattered points in units of ``cell_px``; and a
+        value of that point, uniform in [0, 1].
+    """
+    h, w = size_hw
+    pad = int(cell_px) + 2
+    points = np.full((h + 2 * pad, w + 2 * pad), 255, np.uint8)
+    n = max(4, int(points.size / cell_px**2))
+    flat = rng.integers(0, points.size, n)
+    points.ravel()[flat] = 0
+    far, label = cv2.distanceTransformWithLabels(
+        points, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    value = rng.random(n + 2, dtype=np.float32)[label]
+    # Without the warp the cells would be convex polygons.
+    rows, columns = np.indices((h, w), np.float32) + np.float32(pad)
+    bend = 0.18 * cell_px
+    columns += bend * smooth_noise(rng, size_hw, max(2.0, 0.5 * cell_px), 2)
+    rows += bend * smooth_noise(rng, size_hw, max(2.0, 0.5 * cell_px), 2)
+    distance = cv2.remap(far, columns, rows, cv2.INTER_LINEAR)
+    value = cv2.remap(value, columns, rows, cv2.INTER_NEAREST)
+    return (distance / np.float32(cell_px)).astype(np.float32), value.astype(np.float32)
+
+
+def draw_soil(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) -> Rgb:
+    """Return soil in focus: clods or sand, cracks, stones, mud, puddles, straw."""
+    side = float(min(size_hw))
+    color = np.array(pick_color(rng, _SOILS), np.float32)
+    form = rng.random()
+    if form < 0.68:
+        height, tint = _clods(rng, size_hw, side * log_uniform(rng, 0.03, 0.22))
+    elif form < 0.76:
+        height, tint = _cracked(rng, size_hw, side * log_uniform(rng, 0.08, 0.3))
+    else:
+        height, tint = _sand(rng, size_hw, side * log_uniform(rng, 0.02, 0.1))
+    tone = 1 + rng.uniform(0.03, 0.16) * tint
+    tone *= 1 + rng.uniform(0.03, 0.15) * smooth_noise(rng, size_hw, 0.4 * side, 2)
+    soil = np.clip(tone, 0.2, 2)[..., None] * color
+    if rng.random() < 0.7:
+        _lay_stones(rng, soil, height, side * log_uniform(rng, 0.006, 0.07))
+    shade = shade_relief(height, light) * _openness(height, rng.uniform(0.2, 0.6))
+    shade += log_uniform(rng, 0.02, 0.1) * smooth_noise(rng, size_hw, 1.0)
+    shade += log_uniform(rng, 0.02, 0.12) * smooth_noise(rng, size_hw, 2.2)
+    soil *= np.clip(shade, 0.1, 2)[..., None]
+    darken(soil, relief_shadow(height, light, 0.1 * side), light)
+    if rng.random() < 0.25:
+        _wet(rng, soil, height)
     if rng.random() < 0.6:
-        _lay_straw(rng, soil, int(rng.integers(3, 60)))
+        lay_straw(rng, soil, light, int(log_uniform(rng, 3.0, 70.0)))
     return soil.astype(np.float32)
 
 
-def draw_wood(rng: np.random.Generator, size_hw: tuple[int, int]) -> Image:
-    """Return a board: fibers along one direction, sometimes with joints."""
-    h, w = size_hw
-    color = np.array(pick_colour(rng, _WOODS), np.float32) * rng.normal(1, 0.1)
-    long = smooth_noise(rng, (max(8, h // 2), max(8, w // 24)), 2.0, 3)
-    tone = 1 + rng.uniform(0.05, 0.2) * cv2.resize(long, (w, h))
+def _openness(height: Plane, strength: float) -> Plane:
+    """Return the factor by which the sky lights each place: gaps between clods are dark."""
+    spread = float(height.std()) + 1e-3
+    factor = np.ones(height.shape, np.float32)
+    for sigma in (2.0, 7.0):
+        above = (height - cv2.GaussianBlur(height, (0, 0), sigma)) / spread
+        factor += 0.6 * strength * np.clip(above, -1.5, 0.8)
+    return np.clip(factor, 0.15, 1.6)
+
+
+def _clods(
+    rng: np.random.Generator, size_hw: tuple[int, int], largest_px: float
+) -> tuple[Plane, Plane]:
+    """Return height and tint of crumbs of three sizes, heaped on each other."""
+    height = 0.25 * largest_px * smooth_noise(rng, size_hw, 2 * largest_px, 2)
+    tint = np.zeros(size_hw, np.float32)
+    size = largest_px
+    for level in range(3):
+        if size < 2.5:
+            break
+        distance, value = cells(rng, size_hw, size)
+        present = value > (0.55, 0.3, 0.0)[level]
+        dome = np.sqrt(np.clip(1 - (distance / (0.4 + 0.3 * value)) ** 2, 0, 1))
+        height += np.where(present, (0.35 + 0.3 * value) * size * dome, 0)
+        tint += np.where(dome > 0, value - 0.5, -0.5 * (level == 2))
+        size *= rng.uniform(0.35, 0.5)
+    height += rng.uniform(0.3, 0.9) * smooth_noise(rng, size_hw, 3.0, 2)
+    return height, tint
+
+
+def _cracked(
+    rng: np.random.Generator, size_hw: tuple[int, int], plate_px: float
+) -> tuple[Plane, Plane]:
+    """Return height and tint of dried mud: plates with cracks between them."""
+    _, value = cells(rng, size_hw, plate_px)
+    edges = cv2.morphologyEx(value, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    open_ = cv2.GaussianBlur((edges > 0.0).astype(np.float32), (0, 0), rng.uniform(0.6, 2))
+    rough = smooth_noise(rng, size_hw, max(2.0, 0.06 * plate_px), 3)
+    rough += 2 * smooth_noise(rng, size_hw, plate_px, 3)
+    height = 0.5 * rough - 0.02 * plate_px * np.clip(open_, 0, 1)
+    tint = value - 0.5 + 0.5 * rough - rng.uniform(4, 9) * np.clip(open_, 0, 0.8)
+    return height.astype(np.float32), tint.astype(np.float32)
+
+
+def _sand(
+    rng: np.random.Generator, size_hw: tuple[int, int], dent_px: float
+) -> tuple[Plane, Plane]:
+    dents = smooth_noise(rng, size_hw, dent_px, 4)
+    grains = smooth_noise(rng, size_hw, 1.6)
+    height = 0.12 * dent_px * dents + 0.22 * grains
+    return height.astype(np.float32), grains
+
+
+def _lay_stones(
+    rng: np.random.Generator, soil: Rgb, height: Plane, typical_px: float
+) -> None:
+    """Add stones to the relief and the colors, in place."""
+    h, w = height.shape
+    color = np.array(pick_color(rng, _STONES))
+    for _ in range(int(log_uniform(rng, 1.0, 50.0))):
+        radius = max(1.2, typical_px * rng.lognormal(0, 0.45))
+        cx, cy = rng.uniform(0, w), rng.uniform(0, h)
+        reach = int(1.5 * radius) + 2
+        top, left = max(0, int(cy) - reach), max(0, int(cx) - reach)
+        box = (slice(top, int(cy) + reach), slice(left, int(cx) + reach))
+        plane = height[box]
+        if plane.size == 0:
+            continue
+        dx = np.arange(plane.shape[1], dtype=np.float32) + left - cx
+        dy = np.arange(plane.shape[0], dtype=np.float32)[:, None] + top - cy
+        turn, squash = rng.uniform(0, pi), rng.uniform(0.55, 1)
+        a = (cos(turn) * dx + sin(turn) * dy) / radius
+        b = (cos(turn) * dy - sin(turn) * dx) / (radius * squash)
+        theta = np.arctan2(b, a)
+        uneven = 1 + 0.1 * np.cos(3 * theta + rng.uniform(0, 6))
+        uneven = uneven + 0.06 * np.cos(5 * theta + rng.uniform(0, 6))
+        inside = np.clip(1 - (np.hypot(a, b) / uneven) ** 2, 0, 1).astype(np.float32)
+        cover = np.clip(inside * radius, 0, 1)[..., None]
+        own = np.clip(color * rng.normal(1, 0.15) * rng.normal(1, 0.03, 3), 0.02, 1)
+        speckle = 1 + 0.07 * rng.standard_normal(plane.shape, dtype=np.float32)
+        soil[box] += cover * (speckle[..., None] * own.astype(np.float32) - soil[box])
+        bottom = float(plane.mean())
+        dome = bottom + 0.7 * radius * np.sqrt(inside)
+        height[box] += cover[..., 0] * (dome - height[box])
+
+
+def _wet(rng: np.random.Generator, soil: Rgb, height: Plane) -> None:
+    """Darken low ground, and let water stand in the lowest, in place."""
+    h, w = height.shape
+    side = float(min(h, w))
+    low = smooth_noise(rng, (h, w), side * rng.uniform(0.2, 0.6), 2)
+    low -= 0.5 * (height - height.mean()) / (height.std() + 1e-6)
+    wet = np.clip(1.5 * (low - rng.uniform(-1.5, 0.5)), 0, 1)
+    soil *= (1 - rng.uniform(0.2, 0.5) * wet)[..., None]
     if rng.random() < 0.5:
-        width = h * rng.uniform(0.15, 0.5)
-        rows = (np.arange(h) + rng.uniform(0, width)) % width
-        tone *= np.where(rows < max(1.0, 0.01 * h), 0.4, 1.0)[:, None]
-    tone = tone.T if rng.random() < 0.5 and h == w else tone
-    return (np.ascontiguousarray(tone)[..., None] * color).astype(np.float32)
+        water = np.clip(4 * (low - rng.uniform(0.6, 1.6)), 0, 1)
+        sky = np.array(pick_color(rng, _SKIES), np.float32) * rng.uniform(0.3, 0.8)
+        mud = soil.mean(axis=(0, 1))
+        sky = mud + np.float32(rng.uniform(0.1, 0.8)) * (sky - mud)
+        mirror = np.clip(smooth_noise(rng, (h, w), 0.15 * side, 2), -1, 1)
+        weight = (water * np.clip(0.6 + 0.3 * mirror, 0, 1))[..., None]
+        soil += weight * (sky - soil)
 
 
-def draw_grid(rng: np.random.Generator, size_hw: tuple[int, int]) -> Image:
-    """Return white paper with ruled or written lines on it."""
+def lay_straw(rng: np.random.Generator, image: Rgb, light: Light, n: int) -> None:
+    """Lay straw, twigs and dry grass on a ground, in place."""
+    colors = [pick_color(rng, _STRAW) for _ in range(int(rng.integers(1, 4)))]
+    color, alpha, _ = scatter_straw(rng, image.shape[:2], colors, n).finish()
+    darken(image, drop_shadow(alpha, light, rng.uniform(0.5, 3)), light)
+    image += alpha[..., None] * (color - image)
+
+
+def draw_sheet(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) -> Rgb:
+    """Return what a picked leaf is laid on: paper, cloth, a board, a wall, a table."""
+    choice = rng.random()
+    if choice < 0.42:
+        sheet = _paper(rng, size_hw, light)
+    elif choice < 0.62:
+        sheet = _cloth(rng, size_hw, light)
+    elif choice < 0.78:
+        sheet = draw_wood(rng, size_hw, light)
+    elif choice < 0.9:
+        sheet = draw_wall(rng, size_hw, light)
+    else:
+        sheet = np.full((*size_hw, 3), pick_color(rng, _CLOTHS + _PAPERS), np.float32)
+        if rng.random() < 0.4:  # a leaf that somebody has cut out of its photograph
+            return np.full((*size_hw, 3), float(rng.random() < 0.4), np.float32)
+    if rng.random() < 0.15:
+        lay_objects(rng, sheet, light)
+    # Light falls off towards one side, and a lamp may be mirrored.
+    far = distance_px(size_hw, *(rng.uniform(-0.2, 1.2, 2) * size_hw[::-1]).tolist())
+    far /= max(size_hw)
+    sheet *= (1 - rng.uniform(0, 0.35) * far)[..., None]
+    if rng.random() < 0.15:
+        sheet += (rng.uniform(0.1, 0.6) * np.exp(-((far / 0.25) ** 2)))[..., None]
+    return sheet.astype(np.float32)
+
+
+def lay_objects(rng: np.random.Generator, sheet: Rgb, light: Light) -> None:
+    """Lay labels, rulers, coins, dishes and other colored things, in place."""
+    h, w = sheet.shape[:2]
+    side = min(h, w)
+    for _ in range(int(rng.integers(1, 4))):
+        mask = np.zeros((h, w), np.uint8)
+        center = (rng.uniform(0, w), rng.uniform(0, h))
+        size = side * log_uniform(rng, 0.08, 0.4)
+        if rng.random() < 0.4:
+            at = (round(center[0]), round(center[1]))
+            cv2.circle(mask, at, max(2, round(size / 2)), 255, -1, cv2.LINE_AA)
+        else:
+            flat = size * rng.uniform(0.15, 0.8)
+            corners = cv2.boxPoints((center, (size * 1.5, flat), rng.uniform(0, 180)))
+            cv2.fillPoly(mask, [np.round(corners).astype(np.int32)], 255, cv2.LINE_AA)
+        alpha = (mask / np.float32(255)).astype(np.float32)
+        darken(sheet, drop_shadow(alpha, light, side * rng.uniform(0.005, 0.03)), light)
+        tone = 1 + 0.08 * smooth_noise(rng, (h, w), 0.5 * side)
+        color = np.array(pick_color(rng, _OBJECTS), np.float32)
+        sheet += alpha[..., None] * (tone[..., None] * color - sheet)
+
+
+def _paper(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) -> Rgb:
     h, w = size_hw
-    paper = np.full((h, w, 3), rng.uniform(0.7, 0.98), np.float32)
-    ink = np.array(pick_colour(rng, bytes.fromhex("3050a0 404040 60a0c0 a04040")))
-    step = int(min(h, w) * rng.uniform(0.04, 0.15)) + 3
-    start = int(rng.integers(step))
-    for k in range(start, max(h, w), step):
-        cv2.line(paper, (0, k), (w, k), ink.tolist(), 1, cv2.LINE_AA)
-        if rng.random() < 0.9:
-            cv2.line(paper, (k, 0), (k, h), ink.tolist(), 1, cv2.LINE_AA)
-    for _ in range(int(rng.integers(0, 4))):  # writing
-        points = np.cumsum(rng.normal(0, 0.02 * min(h, w), (30, 2)), 0)
-        points += rng.uniform(0, [w, h])
-        stroke = [np.round(points).astype(np.int32)]
-        cv2.polylines(paper, stroke, isClosed=False, color=(0.1, 0.1, 0.15), thickness=2)
+    side = float(min(h, w))
+    fold = side * rng.uniform(0, 0.02) * smooth_noise(rng, size_hw, 0.5 * side, 2)
+    fold += 0.05 * smooth_noise(rng, size_hw, 1.0)
+    paper = shade_relief(fold, light)[..., None] * np.array(
+        pick_color(rng, _PAPERS, 0.05), np.float32
+    )
+    if rng.random() < 0.35:
+        rule(rng, paper)
+    if rng.random() < 0.2:
+        write(rng, paper)
     return paper
 
 
-def draw_fingers(rng: np.random.Generator, scene: Image) -> Float32[np.ndarray, "h w"]:
-    """Draw some fingers into a scene, in place.
-
-    Returns:
-        How far each pixel is covered by them, in [0, 1].
-    """
-    h, w = scene.shape[:2]
-    side = min(h, w)
-    color = np.array(pick_colour(rng, _SKINS), np.float32) * rng.normal(1, 0.07)
-    root = _outside(rng, (h, w))
-    towards = np.array([w, h]) * rng.uniform(0.3, 0.7, 2) - root
-    along = towards / (np.linalg.norm(towards) + 1e-6)
-    beside = np.array([-along[1], along[0]])
-    radius = side * rng.uniform(0.05, 0.14)
-    depth = np.full((h, w), -1e4, np.float32)
-    tips = []
-    n = int(rng.integers(1, 5))
-    x = np.arange(w, dtype=np.float32)
-    y = np.arange(h, dtype=np.float32)[:, None]
-    for k in range(n):
-        start = root + beside * (k - n / 2) * 2.1 * radius
-        length = np.linalg.norm(towards) * rng.uniform(0.45, 1.0)
-        own = along + rng.normal(0, 0.12, 2)
-        dx, dy = x - start[0], y - start[1]
-        t = np.clip((dx * own[0] + dy * own[1]) / (own @ own), 0, length)
-        r = radius * rng.uniform(0.8, 1.1)
-        gap = np.hypot(dx - t * own[0], dy - t * own[1])
-        np.maximum(depth, (r - gap).astype(np.float32), out=depth)
-        tips.append((start + own * (length - 0.1 * r), r, own))
-    alpha = np.clip(depth + 0.5, 0, 1)
-    round_ = np.sqrt(np.clip(depth / radius, 0, 1))
-    shade = 0.55 + 0.5 * round_ + 0.04 * smooth_noise(rng, (h, w), 0.05 * side, 3)
-    skin = shade[..., None] * color
-    skin[..., 0] *= 1 + 0.05 * smooth_noise(rng, (h, w), 0.1 * side)
-    for tip, r, own in tips:
-        if rng.random() < 0.6:
-            _paint_nail(skin, tip, r, own, color)
-    shadow = cv2.GaussianBlur(alpha, (0, 0), 0.3 * radius + 1)
-    scene *= 1 - rng.uniform(0.1, 0.6) * shadow[..., None]
-    scene += alpha[..., None] * (skin - scene)
-    return alpha
+def rule(rng: np.random.Generator, paper: Rgb) -> None:
+    """Draw a grid or lines on paper, in place."""
+    h, w = paper.shape[:2]
+    ink = np.array(pick_color(rng, bytes.fromhex("3050a0 404040 60a0c0 a04040 50a070")))
+    step = min(h, w) * rng.uniform(0.03, 0.15) + 3
+    lean, strength = rng.normal(0, 0.04), rng.uniform(0.2, 0.9)
+    alpha = np.zeros((h, w), np.uint8)
+    thick = max(1, round(step * rng.uniform(0.01, 0.06)))
+    both = rng.random() < 0.7
+    for k in range(-int(0.2 * h / step), int(1.2 * max(h, w) / step)):
+        at = k * step
+        ends = ((0, int(at)), (w, int(at + lean * w)))
+        cv2.line(alpha, *ends, 255, thick, cv2.LINE_AA)
+        if both:
+            ends = ((int(at), 0), (int(at - lean * h), h))
+            cv2.line(alpha, *ends, 255, thick, cv2.LINE_AA)
+    weight = (alpha / 255 * strength).astype(np.float32)[..., None]
+    paper += weight * (ink.astype(np.float32) - paper)
 
 
-def _outside(
-    rng: np.random.Generator, size_hw: tuple[int, int]
-) -> Float[np.ndarray, " xy"]:
-    """Return a place just outside one of the four edges."""
-    h, w = size_hw
-    edge = int(rng.integers(4))
-    places = (
-        (rng.uniform(0, w), -0.1 * h),
-        (rng.uniform(0, w), 1.1 * h),
-        (-0.1 * w, rng.uniform(0, h)),
-        (1.1 * w, rng.uniform(0, h)),
-    )
-    return np.array(places[edge])
-
-
-def _paint_nail(
-    skin: Image,
-    tip: Float[np.ndarray, " xy"],
-    radius: float,
-    along: Float[np.ndarray, " xy"],
-    color: Float[np.ndarray, " rgb"],
-) -> None:
-    """Paint the nail of a finger that points along a direction, in place."""
-    angle = float(np.degrees(np.arctan2(along[1], along[0])))
-    center = (int(tip[0]), int(tip[1]))
-    axes = (max(1, int(0.7 * radius)), max(1, int(0.5 * radius)))
-    nail = np.clip(color * 1.15 + 0.08, 0, 1).tolist()
-    cv2.ellipse(skin, center, axes, angle, 0, 360, nail, -1, cv2.LINE_AA)
-
-
-def _lay_pebbles(rng: np.random.Generator, soil: Image) -> None:
-    """Draw rounded stones, each with its shadow and a lit side, in place."""
-    h, w = soil.shape[:2]
-    side = min(h, w)
-    typical = side * log_uniform(rng, 0.006, 0.06)
-    tint = np.array(pick_colour(rng, bytes.fromhex("a09890 78706a c8beb0 6a5a50 4a4644")))
-    for _ in range(int(rng.integers(2, 40))):
-        r = max(1.0, typical * float(np.exp(0.4 * rng.standard_normal())))
-        cx, cy = rng.uniform(0, w), rng.uniform(0, h)
-        axes = (max(1, int(r)), max(1, int(r * rng.uniform(0.5, 1))))
-        angle = rng.uniform(0, 180)
-        color = np.clip(tint * rng.normal(1, 0.15) * rng.normal(1, 0.03, 3), 0, 1)
-        below = (int(cx + 0.3 * r), int(cy + 0.3 * r))
-        dark = (soil[min(h - 1, int(cy)), min(w - 1, int(cx))] * 0.3).tolist()
-        cv2.ellipse(soil, below, axes, angle, 0, 360, dark, -1, cv2.LINE_AA)
-        center = (int(cx), int(cy))
-        cv2.ellipse(soil, center, axes, angle, 0, 360, color.tolist(), -1, cv2.LINE_AA)
-        bright = (int(cx - 0.25 * r), int(cy - 0.25 * r))
-        small = (max(1, axes[0] // 2), max(1, axes[1] // 2))
-        light = np.clip(color * 1.2, 0, 1).tolist()
-        cv2.ellipse(soil, bright, small, angle, 0, 360, light, -1, cv2.LINE_AA)
-
-
-def _lay_straw(rng: np.random.Generator, soil: Image, n: int) -> None:
-    """Draw stalks and twigs, each with its shadow, in place."""
-    h, w = soil.shape[:2]
-    side = min(h, w)
-    for _ in range(n):
-        color = np.array(pick_colour(rng, _LITTER)) * rng.normal(1, 0.2)
-        start = rng.uniform(0, [w, h])
-        angle = rng.uniform(0, 2 * pi)
-        length = side * log_uniform(rng, 0.03, 0.5)
-        bow = rng.normal(0, 0.1, 2) * length
-        t = np.linspace(0, 1, 12)[:, None]
-        line = start + t * length * np.array([cos(angle), sin(angle)])
-        line = line + 4 * t * (1 - t) * bow
-        width = max(1, int(side * log_uniform(rng, 0.002, 0.02)))
-        points = [np.round(line).astype(np.int32)]
-        under = [np.round(line + 0.6 * width).astype(np.int32)]
+def write(rng: np.random.Generator, paper: Rgb) -> None:
+    """Draw strokes that look like a line or two of writing, in place."""
+    h, w = paper.shape[:2]
+    side = float(min(h, w))
+    alpha = np.zeros((h, w), np.uint8)
+    size = side * rng.uniform(0.015, 0.05)
+    for _ in range(int(rng.integers(1, 5))):
+        x, y = rng.uniform(0, 0.8 * w), rng.uniform(0.05, 0.95) * h
+        n = int(rng.integers(20, 120))
+        t = np.arange(n) * 0.45
+        wobble = rng.uniform(0.4, 1.0, n)
+        xs = x + size * (0.25 * t + 0.5 * np.sin(2 * t))
+        ys = y + size * wobble * np.sin(1.7 * t + rng.uniform(0, 6))
+        points = np.round(np.stack([xs, ys], 1)).astype(np.int32)
+        thick = max(1, round(0.12 * size))
         cv2.polylines(
-            soil,
-            under,
+            alpha,
+            [points],
             isClosed=False,
-            color=(0.06, 0.05, 0.04),
-            thickness=width,
+            color=255,
+            thickness=thick,
             lineType=cv2.LINE_AA,
         )
-        tone = np.clip(color, 0, 1).tolist()
-        cv2.polylines(
-            soil, points, isClosed=False, color=tone, thickness=width, lineType=cv2.LINE_AA
-        )
+    ink = np.array(pick_color(rng, bytes.fromhex("1a1a22 20307a 7a2020")), np.float32)
+    paper += (0.85 * alpha / 255).astype(np.float32)[..., None] * (ink - paper)
+
+
+def _cloth(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) -> Rgb:
+    h, w = size_hw
+    side = float(min(h, w))
+    color = np.array(pick_color(rng, _CLOTHS), np.float32)
+    folds = side * rng.uniform(0, 0.05) * smooth_noise(rng, size_hw, 0.4 * side, 2)
+    tone = shade_relief(folds, light)
+    if rng.random() < 0.6:
+        period, turn = rng.uniform(2.2, 7), rng.uniform(0, pi)
+        x = np.arange(w, dtype=np.float32)
+        y = np.arange(h, dtype=np.float32)[:, None]
+        a = cos(turn) * x + sin(turn) * y
+        b = cos(turn) * y - sin(turn) * x
+        weave = np.sin(2 * pi * a / period) * np.sin(2 * pi * b / period)
+        tone = tone * (1 + rng.uniform(0.03, 0.2) * weave)
+    tone = tone + rng.uniform(0.02, 0.15) * smooth_noise(rng, size_hw, 1.4)
+    cloth: Rgb = np.clip(tone, 0, 2).astype(np.float32)[..., None] * color
+    return cloth
+
+
+def draw_wood(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) -> Rgb:
+    """Return a board: fibers in one direction, at times joints, knots and dirt."""
+    h, w = size_hw
+    across = max(h, w)
+    color = np.array(pick_color(rng, _WOODS), np.float32)
+    x = np.linspace(0, 1, across, dtype=np.float32)
+    y = np.linspace(0, 1, across, dtype=np.float32)[:, None]
+    drift = smooth_noise(rng, (across, across), 0.5 * across, 2)
+    rings = y * rng.uniform(8, 40) + 0.6 * drift + 0.8 * x * rng.normal()
+    grain = np.sin(2 * pi * rings) * rng.uniform(0.02, 0.12)
+    fibers = smooth_noise(rng, (across, across // 24 + 4), 1.6, 2)
+    fibers = cv2.resize(fibers, (across, across), interpolation=cv2.INTER_LINEAR)
+    tone = 1 + grain + rng.uniform(0.03, 0.12) * fibers + 0.05 * drift
+    if rng.random() < 0.5:
+        width = rng.uniform(0.12, 0.5)
+        place = (y + rng.uniform(0, 1)) % width
+        tone = tone * np.where(place < rng.uniform(0.004, 0.015), 0.3, 1.0)
+        plank = rng.normal(1, 0.08, 12)[np.floor((y + 1) / width).astype(int) % 12]
+        tone = tone * plank
+    tone = np.clip(tone, 0.1, 2).astype(np.float32)
+    tone = tone.T if rng.random() < 0.5 else tone
+    board: Rgb = np.ascontiguousarray(tone[:h, :w])[..., None] * color
+    board *= shade_relief(0.15 * smooth_noise(rng, size_hw, 1.5), light)[..., None]
+    return board
+
+
+def draw_wall(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) -> Rgb:
+    """Return concrete, plaster or asphalt: grains, stains, pores."""
+    side = float(min(size_hw))
+    color = np.array(pick_color(rng, _WALLS), np.float32)
+    grain_px = log_uniform(rng, 1.2, 5.0)
+    height = rng.uniform(0.05, 0.45) * smooth_noise(rng, size_hw, grain_px, 2)
+    speckle = rng.uniform(0.02, 0.15) * smooth_noise(rng, size_hw, rng.uniform(1.0, 2.5))
+    stains = smooth_noise(rng, size_hw, side * rng.uniform(0.1, 0.5), 3)
+    tone = shade_relief(height, light) * (1 + rng.uniform(0.02, 0.12) * stains + speckle)
+    pores = smooth_noise(rng, size_hw, rng.uniform(1.5, 4))
+    tone = tone - np.clip(pores - rng.uniform(2, 4), 0, 0.6)
+    wall: Rgb = np.clip(tone, 0.05, 2).astype(np.float32)[..., None] * color
+    return wall
+
+
+def draw_sky(rng: np.random.Generator, size_hw: tuple[int, int]) -> Rgb:
+    """Return the sky, clear or with clouds."""
+    h = size_hw[0]
+    low, high = (np.array(pick_color(rng, _SKIES, 0.05), np.float32) for _ in range(2))
+    down = np.linspace(0, 1, h, dtype=np.float32)[:, None, None]
+    cloud = np.clip(smooth_noise(rng, size_hw, 0.4 * h, 3) * rng.uniform(0, 0.8), 0, 1)
+    sky = high + down * (low - high)
+    sky = np.broadcast_to(sky, (*size_hw, 3)).copy()
+    sky += cloud[..., None] * (np.float32(0.95) - sky)
+    return sky.astype(np.float32)

@@ -40,6 +40,7 @@ from plantseg_next.data.lesions import (
     ruggedness,
 )
 from plantseg_next.errors import OutputError, UsageError
+from plantseg_next.structures import IGNORE
 
 DISEASES = ("healthy", *LESION_KINDS)
 """Image-level labels: a leaf has lesions of one kind, or none."""
@@ -49,6 +50,7 @@ _PAPER_SHARES = (0.24, 0.22, 0.14, 0.1, 0.1, 0.08, 0.07, 0.05)
 _SCENES = bytes.fromhex("4d6b24 334d1a 739933 6b5238 4d3826 8c734d b8cce0 d19980 141a0d")
 _DEAD = np.array((1.3, 0.95, 0.6), np.float32)
 _PALETTE = bytes.fromhex("000000 3ca03c 964b19 5a285a f0f0f0 e68214 d2c85a")
+_UNSURE = bytes.fromhex("808080")
 _STREAMS = 8
 
 
@@ -61,7 +63,7 @@ class DrawnLeaf:
         lesion: 0 for none, ``i + 1`` for ``LESION_KINDS[i]``. Yellow halos are no part
             of a lesion; the yellow patches of rust are, out to half their strength.
         leaf: 1 on the leaf in focus, its petiole and lesions included; 0 in its holes
-            and on foliage behind it.
+            and on foliage behind it. Scenes have ``IGNORE`` on foliage out of focus.
         disease: One of ``DISEASES``. A diseased leaf keeps its label while its lesions
             are too young to be seen.
         age_days: Days since the leaf could be infected.
@@ -295,7 +297,12 @@ def photograph(
 
 
 def write_drawn_folder(
-    folder: Path, n: int, *, seed: int = 0, size_hw: tuple[int, int] = (256, 256)
+    folder: Path,
+    n: int,
+    *,
+    seed: int = 0,
+    size_hw: tuple[int, int] = (256, 256),
+    scenes: bool = False,
 ) -> None:
     """Write a data set of drawn leaves: pictures, masks, names of classes, an index.
 
@@ -307,11 +314,16 @@ def write_drawn_folder(
     Splits are 70 / 15 / 15 % of the leaves of each disease, but any disease with three
     leaves has one in each split: small folders hold more of val and test.
 
+    With ``scenes``, what ``scenes.draw_scene`` draws is written instead, each a group of
+    its own. Its masks have one value more, 7, "no lesion": foliage out of focus, of which
+    it is unknown whether it counts as leaf.
+
     Args:
         folder: Made if it is not there.
         n: Pictures, at least 1.
         seed: Of the whole folder, at least 0.
         size_hw: Rows and columns of each picture, at least 32 each.
+        scenes: Whether to draw scenes of all kinds instead of single leaves.
 
     Raises:
         UsageError: If ``n``, ``seed`` or ``size_hw`` is outside the range named above.
@@ -330,27 +342,47 @@ def write_drawn_folder(
             )
     (folder / "images").mkdir(parents=True)
     (folder / "masks").mkdir()
-    names = ("background", "leaf", *LESION_KINDS)
+    names = ("background", "leaf", *LESION_KINDS, *(("no lesion",) if scenes else ()))
     lines = (f"{value}: {name}\n" for value, name in enumerate(names))
     (folder / "classes.yaml").write_text("".join(lines), "utf-8")
 
+    rows = (_write_scenes if scenes else _write_leaves)(folder, n, seed, size_hw)
+    with index.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("name", "split", "disease", "group"), *rows])
+
+
+_Row = tuple[str, str, str, str]
+
+
+def _write_leaves(folder: Path, n: int, seed: int, size_hw: tuple[int, int]) -> list[_Row]:
+    """Write images and masks of single leaves, and return the rows of the index."""
     rng = np.random.default_rng([seed, n])
     looks = _plan_looks(rng, n)
     diseases = [DISEASES[k % len(DISEASES)] for k in range(len(looks))]
     splits = _plan_splits(rng, diseases)
-    rows = []
+    rows: list[_Row] = []
     next_seed = seed * 1_000_003
     for k, ages in enumerate(looks):
         drawn, next_seed = _first_shown(next_seed, ages, diseases[k], size_hw)
         for picture, letter in zip(drawn, "ab", strict=False):
             name = f"leaf_{k:05}{letter}"
-            Image.fromarray(picture.image).save(
-                folder / "images" / f"{name}.jpg", quality=95
-            )
-            _write_mask(folder / "masks" / f"{name}.png", picture)
+            _write_pair(folder, name, picture, _PALETTE)
             rows.append((name, splits[k], diseases[k], f"leaf_{k:05}"))
-    with index.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("name", "split", "disease", "group"), *rows])
+    return rows
+
+
+def _write_scenes(folder: Path, n: int, seed: int, size_hw: tuple[int, int]) -> list[_Row]:
+    """Write images and masks of scenes, and return the rows of the index."""
+    from plantseg_next.data.scenes import draw_scene  # it needs this module
+
+    names, diseases = [], []
+    for k in range(n):
+        scene = draw_scene(seed * 1_000_003 + k, size_hw=size_hw)
+        names.append(f"scene_{k:05}")
+        diseases.append(scene.disease)
+        _write_pair(folder, names[-1], scene, _PALETTE + _UNSURE)
+    splits = _plan_splits(np.random.default_rng([seed, n]), diseases)
+    return list(zip(names, splits, diseases, names, strict=True))
 
 
 def _plan_looks(rng: np.random.Generator, n: int) -> list[tuple[float, ...]]:
@@ -391,8 +423,10 @@ def _first_shown(
             return drawn, seed
 
 
-def _write_mask(path: Path, drawn: DrawnLeaf) -> None:
+def _write_pair(folder: Path, name: str, drawn: DrawnLeaf, palette: bytes) -> None:
+    Image.fromarray(drawn.image).save(folder / "images" / f"{name}.jpg", quality=95)
     values = np.where(drawn.lesion > 0, drawn.lesion + 1, drawn.leaf).astype(np.uint8)
+    values[drawn.leaf == IGNORE] = len(LESION_KINDS) + 2
     mask = Image.frombytes("P", values.shape[::-1], values.tobytes())
-    mask.putpalette(_PALETTE)
-    mask.save(path)
+    mask.putpalette(palette)
+    mask.save(folder / "masks" / f"{name}.png")

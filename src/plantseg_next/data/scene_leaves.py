@@ -1,0 +1,449 @@
+"""Leaves of drawn scenes: forms, markings that are no lesion, and lesions.
+
+A ``Sprite`` is one leaf before any light falls on it, with what is true of each pixel; a
+scene lays it, turned and scaled, as often as it likes.
+
+Axes: h row, w column, s sample of an angle. Lengths are pixels, colors are in [0, 1].
+"""
+
+from dataclasses import dataclass, replace
+from math import cos, pi, sin
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from plantseg_next.data.blades import (
+    Blade,
+    BladeFields,
+    bite_blades,
+    draw_skin,
+    grow_blades,
+    log_uniform,
+    smooth_noise,
+    trace_blades,
+)
+from plantseg_next.data.scene_lesions import Tissue, infect
+from plantseg_next.data.surfaces import pick_color
+
+Plane = Float32[np.ndarray, "h w"]
+Rgb = Float32[np.ndarray, "h w 3"]
+
+_SAMPLES = 2048  # of the outline of a palmate leaf, by angle
+_DEAD = bytes.fromhex("8a6a48 6d4f33 a98c68 4d3a2a c2a884 9a8f84 7d4a2c 5e564e d6c7ab")
+_LEAF_FORMS = ("ovate", "lance", "lobed", "compound", "palmate", "obovate")
+_GROWN = {"obovate": "ovate"}  # as what it is grown before it is given its own outline
+_FORM_ODDS = (0.36, 0.2, 0.1, 0.1, 0.14, 0.1)
+_VEIN_COLORS = bytes.fromhex("7a2038 8a3a4a 6a2a50 d8d8a0 e8e8d0 c8c060 a83a30")
+_MARGIN_COLORS = bytes.fromhex("7a2a3a 8a3030 d8d0a0 5a2a40 c0b050 e0e0c0")
+_FRESH = bytes.fromhex("3f9a2a 2f7d33 55b03a 6fae3f 88b84a 2d6a4a 4f8f5f 1f5a2a 9ac04a")
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """One leaf in a frame of its own.
+
+    Args:
+        albedo: Color before any light falls on it.
+        alpha: Coverage in [0, 1].
+        lesion: Lesion class ids, 0 for none.
+        height_px: Relief.
+        gloss: Fraction of the glare that each pixel shows.
+        base_xy: Where the leaf begins, petiole excluded.
+        length_px: From there to the tip; the tip is to the right unless the leaf was
+            drawn for the frame of a scene.
+    """
+
+    albedo: Rgb
+    alpha: Plane
+    lesion: UInt8[np.ndarray, "h w"]
+    height_px: Plane
+    gloss: Plane
+    base_xy: tuple[float, float]
+    length_px: float
+
+
+@dataclass(frozen=True)
+class Species:
+    """What the leaves of one plant have in common.
+
+    Args:
+        form: ovate, lance, lobed, compound, palmate or obovate.
+        shape_seed: Of outline and veins.
+        color_seed: Of color and markings.
+        slenderness: Width over length of a blade.
+        petiole: Whether a petiole is drawn with the leaf.
+    """
+
+    form: str
+    shape_seed: int
+    color_seed: int
+    slenderness: float
+    petiole: bool = True
+
+
+def sample_species(rng: np.random.Generator, form: str | None = None) -> Species:
+    """Return a species, of any form unless one is given."""
+    drawn = _LEAF_FORMS[int(rng.choice(len(_LEAF_FORMS), p=_FORM_ODDS))]
+    form = form or drawn
+    slender = {"lance": (0.12, 0.36), "lobed": (0.5, 0.9), "obovate": (0.4, 0.75)}
+    return Species(
+        form=form,
+        shape_seed=int(rng.integers(1 << 30)),
+        color_seed=int(rng.integers(1 << 30)),
+        slenderness=rng.uniform(*slender.get(form, (0.35, 0.8))),
+    )
+
+
+def draw_sprite(
+    rng: np.random.Generator, species: Species, side_px: int, disease: str
+) -> Sprite:
+    """Return a whole leaf in a square frame, with its tip to the right.
+
+    Args:
+        rng: Source of what the leaf does not share with its species.
+        species: Form and color.
+        side_px: Rows and columns of the frame, at least 24.
+        disease: One of ``DISEASES``.
+    """
+    shape = np.random.default_rng(species.shape_seed)
+    size_hw = (side_px, side_px)
+    if species.form == "palmate":
+        reach = 0.46 * side_px
+        base = (0.42 * side_px, 0.5 * side_px)
+        blade = Blade(base, 0.0, 1.1 * reach, 1.2 * reach, (0.5, 0.5))
+        fields = trace_palmate(shape, size_hw, base, reach, 0.0)
+        return _cropped(_finished(rng, species, fields, blade, disease))
+    blades = _whole(shape, species, side_px)
+    fields = trace_blades(rng, blades, size_hw)
+    return _cropped(_finished(rng, species, fields, blades[0], disease, len(blades) > 1))
+
+
+def _whole(rng: np.random.Generator, species: Species, side: int) -> tuple[Blade, ...]:
+    blades = grow_blades(rng, (side, side), _GROWN.get(species.form, species.form))
+    first = blades[0]
+    if species.form == "compound":
+        return _fitted(blades, side)
+    length = (0.76 if species.petiole else 0.92) * side
+    fullness = (rng.uniform(1.0, 1.7), rng.uniform(0.3, 0.6))
+    blade = replace(
+        first,
+        base_xy=((0.2 if species.petiole else 0.04) * side, 0.5 * side),
+        angle=0.0,
+        length_px=length,
+        widest_px=length * species.slenderness,
+        fullness=fullness if species.form == "obovate" else first.fullness,
+        petiole=first.petiole if species.petiole else 0.0,
+    )
+    return (_ribbed(rng, blade),)
+
+
+def _ribbed(rng: np.random.Generator, blade: Blade) -> Blade:
+    """Return a blade, at times with the many close veins of gingers and bananas."""
+    if blade.veins == 0 or rng.random() > 0.15:
+        return blade
+    return replace(
+        blade, veins=rng.uniform(18, 45), vein_slant=rng.uniform(0.8, 2.5), lobes=(0.0, 0.0)
+    )
+
+
+def _fitted(blades: tuple[Blade, ...], side: int) -> tuple[Blade, ...]:
+    """Return a compound leaf with its rachis to the right, scaled to fit its frame."""
+    rachis = blades[-1]
+    turn = -rachis.angle
+    rotation = np.array([[cos(turn), -sin(turn)], [sin(turn), cos(turn)]])
+    base = np.array(rachis.base_xy)
+    bases = [rotation @ (np.array(blade.base_xy) - base) for blade in blades]
+    angles = [blade.angle + turn for blade in blades]
+    tips = np.array(
+        [
+            b + blade.length_px * np.array([cos(a), sin(a)])
+            for b, a, blade in zip(bases, angles, blades, strict=True)
+        ]
+    )
+    wide = max(blade.widest_px for blade in blades) / 2
+    scale = (
+        0.92
+        * side
+        / max(float(tips[:, 0].max()) + wide, 2 * (float(np.abs(tips[:, 1]).max()) + wide))
+    )
+    return tuple(
+        replace(
+            blade,
+            base_xy=(float(0.04 * side + scale * b[0]), float(0.5 * side + scale * b[1])),
+            angle=a,
+            length_px=blade.length_px * scale,
+            widest_px=blade.widest_px * scale,
+        )
+        for b, a, blade in zip(bases, angles, blades, strict=True)
+    )
+
+
+def draw_framed(
+    rng: np.random.Generator,
+    size_hw: tuple[int, int],
+    disease: str,
+    form: str | None = None,
+) -> Sprite:
+    """Return a leaf drawn for the frame of a scene: whole in it, or magnified."""
+    species = sample_species(rng, form)
+    side = float(min(size_hw))
+    if species.form == "palmate":
+        whole = rng.random() < 0.6
+        reach = side * (rng.uniform(0.4, 0.6) if whole else rng.uniform(0.7, 2))
+        far = max(0.0, reach - 0.5 * side)
+        middle = np.array(size_hw[::-1]) / 2 + rng.uniform(-far, far, 2)
+        base = (float(middle[0]), float(middle[1]))
+        angle = rng.uniform(0, 2 * pi)
+        blade = Blade(base, angle, 1.1 * reach, 1.2 * reach, (0.5, 0.5))
+        fields = trace_palmate(rng, size_hw, base, reach, angle)
+        return _finished(rng, species, fields, blade, disease)
+    blades = grow_blades(rng, size_hw, form or _GROWN.get(species.form, species.form))
+    if len(blades) == 1:
+        blades = (_ribbed(rng, blades[0]),)
+    fields = trace_blades(rng, blades, size_hw)
+    return _finished(rng, species, fields, blades[0], disease, len(blades) > 1)
+
+
+def _finished(
+    rng: np.random.Generator,
+    species: Species,
+    fields: BladeFields,
+    blade: Blade,
+    disease: str,
+    compound: bool = False,
+) -> Sprite:
+    """Return the leaf with skin, markings, damage and lesions."""
+    size = blade.size_px
+    fields = bite_blades(rng, fields, size)
+    if not compound and rng.random() < 0.1:
+        fields = _torn(rng, fields, blade)
+    own = np.random.default_rng(species.color_seed)
+    albedo = draw_skin(own, fields, blade)
+    _mark(own, albedo, fields, size)
+    albedo *= np.float32(rng.normal(1, 0.06))
+    grain = blade.angle if blade.veins == 0 else None
+    gloss = (1 - 0.6 * fields.vein).astype(np.float32)
+    lesion = np.zeros(gloss.shape, np.uint8)
+    if disease != "healthy":
+        lesion, left = infect(rng, disease, albedo, Tissue(fields, size, grain))
+        gloss *= left
+    if rng.random() < 0.12:
+        _soil_on(rng, albedo, size)
+    np.clip(albedo, 0.01, 1.0, out=albedo)
+    alpha = np.clip(fields.depth_px + 0.5, 0, 1)
+    if rng.random() < 0.12:
+        _drops(rng, albedo, alpha)
+    base, length = blade.base_xy, blade.length_px
+    return Sprite(albedo, alpha, lesion, fields.height_px, gloss, base, length)
+
+
+def _cropped(sprite: Sprite) -> Sprite:
+    """Return the sprite without empty rows and columns: it is laid in less time."""
+    margin = 4
+    x, y, width, height = cv2.boundingRect((sprite.alpha > 0).astype(np.uint8))
+    top, left = max(0, y - margin), max(0, x - margin)
+    box = (slice(top, y + height + margin), slice(left, x + width + margin))
+    if width == 0:  # no leaf at all: insects have eaten it
+        return sprite
+    return replace(
+        sprite,
+        albedo=sprite.albedo[box],
+        alpha=sprite.alpha[box],
+        lesion=sprite.lesion[box],
+        height_px=sprite.height_px[box],
+        gloss=sprite.gloss[box],
+        base_xy=(sprite.base_xy[0] - left, sprite.base_xy[1] - top),
+    )
+
+
+def trace_palmate(
+    rng: np.random.Generator,
+    size_hw: tuple[int, int],
+    base_xy: tuple[float, float],
+    reach_px: float,
+    angle: float,
+) -> BladeFields:
+    """Return the fields of a leaf whose main veins spread from the end of its petiole.
+
+    Args:
+        rng: Source of lobes, teeth and veins.
+        size_hw: Rows and columns.
+        base_xy: Where the main veins meet.
+        reach_px: Length of the middle lobe.
+        angle: Direction of the middle lobe, radians.
+    """
+    n, spread = int(rng.choice((3, 5, 7))), rng.uniform(0.55, 0.8)
+    axes = spread * (np.arange(n) - n // 2)
+    lengths = 1 - rng.uniform(0.04, 0.16) * np.abs(np.arange(n) - n // 2)
+    theta = np.linspace(-pi, pi, _SAMPLES, dtype=np.float32)
+    away = np.abs(theta[:, None] - axes)
+    cut = rng.uniform(0.05, 0.6)
+    outline = (lengths * (1 - cut * np.clip(away / (0.55 * spread), 0, 1) ** 1.5)).max(1)
+    behind = (pi - np.abs(theta)) / rng.uniform(0.15, 0.5)
+    outline = outline * (1 - np.exp(-(behind**2)))
+    teeth = rng.uniform(0, 0.08)
+    outline = outline * (1 - teeth * (rng.uniform(5, 14) * np.abs(theta) % 1.0))
+    outline = cv2.GaussianBlur(outline[None].astype(np.float32), (0, 0), 5)[0]
+
+    warp = 0.03 * reach_px
+    dx = np.arange(size_hw[1], dtype=np.float32) - np.float32(base_xy[0])
+    dx = dx + warp * smooth_noise(rng, size_hw, 0.4 * reach_px)
+    dy = np.arange(size_hw[0], dtype=np.float32)[:, None] - np.float32(base_xy[1])
+    dy = dy + warp * smooth_noise(rng, size_hw, 0.4 * reach_px)
+    radius, turn = cv2.cartToPolar(dx, dy)
+    turn = (turn - np.float32(angle) + pi) % (2 * pi) - pi
+    index = np.clip((turn + pi) * ((_SAMPLES - 1) / (2 * pi)), 0, _SAMPLES - 1)
+    slope = np.gradient(outline) * (_SAMPLES / (2 * pi)) / np.maximum(outline, 0.05)
+    aslant = (1 / np.sqrt(1 + slope**2)).astype(np.float32)
+    at = index.astype(np.int32)
+    edge = outline[at] * reach_px
+    depth = (edge - radius) * aslant[at]
+
+    nearest = np.clip(np.round(turn / spread), -(n // 2), n // 2)
+    off = turn - nearest * np.float32(spread)
+    ahead = radius * np.cos(off)
+    beside = radius * np.sin(off)
+    rib = max(0.8, 0.008 * reach_px)
+    vein = 1 / (1 + (beside / rib) ** 4) * (ahead > 0)
+    spacing = reach_px / rng.uniform(6, 14)
+    phase = (ahead - rng.uniform(0.5, 1.2) * np.abs(beside)) / spacing
+    phase = phase - np.floor(phase) - 0.5
+    thin = max(0.7, 0.0025 * reach_px)
+    branch = 0.7 / (1 + (phase * spacing / thin) ** 4)
+    vein = np.maximum(vein, branch * (ahead > 0)).astype(np.float32)
+    along = (ahead / reach_px).astype(np.float32)
+    across = np.clip(radius / np.maximum(edge, 1) * np.sign(off), -1.5, 1.5)
+    height = (rng.uniform(0, 0.3) * spacing / 6) * np.cos(2 * pi * phase)
+    height = height - rng.uniform(-0.1, 0.3) * np.abs(beside) - 0.4 * vein
+    swell = reach_px * rng.uniform(0.006, 0.03)
+    height = height + swell * smooth_noise(rng, size_hw, 0.3 * reach_px, 2)
+    return BladeFields(
+        depth.astype(np.float32),
+        along,
+        across.astype(np.float32),
+        vein,
+        height.astype(np.float32),
+    )
+
+
+def _torn(rng: np.random.Generator, fields: BladeFields, blade: Blade) -> BladeFields:
+    """Return the fields with one or two tears from the margin inwards."""
+    h, w = fields.depth_px.shape
+    depth = fields.depth_px.copy()
+    x = np.arange(w, dtype=np.float32)
+    y = np.arange(h, dtype=np.float32)[:, None]
+    for _ in range(int(rng.integers(1, 3))):
+        u, side = rng.uniform(0.2, 0.85), 1 if rng.random() < 0.5 else -1
+        start = np.array(blade.base_xy) + u * blade.length_px * np.array(
+            [cos(blade.angle), sin(blade.angle)]
+        )
+        heading = blade.angle + side * rng.uniform(0.6, 1.3)
+        ahead = (x - start[0]) * cos(heading) + (y - start[1]) * sin(heading)
+        aside = (y - start[1]) * cos(heading) - (x - start[0]) * sin(heading)
+        size = blade.size_px
+        aside = aside + 0.02 * size * smooth_noise(rng, (h, w), 0.08 * size)
+        ahead = ahead - blade.widest_px * rng.uniform(0.05, 0.3)
+        gap = np.abs(aside) - rng.uniform(0.05, 0.3) * np.maximum(ahead, -20)
+        np.minimum(depth, np.where(ahead > -20, gap, 1e4), out=depth)
+    return replace(fields, depth_px=depth.astype(np.float32))
+
+
+def _mark(rng: np.random.Generator, albedo: Rgb, fields: BladeFields, size: float) -> None:
+    """Draw what healthy leaves show and is no lesion, in place.
+
+    Another green, colored veins and margins, variegation, a paler under side, dust.
+    """
+    shape = fields.depth_px.shape
+    if rng.random() < 0.45:  # greens of young and of dark, bluish leaves
+        fresh = np.array(pick_color(rng, _FRESH, 0.12), np.float32)
+        gray = albedo.mean(axis=2, keepdims=True)
+        albedo += np.float32(rng.uniform(0.4, 1)) * (gray / gray.mean() * fresh - albedo)
+    choice = rng.random()
+    if choice < 0.1:
+        color = np.array(pick_color(rng, _VEIN_COLORS), np.float32)
+        weight = rng.uniform(0.4, 1.0) * fields.vein
+        _blend(albedo, weight, color)
+    elif choice < 0.2:
+        color = np.array(pick_color(rng, _MARGIN_COLORS), np.float32)
+        wide = size * rng.uniform(0.01, 0.08)
+        weight = rng.uniform(0.3, 0.9) * np.exp(-np.maximum(fields.depth_px, 0) / wide)
+        _blend(albedo, weight, color)
+    elif choice < 0.27:  # variegation follows the side veins
+        color = np.array(pick_color(rng, bytes.fromhex("e6e6c4 d8dca0 c8d090")), np.float32)
+        field = smooth_noise(rng, shape, size * rng.uniform(0.05, 0.25), 2)
+        field += rng.uniform(-1, 1) * np.abs(fields.across)
+        weight = rng.uniform(0.4, 0.9) * np.clip(3 * (field - rng.uniform(-0.3, 1)), 0, 1)
+        _blend(albedo, weight, color)
+    elif choice < 0.4:  # yellow between green veins, or all of it
+        color = np.array(pick_color(rng, bytes.fromhex("c8c83c d8d050 b0b838")), np.float32)
+        field = 0.5 + 0.4 * smooth_noise(rng, shape, 0.4 * size, 2)
+        weight = rng.uniform(0.2, 0.8) * np.clip(field, 0, 1) * (1 - fields.vein)
+        _blend(albedo, weight, color)
+    elif choice < 0.52:  # the under side
+        gray = albedo.mean(axis=2, keepdims=True)
+        albedo += np.float32(rng.uniform(0.15, 0.4)) * (1.4 * gray + 0.08 - albedo)
+        _blend(albedo, 0.4 * fields.vein, np.array([0.72, 0.76, 0.5], np.float32))
+
+
+def _soil_on(rng: np.random.Generator, albedo: Rgb, size: float) -> None:
+    """Draw dust, or soil that rain has splashed up, in place."""
+    shape = albedo.shape[:2]
+    color = np.array(pick_color(rng, bytes.fromhex("a89274 b9a68c 8a7458")), np.float32)
+    if rng.random() < 0.5:
+        film = 0.5 + 0.5 * smooth_noise(rng, shape, 0.3 * size, 3)
+        weight = rng.uniform(0.1, 0.45) * np.clip(film, 0, 1)
+    else:
+        grit = smooth_noise(rng, shape, rng.uniform(1.5, 2.5))
+        broad = smooth_noise(rng, shape, 0.3 * size, 2)
+        weight = 0.8 * np.clip(2 * (grit + 0.5 * broad - rng.uniform(2.2, 3)), 0, 1)
+    _blend(albedo, weight.astype(np.float32), color)
+
+
+def _drops(rng: np.random.Generator, albedo: Rgb, alpha: Plane) -> None:
+    """Draw drops of water, in place: dark, with a spark."""
+    h, w = alpha.shape
+    typical = min(h, w) * log_uniform(rng, 0.004, 0.03)
+    for _ in range(int(log_uniform(rng, 3.0, 60.0))):
+        radius = max(1.5, typical * rng.lognormal(0, 0.4))
+        cx, cy = rng.uniform(0, w), rng.uniform(0, h)
+        reach = int(radius) + 2
+        top, left = max(0, int(cy) - reach), max(0, int(cx) - reach)
+        box = (slice(top, int(cy) + reach), slice(left, int(cx) + reach))
+        if alpha[box].size == 0 or alpha[box].min() < 0.5:
+            continue
+        dx = np.arange(left, left + alpha[box].shape[1], dtype=np.float32) - cx
+        dy = np.arange(top, top + alpha[box].shape[0], dtype=np.float32)[:, None] - cy
+        square = (dx * dx + dy * dy) / radius**2
+        inside = square < 1
+        rim = np.where(inside, 0.55 + 0.6 * (1 - square), 1.0)
+        # A drop is lit on the far side, where light that went through it comes out.
+        rim = rim - np.where(inside, 0.35 * (dx + dy) / (1.5 * radius), 0)
+        albedo[box] *= np.clip(rim, 0.3, 1.5)[..., None].astype(np.float32)
+        spark = ((dx + 0.4 * radius) ** 2 + (dy + 0.4 * radius) ** 2) < (0.25 * radius) ** 2
+        albedo[box][spark] = 0.97
+
+
+def draw_dead(rng: np.random.Generator, side_px: int) -> Sprite:
+    """Return a dead leaf that has fallen: litter, of which no part is leaf or lesion."""
+    leaf = draw_sprite(rng, sample_species(rng), side_px, "healthy")
+    gray = leaf.albedo.mean(axis=2, keepdims=True)
+    tone = gray / (float(gray.mean()) + 1e-6)
+    color = np.array(pick_color(rng, _DEAD, 0.15), np.float32)
+    shape = leaf.alpha.shape
+    blotch = 1 + 0.2 * smooth_noise(rng, shape, max(3.0, 0.15 * side_px), 3)
+    albedo = (0.4 + 0.6 * tone) * color * blotch[..., None]
+    curl = side_px * rng.uniform(0.01, 0.06) * smooth_noise(rng, shape, 0.25 * side_px, 2)
+    return replace(
+        leaf,
+        albedo=np.clip(albedo, 0.01, 1).astype(np.float32),
+        lesion=np.zeros(shape, np.uint8),
+        height_px=(leaf.height_px + curl).astype(np.float32),
+        gloss=0.3 * leaf.gloss,
+    )
+
+
+def _blend(albedo: Rgb, weight: Plane, color: Float32[np.ndarray, "3"]) -> None:
+    for channel in range(3):
+        plane = albedo[..., channel]
+        plane += weight * (color[channel] - plane)
