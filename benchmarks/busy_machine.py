@@ -20,7 +20,7 @@ from pathlib import Path
 
 import results_table
 
-from plantseg_next.data.synthetic import write_drawn_folder
+from plantseg_next.synthetic.leaves import write_drawn_folder
 
 RESULTS = Path(__file__).parent / "results" / "busy_machine.csv"
 BESIDE = {"nothing": [], "a busy program": [0], "a busy program that gives way": [19]}

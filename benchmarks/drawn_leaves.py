@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from plantseg_next.data.synthetic import LESION_KINDS, DrawnLeaf, draw_leaf
+from plantseg_next.synthetic.leaves import LESION_KINDS, DrawnLeaf, draw_leaf
 
 COLUMNS = 8
 TILE_PX = 256

@@ -14,8 +14,8 @@ from pathlib import Path
 import results_table
 
 from plantseg_next import api
-from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.experiment import Experiment
+from plantseg_next.synthetic.leaves import write_drawn_folder
 
 
 def main() -> None:

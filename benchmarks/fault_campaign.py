@@ -36,9 +36,9 @@ import results_table
 import yaml
 from PIL import Image
 
-from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.experiment import Experiment
 from plantseg_next.models.bundle import read_card
+from plantseg_next.synthetic.leaves import write_drawn_folder
 
 RESULTS = Path(__file__).parent / "results" / "fault_campaign.csv"
 FIVE = RESULTS.with_name("fault_campaign_five.csv")

@@ -9,7 +9,9 @@
 them and from the training split of the coffee leaves (esgario/lara2018, MIT), from the
 packaged encoder; ``--plants`` adds photographs whose masks mark plants and no lesions, of
 which half (by group) are kept to judge by. ``keep`` writes the last model in half
-precision. Each goes on where it was interrupted when it is called again.
+precision. Each resumes when it is called again. The model in the package was made from the
+scenes as commit 930152e drew them: 2,800 of them, 16 tiles of 256 px a step, 3.8 minutes
+on a GPU.
 """
 
 import argparse
@@ -22,9 +24,9 @@ from plantseg_next import api
 from plantseg_next.data import splits
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest, common_classes, merge
-from plantseg_next.data.scenes import write_scenes
 from plantseg_next.experiment import Experiment
 from plantseg_next.models.bundle import read_bundle, write_bundle
+from plantseg_next.synthetic.leaves import write_drawn_folder
 
 CHUNK = 100
 SIDE = 384
@@ -46,7 +48,7 @@ def _draw_chunk(task: tuple[Path, int]) -> None:
         return
     partial = work / f"partial_{number:03d}"
     shutil.rmtree(partial, ignore_errors=True)  # of a call that was interrupted
-    write_scenes(partial, CHUNK, seed=number, size_hw=(SIDE, SIDE))
+    write_drawn_folder(partial, CHUNK, seed=number, size_hw=(SIDE, SIDE), scenes=True)
     done.parent.mkdir(parents=True, exist_ok=True)
     partial.rename(done)
 

@@ -19,7 +19,7 @@ from statistics import median
 import results_table
 import yaml
 
-from plantseg_next.data.synthetic import write_drawn_folder
+from plantseg_next.synthetic.leaves import write_drawn_folder
 
 RESULTS = Path(__file__).parent / "results" / "many_data_sets.csv"
 COUNTS = (1, 2, 3, 5)

@@ -34,13 +34,13 @@ from torch import Tensor
 
 from plantseg_next.data.loading import loader
 from plantseg_next.data.streams import Drawn
-from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.experiment import Experiment
 from plantseg_next.learning import Plan, Sources, gather, tiles_of
 from plantseg_next.models import cpu_backward
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import find_device
 from plantseg_next.structures import ClassMap
+from plantseg_next.synthetic.leaves import write_drawn_folder
 from plantseg_next.training.learner import Learner, build_learner
 from plantseg_next.training.memory.allocator import MIB
 

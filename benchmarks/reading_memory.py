@@ -22,9 +22,9 @@ import torch
 
 from plantseg_next.data.loading import loader
 from plantseg_next.data.streams import MixedDataset
-from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.experiment import Experiment
 from plantseg_next.learning import Plan, Sources, gather, tiles_of
+from plantseg_next.synthetic.leaves import write_drawn_folder
 from plantseg_next.training.memory.reading import CACHE_GROWTH, batch_bytes, reading_bytes
 
 RESULTS = Path(__file__).parent / "results" / "reading_memory.csv"

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.experiment import (
     DataSettings,
     Experiment,
     ModelSettings,
     TrainingSettings,
 )
+from plantseg_next.synthetic.leaves import write_drawn_folder
 
 # One thread: tests are small, and threads that wait for each other on a busy machine
 # make them a hundred times slower.

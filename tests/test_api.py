@@ -11,12 +11,12 @@ from PIL import Image
 from conftest import TINY
 from plantseg_next import api, recipes
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.data.synthetic import draw_leaf
 from plantseg_next.errors import DataError, OutputError, UsageError
 from plantseg_next.models.bundle import read_bundle, read_card, read_weights
 from plantseg_next.models.pretrained import PACKAGED
 from plantseg_next.models.start import STARTER_FOLDER, starting_network, with_start
 from plantseg_next.structures import ClassMap
+from plantseg_next.synthetic.leaves import draw_leaf
 from plantseg_next.training.watching.watchers import Watcher
 
 

@@ -14,9 +14,9 @@ from plantseg_next import api
 from plantseg_next.data import splits
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.learning import Sources
 from plantseg_next.models.bundle import read_card
+from plantseg_next.synthetic.leaves import write_drawn_folder
 from plantseg_next.training.watching.watchers import Watcher
 
 FEW = TINY.with_settings(["data.labelled_share=0.3", "unlabelled.starts=0"])

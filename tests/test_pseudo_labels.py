@@ -13,12 +13,12 @@ from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.mask_values import decode_mask
-from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.errors import OutputError, UsageError
 from plantseg_next.learning import Sources
 from plantseg_next.models.bundle import read_card
 from plantseg_next.pseudo_labels import coding_of, sure_mask
 from plantseg_next.structures import IGNORE, ClassMap, Prediction
+from plantseg_next.synthetic.leaves import write_drawn_folder
 
 
 @pytest.fixture(scope="module")

@@ -348,8 +348,8 @@ def demo(
         on_measured: Hears what the starter measured, before training begins.
         progress: Told how far each part is.
     """
-    from plantseg_next.data.synthetic import write_drawn_folder
     from plantseg_next.recipes import refine
+    from plantseg_next.synthetic.leaves import write_drawn_folder
 
     prepare_output(out)
     say(f"drawing {leaves} leaves with exact masks")

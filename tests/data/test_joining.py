@@ -5,7 +5,7 @@ from PIL import Image
 from plantseg_next.data import splits
 from plantseg_next.data.joining import join, keep_apart, left_out
 from plantseg_next.data.layouts import read_folder, read_folders
-from plantseg_next.data.synthetic import write_drawn_folder
+from plantseg_next.synthetic.leaves import write_drawn_folder
 
 
 def test_pictures_without_masks_join_as_unlabelled_rows(drawn_folder, tmp_path):

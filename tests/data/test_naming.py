@@ -13,8 +13,8 @@ from plantseg_next.data.naming import (
     renamed,
     write_names,
 )
-from plantseg_next.data.synthetic import write_drawn_folder
 from plantseg_next.errors import DataError, UsageError
+from plantseg_next.synthetic.leaves import write_drawn_folder
 
 
 def manifest_of(**sources) -> Manifest:

@@ -1,4 +1,4 @@
-"""Lesions of drawn scenes, wider in form and color than those of ``data.lesions``.
+"""Lesions of drawn scenes, wider in form and color than those of ``synthetic.lesions``.
 
 Added are large dead areas (tips, margins, sectors, patches), pin-head spots in hundreds,
 angular spots between veins, rings, pale centers with dark rims, dense mildew, and faint
@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from plantseg_next.data.blades import FAR, BladeFields, log_uniform, smooth_noise
-from plantseg_next.data.lesions import (
+from plantseg_next.synthetic.blades import FAR, BladeFields, log_uniform, smooth_noise
+from plantseg_next.synthetic.lesions import (
     LESION_KINDS,
     Colour,
     Extent,
@@ -26,7 +26,7 @@ from plantseg_next.data.lesions import (
     place_blots,
     ruggedness,
 )
-from plantseg_next.data.surfaces import cells, pick_color
+from plantseg_next.synthetic.surfaces import cells, pick_color
 
 Plane = Float32[np.ndarray, "h w"]
 Rgb = Float32[np.ndarray, "h w 3"]
@@ -101,7 +101,7 @@ def infect(
 
 
 def _usual(rng: np.random.Generator, tissue: Tissue, disease: str) -> Drawn:
-    """Return lesions as ``data.lesions`` draws them, at times faint."""
+    """Return lesions as ``synthetic.lesions`` draws them, at times faint."""
     depth = tissue.fields.depth_px
     blots = place_blots(rng, disease, depth, tissue.size_px, tissue.grain_angle)
     rugged = ruggedness(rng, blots, tissue.fields.vein)
@@ -112,7 +112,7 @@ def _usual(rng: np.random.Generator, tissue: Tissue, disease: str) -> Drawn:
 
 
 def _blot_form(kind: str) -> _Form:
-    """Return the form that ``data.lesions`` draws."""
+    """Return the form that ``synthetic.lesions`` draws."""
 
     def form(rng: np.random.Generator, tissue: Tissue) -> Drawn:
         return _usual(rng, tissue, kind)

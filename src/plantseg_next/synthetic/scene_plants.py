@@ -7,25 +7,25 @@ from math import pi
 
 import numpy as np
 
-from plantseg_next.data.blades import log_uniform
-from plantseg_next.data.lesions import LESION_KINDS
-from plantseg_next.data.scene_canvas import Canvas, Place
-from plantseg_next.data.scene_leaves import (
+from plantseg_next.synthetic.blades import log_uniform
+from plantseg_next.synthetic.lesions import LESION_KINDS
+from plantseg_next.synthetic.scene_canvas import Canvas, Place
+from plantseg_next.synthetic.scene_leaves import (
     Species,
     Sprite,
     draw_dead,
     draw_sprite,
     sample_species,
 )
-from plantseg_next.data.scene_light import darken, distance_px, drop_shadow
-from plantseg_next.data.scene_strokes import (
+from plantseg_next.synthetic.scene_light import darken, distance_px, drop_shadow
+from plantseg_next.synthetic.scene_strokes import (
     Color,
     Points,
     StrokeLayer,
     bowed_line,
     draw_blade,
 )
-from plantseg_next.data.surfaces import pick_color
+from plantseg_next.synthetic.surfaces import pick_color
 
 _STEMS = bytes.fromhex("6f8f3a 8aa050 5a7a34 9a9a58 8a5a4a a8b468")
 _GRASS = bytes.fromhex("4f8a2f 6aa83a 3c6e2e 86b848 5a8f6a 7a9f5a 9ab84a 2f5a34")

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32
 
-from plantseg_next.data.blades import smooth_noise
-from plantseg_next.data.scene_light import Light, darken, drop_shadow, shade_relief
-from plantseg_next.data.surfaces import pick_color
+from plantseg_next.synthetic.blades import smooth_noise
+from plantseg_next.synthetic.scene_light import Light, darken, drop_shadow, shade_relief
+from plantseg_next.synthetic.surfaces import pick_color
 
 Plane = Float32[np.ndarray, "h w"]
 Rgb = Float32[np.ndarray, "h w 3"]

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32
 
-from plantseg_next.data.blades import FAR, log_uniform, pick_colour, smooth_noise
+from plantseg_next.synthetic.blades import FAR, log_uniform, pick_colour, smooth_noise
 
 LESION_KINDS = ("leaf spot", "blight", "powdery mildew", "rust", "leaf miner")
 """Names of the lesion classes; ``LESION_KINDS[i]`` has the mask id ``i + 1``."""

@@ -1,8 +1,8 @@
 """Drawn leaves with exact masks: the embedded default data, and the tests' data.
 
-The leaf comes from ``data.blades`` and its lesions from ``data.lesions``; here they are
-lit, laid on a ground and photographed. Much is drawn on purpose so that "whatever is
-not green" is no shortcut: brown margins and petioles, yellowing, bites, specks, glare,
+The leaf comes from ``synthetic.blades`` and its lesions from ``synthetic.lesions``; here
+they are lit, laid on a ground and photographed. Much is drawn on purpose so that
+"whatever is not green" is no shortcut: brown margins and petioles, yellowing, bites, specks, glare,
 shadows, and dead leaves and soil on the ground.
 
 Each part of a picture has its own random stream, so another age or another disease of
@@ -21,7 +21,9 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from plantseg_next.data.blades import (
+from plantseg_next.errors import OutputError, UsageError
+from plantseg_next.structures import IGNORE
+from plantseg_next.synthetic.blades import (
     Blade,
     BladeFields,
     bite_blades,
@@ -32,15 +34,13 @@ from plantseg_next.data.blades import (
     smooth_noise,
     trace_blades,
 )
-from plantseg_next.data.lesions import (
+from plantseg_next.synthetic.lesions import (
     LESION_KINDS,
     draw_look,
     paint_lesions,
     place_blots,
     ruggedness,
 )
-from plantseg_next.errors import OutputError, UsageError
-from plantseg_next.structures import IGNORE
 
 DISEASES = ("healthy", *LESION_KINDS)
 """Image-level labels: a leaf has lesions of one kind, or none."""
@@ -373,7 +373,7 @@ def _write_leaves(folder: Path, n: int, seed: int, size_hw: tuple[int, int]) -> 
 
 def _write_scenes(folder: Path, n: int, seed: int, size_hw: tuple[int, int]) -> list[_Row]:
     """Write images and masks of scenes, and return the rows of the index."""
-    from plantseg_next.data.scenes import draw_scene  # it needs this module
+    from plantseg_next.synthetic.scenes import draw_scene  # it needs this module
 
     names, diseases = [], []
     for k in range(n):

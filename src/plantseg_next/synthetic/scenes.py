@@ -1,6 +1,6 @@
 """Drawn scenes with exact masks: many leaves, natural ground, hard light, hands.
 
-``synthetic.draw_leaf`` draws one leaf on paper or before a blurred ground. A model that
+``leaves.draw_leaf`` draws one leaf on paper or before a blurred ground. A model that
 has seen only that reads the shadow beside a leaf as leaf, soil and undergrowth as
 lesions, and leaves dead tissue out of the leaf. Here such things are drawn, and marked as
 what they are.
@@ -16,12 +16,15 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from plantseg_next.data.blades import log_uniform, smooth_noise
-from plantseg_next.data.hands import draw_fingers, draw_palm, sample_skin
-from plantseg_next.data.lesions import LESION_KINDS
-from plantseg_next.data.scene_canvas import Canvas, Place
-from plantseg_next.data.scene_leaves import draw_framed, draw_sprite, sample_species
-from plantseg_next.data.scene_light import (
+from plantseg_next.errors import UsageError
+from plantseg_next.structures import IGNORE
+from plantseg_next.synthetic.blades import log_uniform, smooth_noise
+from plantseg_next.synthetic.hands import draw_fingers, draw_palm, sample_skin
+from plantseg_next.synthetic.leaves import DISEASES, DrawnLeaf, photograph
+from plantseg_next.synthetic.lesions import LESION_KINDS
+from plantseg_next.synthetic.scene_canvas import Canvas, Place
+from plantseg_next.synthetic.scene_leaves import draw_framed, draw_sprite, sample_species
+from plantseg_next.synthetic.scene_light import (
     Light,
     cast_from_outside,
     darken,
@@ -31,7 +34,7 @@ from plantseg_next.data.scene_light import (
     sample_light,
     spoil,
 )
-from plantseg_next.data.scene_plants import (
+from plantseg_next.synthetic.scene_plants import (
     any_species,
     draw_leaves,
     fill_with_leaves,
@@ -41,7 +44,7 @@ from plantseg_next.data.scene_plants import (
     hang_fruit,
     scatter_litter,
 )
-from plantseg_next.data.surfaces import (
+from plantseg_next.synthetic.surfaces import (
     draw_sheet,
     draw_sky,
     draw_soil,
@@ -50,9 +53,6 @@ from plantseg_next.data.surfaces import (
     lay_objects,
     lay_straw,
 )
-from plantseg_next.data.synthetic import DISEASES, DrawnLeaf, photograph
-from plantseg_next.errors import UsageError
-from plantseg_next.structures import IGNORE
 
 KINDS = ("leaf", "soil", "canopy", "foreground", "hand", "grass", "none")
 """What a scene shows; see ``draw_scene``."""

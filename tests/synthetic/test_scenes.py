@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plantseg_next.data import scene_canvas, scenes
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.mask_values import decode_mask
-from plantseg_next.data.scenes import KINDS, draw_scene
-from plantseg_next.data.synthetic import DISEASES, write_drawn_folder
 from plantseg_next.errors import UsageError
 from plantseg_next.structures import IGNORE
+from plantseg_next.synthetic import scene_canvas, scenes
+from plantseg_next.synthetic.leaves import DISEASES, write_drawn_folder
+from plantseg_next.synthetic.scenes import KINDS, draw_scene
 
 SMALL = (96, 112)
 SEEDS = range(4)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from plantseg_next.data.blades import smooth_noise
-from plantseg_next.data.lesions import LESION_KINDS, Blots, draw_look, place_blots
-from plantseg_next.data.synthetic import DISEASES, draw_leaf, write_drawn_folder
 from plantseg_next.errors import OutputError, UsageError
+from plantseg_next.synthetic.blades import smooth_noise
+from plantseg_next.synthetic.leaves import DISEASES, draw_leaf, write_drawn_folder
+from plantseg_next.synthetic.lesions import LESION_KINDS, Blots, draw_look, place_blots
 
 SMALL = (96, 128)
 seeds = st.integers(0, 10_000)
@@ -177,7 +177,7 @@ def test_a_leaf_is_in_one_split_and_every_disease_in_all(folder):
 
 
 def test_splits_are_70_15_15_when_there_are_enough_leaves():
-    from plantseg_next.data.synthetic import _plan_splits
+    from plantseg_next.synthetic.leaves import _plan_splits
 
     splits = _plan_splits(np.random.default_rng(0), [*DISEASES] * 40)
     shares = [splits.count(name) / len(splits) for name in ("train", "val", "test")]

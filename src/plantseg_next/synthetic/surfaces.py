@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from plantseg_next.data.blades import log_uniform, pick_colour, smooth_noise
-from plantseg_next.data.scene_light import (
+from plantseg_next.synthetic.blades import log_uniform, pick_colour, smooth_noise
+from plantseg_next.synthetic.scene_light import (
     Light,
     darken,
     distance_px,
@@ -20,7 +20,7 @@ from plantseg_next.data.scene_light import (
     relief_shadow,
     shade_relief,
 )
-from plantseg_next.data.scene_strokes import Color, scatter_straw
+from plantseg_next.synthetic.scene_strokes import Color, scatter_straw
 
 Plane = Float32[np.ndarray, "h w"]
 Rgb = Float32[np.ndarray, "h w 3"]

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from plantseg_next.data.blades import (
+from plantseg_next.synthetic.blades import (
     Blade,
     BladeFields,
     bite_blades,
@@ -23,8 +23,8 @@ from plantseg_next.data.blades import (
     smooth_noise,
     trace_blades,
 )
-from plantseg_next.data.scene_lesions import Tissue, infect
-from plantseg_next.data.surfaces import pick_color
+from plantseg_next.synthetic.scene_lesions import Tissue, infect
+from plantseg_next.synthetic.surfaces import pick_color
 
 Plane = Float32[np.ndarray, "h w"]
 Rgb = Float32[np.ndarray, "h w 3"]

@@ -1,0 +1,1 @@
+"""Drawn leaves and scenes with exact masks."""
