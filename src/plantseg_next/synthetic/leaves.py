@@ -2,8 +2,8 @@
 
 The leaf comes from ``synthetic.blades`` and its lesions from ``synthetic.lesions``; here
 they are lit, laid on a ground and photographed. Much is drawn on purpose so that
-"whatever is not green" is no shortcut: brown margins and petioles, yellowing, bites, specks, glare,
-shadows, and dead leaves and soil on the ground.
+"whatever is not green" is no shortcut: brown margins and petioles, yellowing, bites,
+specks, glare, shadows, and dead leaves and soil on the ground.
 
 Each part of a picture has its own random stream, so another age or another disease of
 the same seed leaves the rest of the picture as it was.
