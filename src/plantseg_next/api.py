@@ -331,7 +331,7 @@ def demo(
     out: Path,
     *,
     steps: int = 200,
-    leaves: int = 120,
+    leaves: int = 200,
     watchers: Sequence["Watcher"] = (),
     say: Callable[[str], None] = lambda _: None,
     on_measured: Callable[[Written, Report], None] = lambda *_: None,
@@ -353,7 +353,7 @@ def demo(
 
     prepare_output(out)
     say(f"drawing {leaves} leaves with exact masks")
-    write_drawn_folder(out / "leaves", leaves, seed=0, size_hw=(192, 192))
+    write_drawn_folder(out / "leaves", leaves, seed=0, size_hw=(256, 256))
     manifest = splits.assign(read_folder(out / "leaves"), seed=0)
     test = manifest.split("test")
     before, measured = _judge_and_measure(

@@ -115,7 +115,7 @@ def pseudo_label(
 def demo(
     out: Out = Path("demo"),
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 200,
-    leaves: Annotated[int, typer.Option(min=40, help="Leaves to draw.")] = 120,
+    leaves: Annotated[int, typer.Option(min=40, help="Leaves to draw.")] = 200,
 ) -> None:
     """Measure drawn leaves with the starter model, refine it on 20 masks, measure again."""
     from plantseg_next import api
