@@ -142,6 +142,9 @@ class TimmEncoder(nn.Module):
         source: Where its weights came from.
     """
 
+    traced_for_gpu = False
+    """Whether a memory plan runs it on a CPU in the place of a GPU."""
+
     def __init__(self, network: nn.Module, name: str, source: PretrainedSource) -> None:
         super().__init__()
         self.network = network
@@ -156,12 +159,20 @@ class TimmEncoder(nn.Module):
         self, image: Float[Tensor, "b 3 h w"]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return c2, c3, c4 and c5 of a normalized image."""
-        # In bfloat16 an EfficientNet-Lite1 is slower on a CPU than in float32, because of
-        # its depthwise layers; what follows it is faster.
-        keeps = image.is_cpu and not self.name.startswith("convnext")
+        keeps = self.stays_in_float32(image.device)
         with torch.autocast("cpu", enabled=False) if keeps else nullcontext():
             c2, c3, c4, c5 = self.network(image)
         return c2, c3, c4, c5
+
+    def stays_in_float32(self, device: torch.device) -> bool:
+        """Return whether autocast is switched off in the encoder on a device.
+
+        In bfloat16 an EfficientNet-Lite1 is slower on a CPU than in float32, because of
+        its depthwise layers; what follows it is faster.
+        """
+        if self.traced_for_gpu:
+            return False
+        return device.type == "cpu" and not self.name.startswith("convnext")
 
     def train(self, mode: bool = True) -> "TimmEncoder":
         """Set the mode; batch normalization stays frozen."""

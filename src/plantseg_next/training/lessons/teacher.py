@@ -84,12 +84,17 @@ class Teacher:
         if self._visiting is not None or not self.away:
             yield
             return
+        encoder = getattr(self.network, "encoder", None)
+        in_float32 = encoder is not None and encoder.stays_in_float32(device)
         self._visiting = {
             name: tensor.to(
                 device,
                 # Of convolutions and linear layers: what autocast casts, as it casts it.
                 torch.bfloat16
-                if self.bfloat16 and tensor.ndim > 1 and name.endswith(".weight")
+                if self.bfloat16
+                and tensor.ndim > 1
+                and name.endswith(".weight")
+                and not (in_float32 and name.startswith("encoder."))
                 else tensor.dtype,
                 copy=True,
             )

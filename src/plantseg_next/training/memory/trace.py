@@ -83,6 +83,7 @@ def trace(
         model = settings.model
         network = build_segmenter(model, classes, fetch=False)
     on_cpu = device.kind == "cpu"
+    setattr(network.encoder, "traced_for_gpu", not on_cpu)  # noqa: B010
     ledger = Ledger(on_cpu=on_cpu, multiplying=0 if on_cpu else PRODUCTS_BYTES)
     casts = not on_cpu and uses_bfloat16(settings, device)
     with ExitStack() as stack:
