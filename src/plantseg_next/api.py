@@ -28,7 +28,7 @@ from plantseg_next.inference.records import Written
 from plantseg_next.judging import judged, pictures_to_judge, severity_pct
 from plantseg_next.learning import Sources, gather
 from plantseg_next.measuring import write_measures
-from plantseg_next.models.bundle import CARD, Card, read_bundle
+from plantseg_next.models.bundle import CARD, Card, find_bundle, read_bundle
 from plantseg_next.models.start import STARTER_FOLDER, with_start
 from plantseg_next.pseudo_labels import write_pseudo_labels
 from plantseg_next.runs import (
@@ -416,11 +416,7 @@ def _naming(pictures: Path) -> Callable[[Row], str]:
 
 def holds_model(path: Path) -> bool:
     """Return whether a path is that of a model, or of a run with one."""
-    return any((folder / CARD).is_file() for folder in _model_folders(path))
-
-
-def _model_folders(path: Path) -> tuple[Path, Path]:
-    return path, path / "best"
+    return find_bundle(path) is not None
 
 
 def find_model(path: Path) -> Path:
@@ -429,9 +425,8 @@ def find_model(path: Path) -> Path:
     Raises:
         UsageError: If neither holds one.
     """
-    for folder in _model_folders(path):
-        if (folder / CARD).is_file():
-            return folder
+    if (folder := find_bundle(path)) is not None:
+        return folder
     raise UsageError(
         f"`{path}` holds no trained model.",
         needed=f"a run, or a folder with `{CARD}`",

@@ -88,6 +88,11 @@ def write_bundle(folder: Path, network: "nn.Module", card: Card) -> Card:
     return card
 
 
+def find_bundle(path: Path) -> Path | None:
+    """Return the folder of a model: the path itself, or ``best`` in a run."""
+    return next((f for f in (path, path / "best") if (f / CARD).is_file()), None)
+
+
 def read_card(folder: Path) -> Card:
     """Return the card of a bundle.
 

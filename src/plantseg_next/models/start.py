@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.experiment import ModelSettings
 from plantseg_next.files import write_atomically
-from plantseg_next.models.bundle import CARD, read_card, read_weights
+from plantseg_next.models.bundle import find_bundle, read_card, read_weights
 from plantseg_next.structures import ClassMap
 
 if TYPE_CHECKING:
@@ -46,10 +46,8 @@ def start_folder(start: str) -> Path | None:
         return None
     if start == STARTER:
         return STARTER_FOLDER
-    path = Path(start)
-    for folder in (path, path / "best"):
-        if (folder / CARD).is_file():
-            return folder
+    if (folder := find_bundle(Path(start))) is not None:
+        return folder
     raise UsageError(
         f"model.start is {start!r}, and there is no such model.",
         needed=f"{STARTER}, {', '.join(STARTS)}, or the path of a run or a model",
