@@ -23,6 +23,9 @@ from plantseg_next import api
 from plantseg_next.data.image_io import load_sample, read_image
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest
+from plantseg_next.evaluation.intervals import bootstrap_interval
+from plantseg_next.evaluation.metrics import dice, precision, recall
+from plantseg_next.evaluation.severity_agreement import concordance
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.severity import measure_severity
 from plantseg_next.models.start import STARTER_FOLDER
@@ -35,16 +38,9 @@ COLUMNS = (
 RESAMPLES = 2000
 
 
-def dice(counts: np.ndarray) -> np.ndarray:
-    """Return Dice of ``(..., 3)`` counts: overlap, truth, predicted."""
-    total = counts[..., 1] + counts[..., 2]
-    return 2 * counts[..., 0] / np.maximum(total, 1)
-
-
-def concordance(x: np.ndarray, y: np.ndarray) -> float:
-    """Return Lin's concordance correlation."""
-    both = np.cov(x, y, bias=True)
-    return float(2 * both[0, 1] / (both[0, 0] + both[1, 1] + (x.mean() - y.mean()) ** 2))
+def dice_of(counts: np.ndarray) -> float:
+    """Return Dice of pixels: overlap, truth, predicted."""
+    return float(dice(counts))
 
 
 def judge(predictor: Predictor, rows: Manifest) -> dict[str, Any]:
@@ -76,16 +72,14 @@ def judge(predictor: Predictor, rows: Manifest) -> dict[str, Any]:
         "median_severity_pct": round(float(np.median(found_pct)), 2),
     }
     if counts[:, 1].any():
-        rng = np.random.default_rng(0)
-        draws = rng.integers(len(counts), size=(RESAMPLES, len(counts)))
-        low, high = np.percentile(dice(counts[draws].sum(1)), [2.5, 97.5])
+        interval = bootstrap_interval(counts, dice_of, n_resamples=RESAMPLES)
         total = counts.sum(0)
         row |= {
-            "lesion_dice": round(float(dice(total)), 4),
-            "dice_low": round(float(low), 4),
-            "dice_high": round(float(high), 4),
-            "precision": round(float(total[0] / max(1, total[2])), 4),
-            "recall": round(float(total[0] / max(1, total[1])), 4),
+            "lesion_dice": round(dice_of(total), 4),
+            "dice_low": round(interval.low, 4),
+            "dice_high": round(interval.high, 4),
+            "precision": round(float(precision(total)), 4),
+            "recall": round(float(recall(total)), 4),
         }
     if leaf[1]:
         row["leaf_iou"] = round(float(leaf[0] / leaf[1]), 4)

@@ -23,8 +23,9 @@ import difflib
 import math
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import timm
 import torch
@@ -187,8 +188,7 @@ class TimmEncoder(nn.Module):
 
         Layers are those of timm's coarse grouping: the stem and every stage.
         """
-        with torch.device("meta"):
-            matcher = timm.create_model(self.name).group_matcher(coarse=True)
+        matcher = _layer_matcher(self.name)
         names = {timm_name(n): n for n, _ in self.network.named_parameters()}
         layers = group_parameters(_Named(names), matcher, reverse=True)
         last = max(layers.values())
@@ -310,6 +310,14 @@ def _features(name: str, tag: str | None, *, pretrained: bool, drop: float) -> n
     return cast("nn.Module", network)
 
 
+@cache
+def _layer_matcher(name: str) -> Any:  # noqa: ANN401 - timm's, a table or a function
+    """Return what tells timm which layer of a network a parameter is of."""
+    with torch.device("meta"):
+        return timm.create_model(name).group_matcher(coarse=True)
+
+
+@cache
 def _stride_indices(name: str) -> tuple[int, ...]:
     """Return which of a network's feature maps have strides 4 to 32.
 
@@ -320,7 +328,7 @@ def _stride_indices(name: str) -> tuple[int, ...]:
         with torch.device("meta"):
             shape = timm.create_model(name, features_only=True)
             maps = shape(torch.empty(1, 3, PROBE_PX, PROBE_PX))
-            timm.create_model(name).group_matcher(coarse=True)
+        _layer_matcher(name)
         channels, strides = shape.feature_info.channels(), shape.feature_info.reduction()
     except Exception as error:
         raise _unfit(name, str(error)) from error
