@@ -46,10 +46,20 @@ def test_masks_have_known_values_and_lesions_lie_on_leaf(drawn):
         assert shown == ({DISEASES.index(scene.disease)} - {0})
 
 
+def test_undergrowth_has_foliage_that_does_not_count_and_no_lesion():
+    scenes = [draw_scene(seed, size_hw=SMALL, kind="none") for seed in range(40)]
+    grown = [scene for scene in scenes if IGNORE in scene.leaf]
+    assert 2 <= len(grown) <= 20
+    for scene in scenes:
+        assert set(np.unique(scene.leaf)) <= {0, IGNORE}
+        assert not scene.lesion.any()
+
+
 def test_every_kind_but_none_shows_leaf(drawn):
     for (kind, _), scene in drawn.items():
         if kind == "none":
-            assert not scene.leaf.any()
+            assert not (scene.leaf == 1).any()  # undergrowth is ambiguous
+            assert not scene.lesion.any()
             assert scene.disease == "healthy"
     for kind in set(KINDS) - {"none"}:
         shown = [bool((drawn[kind, seed].leaf == 1).any()) for seed in SEEDS]

@@ -456,6 +456,31 @@ def test_minutes_become_steps_once(monkeypatch):
     assert pace.steps == 30 + (600 - (29 * 2 + 30 + 3) - 4 * 3) // 2
 
 
+def test_minutes_that_are_too_few_are_said_in_numbers(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("plantseg_next.training.pace.time.perf_counter", lambda: now)
+
+    def said(step_s: float, **settings: int) -> tuple[Pace, str | None]:
+        nonlocal now
+        pace = Pace(TrainingSettings(minutes=12, validations=1, **settings))
+        for step in range(1, 31):
+            now += step_s
+            if pace.measures_at(step):
+                return pace, pace.fix(step, validation_s=0.0)
+        raise AssertionError("a run in minutes is timed")
+
+    pace, few = said(6.0)
+    assert pace.steps == 120
+    assert few is not None
+    assert "Only 120 steps of 6.0 s fit into 12 minutes" in few
+    assert "`training.minutes=30`" in few  # 300 steps of 6 s
+    assert said(2.0)[1] is None
+    assert said(6.0, steps=100)[1] is None  # as many as were asked for
+    pace, few = said(60.0)  # the time is over after the timed steps
+    assert pace.steps == 31
+    assert "`training.minutes=300`" in (few or "")
+
+
 def test_the_pace_is_kept_by_a_run_that_goes_on(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.pace.time.perf_counter", lambda: now)

@@ -7,7 +7,7 @@ from math import pi
 
 import numpy as np
 
-from plantseg_next.synthetic.blades import log_uniform
+from plantseg_next.synthetic.blades import log_uniform, smooth_noise
 from plantseg_next.synthetic.lesions import LESION_KINDS
 from plantseg_next.synthetic.scene_canvas import Canvas, Place
 from plantseg_next.synthetic.scene_leaves import (
@@ -25,7 +25,7 @@ from plantseg_next.synthetic.scene_strokes import (
     bowed_line,
     draw_blade,
 )
-from plantseg_next.synthetic.surfaces import pick_color
+from plantseg_next.synthetic.surfaces import lay_straw, pick_color
 
 _STEMS = bytes.fromhex("6f8f3a 8aa050 5a7a34 9a9a58 8a5a4a a8b468")
 _GRASS = bytes.fromhex("4f8a2f 6aa83a 3c6e2e 86b848 5a8f6a 7a9f5a 9ab84a 2f5a34")
@@ -52,12 +52,25 @@ def draw_leaves(
     return leaves
 
 
-def scatter_litter(rng: np.random.Generator, canvas: Canvas, n: int) -> None:
-    """Lay fallen dead leaves and pieces of them; none is leaf or lesion."""
+def scatter_litter(
+    rng: np.random.Generator,
+    canvas: Canvas,
+    n: int,
+    *,
+    sizes: tuple[float, float] = (0.1, 0.5),
+) -> None:
+    """Lay fallen dead leaves and pieces of them; none is leaf or lesion.
+
+    Args:
+        rng: Source of their form and place.
+        canvas: The scene.
+        n: Their number; at most two kinds.
+        sizes: Least and greatest length of a whole one, of the shorter side of the frame.
+    """
     h, w = canvas.size_hw
     side = float(min(h, w))
     kinds = [
-        draw_dead(rng, max(24, int(side * log_uniform(rng, 0.1, 0.5))))
+        draw_dead(rng, max(24, int(side * log_uniform(rng, *sizes))))
         for _ in range(min(n, 2))
     ]
     for _ in range(n):
@@ -309,6 +322,66 @@ def fill_with_leaves(
         place = Place((x, y), lean + rng.normal(0, spread), scale, squash, "center")
         tone = (0.45 + 0.6 * k / len(grid)) * rng.uniform(0.85, 1.15)
         canvas.lay(rng, leaf, place, lift_px=size_px * rng.uniform(0.02, 0.2), tone=tone)
+
+
+def grow_undergrowth(rng: np.random.Generator, canvas: Canvas) -> None:
+    """Cover the ground with what grows and lies below a crop, nearly in focus.
+
+    Small leaves of several wild species in clumps, some dry, grass, twigs, straw and
+    litter, with gaps in deep shade and flecks of sun. The foliage is marked as leaf; none
+    of it has lesions.
+    """
+    h, w = canvas.size_hw
+    side = float(min(h, w))
+    if rng.random() < 0.7:
+        lay_straw(rng, canvas.image, canvas.light, int(rng.integers(8, 60)))
+    scatter_litter(rng, canvas, int(rng.integers(0, 30)), sizes=(0.05, 0.25))
+    for _ in range(int(rng.integers(2, 6))):
+        kind = rng.random()
+        if kind < 0.6:
+            _clumps(rng, canvas, side * log_uniform(rng, 0.03, 0.2))
+        elif kind < 0.8:
+            wide = side * log_uniform(rng, 0.003, 0.02)
+            grow_grass(
+                rng, canvas, "healthy", int(rng.integers(9, 90)), wide,
+                rows=rng.random() < 0.5,
+            )  # fmt: skip
+        elif kind < 0.9:
+            grow_branches(rng, canvas, int(rng.integers(1, 5)))
+        else:
+            scatter_litter(rng, canvas, int(rng.integers(3, 20)), sizes=(0.05, 0.3))
+    shade = smooth_noise(rng, (h, w), side * log_uniform(rng, 0.02, 0.3))
+    canvas.image *= np.exp(rng.uniform(0.1, 0.9) * shade)[..., None].astype(np.float32)
+
+
+def _clumps(rng: np.random.Generator, canvas: Canvas, size_px: float) -> None:
+    """Lay small leaves of one species, in clumps of different brightness."""
+    h, w = canvas.size_hw
+    if rng.random() < 0.2:
+        leaves = [draw_dead(rng, max(24, int(size_px))) for _ in range(2)]
+        dry = True
+    else:
+        leaves = draw_leaves(rng, any_species(rng), int(size_px), "healthy", 2)
+        dry = False
+    for _ in range(int(rng.integers(2, 8))):
+        middle = np.array([rng.uniform(0, w), rng.uniform(0, h)])
+        spread = size_px * rng.uniform(0.5, 3.0)
+        tone = rng.uniform(0.35, 1.25)
+        lean = rng.uniform(0, 2 * pi)
+        for _ in range(int(rng.integers(3, 18))):
+            x, y = middle + rng.normal(0, spread, 2)
+            leaf = leaves[int(rng.integers(len(leaves)))]
+            place = Place(
+                (float(x), float(y)),
+                lean + rng.normal(0, 1.0),
+                size_px / leaf.length_px * rng.uniform(0.5, 1.3),
+                rng.uniform(0.4, 1.1),
+                "center",
+            )
+            canvas.lay(
+                rng, leaf, place, lift_px=size_px * rng.uniform(0.05, 0.4),
+                counts=not dry, tone=tone * rng.uniform(0.75, 1.2),
+            )  # fmt: skip
 
 
 def hang_fruit(rng: np.random.Generator, canvas: Canvas, n: int) -> None:

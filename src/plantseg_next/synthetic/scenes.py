@@ -41,6 +41,7 @@ from plantseg_next.synthetic.scene_plants import (
     grow_branches,
     grow_grass,
     grow_plants,
+    grow_undergrowth,
     hang_fruit,
     scatter_litter,
 )
@@ -57,7 +58,7 @@ from plantseg_next.synthetic.surfaces import (
 KINDS = ("leaf", "soil", "canopy", "foreground", "hand", "grass", "none")
 """What a scene shows; see ``draw_scene``."""
 
-_KIND_ODDS = (0.27, 0.17, 0.12, 0.2, 0.08, 0.1, 0.06)
+_KIND_ODDS = (0.25, 0.16, 0.12, 0.23, 0.08, 0.1, 0.06)
 _HARD_SUN = (0.45, 0.65, 0.5, 0.45, 0.4, 0.5, 0.5)
 _HEALTHY = 0.22
 _DISEASE_ODDS = (0.3, 0.3, 0.11, 0.2, 0.09)
@@ -80,16 +81,19 @@ def draw_scene(
               shadow beside it.
             - soil: young plants or leaves on soil, stones and litter, all in focus.
             - canopy: many overlapping leaves in focus.
-            - foreground: a leaf in focus before foliage, ground or sky out of focus.
+            - foreground: a leaf in focus before foliage, ground or sky out of focus, or
+              before undergrowth.
             - hand: a leaf held by fingers or on a palm.
             - grass: blades of cereals, scanned or in the field.
-            - none: no leaf at all: soil, litter, wood, skin, sky, written paper. Without
-              such scenes a model learns that every image has a leaf, and finds one.
+            - none: no leaf at all: soil, litter, undergrowth, wood, skin, sky, written
+              paper. Without such scenes a model learns that every image has a leaf, and
+              finds one.
 
     Returns:
         The scene. ``leaf`` is 1 on all foliage in focus, dead tissue included; 0 on soil,
-        fallen dead leaves, skin and shadows; ``IGNORE`` on foliage out of focus, of which
-        it is ambiguous whether it counts. ``lesion`` is 0 wherever ``leaf`` is not 1.
+        fallen dead leaves, skin and shadows; ``IGNORE`` on undergrowth and on foliage out
+        of focus, of which it is ambiguous whether it counts. ``lesion`` is 0 wherever
+        ``leaf`` is not 1.
         ``disease`` is "healthy" if no lesion is in the frame, so also where there is no
         leaf. ``age_days`` is 0: lesions of scenes have no age.
 
@@ -243,7 +247,15 @@ def _canopy_scene(
 def _behind(
     rng: np.random.Generator, size_hw: tuple[int, int], light: Light
 ) -> tuple[Rgb, Bool[np.ndarray, "h w"]]:
-    """Return what is out of focus behind a leaf, and where it shows foliage."""
+    """Return what is behind a leaf, and where it shows foliage."""
+    draw = _undergrowth if rng.random() < 0.45 else _out_of_focus
+    return draw(rng, size_hw, light)
+
+
+def _out_of_focus(
+    rng: np.random.Generator, size_hw: tuple[int, int], light: Light
+) -> tuple[Rgb, Bool[np.ndarray, "h w"]]:
+    """Return what is far behind a leaf, and where it shows foliage."""
     small_hw = (size_hw[0] // 2, size_hw[1] // 2)
     side = min(small_hw)
     kind = rng.random()
@@ -282,6 +294,19 @@ def _behind(
     grain = 1 + rng.uniform(0, 0.02) * smooth_noise(rng, size_hw, 1.0)
     tone = np.float32(rng.uniform(0.5, 1.2))
     return np.clip(image, 0, None) * tone * grain[..., None], foliage > 0.05
+
+
+def _undergrowth(
+    rng: np.random.Generator, size_hw: tuple[int, int], light: Light
+) -> tuple[Rgb, Bool[np.ndarray, "h w"]]:
+    """Return undergrowth, nearly in focus, and where it shows foliage."""
+    ground = draw_soil(rng, size_hw, light) * np.float32(log_uniform(rng, 0.1, 0.9))
+    canvas = Canvas(ground, light)
+    grow_undergrowth(rng, canvas)
+    blur = min(size_hw) * log_uniform(rng, 0.001, 0.008)
+    image = cv2.GaussianBlur(canvas.image, (0, 0), blur)
+    foliage = cv2.GaussianBlur(canvas.leaf.astype(np.float32), (0, 0), blur)
+    return np.clip(image, 0, None) * np.float32(rng.uniform(0.6, 1.2)), foliage > 0.05
 
 
 def _bokeh(rng: np.random.Generator, image: Rgb, blur_px: float) -> None:
@@ -404,9 +429,14 @@ def _empty_scene(
 ) -> Canvas:
     del disease
     kind = rng.random()
-    if kind < 0.4:
+    if kind < 0.25:
         canvas = Canvas(draw_soil(rng, size_hw, light), light)
         scatter_litter(rng, canvas, int(rng.integers(0, 16)))
+        return canvas
+    if kind < 0.4:
+        image, foliage = _undergrowth(rng, size_hw, light)
+        canvas = Canvas(image, light)
+        canvas.leaf[foliage] = IGNORE
         return canvas
     if kind < 0.65:
         canvas = Canvas(draw_sheet(rng, size_hw, light), light)

@@ -1,5 +1,6 @@
 """The pace of a run: its minutes become steps once, and its validations are spread."""
 
+import math
 import time
 from collections.abc import Mapping
 from itertools import pairwise
@@ -13,6 +14,9 @@ TIMED_STEPS = 20
 REHEARSED_STEPS = UNTIMED_STEPS + TIMED_STEPS
 """Steps at the start that do all the work of later ones: what those cost, and whether
 memory suffices for them, shows in the first minute."""
+FEW_STEPS = 300
+"""With fewer a run still gains much from each further minute: coffee leaves from an
+ImageNet start, validation Dice .853 after 188 steps, .891 after 375."""
 
 
 class Pace:
@@ -45,16 +49,32 @@ class Pace:
         self._ends.append(time.perf_counter())
         return step >= REHEARSED_STEPS and len(self._ends) > TIMED_STEPS // 2
 
-    def fix(self, step: int, *, validation_s: float) -> None:
-        """Fix the number of steps, now that steps and a validation have been timed."""
-        if self._settings.minutes is None or self._is_fixed:
-            return
+    def fix(self, step: int, *, validation_s: float) -> str | None:
+        """Fix the number of steps, now that steps and a validation have been timed.
+
+        Returns:
+            What to say and to do, if few steps fit into the minutes.
+        """
+        minutes = self._settings.minutes
+        if minutes is None or self._is_fixed:
+            return None
         # The median: now and then a step waits for a cold file or another program.
         step_s = median(b - a for a, b in pairwise(self._ends))
-        left_s = self._settings.minutes * 60 - self.seconds
+        left_s = minutes * 60 - self.seconds
         left_s -= validation_s * self._settings.validations
-        self.steps = min(self.steps, step + max(1, int(left_s / step_s)))
+        fit = step + max(1, int(left_s / step_s))
         self._is_fixed = True
+        wanted = min(FEW_STEPS, self.steps)
+        self.steps = min(self.steps, fit)
+        if fit >= wanted:
+            return None
+        enough_s = minutes * 60 - left_s + (wanted - step) * step_s
+        return (
+            f"Only {fit} steps of {step_s:.1f} s fit into {minutes:g} minutes here; a "
+            f"model gains much up to about {FEW_STEPS}. Give it "
+            f"`training.minutes={math.ceil(enough_s / 60)}`, or make steps faster with a "
+            "smaller `data.tile_px` or `training.batch`."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""

@@ -290,7 +290,9 @@ class Trainer:
         began = time.perf_counter()
         found = self._validate(self._learner.judged)
         found = replace(found, seconds=time.perf_counter() - began)
-        self._pace.fix(progress.step, validation_s=found.seconds)
+        few = self._pace.fix(progress.step, validation_s=found.seconds)
+        if few is not None:
+            self.tell(Event("few-steps", few))
         for event in found.events:
             self.tell(event)
         if self._has_collapsed(found):
