@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types imports coverage clean
+.PHONY: demo test slow lint types imports coverage clean
 
 demo: $(INSTALLED)
 	rm -rf demo
@@ -13,6 +13,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED) lint types imports
 	$(BIN)/python -m pytest
+
+slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check src tests benchmarks

@@ -9,9 +9,13 @@
 them and from the training split of the coffee leaves (esgario/lara2018, MIT), from the
 packaged encoder; ``--plants`` adds photographs whose masks mark plants and no lesions, of
 which half (by group) are kept to judge by. ``keep`` writes the last model in half
-precision. Each resumes when it is called again. The model in the package was made from the
-scenes as commit 930152e drew them: 2,800 of them, 16 tiles of 256 px a step, 3.8 minutes
-on a GPU.
+precision. Each resumes when it is called again.
+
+The models in the package were made in two parts. First, from the ImageNet weights: 2,800
+scenes as commit 930152e drew them, 2,370 steps of 16 tiles of 256 px, 3.8 minutes on a GPU.
+Then, from what that gave (``--set model.start=RUN --set training.rate=5e-4``): 1,800 scenes
+as commit 2ee95d6 draws them, 1,351 steps of 8 tiles of 256 px, 40 minutes on a core of a
+CPU. ``starter-field`` differs in its second part: ``--plants``, 1,388 steps.
 """
 
 import argparse
@@ -26,6 +30,7 @@ from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest, common_classes, merge
 from plantseg_next.experiment import Experiment
 from plantseg_next.models.bundle import read_bundle, write_bundle
+from plantseg_next.models.pretrained import PACKAGED
 from plantseg_next.synthetic.leaves import write_drawn_folder
 
 CHUNK = 100
@@ -127,9 +132,20 @@ def train(
     api.train(path, work / name, chosen, say=lambda line: print(line, flush=True))
 
 
-def keep(run: Path, out: Path) -> None:
-    """Write the last model of a run in half precision."""
+def keep(run: Path, out: Path, data_license: str) -> None:
+    """Write the last model of a run in half precision; its card names the license."""
     network, card = read_bundle(run / "last")
+    encoder = card.model.encoder
+    card = replace(
+        card,
+        model=card.model.model_copy(update={"start": "imagenet"}),
+        # Also of a model that was refined from an earlier starter.
+        weights_origin=f"{encoder} (ImageNet)",
+        weights_license=PACKAGED[encoder].license,
+        weights_sha256=PACKAGED[encoder].sha256,
+    )
+    if data_license:
+        card = replace(card, weights_license=f"{card.weights_license}; {data_license}")
     written = write_bundle(out, network.half(), card)
     size = (out / written.weights).stat().st_size
     print(f"{out / written.weights}: {size / 1e6:.1f} MB")
@@ -146,6 +162,7 @@ def main() -> None:
     parser.add_argument("--plants", type=Path, nargs="*", default=[])
     parser.add_argument("--name", default="starter")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--license", default="", help="of photographs learned from")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     arguments = parser.parse_args()
     match arguments.what:
@@ -160,7 +177,7 @@ def main() -> None:
                 arguments.name,
             )
         case "keep":
-            keep(arguments.work / arguments.name, arguments.out)
+            keep(arguments.work / arguments.name, arguments.out, arguments.license)
 
 
 if __name__ == "__main__":

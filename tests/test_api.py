@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,12 @@ from plantseg_next.data.manifest import Manifest
 from plantseg_next.errors import DataError, OutputError, UsageError
 from plantseg_next.models.bundle import read_bundle, read_card, read_weights
 from plantseg_next.models.pretrained import PACKAGED
-from plantseg_next.models.start import STARTER_FOLDER, starting_network, with_start
+from plantseg_next.models.start import (
+    STARTER_FOLDER,
+    STARTERS,
+    starting_network,
+    with_start,
+)
 from plantseg_next.structures import ClassMap
 from plantseg_next.synthetic.leaves import draw_leaf
 from plantseg_next.training.watching.watchers import Watcher
@@ -278,26 +285,61 @@ def test_demo_goes_the_whole_way(tmp_path, monkeypatch):
         api.demo(tmp_path / "demo")
 
 
+@pytest.mark.slow
+def test_demo_refines_the_starter(tmp_path):
+    """What `make demo` shows, at its own settings."""
+    done = api.demo(tmp_path / "demo")
+    assert done.before.severity.rho_c.value > 0.8
+    assert done.after.severity.rho_c.value >= 0.9
+    assert done.after.lesion_dice.value > 0.85
+    assert done.after.leaf_iou.value > done.before.leaf_iou.value
+
+
 # The starter model ------------------------------------------------------------
 
 
-def test_starter_card_states_a_free_license_and_what_it_marks():
-    card = read_card(STARTER_FOLDER)
-    assert card.weights_license == "apache-2.0"
+@pytest.mark.parametrize(
+    ("name", "license_"),
+    [
+        ("starter", "apache-2.0"),
+        ("starter-field", "apache-2.0; plant photographs CC BY-SA 4.0"),
+    ],
+)
+def test_starter_card_states_its_license_and_what_it_marks(name, license_):
+    card = read_card(STARTERS[name])
+    assert card.weights_license == license_
+    assert ("peanut_field" in card.sources) == (name == "starter-field")
     assert card.weights_sha256 == PACKAGED[card.model.encoder].sha256
     assert card.classes == ClassMap(("lesion",), (), has_leaf=True)
     assert card.sources
 
 
-def test_starter_is_small_and_whole():
-    card = read_card(STARTER_FOLDER)
-    size = (STARTER_FOLDER / card.weights).stat().st_size
+@pytest.mark.parametrize("folder", STARTERS.values())
+def test_starter_is_small_and_whole(folder):
+    card = read_card(folder)
+    size = (folder / card.weights).stat().st_size
     assert size < 9_000_000
-    state, _ = read_weights(STARTER_FOLDER)
+    state, _ = read_weights(folder)
     assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.float16}
     assert all(t.isfinite().all() for t in state.values())
-    network, _ = read_bundle(STARTER_FOLDER)
+    network, _ = read_bundle(folder)
     assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_a_packaged_model_is_found_by_its_name_unless_a_path_has_it(
+    trained, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name, folder in STARTERS.items():
+        assert api.find_model(Path(name)) == folder
+        assert api.holds_model(Path(name))
+    Path("starter").mkdir()
+    assert not api.holds_model(Path("starter"))  # images may be in it
+    shutil.copytree(trained.folder / "best", "starter-field")
+    assert api.find_model(Path("starter-field")) == Path("starter-field")
+    with pytest.raises(UsageError, match="holds no trained model") as caught:
+        api.find_model(Path("starters"))
+    assert "or one of starter, starter-field" in caught.value.needed
 
 
 @pytest.mark.parametrize(("disease", "seed"), [("blight", 1), ("leaf miner", 1)])

@@ -29,7 +29,7 @@ from plantseg_next.judging import judged, pictures_to_judge, severity_pct
 from plantseg_next.learning import Sources, gather
 from plantseg_next.measuring import write_measures
 from plantseg_next.models.bundle import CARD, Card, find_bundle, read_bundle
-from plantseg_next.models.start import STARTER_FOLDER, with_start
+from plantseg_next.models.start import STARTER_FOLDER, STARTERS, with_start
 from plantseg_next.pseudo_labels import write_pseudo_labels
 from plantseg_next.runs import (
     Progress,
@@ -416,20 +416,23 @@ def _naming(pictures: Path) -> Callable[[Row], str]:
 
 def holds_model(path: Path) -> bool:
     """Return whether a path is that of a model, or of a run with one."""
-    return find_bundle(path) is not None
+    if path.exists():
+        return find_bundle(path) is not None
+    return str(path) in STARTERS
 
 
 def find_model(path: Path) -> Path:
-    """Return the folder of a model: the path itself, or ``best`` in a run.
+    """Return the folder of a model: a path, a run's ``best``, or a packaged one by name.
 
     Raises:
-        UsageError: If neither holds one.
+        UsageError: If there is none.
     """
-    if (folder := find_bundle(path)) is not None:
+    folder = find_bundle(path) or STARTERS.get(str(path))
+    if folder is not None:
         return folder
     raise UsageError(
         f"`{path}` holds no trained model.",
-        needed=f"a run, or a folder with `{CARD}`",
+        needed=f"a run, a folder with `{CARD}`, or one of {', '.join(STARTERS)}",
         fix="train one: plantseg-next train DATA --out RUN",
     )
 

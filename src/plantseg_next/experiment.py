@@ -109,6 +109,7 @@ class ModelSettings(_Part):
     are CC BY-NC 4.0 and forbid commercial use. none: a random start. Or a file."""
     start: str = "starter"
     """What training starts from. starter: the model that comes with the package.
+    starter-field: the one that also learned from plants on soil (CC BY-SA 4.0).
     imagenet: the encoder's weights, the rest at random. random: nothing learned before.
     Or the path of a run or a model: all that it learned; its encoder, width and layers
     are taken with it."""

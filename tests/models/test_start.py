@@ -209,7 +209,8 @@ def test_start_from_a_missing_model_is_refused(tmp_path):
         start_folder(path)
     assert f"model.start is {path!r}, and there is no such model." in str(caught.value)
     assert (
-        "starter, imagenet, random, or the path of a run or a model" in caught.value.needed
+        "starter, starter-field, imagenet, random, or the path of a run or a model"
+        in caught.value.needed
     )
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="there is no such model"):
@@ -223,8 +224,10 @@ def test_start_names_a_run_or_a_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert absolute_start(ModelSettings(start="run")).start == str(tmp_path / "run")
     assert start_folder("starter") == STARTER_FOLDER
-    starter = ModelSettings(start="starter")
-    assert absolute_start(starter) == starter
+    assert start_folder("starter-field") == STARTER_FOLDER.with_name("starter_field")
+    for name in ("starter", "starter-field"):
+        starter = ModelSettings(start=name)
+        assert absolute_start(starter) == starter
     for start in ("imagenet", "random"):
         settings = ModelSettings(start=start)
         assert start_folder(start) is None

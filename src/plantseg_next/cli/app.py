@@ -24,7 +24,10 @@ DATA_HELP = (
     "LabelMe, CVAT, Pascal VOC or YOLO wrote, class folders as in PlantVillage, or "
     "pictures only. The layout is recognised."
 )
-MODEL_HELP = "A run, or one of its models (RUN/best, RUN/last)."
+MODEL_HELP = (
+    "A run, one of its models (RUN/best, RUN/last), or one that comes with the package "
+    "(starter, starter-field)."
+)
 Data = Annotated[list[Path], typer.Argument(help=DATA_HELP)]
 Model = Annotated[Path, typer.Argument(help=MODEL_HELP)]
 Pictures = Annotated[Path, typer.Argument(help="A picture, or a folder of them.")]

@@ -55,8 +55,9 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="[MODEL] IMAGES",
-            help="An image, or a folder of them; before it, a run or one of its models. "
-            "Without a model, the starter model that comes with the package measures.",
+            help="An image, or a folder of them; before it, a run, one of its models, or "
+            "starter-field for plants on soil. Without a model, the starter model that "
+            "comes with the package measures.",
         ),
     ],
     out: Out = Path("predictions"),

@@ -27,9 +27,13 @@ if TYPE_CHECKING:
     from plantseg_next.models.segmenter import Segmenter
 
 STARTS = ("imagenet", "random")
-STARTER = "starter"
-"""The model that comes with the package."""
-STARTER_FOLDER = Path(__file__).parent / STARTER
+STARTER_FOLDER = Path(__file__).parent / "starter"
+STARTERS = {
+    "starter": STARTER_FOLDER,
+    "starter-field": STARTER_FOLDER.with_name("starter_field"),
+}
+"""Models that come with the package, by name. The second also learned from photographs of
+plants on soil that are CC BY-SA 4.0."""
 SOURCE = "start.json"
 """File of a run that says where its first weights came from."""
 SHAPE = ("encoder", "weights", "width", "layers")
@@ -44,13 +48,13 @@ def start_folder(start: str) -> Path | None:
     """
     if start in STARTS:
         return None
-    if start == STARTER:
-        return STARTER_FOLDER
+    if start in STARTERS:
+        return STARTERS[start]
     if (folder := find_bundle(Path(start))) is not None:
         return folder
     raise UsageError(
         f"model.start is {start!r}, and there is no such model.",
-        needed=f"{STARTER}, {', '.join(STARTS)}, or the path of a run or a model",
+        needed=f"{', '.join((*STARTERS, *STARTS))}, or the path of a run or a model",
         fix="check the path, or leave model.start out",
     )
 
@@ -93,7 +97,7 @@ def same_shape(settings: ModelSettings, known: ModelSettings) -> ModelSettings:
 
 def absolute_start(settings: ModelSettings) -> ModelSettings:
     """Return the settings with the path of a model to start from made absolute."""
-    if settings.start in (STARTER, *STARTS):
+    if settings.start in (*STARTERS, *STARTS):
         return settings
     return settings.model_copy(update={"start": str(Path(settings.start).resolve())})
 
