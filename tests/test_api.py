@@ -289,9 +289,9 @@ def test_demo_goes_the_whole_way(tmp_path, monkeypatch):
 def test_demo_refines_the_starter(tmp_path):
     """What `make demo` shows, at its own settings."""
     done = api.demo(tmp_path / "demo")
-    assert done.before.severity.rho_c.value > 0.8
     assert done.after.severity.rho_c.value >= 0.9
-    assert done.after.lesion_dice.value > 0.85
+    assert done.after.severity.rho_c.value > done.before.severity.rho_c.value
+    assert done.after.lesion_dice.value > max(0.85, done.before.lesion_dice.value)
     assert done.after.leaf_iou.value > done.before.leaf_iou.value
 
 
