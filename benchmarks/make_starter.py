@@ -14,7 +14,7 @@ precision. Each resumes when it is called again.
 The models in the package were made in two parts. First, from the ImageNet weights: 2,800
 scenes as commit 930152e drew them, 2,370 steps of 16 tiles of 256 px, 3.8 minutes on a GPU.
 Then, from what that gave (``--set model.start=RUN --set training.rate=5e-4``): 1,800 scenes
-as commit 2ee95d6 draws them, 1,351 steps of 8 tiles of 256 px, 40 minutes on a core of a
+as commit 2ee95d6 drew them, 1,351 steps of 8 tiles of 256 px, 40 minutes on a core of a
 CPU. ``starter-field`` differs in its second part: ``--plants``, 1,388 steps.
 """
 

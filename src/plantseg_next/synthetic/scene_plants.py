@@ -357,12 +357,11 @@ def grow_undergrowth(rng: np.random.Generator, canvas: Canvas) -> None:
 def _clumps(rng: np.random.Generator, canvas: Canvas, size_px: float) -> None:
     """Lay small leaves of one species, in clumps of different brightness."""
     h, w = canvas.size_hw
-    if rng.random() < 0.2:
+    dry = rng.random() < 0.2
+    if dry:
         leaves = [draw_dead(rng, max(24, int(size_px))) for _ in range(2)]
-        dry = True
     else:
         leaves = draw_leaves(rng, any_species(rng), int(size_px), "healthy", 2)
-        dry = False
     for _ in range(int(rng.integers(2, 8))):
         middle = np.array([rng.uniform(0, w), rng.uniform(0, h)])
         spread = size_px * rng.uniform(0.5, 3.0)

@@ -12,16 +12,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import cos, pi, sin
 
-import cv2
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Float32
 
 from plantseg_next.errors import UsageError
 from plantseg_next.structures import IGNORE
-from plantseg_next.synthetic.blades import log_uniform, smooth_noise
+from plantseg_next.synthetic.blades import log_uniform
 from plantseg_next.synthetic.hands import draw_fingers, draw_palm, sample_skin
 from plantseg_next.synthetic.leaves import DISEASES, DrawnLeaf, photograph
 from plantseg_next.synthetic.lesions import LESION_KINDS
+from plantseg_next.synthetic.scene_behind import draw_behind, draw_undergrowth
 from plantseg_next.synthetic.scene_canvas import Canvas, Place
 from plantseg_next.synthetic.scene_leaves import draw_framed, draw_sprite, sample_species
 from plantseg_next.synthetic.scene_light import (
@@ -41,7 +41,6 @@ from plantseg_next.synthetic.scene_plants import (
     grow_branches,
     grow_grass,
     grow_plants,
-    grow_undergrowth,
     hang_fruit,
     scatter_litter,
 )
@@ -52,14 +51,15 @@ from plantseg_next.synthetic.surfaces import (
     draw_wall,
     draw_wood,
     lay_objects,
-    lay_straw,
 )
 
-KINDS = ("leaf", "soil", "canopy", "foreground", "hand", "grass", "none")
+KINDS = (
+    "leaf", "soil", "canopy", "foreground", "hand", "grass", "undergrowth", "none",
+)  # fmt: skip
 """What a scene shows; see ``draw_scene``."""
 
-_KIND_ODDS = (0.25, 0.16, 0.12, 0.23, 0.08, 0.1, 0.06)
-_HARD_SUN = (0.45, 0.65, 0.5, 0.45, 0.4, 0.5, 0.5)
+_KIND_ODDS = (0.25, 0.16, 0.12, 0.23, 0.08, 0.1, 0.01, 0.05)
+_HARD_SUN = (0.45, 0.65, 0.5, 0.45, 0.4, 0.5, 0.5, 0.5)
 _HEALTHY = 0.22
 _DISEASE_ODDS = (0.3, 0.3, 0.11, 0.2, 0.09)
 _STREAM = 77  # keeps the numbers of scenes apart from those of single leaves
@@ -85,9 +85,9 @@ def draw_scene(
               before undergrowth.
             - hand: a leaf held by fingers or on a palm.
             - grass: blades of cereals, scanned or in the field.
-            - none: no leaf at all: soil, litter, undergrowth, wood, skin, sky, written
-              paper. Without such scenes a model learns that every image has a leaf, and
-              finds one.
+            - undergrowth: what grows and lies below a crop, and no leaf before it.
+            - none: no leaf at all: soil, litter, wood, skin, sky, written paper. Without
+              such scenes a model learns that every image has a leaf, and finds one.
 
     Returns:
         The scene. ``leaf`` is 1 on all foliage in focus, dead tissue included; 0 on soil,
@@ -244,89 +244,12 @@ def _canopy_scene(
     return canvas
 
 
-def _behind(
-    rng: np.random.Generator, size_hw: tuple[int, int], light: Light
-) -> tuple[Rgb, Bool[np.ndarray, "h w"]]:
-    """Return what is behind a leaf, and where it shows foliage."""
-    draw = _undergrowth if rng.random() < 0.45 else _out_of_focus
-    return draw(rng, size_hw, light)
-
-
-def _out_of_focus(
-    rng: np.random.Generator, size_hw: tuple[int, int], light: Light
-) -> tuple[Rgb, Bool[np.ndarray, "h w"]]:
-    """Return what is far behind a leaf, and where it shows foliage."""
-    small_hw = (size_hw[0] // 2, size_hw[1] // 2)
-    side = min(small_hw)
-    kind = rng.random()
-    if kind < 0.45:
-        ground = draw_soil(rng, small_hw, light) * np.float32(rng.uniform(0.3, 1.1))
-    elif kind < 0.6:
-        ground = draw_sky(rng, small_hw)
-    else:
-        dark = rng.uniform(0.03, 0.3)
-        ground = np.full((*small_hw, 3), dark, np.float32) * np.array(
-            [0.9, 1.1, 0.7], np.float32
-        )
-    canvas = Canvas(ground, light)
-    if rng.random() < 0.5:
-        scatter_litter(rng, canvas, int(rng.integers(2, 10)))
-    if rng.random() < 0.85:
-        size = side * log_uniform(rng, 0.2, 1.0)
-        leaves = draw_leaves(rng, any_species(rng), int(size), "healthy", 2)
-        fill_with_leaves(rng, canvas, leaves, size, rng.uniform(0.3, 2.5))
-    if rng.random() < 0.4:
-        wide = side * log_uniform(rng, 0.01, 0.06)
-        grow_grass(rng, canvas, "healthy", int(rng.integers(6, 40)), wide, rows=False)
-    if rng.random() < 0.3:
-        grow_branches(rng, canvas, int(rng.integers(1, 4)))
-    if rng.random() < 0.15:
-        hang_fruit(rng, canvas, int(rng.integers(1, 9)))
-    if rng.random() < 0.35:
-        lay_straw(rng, canvas.image, light, int(rng.integers(3, 20)))
-    blur = side * log_uniform(rng, 0.004, 0.09)
-    if rng.random() < 0.25:
-        _bokeh(rng, canvas.image, blur)
-    image = cv2.GaussianBlur(canvas.image, (0, 0), blur)
-    foliage = cv2.GaussianBlur(canvas.leaf.astype(np.float32), (0, 0), blur)
-    image = cv2.resize(image, size_hw[::-1], interpolation=cv2.INTER_CUBIC)
-    foliage = cv2.resize(foliage, size_hw[::-1])
-    grain = 1 + rng.uniform(0, 0.02) * smooth_noise(rng, size_hw, 1.0)
-    tone = np.float32(rng.uniform(0.5, 1.2))
-    return np.clip(image, 0, None) * tone * grain[..., None], foliage > 0.05
-
-
-def _undergrowth(
-    rng: np.random.Generator, size_hw: tuple[int, int], light: Light
-) -> tuple[Rgb, Bool[np.ndarray, "h w"]]:
-    """Return undergrowth, nearly in focus, and where it shows foliage."""
-    ground = draw_soil(rng, size_hw, light) * np.float32(log_uniform(rng, 0.1, 0.9))
-    canvas = Canvas(ground, light)
-    grow_undergrowth(rng, canvas)
-    blur = min(size_hw) * log_uniform(rng, 0.001, 0.008)
-    image = cv2.GaussianBlur(canvas.image, (0, 0), blur)
-    foliage = cv2.GaussianBlur(canvas.leaf.astype(np.float32), (0, 0), blur)
-    return np.clip(image, 0, None) * np.float32(rng.uniform(0.6, 1.2)), foliage > 0.05
-
-
-def _bokeh(rng: np.random.Generator, image: Rgb, blur_px: float) -> None:
-    """Add bright discs where light comes through the foliage, in place."""
-    h, w = image.shape[:2]
-    for _ in range(int(rng.integers(3, 30))):
-        radius = max(1, int(blur_px * rng.uniform(1.0, 3.0)))
-        at = (int(rng.uniform(0, w)), int(rng.uniform(0, h)))
-        disc = np.zeros((h, w), np.float32)
-        cv2.circle(disc, at, radius, 1.0, -1)
-        color = np.array([0.9, 1.0, 0.75], np.float32) * np.float32(rng.uniform(0.2, 0.8))
-        image += disc[..., None] * color
-
-
 def _foreground_scene(
     rng: np.random.Generator, size_hw: tuple[int, int], disease: str, light: Light
 ) -> Canvas:
     h, w = size_hw
     side = float(min(h, w))
-    image, foliage = _behind(rng, size_hw, light)
+    image, foliage = draw_behind(rng, size_hw, light)
     # A shadow falls far behind, where it is out of focus as well.
     canvas = Canvas(image, replace(light, penumbra=max(0.4, light.penumbra)))
     far = side * rng.uniform(0.2, 0.6)
@@ -355,7 +278,7 @@ def _hand_scene(
     side = float(min(h, w))
     foliage = np.zeros(size_hw, bool)
     if rng.random() < 0.65:
-        image, foliage = _behind(rng, size_hw, light)
+        image, foliage = draw_behind(rng, size_hw, light)
     else:
         image = draw_sheet(rng, size_hw, light)
     canvas = Canvas(image, light)
@@ -413,7 +336,7 @@ def _grass_scene(
         canvas = Canvas(draw_soil(rng, size_hw, light), light)
         rows = rng.random() < 0.6
     else:
-        image, foliage = _behind(rng, size_hw, light)
+        image, foliage = draw_behind(rng, size_hw, light)
         canvas, rows = Canvas(image, light), False
     n = int(log_uniform(rng, 6.0, 120.0))
     grow_grass(rng, canvas, disease, n, side * log_uniform(rng, 0.012, 0.07), rows=rows)
@@ -424,19 +347,24 @@ def _grass_scene(
     return canvas
 
 
+def _undergrowth_scene(
+    rng: np.random.Generator, size_hw: tuple[int, int], disease: str, light: Light
+) -> Canvas:
+    del disease
+    image, foliage = draw_undergrowth(rng, size_hw, light)
+    canvas = Canvas(image, light)
+    canvas.leaf[foliage] = IGNORE
+    return canvas
+
+
 def _empty_scene(
     rng: np.random.Generator, size_hw: tuple[int, int], disease: str, light: Light
 ) -> Canvas:
     del disease
     kind = rng.random()
-    if kind < 0.25:
+    if kind < 0.4:
         canvas = Canvas(draw_soil(rng, size_hw, light), light)
         scatter_litter(rng, canvas, int(rng.integers(0, 16)))
-        return canvas
-    if kind < 0.4:
-        image, foliage = _undergrowth(rng, size_hw, light)
-        canvas = Canvas(image, light)
-        canvas.leaf[foliage] = IGNORE
         return canvas
     if kind < 0.65:
         canvas = Canvas(draw_sheet(rng, size_hw, light), light)
@@ -469,5 +397,6 @@ _DRAW: dict[str, Callable[[np.random.Generator, tuple[int, int], str, Light], Ca
     "foreground": _foreground_scene,
     "hand": _hand_scene,
     "grass": _grass_scene,
+    "undergrowth": _undergrowth_scene,
     "none": _empty_scene,
 }
