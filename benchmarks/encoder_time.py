@@ -48,16 +48,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     device = find_device("cpu")
-    learners, predictors, weights, drawn = {}, {}, {}, None
+    plain = Experiment().with_settings(["unlabelled.method=supervised"])
+    drawn = tiles(plain, with_lessons=False)
+    learners, predictors, weights = {}, {}, {}
     for encoder in arguments.encoders:
-        settings = Experiment().with_settings(
-            [
-                f"model.encoder={encoder}",
-                f"model.start={'imagenet' if encoder in PACKAGED else 'random'}",
-                "unlabelled.method=supervised",
-            ]
-        )
-        drawn = tiles(settings, with_lessons=False) if drawn is None else drawn
+        start = "imagenet" if encoder in PACKAGED else "random"
+        settings = plain.with_settings([f"model.encoder={encoder}", f"model.start={start}"])
         network = build_segmenter(settings.model, CLASSES)
         weights[encoder] = sum(p.numel() for p in network.parameters())
         learners[encoder] = build_learner(
@@ -66,7 +62,6 @@ def main() -> None:
         other = build_segmenter(settings.model, CLASSES).eval()
         card = Card(CLASSES, settings.model, settings.data.tile_px, None)
         predictors[encoder] = make_predictor(other, card, device.kind)
-    assert drawn is not None  # noqa: S101
     image = np.random.default_rng(0).integers(0, 256, (*IMAGE_HW, 3), np.uint8)
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     for _ in range(1 + arguments.rounds):  # the first chooses kernels
