@@ -10,8 +10,8 @@ al. 2015, arXiv:1412.6550; normalized targets as in Heo et al. 2019, arXiv:1904.
 the training split only; with the folder of ``label_efficiency.py`` it is the same split.
 What is written serves as ``model.weights``:
 
-    --set model.weights=FOLDER/convnextv2_atto.safetensors --set model.encoder=convnextv2_atto
-    --set model.start=imagenet
+    --set model.weights=FOLDER/convnextv2_atto.safetensors
+    --set model.encoder=convnextv2_atto --set model.start=imagenet
 """
 
 import argparse
