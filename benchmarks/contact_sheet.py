@@ -59,8 +59,7 @@ def main() -> None:
         for one in judging.judged(predictor, card.classes, chosen, ANY_LESION):
             truth, found = one.sample, one.prediction
             confusion = confusion_matrix(truth.lesion, found.lesion, 2)
-            # Undefined means: there was nothing to find, and nothing was claimed.
-            dice = float(np.nan_to_num(ClassScores(confusion).lesion_dice, nan=1.0))
+            dice = float(ClassScores(confusion).lesion_dice)  # NaN: no lesion mask is known
             trio = [
                 outlined(truth.image, np.zeros_like(truth.lesion), None),
                 outlined(truth.image, truth.lesion, truth.leaf),
@@ -68,14 +67,14 @@ def main() -> None:
             ]
             cv2.putText(
                 trio[2],
-                f"{dice:.2f}",
+                "" if np.isnan(dice) else f"{dice:.2f}",
                 (4, 214),
                 cv2.FONT_HERSHEY_SIMPLEX,
                 0.7,
                 (200, 0, 0),
                 2,
             )
-            shown.append((dice, np.hstack(trio)))
+            shown.append((np.nan_to_num(dice, nan=1.0), np.hstack(trio)))
         shown.sort(key=lambda pair: pair[0])
         take = np.linspace(0, len(shown) - 1, arguments.each).round().astype(int)
         columns.append(np.vstack([shown[i][1] for i in take]))
