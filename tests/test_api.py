@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from plantseg_next.models.pretrained import PACKAGED
 from plantseg_next.models.start import (
     STARTER_FOLDER,
     STARTERS,
+    start_folder,
     starting_network,
     with_start,
 )
@@ -326,7 +328,7 @@ def test_starter_is_small_and_whole(folder):
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
-def test_a_packaged_model_is_found_by_its_name_unless_a_path_has_it(
+def test_a_packaged_model_is_found_by_its_name_unless_a_folder_has_it_too(
     trained, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -336,7 +338,15 @@ def test_a_packaged_model_is_found_by_its_name_unless_a_path_has_it(
     Path("starter").mkdir()
     assert not api.holds_model(Path("starter"))  # images may be in it
     shutil.copytree(trained.folder / "best", "starter-field")
-    assert api.find_model(Path("starter-field")) == Path("starter-field")
+    for find in (api.find_model, lambda path: start_folder(str(path))):
+        with pytest.raises(UsageError, match="comes with the package, and") as both:
+            find(Path("starter-field"))
+    assert str(Path("starter-field").resolve()) in both.value.fix
+    assert api.find_model(Path("starter-field").resolve()).is_absolute()
+    for find in (api.find_model, lambda path: start_folder(str(path))):
+        with pytest.raises(UsageError) as caught:
+            find(Path("starter_fields"))
+        assert caught.value.fix == "did you mean starter-field?"
     with pytest.raises(UsageError, match="holds no trained model") as caught:
         api.find_model(Path("starters"))
     assert "or one of starter, starter-field" in caught.value.needed
@@ -395,3 +405,38 @@ def test_predict_states_scale_and_least_lesion_of_a_large_image(trained, tmp_pat
     with (tmp_path / "out" / "lesions.csv").open(encoding="utf-8") as file:
         areas = [int(r["area_px"]) for r in csv.DictReader(file) if "large" in r["image"]]
     assert all(area >= 28 for area in areas)
+
+
+def test_links_that_lead_nowhere_and_odd_names_do_not_stop_a_batch(trained, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    odd = os.fsdecode(b"odd \xff.png")
+    for name in ("a.png", odd):
+        Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / name)
+    (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (folder / "round.jpg").symlink_to(folder / "round.jpg")
+    found = api.predict(trained.folder, folder, tmp_path / "out")
+    assert [row["image"] for row in found.rows] == ["a.png", "odd \\xff.png"]
+    assert [name for name, _ in found.skipped] == ["gone.jpg", "round.jpg"]
+    assert (tmp_path / "out" / "severity.csv").is_file()
+
+
+def test_pictures_that_a_packaged_model_may_know_are_not_judged(tmp_path):
+    data = make_other_data(tmp_path / "coffee")
+    for split in ("test", "all"):
+        with pytest.raises(UsageError, match="learned from a data set called coffee"):
+            api.evaluate(STARTER_FOLDER, data, split=split)
+    index = "name,split\n" + "".join(
+        f"leaf {i} 葉,{s}\n" for i, s in enumerate(("train", "val", "test"))
+    )
+    (data / "index.csv").write_text(index, "utf-8")
+    assert api.evaluate(STARTER_FOLDER, data).n_pictures == 1
+    with pytest.raises(UsageError, match="learned from a data set called coffee"):
+        api.evaluate(STARTER_FOLDER, data, split="all")
+
+
+def test_a_report_of_any_lesion_has_no_disease_iou(trained, tmp_path):
+    other = api.evaluate(trained.folder, make_other_data(tmp_path / "other"), split="all")
+    assert "disease mIoU" not in other.to_text().split("How to read")[0]
+    own = api.evaluate(trained.folder)
+    assert "disease mIoU" in own.to_text().split("How to read")[0]

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -10,8 +11,10 @@ import pytest
 from PIL import Image
 
 from plantseg_next import __version__, cli
+from plantseg_next.errors import StoppedError
 from plantseg_next.models.bundle import read_card
 from plantseg_next.models.start import STARTER_FOLDER
+from plantseg_next.training.record import facts
 
 
 def run(capsys, monkeypatch, *words):
@@ -179,3 +182,27 @@ def test_predict_without_a_path_is_refused(call):
     code, _, err = call("predict")
     assert code == 2
     assert "IMAGES" in err
+
+
+def test_memory_that_runs_out_in_opencv_is_said(call, monkeypatch):
+    def shrink(*_, **__):
+        raise RuntimeError("OpenCV(4.11) error: (-4:Insufficient memory) Failed to alloc")
+
+    monkeypatch.setattr("plantseg_next.api.predict", shrink)
+    code, _, err = call("predict", "leaf.jpg")
+    assert code == 1
+    assert "error: Memory ran out (OpenCV" in err
+
+
+def test_a_run_begun_with_restart_is_resumed_without_it(call, monkeypatch, drawn_folder):
+    def train(*_, **__):
+        raise StoppedError(3, 9, signal.SIGTERM)
+
+    monkeypatch.setattr("plantseg_next.api.train", train)
+    for words, said in (
+        ((), "The same command goes on"),
+        (("--restart",), "The same command without --restart goes on"),
+    ):
+        assert said in call("train", drawn_folder, "--out", "r", *words)[2]
+    monkeypatch.setattr(sys, "argv", ["plantseg-next", "train", "d", "--restart"])
+    assert facts("cpu", 1)["command"] == ["plantseg-next", "train", "d"]

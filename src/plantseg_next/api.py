@@ -6,6 +6,8 @@ Each takes paths and settings and returns what it found; none prints. The comman
 says the same words.
 """
 
+import difflib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +31,7 @@ from plantseg_next.judging import judged, pictures_to_judge, severity_pct
 from plantseg_next.learning import Sources, gather
 from plantseg_next.measuring import write_measures
 from plantseg_next.models.bundle import CARD, Card, find_bundle, read_bundle
-from plantseg_next.models.start import STARTER_FOLDER, STARTERS, with_start
+from plantseg_next.models.start import STARTER_FOLDER, STARTERS, named_model, with_start
 from plantseg_next.pseudo_labels import write_pseudo_labels
 from plantseg_next.runs import (
     Progress,
@@ -408,8 +410,11 @@ def _naming(pictures: Path) -> Callable[[Row], str]:
 
     def name(row: Row) -> str:
         if row.image.is_relative_to(root):
-            return row.image.relative_to(root).as_posix()
-        return f"{row.key}{row.image.suffix}"
+            called = row.image.relative_to(root).as_posix()
+        else:
+            called = f"{row.key}{row.image.suffix}"
+        # Bytes that are no UTF-8 cannot stand in a table: escaped, as `\xff`.
+        return os.fsencode(called).decode("utf-8", "backslashreplace")
 
     return name
 
@@ -427,13 +432,16 @@ def find_model(path: Path) -> Path:
     Raises:
         UsageError: If there is none.
     """
-    folder = find_bundle(path) or STARTERS.get(str(path))
+    folder = named_model(path)
     if folder is not None:
         return folder
+    near = difflib.get_close_matches(str(path), STARTERS, n=1, cutoff=0.7)
     raise UsageError(
         f"`{path}` holds no trained model.",
         needed=f"a run, a folder with `{CARD}`, or one of {', '.join(STARTERS)}",
-        fix="train one: plantseg-next train DATA --out RUN",
+        fix=f"did you mean {near[0]}?"
+        if near and not path.exists()
+        else "train one: plantseg-next train DATA --out RUN",
     )
 
 

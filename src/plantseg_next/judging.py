@@ -19,6 +19,7 @@ from plantseg_next.evaluation.report import Judged
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.severity import measure_severity
 from plantseg_next.models.bundle import read_card
+from plantseg_next.models.start import STARTERS
 from plantseg_next.structures import IGNORE, ClassMap
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def pictures_to_judge(
         UsageError: If there is nothing to judge by, or training pictures are in it.
     """
     learned = _manifest_of_run(model)
-    manifest = _in_splits_of_run(model, learned, data, classes)
+    manifest = _in_splits_of_run(model, learned, data, split, classes)
     if split != "all":
         return labelled_rows(manifest, split, data or model)
     if learned is not None:
@@ -68,8 +69,8 @@ def labelled_rows(manifest: Manifest, split: Split, origin: object) -> Manifest:
     if not len(found):
         counts = {s: len(manifest.split(s).labelled) for s in ("train", "val", "test")}
         raise UsageError(
-            f"`{origin}` has no picture with a mask in its {split} split "
-            f"(pictures with masks: {counts}).",
+            f"`{origin}` has no picture with a mask in its {split} split (pictures with "
+            f"masks: {', '.join(f'{name} {n}' for name, n in counts.items())}).",
             needed="masks of at least a few pictures of every split",
             fix="run `plantseg-next check` on it: it says how the folder was read",
         )
@@ -143,7 +144,11 @@ def severity_pct(lesion: np.ndarray, leaf: np.ndarray | None) -> float | None:
 
 
 def _in_splits_of_run(
-    model: Path, learned: Manifest | None, data: Path | None, classes: Path | None
+    model: Path,
+    learned: Manifest | None,
+    data: Path | None,
+    split: Split | Literal["all"],
+    classes: Path | None,
 ) -> Manifest:
     """Return what a model may be judged on, each row in the split its run had it in.
 
@@ -159,8 +164,8 @@ def _in_splits_of_run(
             )
         return learned
     manifest = read_folder(data, classes=classes)
+    _refuse_own_data(model, learned, manifest, split)
     if learned is None:
-        _refuse_own_data(model, manifest)
         return manifest.only(
             replace(row, split=row.split or "test") for row in manifest.rows
         )
@@ -178,16 +183,40 @@ def _in_splits_of_run(
     )
 
 
-def _refuse_own_data(model: Path, manifest: Manifest) -> None:
-    """Refuse to call pictures test pictures when nobody knows whether they are."""
-    own = set(read_card(model).sources) & {row.source for row in manifest.rows}
-    if own and not all(row.split for row in manifest.labelled.rows):
-        raise UsageError(
-            f"`{model}` learned from a data set called {', '.join(sorted(own))}, and has "
-            "been moved away from its run, which knows which pictures those were.",
-            needed="the model in its run, or pictures that it cannot have learned from",
-            fix="put the model back beside the run's manifest.json, or rename the data",
+def _refuse_own_data(
+    model: Path, learned: Manifest | None, manifest: Manifest, split: Split | Literal["all"]
+) -> None:
+    """Refuse to call pictures test pictures when nobody knows whether they are.
+
+    Those are pictures of a data set that the model learned from, or the model that it
+    started from, where no manifest of a run says which.
+    """
+    known = {row.source for row in learned.rows} if learned is not None else set()
+    doubtful = set(read_card(model).sources) - known
+    rows = [row for row in manifest.labelled.rows if row.source in doubtful]
+    if all(row.split == "test" or (row.split and split != "all") for row in rows):
+        return
+    names = ", ".join(sorted({row.source for row in rows}))
+    if learned is not None or model in STARTERS.values():
+        came = (
+            f"`{model}`, or a model that it was started from, learned from a data set "
+            f"called {names}, and which pictures of it is not known here."
         )
+        fix = (
+            "rename the folder if its pictures are others; if not, state their published "
+            "`split` in index.csv and judge by --split test"
+        )
+    else:
+        came = (
+            f"`{model}` learned from a data set called {names}, and has been moved away "
+            "from its run, which knows which pictures those were."
+        )
+        fix = "put the model back beside the run's manifest.json, or rename the data"
+    raise UsageError(
+        came,
+        needed="the model in its run, or pictures that it cannot have learned from",
+        fix=fix,
+    )
 
 
 def _manifest_of_run(model: Path) -> Manifest | None:

@@ -277,7 +277,7 @@ def build_trainer(
         weights_origin=source.name,
         weights_license=source.license,
         weights_sha256=source.sha256,
-        sources=tuple(sorted({row.source for row in learned.rows})),
+        sources=tuple(sorted({row.source for row in learned.rows} | {*source.data_sets})),
     )
     learner = build_learner(
         network,

@@ -149,11 +149,8 @@ def train(  # noqa: PLR0913 - what a user may say
             if planned is not None:
                 planned.write(out / PLAN)
             return _run(plan, out, watchers, say, ())
-    started = settings.model.start not in STARTS
-    if started and settings.model.start == record.settings.model.start:
-        # The model that the run started from may be gone; it is not needed again.
-        model = same_shape(settings.model, record.settings.model)
-        settings = settings.model_copy(update={"model": model})
+    model = _as_started(settings.model, record.settings.model, out)
+    settings = settings.model_copy(update={"model": model})
     if memory is not None:
         settings = record.planned(settings, memory)
     different, allowed = record.differences(settings, sources.plain())
@@ -164,6 +161,19 @@ def train(  # noqa: PLR0913 - what a user may say
             Manifest.read(out / MANIFEST_FILE), settings, record.pixels, str(sources)
         )
         return _run(plan, out, watchers, say, [*allowed, threads, *_changes(plan.manifest)])
+
+
+def _as_started(model: ModelSettings, known: ModelSettings, out: Path) -> ModelSettings:
+    """Return the settings of a model with the shape of what its run started from.
+
+    That may be gone by now, and is not needed again.
+    """
+    if Path(model.start).is_relative_to(out.resolve()):
+        # An earlier run of this name, which --restart has moved.
+        model = model.model_copy(update={"start": known.start})
+    if model.start in STARTS or model.start != known.start:
+        return model
+    return same_shape(model, known)
 
 
 def _refuse_bad_start(model: ModelSettings, out: Path, *, restart: bool) -> None:

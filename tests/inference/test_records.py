@@ -1,7 +1,10 @@
 """Records: complete, apart from one another, and valid at every moment."""
 
 import csv
+import errno
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -211,3 +214,26 @@ def test_a_mask_keeps_ids_colours_and_names(tmp_path):
         colours = np.array(mask.convert("RGB"))[0].tolist()
     assert colours[:2] == [[0, 0, 0], [213, 94, 0]]
     assert colours[3] == [128, 128, 128]
+
+
+def test_a_disease_is_not_named_where_others_together_are_likelier():
+    assessment = found()
+    unsure = replace(assessment.prediction, disease_probability=(0.2, 0.45, 0.35))
+    row = picture_row("a.jpg", replace(assessment, prediction=unsure), CLASSES)
+    assert row["disease"] is None
+    assert row["disease_probability"] == 0.45
+
+
+def test_a_disk_that_is_full_when_tables_are_closed_is_said(tmp_path):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = RecordWriter(tmp_path, CLASSES)
+    writer.__enter__()
+    table = writer._tables[0]
+    writer._tables = (SimpleNamespace(close=full), *writer._tables[1:])
+    with pytest.raises(OutputError, match="No space left on device"):
+        writer.__exit__(None, None, None)
+    first = OutputError("cannot be written", needed="", fix="")
+    writer.__exit__(OutputError, first, None)  # which is raised then: nothing hides it
+    table.close()

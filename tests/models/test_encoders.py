@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.experiment import LossSettings, ModelSettings
 from plantseg_next.models import encoders, pretrained
+from plantseg_next.models.cpu_backward import StridedPointwiseConv
 from plantseg_next.models.encoders import Encoder, ResponseNorm, build_encoder
 from plantseg_next.models.pretrained import PACKAGED, PretrainedSource
 from plantseg_next.models.segmenter import build_segmenter
@@ -593,3 +594,44 @@ def test_encoder_on_a_cpu_stays_in_float32_unless_convnext(name, dtype):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         stages = encoder(torch.rand(1, 3, 64, 64))
     assert {stage.dtype for stage in stages} == {dtype}
+
+
+@pytest.mark.parametrize(("channels", "size"), [(3, 32), (16, 31), (5, 8)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_encoder_strided_pointwise_convolution_is_that_of_torch(channels, size, bias):
+    """In channels-last, where torch's own gradient of it writes past its memory."""
+    conv = nn.Conv2d(channels, 7, 1, 2, bias=bias)
+    own = StridedPointwiseConv(conv)
+    image = torch.rand(2, channels, size, size)
+    x = image.clone().requires_grad_()
+    y = image.to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.rand_like(conv(x))
+    (conv(x) * weight).sum().backward()
+    expected = conv.weight.grad.clone()
+    conv.weight.grad = None
+    (own(y) * weight).sum().backward()
+    torch.testing.assert_close(own(y), conv(x))
+    torch.testing.assert_close(conv.weight.grad, expected)
+    torch.testing.assert_close(y.grad, x.grad)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "repvgg_a0"])
+def test_encoder_has_no_strided_pointwise_convolution_of_torch(name):
+    network = build_encoder(name).network
+    strided = [m for m in network.modules() if isinstance(m, StridedPointwiseConv)]
+    left = [
+        m
+        for m in network.modules()
+        if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1)
+    ]
+    assert strided
+    assert not left
+
+
+def test_encoder_that_needs_several_images_in_training_is_accepted():
+    assert build_encoder("rexnet_100").channels
+
+
+def test_encoder_knows_whether_its_stages_can_be_computed_again():
+    assert build_encoder(TOY).can_checkpoint
+    assert not build_encoder("test_resnet").can_checkpoint

@@ -8,7 +8,7 @@ import torch
 
 from conftest import TINY
 from plantseg_next import api
-from plantseg_next.errors import StoppedError, UsageError
+from plantseg_next.errors import DataError, StoppedError, UsageError
 from plantseg_next.experiment import ModelSettings
 from plantseg_next.models.bundle import Card, read_bundle, read_card, write_bundle
 from plantseg_next.models.segmenter import build_segmenter
@@ -258,6 +258,7 @@ def test_start_of_a_run_is_remembered_beside_its_checkpoint(tmp_path):
         "name": f"model {read_card(tmp_path / 'first').sha256[:12]}, from a.b",
         "license": "cc-by-nc-4.0",
         "sha256": read_card(tmp_path / "first").sha256,
+        "data_sets": [],
     }
     shutil.rmtree(tmp_path / "first")
     again, remembered = network_of_run(settings, classes, run, resumed=True)
@@ -471,3 +472,48 @@ def test_start_of_a_run_with_another_shape_is_refused_to_resume(
     said = f"model.{name}: {getattr(TINY.model, name)} in the run, {other} now"
     assert said in str(caught.value)
     assert "model.weights" not in str(caught.value)
+
+
+def test_start_from_a_card_that_does_not_fit_its_weights_is_refused(tmp_path):
+    write_model(tmp_path, ClassMap(("rust",)))
+    card = tmp_path / "model.json"
+    card.write_text(card.read_text("utf-8").replace('"width": 32', '"width": 64'))
+    with pytest.raises(DataError, match=r"does not fit its `model\.json`: "):
+        started(tmp_path, ClassMap(("rust",)))
+
+
+def test_start_carries_the_data_sets_of_the_earlier_model(tmp_path):
+    settings = with_start(ModelSettings(start="starter"))
+    run = tmp_path / "run"
+    run.mkdir()
+    for resumed in (False, True):
+        _, source = network_of_run(settings, ClassMap(("rust",)), run, resumed=resumed)
+        assert "coffee" in source.data_sets
+
+
+def test_start_of_a_run_is_validated_before_the_first_step(first, drawn_folder, tmp_path):
+    """Training that makes a model worse keeps the model."""
+    settings = from_model(first, **{"training.rate": 5.0})
+    found = api.train(drawn_folder, tmp_path / "run", settings)
+    rows = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert rows[1].split(",")[:2] == ["0", "1"]
+    best, old = (read_bundle(folder / "best")[0] for folder in (found.folder, first))
+    for name, weights in old.state_dict().items():
+        assert torch.equal(best.state_dict()[name], weights), name
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert "No validation was better than that of the model" in events
+
+
+def test_start_data_is_not_judged_unseen_by_a_later_model(first, drawn_folder, tmp_path):
+    """What the earlier model learned from, the later one's run does not know."""
+    other = tmp_path / "other"
+    shutil.copytree(drawn_folder, other)
+    found = api.train(other, tmp_path / "run", from_model(first))
+    for path in (other / "images").iterdir():  # other pictures, under the known name
+        with path.open("ab") as file:
+            file.write(b" ")
+    (other / "index.csv").unlink()
+    renamed = other.rename(tmp_path / drawn_folder.name)
+    with pytest.raises(UsageError, match="or a model that it was started from") as caught:
+        api.evaluate(found.folder, renamed)
+    assert "rename the folder" in caught.value.fix

@@ -481,6 +481,30 @@ def test_minutes_that_are_too_few_are_said_in_numbers(monkeypatch):
     assert "`training.minutes=300`" in (few or "")
 
 
+def test_minutes_that_are_too_few_are_said_after_five_steps(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("plantseg_next.training.pace.time.perf_counter", lambda: now)
+
+    def said(*seconds: float) -> list[str | None]:
+        nonlocal now
+        pace, found = Pace(TrainingSettings(minutes=12, validations=1)), []
+        for step, step_s in enumerate(seconds, start=1):
+            now += step_s
+            found.append(pace.foresee(step))
+            if pace.measures_at(step):
+                found.append(pace.fix(step, validation_s=0.0))
+        return found
+
+    *quiet, few = said(60.0, 6.0, 6.0, 6.0, 6.0)
+    assert quiet == [None] * 4
+    assert "Only about 111 steps of 6.0 s fit into 12 minutes" in (few or "")
+    assert "--restart begins anew" in (few or "")
+    assert "`training.minutes=31`" in (few or "")
+    (once,) = (n for n in said(*[6.0] * 30) if n)
+    assert "Only about 120 steps of 6.0 s fit into 12 minutes" in once
+    assert not any(said(60.0, 60.0, 2.0, 2.0, 2.0))  # a slow start alone does not warn
+
+
 def test_the_pace_is_kept_by_a_run_that_goes_on(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.pace.time.perf_counter", lambda: now)

@@ -20,13 +20,16 @@ def main() -> None:
     try:
         app()
     except StoppedError as stopped:
-        print(f"{stopped.came} {stopped.fix.capitalize()}.", file=sys.stderr)
+        fix = stopped.fix.capitalize()
+        if "--restart" in sys.argv:
+            fix = fix.replace("command", "command without --restart")
+        print(f"{stopped.came} {fix}.", file=sys.stderr)
         sys.exit(stopped.exit_code)
     except PlantSegError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except (MemoryError, ImportError) as error:
-        if isinstance(error, ImportError) and "map segment" not in str(error):
+    except Exception as error:
+        if not _lacks_memory(error):
             raise
         too_small = PlantSegError(
             f"Memory ran out ({error or type(error).__name__}).",
@@ -35,3 +38,12 @@ def main() -> None:
         )
         print(f"error: {too_small}", file=sys.stderr)
         sys.exit(1)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Return whether memory ran out: in Python, a library as it is loaded, or OpenCV."""
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, ImportError) and "map segment" in str(error))
+        or "Insufficient memory" in str(error)
+    )

@@ -1,5 +1,6 @@
 """Verbs that judge a model or use it, and the demo that goes the whole way."""
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Never
@@ -139,7 +140,8 @@ def demo(
         f"\nmodel:     {done.trained.folder / 'best'}\n"
         f"before:    {done.folder / 'before'}\n"
         f"after:     {done.folder / 'after'}\n"
-        "Each folder holds severity.csv, masks, overlays and a report."
+        "Each folder holds severity.csv, masks, overlays and a report. So few masks do not "
+        "teach the names\nof six diseases; that takes more masks and minutes."
     )
 
 
@@ -151,13 +153,15 @@ def _comparison(done: "DemoResult") -> str:
         ("lesion Dice", "lesion_dice"),
         ("leaf IoU", "leaf_iou"),
         ("concordance of severity", "rho_c"),
+        ("disease of the image right", "disease_accuracy"),
     )
     for what, name in pairs:
         values = (
             (r.severity.rho_c if name == "rho_c" else getattr(r, name)).value
             for r in (done.before, done.after)
         )
-        lines.append(f"{what:<44}" + "".join(f"{value:8.3f}" for value in values))
+        cells = ("-" if math.isnan(value) else f"{value:.3f}" for value in values)
+        lines.append(f"{what:<44}" + "".join(f"{cell:>8}" for cell in cells))
     return "\n".join(lines)
 
 

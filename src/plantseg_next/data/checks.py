@@ -116,7 +116,8 @@ def _to_learn(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
             "few-labels",
             "warning",
             f"Few pictures with masks to train on: {len(learned)}.",
-            f"label at least {FEW_LABELS}; below that a score is mostly luck",
+            f"label at least {FEW_LABELS}: fewer can teach a model that starts from the "
+            "starter, but how good it is they cannot show",
         )
     undivided = [row for row in manifest.rows if row.split is None]
     if undivided:

@@ -187,7 +187,8 @@ class Report:
         yield _estimates(
             "Classes",
             ("mean IoU", self.mean_iou),
-            ("disease mIoU", self.disease_miou),
+            # Of "any lesion" alone it would be the lesion IoU under another name.
+            *([("disease mIoU", self.disease_miou)] if len(self.classes) > 2 else []),
             ("mean accuracy", self.mean_accuracy),
             ("image-level label right", self.disease_accuracy),
         )

@@ -15,6 +15,7 @@ import io
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -25,7 +26,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from plantseg_next.errors import UsageError
+from plantseg_next.errors import OutputError, UsageError
 from plantseg_next.files import explained, write_atomically
 from plantseg_next.inference.overlay import class_colours, draw_overlay
 from plantseg_next.inference.severity import Assessment, Lesion
@@ -57,6 +58,9 @@ PICTURE_COLUMNS = (
 )  # fmt: skip
 """Columns of ``severity.csv``; ``px_<class>`` follows, a column a lesion class."""
 
+LEAST_NAMED = 0.5
+"""Probability below which a disease is not named: others together are likelier."""
+
 LESION_COLUMNS = ("image", "class", *(field.name for field in fields(Lesion)))
 
 
@@ -71,13 +75,14 @@ def picture_row(name: str, assessment: Assessment, classes: ClassMap) -> dict[st
     counted = assessment.counted
     areas = [one.area_px for one in counted]
     disease = int(np.argmax(prediction.disease_probability or (0.0,)))
-    guess = bool(prediction.disease_probability)
+    surest = max(prediction.disease_probability, default=None)
+    is_named = surest is not None and surest >= LEAST_NAMED
     weighted = sum(one.area_px * one.confidence for one in counted)
     height, width = prediction.lesion.shape
     row: dict[str, Value] = {
         "image": name,
-        "disease": classes.diseases[disease] if guess else None,
-        "disease_probability": (prediction.disease_probability[disease] if guess else None),
+        "disease": classes.diseases[disease] if is_named else None,
+        "disease_probability": surest,
         "width": width,
         "height": height,
         **asdict(measure),
@@ -151,8 +156,13 @@ class RecordWriter:
         trace: TracebackType | None,
     ) -> None:
         """Give the tables their names, or leave them partial after an error."""
-        for table in self._tables:
-            table.close()
+        try:
+            with explained(self.folder), ExitStack() as tables:
+                for table in self._tables:
+                    tables.callback(table.close)  # a full disk may show only then
+        except OutputError:
+            if kind is None:
+                raise  # otherwise the first error says it
         if kind is not None:
             return
         with explained(self.folder):

@@ -43,7 +43,7 @@ class Card:
         weights_origin: Where the encoder started, see ``encoders.PretrainedSource``.
         weights_license: License of those first weights; it binds the trained model.
         weights_sha256: Digest of the file that they came in; empty without one.
-        sources: Data sets it learned from.
+        sources: Data sets it learned from, those of the model it started from included.
         figures: How it was judged when it was written.
         sha256: Digest of the weights file; filled in by ``write_bundle``.
         format: Version of the folder's layout.
@@ -179,13 +179,17 @@ def read_bundle(folder: Path) -> "tuple[Segmenter, Card]":
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise DataError(
-            f"`{folder / card.weights}` does not fit its `{CARD}`: "
-            f"{str(error).splitlines()[0]}",
-            needed="weights and card of the same model",
-            fix="take another copy of both",
-        ) from error
+        raise misfit(folder / card.weights, error) from error
     return network.eval(), card
+
+
+def misfit(weights: Path, error: Exception) -> DataError:
+    """Return the error of weights that are not those of the network on their card."""
+    return DataError(
+        f"`{weights}` does not fit its `{CARD}`: {str(error).splitlines()[0]}",
+        needed="weights and card of the same model",
+        fix="take another copy of both",
+    )
 
 
 def _bytes_of(path: Path) -> bytes:

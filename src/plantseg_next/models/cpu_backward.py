@@ -1,9 +1,12 @@
-"""Two layers whose backward pass in bfloat16 is slow on a CPU, computed in float32 there.
+"""Layers whose backward pass on a CPU is slow or wrong, computed in another way.
 
 oneDNN's gradient of a depthwise convolution takes three times as long in bfloat16 as in
 float32, and PyTorch's of a group normalisation in channels-last as well; their forward
 passes do not. What waits for the backward pass stays in bfloat16: only for as long as a
 layer's gradient is computed are there float32 copies.
+
+The gradient of a strided 1 x 1 convolution of few channels in channels-last writes past
+its memory (PyTorch 2.11 to 2.15 on AVX-512, for example 3 or 13 channels, stride 2).
 """
 
 from typing import Any
@@ -42,6 +45,24 @@ class DepthwiseConv(nn.Module):
             )
         found: Tensor = _Depthwise.apply(x, self.weight, self.bias, self.padding)
         return found
+
+
+class StridedPointwiseConv(nn.Module):
+    """A 1 x 1 convolution with a stride: of every so many pixels, without a stride.
+
+    Args:
+        like: The layer whose weights to use.
+    """
+
+    def __init__(self, like: nn.Conv2d) -> None:
+        super().__init__()
+        assert like.kernel_size == (1, 1) and like.groups == 1  # noqa: S101, PT018
+        self.weight, self.bias, self.stride = like.weight, like.bias, like.stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map at the stride."""
+        down, across = self.stride
+        return F.conv2d(x[..., ::down, ::across], self.weight, self.bias)
 
 
 class GroupNorm(nn.GroupNorm):

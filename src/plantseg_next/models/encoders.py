@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from plantseg_next.errors import UsageError
-from plantseg_next.models.cpu_backward import DepthwiseConv
+from plantseg_next.models.cpu_backward import DepthwiseConv, StridedPointwiseConv
 from plantseg_next.models.pretrained import (
     PretrainedSource,
     hub_source,
@@ -68,6 +68,11 @@ class Encoder(Protocol):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     source: PretrainedSource
+
+    @property
+    def can_checkpoint(self) -> bool:
+        """Whether any stage can be computed again in the backward pass."""
+        ...
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return c2, c3, c4 and c5 of a normalized image."""
@@ -194,12 +199,17 @@ class TimmEncoder(nn.Module):
         last = max(layers.values())
         return {f"network.{names[n]}": last + 1 - layer for n, layer in layers.items()}
 
+    @property
+    def can_checkpoint(self) -> bool:
+        """Whether any stage can be computed again in the backward pass."""
+        return any(self._stages())
+
     def set_checkpointing(self, stages: Collection[int]) -> None:
         """Keep only the inputs of these stages (1 to 4) for the gradient."""
         for number, modules in enumerate(self._stages(), start=1):
             for module in modules:
                 module.grad_checkpointing = number in stages  # type: ignore[assignment]
-        if stages and not any(self._stages()):
+        if stages and not self.can_checkpoint:
             raise UsageError(
                 f"memory.recomputed names stages, and `{self.name}` has none that can be "
                 "computed again.",
@@ -326,12 +336,12 @@ def _stride_indices(name: str) -> tuple[int, ...]:
     """
     try:
         with torch.device("meta"):
-            shape = timm.create_model(name, features_only=True)
+            shape = timm.create_model(name, features_only=True).eval()
             maps = shape(torch.empty(1, 3, PROBE_PX, PROBE_PX))
         _layer_matcher(name)
         channels, strides = shape.feature_info.channels(), shape.feature_info.reduction()
     except Exception as error:
-        raise _unfit(name, str(error)) from error
+        raise _unfit(name, str(error) or type(error).__name__) from error
     found = tuple(i for i, stride in enumerate(strides) if stride in STRIDES)
     if tuple(strides[i] for i in found) != STRIDES:
         raise _unfit(name, f"it gives strides {', '.join(map(str, strides))}")
@@ -373,6 +383,15 @@ def _replace_batch_norms(network: nn.Module) -> None:
             setattr(parent, name, new)
 
 
+def _is_strided_pointwise(conv: nn.Conv2d) -> bool:
+    return (
+        conv.kernel_size == (1, 1)
+        and conv.stride != (1, 1)
+        and conv.groups == 1
+        and conv.padding in {(0, 0), 0, "same", "valid"}
+    )
+
+
 def _adapt(network: nn.Module) -> None:
     """Exchange layers for those that need less memory, or less time on a CPU."""
     for module in list(network.modules()):
@@ -381,6 +400,9 @@ def _adapt(network: nn.Module) -> None:
         conv = getattr(module, "conv_dw", None)
         if type(conv) is nn.Conv2d and conv.stride == (1, 1):
             module.conv_dw = DepthwiseConv(conv)
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d) and _is_strided_pointwise(child):
+                setattr(module, name, StridedPointwiseConv(child))
     blocks = getattr(network, "blocks", None)
     if isinstance(blocks, nn.Sequential):
         for i, stage in enumerate(blocks):

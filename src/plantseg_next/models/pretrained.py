@@ -70,11 +70,13 @@ class PretrainedSource:
         name: What they are called; "random" for a random start.
         license: As their publisher states it; "none" for a random start.
         sha256: Digest of the file, where there was one.
+        data_sets: Names of those that they learned from, if a model of ours.
     """
 
     name: str = "random"
     license: str = "none"
     sha256: str = ""
+    data_sets: tuple[str, ...] = ()
 
     @property
     def notice(self) -> str:

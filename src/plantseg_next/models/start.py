@@ -6,6 +6,7 @@ name keeps its row, and the others share what that model knows of lesions, so th
 network marks, before its first step, the lesions that the earlier one marks.
 """
 
+import difflib
 import json
 import math
 from collections import Counter
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.experiment import ModelSettings
 from plantseg_next.files import write_atomically
-from plantseg_next.models.bundle import find_bundle, read_card, read_weights
+from plantseg_next.models.bundle import find_bundle, misfit, read_card, read_weights
 from plantseg_next.structures import ClassMap
 
 if TYPE_CHECKING:
@@ -48,15 +49,32 @@ def start_folder(start: str) -> Path | None:
     """
     if start in STARTS:
         return None
-    if start in STARTERS:
-        return STARTERS[start]
-    if (folder := find_bundle(Path(start))) is not None:
+    if (folder := named_model(Path(start))) is not None:
         return folder
+    names = (*STARTERS, *STARTS)
+    near = difflib.get_close_matches(start, names, n=1, cutoff=0.7)
     raise UsageError(
         f"model.start is {start!r}, and there is no such model.",
-        needed=f"{', '.join((*STARTERS, *STARTS))}, or the path of a run or a model",
-        fix="check the path, or leave model.start out",
+        needed=f"{', '.join(names)}, or the path of a run or a model",
+        fix=f"did you mean {near[0]}?" if near else "check the path, or leave it out",
     )
+
+
+def named_model(path: Path) -> Path | None:
+    """Return the folder of a model by its path or by the name of a packaged one.
+
+    Raises:
+        UsageError: If it is both.
+    """
+    packaged, own = STARTERS.get(str(path)), find_bundle(path)
+    if packaged is not None and own is not None:
+        raise UsageError(
+            f"`{path}` is a model that comes with the package, and there is a model in "
+            f"the folder `{path.resolve()}` too.",
+            needed="to know which one is meant",
+            fix=f"name the folder's whole path, {path.resolve()}, or rename it",
+        )
+    return packaged or own
 
 
 def with_start(settings: ModelSettings) -> ModelSettings:
@@ -132,10 +150,15 @@ def starting_network(
     if folder is None:
         return network, network.encoder.source
     state, card = read_weights(folder)
-    network.load_state_dict(_with_classes(state, network, card.classes, classes))
+    try:
+        network.load_state_dict(_with_classes(state, network, card.classes, classes))
+    except (RuntimeError, KeyError) as error:
+        raise misfit(folder / card.weights, error) from error
     # The license of the encoder's first weights binds what is trained from their model.
     name = f"model {card.sha256[:12]}, from {card.weights_origin}"
-    return network, PretrainedSource(name, card.weights_license, card.sha256)
+    return network, PretrainedSource(
+        name, card.weights_license, card.sha256, data_sets=card.sources
+    )
 
 
 def network_of_run(
@@ -164,7 +187,8 @@ def _read_source(path: Path) -> "PretrainedSource":
     from plantseg_next.models.pretrained import PretrainedSource
 
     try:
-        return PretrainedSource(**json.loads(path.read_text("utf-8")))
+        tree = json.loads(path.read_text("utf-8"))
+        return PretrainedSource(**tree | {"data_sets": tuple(tree.get("data_sets", ()))})
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"`{path}` cannot be read: {error!r}.",

@@ -14,6 +14,8 @@ TIMED_STEPS = 20
 REHEARSED_STEPS = UNTIMED_STEPS + TIMED_STEPS
 """Steps at the start that do all the work of later ones: what those cost, and whether
 memory suffices for them, shows in the first minute."""
+FORESEEN_STEPS = 5
+"""After so many a first estimate is good enough to warn by: later steps are not slower."""
 FEW_STEPS = 300
 """With fewer a run still gains much from each further minute: coffee leaves from an
 ImageNet start, validation Dice .853 after 188 steps, .891 after 375."""
@@ -34,13 +36,28 @@ class Pace:
         self._is_fixed = settings.minutes is None
         self._began = time.perf_counter()
         self._earlier_s = 0.0
+        self._first_ends: list[float] = []  # of the steps before the timed ones
         self._ends: list[float] = []  # of the timed steps
+        self._has_warned = False
         self.steps = settings.steps
 
     @property
     def seconds(self) -> float:
         """Wall time so far, of all parts of the run."""
         return self._earlier_s + time.perf_counter() - self._began
+
+    def foresee(self, step: int) -> str | None:
+        """Return what to do if few steps will fit into the minutes, early and once.
+
+        By the fastest of the first steps, so that a slow start alone does not warn.
+        """
+        if self._is_fixed or len(self._first_ends) >= FORESEEN_STEPS:
+            return None
+        self._first_ends.append(time.perf_counter())
+        if len(self._first_ends) < FORESEEN_STEPS:
+            return None
+        step_s = min(b - a for a, b in pairwise(self._first_ends))
+        return self._few(step, step_s, self._minutes * 60 - self.seconds, "about ")
 
     def measures_at(self, step: int) -> bool:
         """Return whether this step ends the timing; a validation is then timed too."""
@@ -55,25 +72,34 @@ class Pace:
         Returns:
             What to say and to do, if few steps fit into the minutes.
         """
-        minutes = self._settings.minutes
-        if minutes is None or self._is_fixed:
+        if self._is_fixed:
             return None
         # The median: now and then a step waits for a cold file or another program.
         step_s = median(b - a for a, b in pairwise(self._ends))
-        left_s = minutes * 60 - self.seconds
+        left_s = self._minutes * 60 - self.seconds
         left_s -= validation_s * self._settings.validations
-        fit = step + max(1, int(left_s / step_s))
+        few = None if self._has_warned else self._few(step, step_s, left_s)
         self._is_fixed = True
+        self.steps = min(self.steps, step + max(1, int(left_s / step_s)))
+        return few
+
+    @property
+    def _minutes(self) -> float:
+        return self._settings.minutes or 0.0
+
+    def _few(self, step: int, step_s: float, left_s: float, about: str = "") -> str | None:
+        """Return what to do if few steps fit into what is left."""
+        fit = step + max(1, int(left_s / step_s))
         wanted = min(FEW_STEPS, self.steps)
-        self.steps = min(self.steps, fit)
         if fit >= wanted:
             return None
-        enough_s = minutes * 60 - left_s + (wanted - step) * step_s
+        self._has_warned = True
+        enough_s = self._minutes * 60 - left_s + (wanted - step) * step_s
         return (
-            f"Only {fit} steps of {step_s:.1f} s fit into {minutes:g} minutes here; a "
-            f"model gains much up to about {FEW_STEPS}. Give it "
+            f"Only {about}{fit} steps of {step_s:.1f} s fit into {self._minutes:g} minutes "
+            f"here; a model gains much up to about {FEW_STEPS}. Give it "
             f"`training.minutes={math.ceil(enough_s / 60)}`, or make steps faster with a "
-            "smaller `data.tile_px` or `training.batch`."
+            "smaller `data.tile_px` or `training.batch` (--restart begins anew with them)."
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -274,7 +274,11 @@ def facts(device: str, threads: int) -> dict[str, Any]:
     """Return when, how and on what a run was started."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        # To go on with the run, and --restart would begin it anew.
+        "command": [
+            Path(sys.argv[0]).name,
+            *(word for word in sys.argv[1:] if word != "--restart"),
+        ],
         "directory": str(Path.cwd()),
         "device": device,
         "threads": threads,

@@ -21,6 +21,7 @@ from plantseg_next.errors import (
     TrainingError,
 )
 from plantseg_next.experiment import Experiment
+from plantseg_next.models.start import STARTS
 from plantseg_next.runtime import random_state, restore_random_state, same_bits
 from plantseg_next.training.checkpoints import Checkpoints
 from plantseg_next.training.interruption import Interruption
@@ -46,6 +47,11 @@ CHECKPOINT_SHARE = 0.01
 NOT_FINITE_IN_A_ROW = 3
 MOST_RETURNS = 3
 RATE_AFTER_RETURN = 0.5
+NO_GAIN = (
+    "No validation was better than that of the model that training started from, so the "
+    "best model of this run is that model. More masks, more minutes or a lower "
+    "training.rate may help."
+)
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,8 @@ class Trainer:
                     self._go_back(back)
                     source = self._batches(progress.step)
         assert self._best is not None, "a run ends with a validation"  # noqa: S101
+        if progress.best_step == 0:
+            self.tell(Event("no-gain", NO_GAIN))
         return Outcome(progress.step, self._best, self._pace.seconds / 60)
 
     def _begin(self) -> None:
@@ -193,7 +201,10 @@ class Trainer:
             is_over = step >= self._pace.steps
         noticed = [] if is_over else [e for w in self._watchers for e in w.on_begin()]
         if state is None:
-            self._save()
+            if self._settings.model.start not in STARTS:
+                self._judge()  # a model: the best one until a step makes it better
+            else:
+                self._save()
         else:
             self._load(state)  # after the rehearsal, which draws random numbers
             self._plan_checkpoint(0.0)
@@ -223,6 +234,9 @@ class Trainer:
         for watcher in self._watchers:
             for event in watcher.on_step(stepped):
                 self.tell(event)
+        few = self._pace.foresee(progress.step)
+        if few is not None:
+            self.tell(Event("few-steps", few))
         validations = self._settings.training.validations
         if self._pace.measures_at(progress.step) or is_due(
             progress.step, steps, validations
@@ -290,9 +304,10 @@ class Trainer:
         began = time.perf_counter()
         found = self._validate(self._learner.judged)
         found = replace(found, seconds=time.perf_counter() - began)
-        few = self._pace.fix(progress.step, validation_s=found.seconds)
-        if few is not None:
-            self.tell(Event("few-steps", few))
+        if progress.step:
+            few = self._pace.fix(progress.step, validation_s=found.seconds)
+            if few is not None:
+                self.tell(Event("few-steps", few))
         for event in found.events:
             self.tell(event)
         if self._has_collapsed(found):

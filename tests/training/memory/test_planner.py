@@ -148,3 +148,12 @@ def test_a_size_without_a_unit_is_refused(text):
     with pytest.raises(UsageError, match=r"The memory is") as refused:
         parse_bytes(text)
     assert "--memory 2GB" in refused.value.fix
+
+
+def test_an_encoder_without_stages_to_recompute_is_planned_and_refused_in_numbers(toy):
+    settings = SETTINGS.with_settings(["model.encoder=test_resnet", "model.start=random"])
+    plan = planned(150, settings)
+    assert plan.settings.memory.recomputed in {(), ("fine", "decoder")}
+    with pytest.raises(UsageError, match="does not fit") as caught:
+        planned(1, settings)
+    assert "at least" in caught.value.needed

@@ -61,10 +61,14 @@ def find_files(folder: Path, *endings: str) -> list[Path]:
             for entry in entries:
                 if _is_hidden(entry.name):
                     continue
-                if entry.is_dir():
-                    waiting.append(here / entry.name)
-                elif entry.name.lower().endswith(endings) and entry.is_file():
-                    found.append(here / entry.name)
+                path = here / entry.name
+                # Of a link that leads nowhere the reader of the file says so.
+                if path.is_dir():
+                    waiting.append(path)
+                elif entry.name.lower().endswith(endings) and (
+                    entry.is_symlink() or entry.is_file()
+                ):
+                    found.append(path)
     return sorted(found)
 
 

@@ -118,6 +118,17 @@ def plan_memory(
     )
 
 
+@cache
+def _has_stages(encoder: str) -> bool:
+    """Return whether stages of an encoder can be computed again."""
+    import torch
+
+    from plantseg_next.models.encoders import build_encoder
+
+    with torch.device("meta"):
+        return build_encoder(encoder, fetch=False).can_checkpoint
+
+
 class _Search:
     """Try settings on tensors without content."""
 
@@ -223,7 +234,12 @@ class _Search:
 
     def smallest(self, tried: Experiment) -> Experiment:
         """Return the settings that take least without changing what is learned."""
-        return _with(tried, micro_batch=1, recomputed=RECOMPUTED[-1], rows=self._rows)
+        recomputed = self._recomputed(tried)[-1]
+        return _with(tried, micro_batch=1, recomputed=recomputed, rows=self._rows)
+
+    def _recomputed(self, tried: Experiment) -> tuple[tuple[Recomputed, ...], ...]:
+        """Return what can be computed again; not all encoders have such stages."""
+        return RECOMPUTED if _has_stages(tried.model.encoder) else RECOMPUTED[:2]
 
     def fastest(self, tried: Experiment) -> Experiment:
         """Return the fastest settings that fit, of all micro-batches and recomputations.
@@ -232,7 +248,7 @@ class _Search:
         traced whole.
         """
         options: list[tuple[float, int, Experiment]] = []
-        for recomputed in RECOMPUTED:
+        for recomputed in self._recomputed(tried):
             for n in reversed(_sizes(tried.training.batch)):
                 found = _with(tried, micro_batch=n, recomputed=recomputed, rows=self._rows)
                 likely = self._guess(found)

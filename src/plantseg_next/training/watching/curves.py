@@ -33,7 +33,9 @@ def draw_curves(folder: Path) -> None:
     figures = {n[4:]: v for n, v in columns.items() if n.startswith("val_")}
     losses = {n[5:]: v for n, v in columns.items() if n.startswith("loss_")}
     teacher = {n: v for n, v in columns.items() if n in {"agreement", "taught"}}
-    panels = [("validation score", figures), ("training loss", losses)]
+    panels = [("validation score", figures)]
+    if losses:  # none is known before the first step
+        panels.append(("training loss", losses))
     if teacher:
         panels.append(("share of pixels", teacher))
     figure = Figure(figsize=(7, 2.6 * len(panels)), layout="constrained")

@@ -80,7 +80,9 @@ class History(Watcher):
         """Return what the course of the run says, each kind once until it ends."""
         scores = [row["score"] for row in self._rows]
         losses = [
-            sum(v for name, v in row.items() if name in _SUPERVISED) for row in self._rows
+            sum(v for name, v in row.items() if name in _SUPERVISED)
+            for row in self._rows
+            if row["step"]  # none was taken before the first validation of a given model
         ]
         found = list(trends(scores, losses))
         new = [event for event in found if event.kind not in self._told]

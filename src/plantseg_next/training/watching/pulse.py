@@ -69,7 +69,8 @@ class Pulse(Watcher):
         with_lessons = any(name.startswith("lesson") for name in stepped.parts)
         between = time.perf_counter() - stepped.seconds - self._step_ended
         if self._has_validated:
-            self._forecast.note_validation(between)
+            if self._step_ended:  # otherwise it was before the first step
+                self._forecast.note_validation(between)
             between = 0.0
         seconds = stepped.seconds + (between if self._step_ended else 0.0)
         self._forecast.note_step(stepped.step, seconds, with_lessons=with_lessons)
