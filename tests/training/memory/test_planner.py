@@ -150,7 +150,8 @@ def test_a_size_without_a_unit_is_refused(text):
     assert "--memory 2GB" in refused.value.fix
 
 
-def test_an_encoder_without_stages_to_recompute_is_planned_and_refused_in_numbers(toy):
+@pytest.mark.usefixtures("toy")
+def test_an_encoder_without_stages_to_recompute_is_planned_and_refused_in_numbers():
     settings = SETTINGS.with_settings(["model.encoder=test_resnet", "model.start=random"])
     plan = planned(150, settings)
     assert plan.settings.memory.recomputed in {(), ("fine", "decoder")}
