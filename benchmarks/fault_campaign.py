@@ -45,7 +45,6 @@ FIVE = RESULTS.with_name("fault_campaign_five.csv")
 STEPS = 24
 SETTINGS = [
     "data.tile_px=64", "data.labelled_share=0.3", "data.cache_mib=0", "data.workers=0",
-    "model.width=32", "model.layers=1",
     "unlabelled.starts=0",
     "training.minutes=null", f"training.steps={STEPS}", "training.batch=4",
     "training.validations=4", "training.validation_pictures=6",
