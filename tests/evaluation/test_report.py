@@ -241,3 +241,9 @@ def test_a_prediction_of_another_size_is_refused(monkeypatch):
     )
     with pytest.raises(ValueError, match="never resize the truth"):
         report_of([item])
+
+
+@pytest.mark.parametrize(("n", "says_so"), [(1, True), (9, True), (10, False)])
+def test_a_report_of_few_groups_says_that_they_are_few(n, says_so):
+    text = report_of([picture(i) for i in range(n)]).to_text()
+    assert ("So few groups say little about other pictures" in text) is says_so

@@ -17,6 +17,7 @@ from jaxtyping import Int64
 from plantseg_next.evaluation.severity_agreement import Agreement
 from plantseg_next.files import explained, write_atomically
 
+FEW_GROUPS = 10
 FOOTNOTES = """\
 How to read this
   Scores are of pixels summed over all pictures, then divided; never means of pictures.
@@ -176,6 +177,11 @@ class Report:
             f"{self.n_pictures} pictures in {self.n_groups} groups; "
             f"lesions known in {self.n_lesion_pictures}, leaf in {self.n_leaf_pictures}"
         )
+        if self.n_groups < FEW_GROUPS:
+            yield (
+                f"So few groups say little about other pictures: judge by at least "
+                f"{FEW_GROUPS}, better by more."
+            )
         yield _estimates(
             "Any lesion against none",
             ("Dice", self.lesion_dice),
