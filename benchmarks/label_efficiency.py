@@ -110,6 +110,7 @@ def run(
     val, _ = judge_last(out, manifest.split("val").labelled)
     report, tally = judge_last(out, manifest.split("test").labelled)
     write_counts(counts, tally)
+    several = len(report.classes) > 2  # "no lesion" is one
     by_source = {s.name: round(s.lesion_dice.value, 4) for s in report.sources}
     return {
         "minutes": round(trained.outcome.minutes, 2),
@@ -119,7 +120,7 @@ def run(
         "val_mean_dice": round(fmean(s.lesion_dice.value for s in val.sources), 4),
         "leaf_iou": round(report.leaf_iou.value, 4),
         "rho_c": round(report.severity.rho_c.value, 4),
-    }
+    } | ({"disease_miou": round(report.disease_miou.value, 4)} if several else {})
 
 
 def main() -> None:
