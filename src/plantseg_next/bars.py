@@ -89,7 +89,7 @@ class TrainingBar(Watcher):
     ) -> Sequence["Event"]:
         """Print a line."""
         figures = ", ".join(f"{n} {v:.3f}" for n, v in validation.figures.items())
-        mark = "  best so far" if best else ""
+        mark = "  best so far" if best else "" if step else "  before training"
         self._bar.console.print(f"step {step:>6}: {figures}{mark}")
         return ()
 

@@ -48,9 +48,9 @@ NOT_FINITE_IN_A_ROW = 3
 MOST_RETURNS = 3
 RATE_AFTER_RETURN = 0.5
 NO_GAIN = (
-    "No validation was better than that of the model that training started from, so the "
-    "best model of this run is that model. More masks, more minutes or a lower "
-    "training.rate may help."
+    "On the validation pictures no step was as good as the model that training started "
+    "from. Where they are few, that may be chance: judge both models on more. Otherwise "
+    "more masks, more minutes or a lower training.rate may help."
 )
 
 
@@ -83,6 +83,7 @@ class RunProgress:
         failed_at: Step at which it went back; -1 likewise.
         rate_factor: On the learning rate, lower in a run that went back.
         best_step: Step of the best validation; -1 before the first.
+        start_score: Of the model that training started from, if it is one.
         lost: Pictures that could not be read, and why.
     """
 
@@ -95,6 +96,7 @@ class RunProgress:
     failed_at: int = -1
     rate_factor: float = 1.0
     best_step: int = -1
+    start_score: float | None = None
     lost: dict[str, str] = field(default_factory=dict)
 
 
@@ -185,7 +187,7 @@ class Trainer:
                     self._go_back(back)
                     source = self._batches(progress.step)
         assert self._best is not None, "a run ends with a validation"  # noqa: S101
-        if progress.best_step == 0:
+        if progress.start_score is not None and self._best.score < progress.start_score:
             self.tell(Event("no-gain", NO_GAIN))
         return Outcome(progress.step, self._best, self._pace.seconds / 60)
 
@@ -202,9 +204,8 @@ class Trainer:
         noticed = [] if is_over else [e for w in self._watchers for e in w.on_begin()]
         if state is None:
             if self._settings.model.start not in STARTS:
-                self._judge()  # a model: the best one until a step makes it better
-            else:
-                self._save()
+                self._judge_start()
+            self._save()
         else:
             self._load(state)  # after the rehearsal, which draws random numbers
             self._plan_checkpoint(0.0)
@@ -297,6 +298,18 @@ class Trainer:
             raise GoBackError(f"{NOT_FINITE_IN_A_ROW} gradients in a row were not finite")
         return {}
 
+    def _judge_start(self) -> None:
+        """Validate the model that training starts from, to compare with later.
+
+        It is not among those that ``best`` is chosen from: a few pictures may prefer it by
+        chance, and masks of the crop at hand usually help. New classes are not predicted
+        yet, so what the validation would warn of is not told.
+        """
+        found = self._validate(self._learner.judged)
+        self.progress.start_score = found.score
+        for watcher in self._watchers:
+            watcher.on_validation(0, found, best=False)
+
     def _judge(self) -> None:
         """Validate, tell of it, and keep a checkpoint."""
         progress = self.progress
@@ -304,10 +317,9 @@ class Trainer:
         began = time.perf_counter()
         found = self._validate(self._learner.judged)
         found = replace(found, seconds=time.perf_counter() - began)
-        if progress.step:
-            few = self._pace.fix(progress.step, validation_s=found.seconds)
-            if few is not None:
-                self.tell(Event("few-steps", few))
+        few = self._pace.fix(progress.step, validation_s=found.seconds)
+        if few is not None:
+            self.tell(Event("few-steps", few))
         for event in found.events:
             self.tell(event)
         if self._has_collapsed(found):

@@ -44,7 +44,8 @@ def draw_curves(folder: Path) -> None:
     for panel, (title, lines) in zip(axes, panels, strict=True):
         _draw(panel, title, columns["step"], lines)
     best = [s for s, b in zip(columns["step"], columns["best"], strict=True) if b]
-    axes[0].axvline(best[-1], color="0.6", linestyle=":", label="best model")
+    if best:
+        axes[0].axvline(best[-1], color="0.6", linestyle=":", label="best model")
     axes[0].legend(fontsize="small", loc="lower right")
     axes[-1].set_xlabel("optimiser step")
     image = io.BytesIO()
