@@ -86,6 +86,8 @@ def some_rows(manifest: Manifest, n: int, seed: int) -> Manifest:
 def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
     """Return the validation figures: lesion Dice, and IoU over diseases if several.
 
+    And IoU of the leaf where it is marked. The score is their mean.
+
     A picture that cannot be read is passed over, with an event.
     """
     from plantseg_next.training.watching.guards import collapse
@@ -110,9 +112,9 @@ def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
     figures = {"lesion_dice": float(np.nan_to_num(scores.lesion_dice, nan=1.0))}
     if n > 2:
         figures["disease_miou"] = float(np.nan_to_num(scores.disease_miou))
-    score = sum(figures.values()) / len(figures)
     if leaf.any():
         figures["leaf_iou"] = float(np.nan_to_num(ClassScores(leaf).lesion_iou))
+    score = sum(figures.values()) / len(figures)  # severity rests on lesion and leaf alike
     events = (*lost, *collapse(confusion, manifest.classes.lesions))
     return Validation(score, figures, events=events)
 

@@ -30,7 +30,5 @@ def refine(steps: int = 200, labelled_fraction: float = 1.0) -> Experiment:
         data=DataSettings(tile_px=128, workers=0, labelled_share=labelled_fraction),
         model=ModelSettings(start="starter"),
         unlabelled=UnlabelledSettings(method="supervised"),
-        training=TrainingSettings(
-            minutes=None, steps=steps, rate=2e-4, validations=1, validation_pictures=12
-        ),
+        training=TrainingSettings(minutes=None, steps=steps, rate=2e-4, validations=1),
     )

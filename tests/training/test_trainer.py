@@ -101,7 +101,7 @@ class Run:
         def validate(_):
             score = next(found)
             event = Event(NO_LESION_EVENT, "No lesion.")
-            return Validation(score, {"lesion_dice": 0.5}, events=(event,) * (score == 0))
+            return Validation(score, {"lesion_dice": score}, events=(event,) * (score == 0))
 
         def drawn(start):
             stop = settings.training.steps
@@ -630,7 +630,7 @@ def test_the_history_keeps_figures_and_models(manifest, tmp_path):
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["best"]) for row in rows] == [("2", "1"), ("4", "0")]
     assert float(rows[0]["loss_focal_tversky"]) > 0
-    assert read_card(tmp_path / "best").figures == {"lesion_dice": 0.5}
+    assert read_card(tmp_path / "best").figures == {"lesion_dice": 0.9}
     assert read_card(tmp_path / "last").sha256 != read_card(tmp_path / "best").sha256
 
 

@@ -337,7 +337,7 @@ class Trainer:
         return (
             self._settings.training.after_collapse == "go_back"
             and self._best is not None
-            and self._best.score > 0
+            and self._best.figures["lesion_dice"] > 0
             and any(event.kind == NO_LESION_EVENT for event in found.events)
         )
 
