@@ -214,20 +214,23 @@ def not_a_number(chance: random.Random) -> str:
 
 
 Fault = Callable[[Case, subprocess.Popen[bytes]], None]
-FAULTS: dict[str, tuple[Fault, Callable[[random.Random], str] | None, bool]] = {
-    "sigkill": (sigkill, None, True),
-    "sigterm": (sigterm, None, True),
-    "kill_while_writing": (kill_while_writing, None, True),
-    "flipped_byte": (flipped_byte, None, True),
-    "truncation": (truncation, None, True),
-    "killed_worker": (killed_worker, None, True),
-    "full_disk": (full_disk, None, True),
-    "too_little_memory": (nothing, too_little_memory, False),
-    "too_little_memory_to_validate": (nothing, too_little_memory_to_validate, True),
-    "not_a_number": (nothing, not_a_number, False),
-    "unreadable_picture": (unreadable_picture, None, False),
+NOTHING, WEIGHTS, ALL = 0, 2, 3
+"""How much of ``bits_of`` is promised. With fewer tiles at once a matrix product may be
+rounded otherwise: figures of a validation differ in the last digits, weights do not."""
+FAULTS: dict[str, tuple[Fault, Callable[[random.Random], str] | None, int]] = {
+    "sigkill": (sigkill, None, ALL),
+    "sigterm": (sigterm, None, ALL),
+    "kill_while_writing": (kill_while_writing, None, ALL),
+    "flipped_byte": (flipped_byte, None, ALL),
+    "truncation": (truncation, None, ALL),
+    "killed_worker": (killed_worker, None, ALL),
+    "full_disk": (full_disk, None, ALL),
+    "too_little_memory": (nothing, too_little_memory, NOTHING),
+    "too_little_memory_to_validate": (nothing, too_little_memory_to_validate, WEIGHTS),
+    "not_a_number": (nothing, not_a_number, NOTHING),
+    "unreadable_picture": (unreadable_picture, None, NOTHING),
 }
-"""The fault, what the process does to itself, and whether equal bits are promised."""
+"""The fault, what the process does to itself, and what of the bits is promised."""
 
 
 def injected(what: str) -> None:
@@ -312,9 +315,7 @@ def strike(
             code = case.start().wait(LIMIT_S)
         events = folder / "run" / "events.jsonl"
         completed = code == 0
-        # With fewer tiles at once a matrix product may be rounded otherwise: figures of
-        # a validation differ in the last digits then, and weights do not.
-        n = 2 if kind == "too_little_memory_to_validate" else 3
+        n = promised or ALL
         identical = completed and bits_of(folder / "run")[:n] == undisturbed[:n]
         n_events = len(events.read_text().splitlines()) if events.exists() else 0
         if not completed:
@@ -325,7 +326,7 @@ def strike(
         "restarts": restarts,
         "completed": int(completed),
         "identical": int(identical),
-        "promised": int(promised),
+        "promised": int(promised != NOTHING),
         "n_events": n_events,
         "note": "; ".join([case.settings[0].split("=")[1], *case.log]),
         "seconds": round(time.perf_counter() - began, 1),

@@ -6,7 +6,6 @@ Each takes paths and settings and returns what it found; none prints. The comman
 says the same words.
 """
 
-import difflib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from plantseg_next.data.checks import check as check_manifest
 from plantseg_next.data.findings import CheckReport
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
-from plantseg_next.errors import UsageError
+from plantseg_next.errors import UsageError, did_you_mean
 from plantseg_next.evaluation.report import judge
 from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.experiment import Experiment
@@ -435,13 +434,11 @@ def find_model(path: Path) -> Path:
     folder = named_model(path)
     if folder is not None:
         return folder
-    near = difflib.get_close_matches(str(path), STARTERS, n=1, cutoff=0.7)
+    fix = "train one: plantseg-next train DATA --out RUN"
     raise UsageError(
         f"`{path}` holds no trained model.",
         needed=f"a run, a folder with `{CARD}`, or one of {', '.join(STARTERS)}",
-        fix=f"did you mean {near[0]}?"
-        if near and not path.exists()
-        else "train one: plantseg-next train DATA --out RUN",
+        fix=fix if path.exists() else did_you_mean(str(path), STARTERS, fix),
     )
 
 

@@ -6,7 +6,7 @@ its text and ends with ``exit_code``. Anything else that escapes is a defect of 
 
 import difflib
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -88,6 +88,12 @@ def unknown_name(came: str, name: str, known: Sequence[str]) -> UsageError:
         needed=f"one of {', '.join(known)}",
         fix=f"the nearest is `{near[0]}`" if near else "leave it out",
     )
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return what to do about a name: the one that is close to it, if one is."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    return f"did you mean {near[0]}?" if near else otherwise
 
 
 def missing_path(path: Path, what: str) -> UsageError:

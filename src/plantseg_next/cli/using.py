@@ -140,8 +140,8 @@ def demo(
         f"\nmodel:     {done.trained.folder / 'best'}\n"
         f"before:    {done.folder / 'before'}\n"
         f"after:     {done.folder / 'after'}\n"
-        "Each folder holds severity.csv, masks, overlays and a report. So few masks do not "
-        "teach the names\nof six diseases; that takes more masks and minutes."
+        "Each folder holds severity.csv, masks, overlays and a report. Names of diseases "
+        "take more masks\nand minutes than severity does."
     )
 
 

@@ -74,14 +74,16 @@ def picture_row(name: str, assessment: Assessment, classes: ClassMap) -> dict[st
     prediction, measure = assessment.prediction, assessment.measure
     counted = assessment.counted
     areas = [one.area_px for one in counted]
-    disease = int(np.argmax(prediction.disease_probability or (0.0,)))
-    surest = max(prediction.disease_probability, default=None)
-    is_named = surest is not None and surest >= LEAST_NAMED
+    probabilities = prediction.disease_probability
+    surest = max(probabilities, default=None)
+    named = None
+    if surest is not None and surest >= LEAST_NAMED:
+        named = classes.diseases[probabilities.index(surest)]
     weighted = sum(one.area_px * one.confidence for one in counted)
     height, width = prediction.lesion.shape
     row: dict[str, Value] = {
         "image": name,
-        "disease": classes.diseases[disease] if is_named else None,
+        "disease": named,
         "disease_probability": surest,
         "width": width,
         "height": height,

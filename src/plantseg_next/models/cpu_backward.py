@@ -6,7 +6,7 @@ passes do not. What waits for the backward pass stays in bfloat16: only for as l
 layer's gradient is computed are there float32 copies.
 
 The gradient of a strided 1 x 1 convolution of few channels in channels-last writes past
-its memory (PyTorch 2.11 to 2.15 on AVX-512, for example 3 or 13 channels, stride 2).
+its memory (PyTorch 2.15 on AVX-512, for example 3 or 13 channels, stride 2).
 """
 
 from typing import Any

@@ -388,12 +388,12 @@ def _is_strided_pointwise(conv: nn.Conv2d) -> bool:
         conv.kernel_size == (1, 1)
         and conv.stride != (1, 1)
         and conv.groups == 1
-        and conv.padding in {(0, 0), 0, "same", "valid"}
+        and conv.padding in {(0, 0), "valid"}
     )
 
 
 def _adapt(network: nn.Module) -> None:
-    """Exchange layers for those that need less memory, or less time on a CPU."""
+    """Exchange layers for those that need less memory or time, or are right, on a CPU."""
     for module in list(network.modules()):
         if isinstance(getattr(module, "grn", None), GlobalResponseNorm):
             module.grn = ResponseNorm(cast("GlobalResponseNorm", module.grn))

@@ -6,7 +6,6 @@ name keeps its row, and the others share what that model knows of lesions, so th
 network marks, before its first step, the lesions that the earlier one marks.
 """
 
-import difflib
 import json
 import math
 from collections import Counter
@@ -15,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plantseg_next.errors import DataError, UsageError
+from plantseg_next.errors import DataError, UsageError, did_you_mean
 from plantseg_next.experiment import ModelSettings
 from plantseg_next.files import write_atomically
 from plantseg_next.models.bundle import find_bundle, misfit, read_card, read_weights
@@ -52,11 +51,10 @@ def start_folder(start: str) -> Path | None:
     if (folder := named_model(Path(start))) is not None:
         return folder
     names = (*STARTERS, *STARTS)
-    near = difflib.get_close_matches(start, names, n=1, cutoff=0.7)
     raise UsageError(
         f"model.start is {start!r}, and there is no such model.",
         needed=f"{', '.join(names)}, or the path of a run or a model",
-        fix=f"did you mean {near[0]}?" if near else "check the path, or leave it out",
+        fix=did_you_mean(start, names, "check the path, or leave it out"),
     )
 
 

@@ -48,7 +48,7 @@ NOT_FINITE_IN_A_ROW = 3
 MOST_RETURNS = 3
 RATE_AFTER_RETURN = 0.5
 NO_GAIN = (
-    "On the validation pictures no step was as good as the model that training started "
+    "On the validation images no step was as good as the model that training started "
     "from. Where they are few, that may be chance: judge both models on more. Otherwise "
     "more masks, more minutes or a lower training.rate may help."
 )

@@ -62,11 +62,12 @@ def find_files(folder: Path, *endings: str) -> list[Path]:
                 if _is_hidden(entry.name):
                     continue
                 path = here / entry.name
-                # Of a link that leads nowhere the reader of the file says so.
-                if path.is_dir():
+                # An entry raises where a link leads to itself, a path does not.
+                known = path if entry.is_symlink() else entry
+                if known.is_dir():
                     waiting.append(path)
                 elif entry.name.lower().endswith(endings) and (
-                    entry.is_symlink() or entry.is_file()
+                    known.is_file() or not path.exists()  # whoever reads it says so
                 ):
                     found.append(path)
     return sorted(found)

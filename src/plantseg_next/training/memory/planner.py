@@ -239,7 +239,9 @@ class _Search:
 
     def _recomputed(self, tried: Experiment) -> tuple[tuple[Recomputed, ...], ...]:
         """Return what can be computed again; not all encoders have such stages."""
-        return RECOMPUTED if _has_stages(tried.model.encoder) else RECOMPUTED[:2]
+        if _has_stages(tried.model.encoder):
+            return RECOMPUTED
+        return tuple(p for p in RECOMPUTED if not any(n.startswith("stage_") for n in p))
 
     def fastest(self, tried: Experiment) -> Experiment:
         """Return the fastest settings that fit, of all micro-batches and recomputations.

@@ -78,12 +78,9 @@ class History(Watcher):
 
     def _new_trends(self) -> list[Event]:
         """Return what the course of the run says, each kind once until it ends."""
-        scores = [row["score"] for row in self._rows]
-        losses = [
-            sum(v for name, v in row.items() if name in _SUPERVISED)
-            for row in self._rows
-            if row["step"]  # none was taken before the first validation of a given model
-        ]
+        rows = [row for row in self._rows if row["step"]]  # step 0: of a model given
+        scores = [row["score"] for row in rows]
+        losses = [sum(v for name, v in row.items() if name in _SUPERVISED) for row in rows]
         found = list(trends(scores, losses))
         new = [event for event in found if event.kind not in self._told]
         self._told = {event.kind for event in found}

@@ -67,12 +67,13 @@ class Pulse(Watcher):
         A checkpoint between two steps counts as part of the second.
         """
         with_lessons = any(name.startswith("lesson") for name in stepped.parts)
-        between = time.perf_counter() - stepped.seconds - self._step_ended
-        if self._has_validated:
-            if self._step_ended:  # otherwise it was before the first step
+        seconds = stepped.seconds
+        if self._step_ended:  # what was before the first step is no step's
+            between = time.perf_counter() - seconds - self._step_ended
+            if self._has_validated:
                 self._forecast.note_validation(between)
-            between = 0.0
-        seconds = stepped.seconds + (between if self._step_ended else 0.0)
+            else:
+                seconds += between
         self._forecast.note_step(stepped.step, seconds, with_lessons=with_lessons)
         self._has_validated, self._step_ended = False, time.perf_counter()
         self._state["step"], self._state["steps"] = stepped.step, stepped.steps
