@@ -5,14 +5,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test slow lint types imports coverage clean
+PYTEST := $(BIN)/python -m pytest -n 2
+# Types and shapes are checked at every call of the package; in whole runs that is slow.
+CHECKED := --jaxtyping-packages=plantseg_next,beartype.beartype
+
+.PHONY: demo test unit integration slow lint types imports coverage clean
 
 demo: $(INSTALLED)
 	rm -rf demo
 	$(BIN)/plantseg-next demo --out demo
 
-test: $(INSTALLED) lint types imports
-	$(BIN)/python -m pytest
+test: lint types imports unit integration
+
+unit: $(INSTALLED)
+	$(PYTEST) -m unit $(CHECKED)
+
+integration: $(INSTALLED)
+	$(PYTEST) -m "integration and not slow" tests
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
@@ -29,7 +38,7 @@ imports: $(INSTALLED)
 	$(BIN)/lint-imports
 
 coverage: $(INSTALLED)
-	$(BIN)/python -m pytest --cov --cov-report=term-missing
+	$(PYTEST) --cov --cov-report=term-missing
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.12 names another")'

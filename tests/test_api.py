@@ -28,6 +28,8 @@ from plantseg_next.structures import ClassMap
 from plantseg_next.synthetic.leaves import draw_leaf
 from plantseg_next.training.watching.watchers import Watcher
 
+pytestmark = pytest.mark.integration
+
 
 class Heard(Watcher):
     def __init__(self):
@@ -37,18 +39,10 @@ class Heard(Watcher):
         self.events.append((step, event.kind))
 
 
-@pytest.fixture(scope="module")
-def heard():
-    return Heard()
-
-
-@pytest.fixture(scope="module")
-def trained(drawn_folder, tmp_path_factory, heard):
-    out = tmp_path_factory.mktemp("runs") / "a run with spaces"
-    return api.train(drawn_folder, out, TINY, watchers=[heard])
-
-
-def test_training_leaves_a_run(trained, heard, drawn_folder):
+@pytest.mark.curves
+def test_training_leaves_a_run(drawn_folder, tmp_path):
+    heard = Heard()
+    trained = api.train(drawn_folder, tmp_path / "run", TINY, watchers=[heard])
     folder = trained.folder
     names = {path.name for path in folder.iterdir()}
     assert names == {
@@ -70,28 +64,28 @@ def test_a_folder_of_something_else_is_never_written_into(drawn_folder, tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_run_is_judged_on_its_own_test_pictures(trained):
-    report = api.evaluate(trained.folder)
-    test = Manifest.read(trained.folder / "manifest.json").split("test")
+def test_a_run_is_judged_on_its_own_test_pictures(finished_run):
+    report = api.evaluate(finished_run)
+    test = Manifest.read(finished_run / "manifest.json").split("test")
     assert report.n_pictures == len(test)
     assert {row.key for row in report.pictures} == {row.key for row in test.rows}
 
 
-def test_pictures_learned_from_are_not_judged(trained, drawn_folder):
-    report = api.evaluate(trained.folder, drawn_folder)
+def test_pictures_learned_from_are_not_judged(finished_run, drawn_folder):
+    report = api.evaluate(finished_run, drawn_folder)
     assert report.n_pictures == len(
-        Manifest.read(trained.folder / "manifest.json").split("test")
+        Manifest.read(finished_run / "manifest.json").split("test")
     )
     with pytest.raises(UsageError, match="of these pictures are ones the model learned"):
-        api.evaluate(trained.folder, drawn_folder, split="all")
+        api.evaluate(finished_run, drawn_folder, split="all")
 
 
-def test_a_copied_picture_is_still_known(trained, drawn_folder, tmp_path):
+def test_a_copied_picture_is_still_known(finished_run, drawn_folder, tmp_path):
     import shutil
 
     shutil.copytree(drawn_folder, tmp_path / "copied")
     with pytest.raises(UsageError, match="of these pictures are ones the model learned"):
-        api.evaluate(trained.folder, tmp_path / "copied", split="all")
+        api.evaluate(finished_run, tmp_path / "copied", split="all")
 
 
 def make_other_data(folder):
@@ -106,19 +100,19 @@ def make_other_data(folder):
     return folder
 
 
-def test_another_data_set_is_judged_as_any_lesion(trained, tmp_path):
+def test_another_data_set_is_judged_as_any_lesion(finished_run, tmp_path):
     """Its classes have other names, so where is judged, not which."""
-    report = api.evaluate(trained.folder, make_other_data(tmp_path / "other"), split="all")
+    report = api.evaluate(finished_run, make_other_data(tmp_path / "other"), split="all")
     assert [row.name for row in report.classes] == ["no lesion", "any lesion"]
     assert report.n_pictures == 3
 
 
-def test_pictures_are_measured(trained, tmp_path):
+def test_pictures_are_measured(finished_run, tmp_path):
     pictures = make_other_data(tmp_path / "new") / "images"
     (pictures / "broken.jpg").write_bytes(b"this is no picture")
     seen = []
     found = api.predict(
-        trained.folder,
+        finished_run,
         pictures,
         tmp_path / "out",
         progress=lambda *told: seen.append(told),
@@ -141,19 +135,19 @@ def test_pictures_are_measured(trained, tmp_path):
     )
     assert seen[-1] == ("measuring", 4, 4)
     with pytest.raises(OutputError, match="already holds"):
-        api.predict(trained.folder, pictures, tmp_path / "out")
+        api.predict(finished_run, pictures, tmp_path / "out")
 
 
-def test_one_broken_picture_is_an_error_and_leaves_nothing(trained, tmp_path):
+def test_one_broken_picture_is_an_error_and_leaves_nothing(finished_run, tmp_path):
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"\xff\xd8\xff")
     with pytest.raises(DataError, match=r"broken\.jpg"):
-        api.predict(trained.folder, path, tmp_path / "out")
+        api.predict(finished_run, path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "RGBA", "L", "P", "1", "I;16"])
-def test_any_kind_of_picture_is_measured(trained, tmp_path, mode):
+def test_any_kind_of_picture_is_measured(finished_run, tmp_path, mode):
     image = Image.fromarray(
         np.random.default_rng(0).integers(0, 255, (50, 60, 3), np.uint8)
     )
@@ -163,13 +157,13 @@ def test_any_kind_of_picture_is_measured(trained, tmp_path, mode):
         image = image.convert(mode)
     path = tmp_path / ("a.tif" if mode in {"CMYK", "I;16"} else "a.png")
     image.save(path)
-    (row,) = api.predict(trained.folder, path, tmp_path / "out").rows
+    (row,) = api.predict(finished_run, path, tmp_path / "out").rows
     assert (row["height"], row["width"]) == (50, 60)
 
 
-def test_a_picture_of_one_pixel_is_measured(trained, tmp_path):
+def test_a_picture_of_one_pixel_is_measured(finished_run, tmp_path):
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
-    (row,) = api.predict(trained.folder, tmp_path / "dot.png", tmp_path / "out").rows
+    (row,) = api.predict(finished_run, tmp_path / "dot.png", tmp_path / "out").rows
     assert (row["height"], row["width"]) == (1, 1)
     assert "hardly any green: a plant?" in row["notes"]
 
@@ -199,19 +193,19 @@ def test_an_output_that_is_a_file_is_refused(drawn_folder, tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_results_are_never_written_among_pictures(trained, drawn_folder):
+def test_results_are_never_written_among_pictures(finished_run, drawn_folder):
     before = sorted(p.name for p in (drawn_folder / "masks").iterdir())
     with pytest.raises(OutputError, match=r"already holds classes\.yaml, images"):
-        api.predict(trained.folder, drawn_folder / "images", drawn_folder)
+        api.predict(finished_run, drawn_folder / "images", drawn_folder)
     assert sorted(p.name for p in (drawn_folder / "masks").iterdir()) == before
 
 
-def test_the_pictures_of_a_manifest_are_measured(trained, tmp_path):
-    rows = Manifest.read(trained.folder / "manifest.json").split("test").rows
-    manifest = Manifest.read(trained.folder / "manifest.json").only(rows[:2])
+def test_the_pictures_of_a_manifest_are_measured(finished_run, tmp_path):
+    rows = Manifest.read(finished_run / "manifest.json").split("test").rows
+    manifest = Manifest.read(finished_run / "manifest.json").only(rows[:2])
     (tmp_path / "some").mkdir()
     manifest.write(tmp_path / "some" / "manifest.json")
-    found = api.predict(trained.folder, tmp_path / "some", tmp_path / "out")
+    found = api.predict(finished_run, tmp_path / "some", tmp_path / "out")
     assert [row["image"] for row in found.rows] == [
         f"{row.key}{row.image.suffix}" for row in rows[:2]
     ]
@@ -224,10 +218,10 @@ def test_masks_of_the_leaf_alone_teach_no_disease(tmp_path):
         api.train(data, tmp_path / "run", TINY)
 
 
-def test_a_model_away_from_its_run_does_not_guess(trained, drawn_folder, tmp_path):
+def test_a_model_away_from_its_run_does_not_guess(finished_run, drawn_folder, tmp_path):
     import shutil
 
-    shutil.copytree(trained.folder / "best", tmp_path / "model")
+    shutil.copytree(finished_run / "best", tmp_path / "model")
     stated = drawn_folder / "index.csv"
     shutil.copytree(drawn_folder / "images", tmp_path / "leaves" / "images")
     shutil.copytree(drawn_folder / "masks", tmp_path / "leaves" / "masks")
@@ -237,10 +231,10 @@ def test_a_model_away_from_its_run_does_not_guess(trained, drawn_folder, tmp_pat
         api.evaluate(tmp_path / "model", tmp_path / "leaves")
 
 
-def test_a_model_alone_needs_data(trained, tmp_path):
+def test_a_model_alone_needs_data(finished_run, tmp_path):
     import shutil
 
-    shutil.copytree(trained.folder / "best", tmp_path / "model")
+    shutil.copytree(finished_run / "best", tmp_path / "model")
     with pytest.raises(UsageError, match="does not say which pictures"):
         api.evaluate(tmp_path / "model")
 
@@ -329,7 +323,7 @@ def test_starter_is_small_and_whole(folder):
 
 
 def test_a_packaged_model_is_found_by_its_name_unless_a_folder_has_it_too(
-    trained, tmp_path, monkeypatch
+    finished_run, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     for name, folder in STARTERS.items():
@@ -337,7 +331,7 @@ def test_a_packaged_model_is_found_by_its_name_unless_a_folder_has_it_too(
         assert api.holds_model(Path(name))
     Path("starter").mkdir()
     assert not api.holds_model(Path("starter"))  # images may be in it
-    shutil.copytree(trained.folder / "best", "starter-field")
+    shutil.copytree(finished_run / "best", "starter-field")
     for find in (api.find_model, lambda path: start_folder(str(path))):
         with pytest.raises(UsageError, match="comes with the package, and") as both:
             find(Path("starter-field"))
@@ -378,24 +372,24 @@ def test_starter_marks_little_on_a_drawn_healthy_leaf(tmp_path):
     assert row["severity_pct"] < 1
 
 
-def test_predict_with_a_model_uses_that_model(trained, drawn_folder, tmp_path):
+def test_predict_with_a_model_uses_that_model(finished_run, drawn_folder, tmp_path):
     images = drawn_folder / "images"
     path = next(iter(sorted(images.iterdir())))
-    (row,) = api.predict(trained.folder, path, tmp_path / "out").rows
-    digest = read_card(trained.folder / "best").sha256
+    (row,) = api.predict(finished_run, path, tmp_path / "out").rows
+    digest = read_card(finished_run / "best").sha256
     assert row["model"] == digest[:12] != read_card(STARTER_FOLDER).sha256[:12]
 
 
-def test_predict_states_scale_and_least_lesion_of_a_large_image(trained, tmp_path):
+def test_predict_states_scale_and_least_lesion_of_a_large_image(finished_run, tmp_path):
     """In pixels of the image itself, of which the model sees fewer."""
-    long_side_px = read_card(trained.folder / "best").long_side_px
+    long_side_px = read_card(finished_run / "best").long_side_px
     assert long_side_px == 1024
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     for name, size in (("large", (30, 2048, 3)), ("small", (30, 1024, 3))):
         image = Image.fromarray(rng.integers(0, 256, size, np.uint8))
         image.save(tmp_path / "images" / f"{name}.png")
-    api.predict(trained.folder, tmp_path / "images", tmp_path / "out", min_lesion_px=7)
+    api.predict(finished_run, tmp_path / "images", tmp_path / "out", min_lesion_px=7)
     with (tmp_path / "out" / "severity.csv").open(encoding="utf-8") as file:
         large, small = csv.DictReader(file)
     assert (large["scale"], large["min_lesion_px"]) == ("0.5", "28")
@@ -407,7 +401,7 @@ def test_predict_states_scale_and_least_lesion_of_a_large_image(trained, tmp_pat
     assert all(area >= 28 for area in areas)
 
 
-def test_links_that_lead_nowhere_and_odd_names_do_not_stop_a_batch(trained, tmp_path):
+def test_links_that_lead_nowhere_and_odd_names_do_not_stop_a_batch(finished_run, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     odd = os.fsdecode(b"odd \xff.png")
@@ -415,7 +409,7 @@ def test_links_that_lead_nowhere_and_odd_names_do_not_stop_a_batch(trained, tmp_
         Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / name)
     (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (folder / "round.jpg").symlink_to(folder / "round.jpg")
-    found = api.predict(trained.folder, folder, tmp_path / "out")
+    found = api.predict(finished_run, folder, tmp_path / "out")
     assert [row["image"] for row in found.rows] == ["a.png", "odd \\xff.png"]
     assert [name for name, _ in found.skipped] == ["gone.jpg", "round.jpg"]
     assert (tmp_path / "out" / "severity.csv").is_file()
@@ -435,8 +429,8 @@ def test_pictures_that_a_packaged_model_may_know_are_not_judged(tmp_path):
         api.evaluate(STARTER_FOLDER, data, split="all")
 
 
-def test_a_report_of_any_lesion_has_no_disease_iou(trained, tmp_path):
-    other = api.evaluate(trained.folder, make_other_data(tmp_path / "other"), split="all")
+def test_a_report_of_any_lesion_has_no_disease_iou(finished_run, tmp_path):
+    other = api.evaluate(finished_run, make_other_data(tmp_path / "other"), split="all")
     assert "disease mIoU" not in other.to_text().split("How to read")[0]
-    own = api.evaluate(trained.folder)
+    own = api.evaluate(finished_run)
     assert "disease mIoU" in own.to_text().split("How to read")[0]

@@ -16,6 +16,8 @@ from plantseg_next.models.bundle import read_card
 from plantseg_next.models.start import STARTER_FOLDER
 from plantseg_next.training.record import facts
 
+pytestmark = pytest.mark.integration
+
 
 def run(capsys, monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["plantseg-next", *map(str, words)])

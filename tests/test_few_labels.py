@@ -19,6 +19,7 @@ from plantseg_next.models.bundle import read_card
 from plantseg_next.synthetic.leaves import write_drawn_folder
 from plantseg_next.training.watching.watchers import Watcher
 
+pytestmark = pytest.mark.integration
 FEW = TINY.with_settings(["data.labelled_share=0.3", "unlabelled.starts=0"])
 
 

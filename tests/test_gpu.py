@@ -16,6 +16,8 @@ from plantseg_next.models.bundle import read_card
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.structures import ClassMap
 
+pytestmark = pytest.mark.integration
+
 if not torch.cuda.is_available():
     pytest.skip("no GPU here", allow_module_level=True)
 

@@ -15,6 +15,8 @@ from plantseg_next.training.memory.ledger import KINDS, Footprint
 from plantseg_next.training.memory.reading import LEAST_CACHE_MIB
 from plantseg_next.training.watching.status import read_status
 
+pytestmark = pytest.mark.integration
+
 GPU = Device("cuda", "elsewhere", has_bfloat16=True)
 GB = 10**9
 

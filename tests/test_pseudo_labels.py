@@ -20,10 +20,7 @@ from plantseg_next.pseudo_labels import coding_of, sure_mask
 from plantseg_next.structures import IGNORE, ClassMap, Prediction
 from plantseg_next.synthetic.leaves import write_drawn_folder
 
-
-@pytest.fixture(scope="module")
-def run(drawn_folder, tmp_path_factory):
-    return api.train(drawn_folder, tmp_path_factory.mktemp("runs") / "run", TINY)
+pytestmark = pytest.mark.integration
 
 
 def prediction(lesion, leaf, name):
@@ -48,11 +45,13 @@ def test_masks_say_what_is_sure_and_nothing_else():
     assert bare[0].tolist() == [2, IGNORE, 0, 0, 0, 1]
 
 
-def test_a_folder_is_labelled_corrected_and_learned_from(run, drawn_folder, tmp_path):
+def test_a_folder_is_labelled_corrected_and_learned_from(
+    finished_run, drawn_folder, tmp_path
+):
     write_drawn_folder(tmp_path / "more", 5, seed=7, size_hw=(96, 96))
     pictures = tmp_path / "more" / "images"
     (pictures / "broken.jpg").write_bytes(b"not a picture")
-    found = api.pseudo_label(run.folder, pictures, tmp_path / "out", threshold=0.6)
+    found = api.pseudo_label(finished_run, pictures, tmp_path / "out", threshold=0.6)
     assert len(found.rows) == 5
     assert [name for name, _ in found.skipped] == ["broken.jpg"]
     with (tmp_path / "out" / "pseudo_labels.csv").open() as file:
@@ -70,20 +69,23 @@ def test_a_folder_is_labelled_corrected_and_learned_from(run, drawn_folder, tmp_
 
     sources = Sources(drawn_folder, pseudo_labels=[tmp_path / "out"])
     second = api.train(sources, tmp_path / "second", TINY)
-    assert second.n_train == run.n_train + 5
-    assert second.n_val == run.n_val
+    first = Manifest.read(finished_run / "manifest.json")
+    assert second.n_train == len(first.split("train")) + 5
+    assert second.n_val == len(first.split("val"))
     kept = Manifest.read(second.folder / "manifest.json")
-    assert kept.classes == Manifest.read(run.folder / "manifest.json").classes
+    assert kept.classes == first.classes
 
 
-def test_a_threshold_that_believes_everything_is_refused(run, drawn_folder, tmp_path):
+def test_a_threshold_that_believes_everything_is_refused(
+    finished_run, drawn_folder, tmp_path
+):
     with pytest.raises(UsageError, match=r"The threshold is 0\.5\."):
-        api.pseudo_label(run.folder, drawn_folder, tmp_path / "out", threshold=0.5)
+        api.pseudo_label(finished_run, drawn_folder, tmp_path / "out", threshold=0.5)
 
 
-def test_pictures_that_have_masks_need_no_label(run, drawn_folder, tmp_path):
+def test_pictures_that_have_masks_need_no_label(finished_run, drawn_folder, tmp_path):
     with pytest.raises(UsageError, match="has a mask"):
-        api.pseudo_label(run.folder, drawn_folder, tmp_path / "out")
+        api.pseudo_label(finished_run, drawn_folder, tmp_path / "out")
 
 
 def test_rounds_of_self_training_learn_from_hidden_pictures(drawn_folder, tmp_path):

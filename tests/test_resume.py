@@ -12,39 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import TINY
+from conftest import FEW, train_until
 from plantseg_next import api
-from plantseg_next.errors import DataError, StoppedError, UsageError
+from plantseg_next.errors import DataError, UsageError
 from plantseg_next.experiment import Experiment
 from plantseg_next.files import write_atomically
 from plantseg_next.learning import Sources
 from plantseg_next.models.bundle import read_card
 from plantseg_next.training import record
 from plantseg_next.training.record import alone_in
-from plantseg_next.training.trainer import Trainer
 from plantseg_next.training.watching.watchers import Watcher
 
-FEW = TINY.with_settings(
-    [
-        "data.labelled_share=0.3",
-        "unlabelled.starts=0",
-        "training.steps=12",
-        "training.validations=3",
-        "training.checkpoint_minutes=0",
-    ]
-)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(drawn_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    api.train(drawn_folder, folder, FEW)
-    return folder
-
-
-def stop_at(monkeypatch, step):
-    run = Trainer.run
-    monkeypatch.setattr(Trainer, "run", lambda self: run(self, stop_after=step))
+pytestmark = pytest.mark.integration
+COMMAND = "import toy_encoder, plantseg_next.cli; plantseg_next.cli.main()"
+"""The command line where the toy encoder is known by its name."""
 
 
 def assert_same(one: Path, two: Path) -> None:
@@ -58,13 +39,13 @@ def kinds(folder: Path) -> list[str]:
     return [json.loads(line)["kind"] for line in lines]
 
 
-def test_the_same_seed_gives_the_same_run(undisturbed, drawn_folder, tmp_path):
+def test_the_same_seed_gives_the_same_run(finished_semi_run, drawn_folder, tmp_path):
     api.train(drawn_folder, tmp_path / "run", FEW)
-    assert_same(undisturbed, tmp_path / "run")
+    assert_same(finished_semi_run, tmp_path / "run")
 
 
 def test_kernels_that_give_the_same_bits_may_be_asked_for(
-    undisturbed, drawn_folder, tmp_path
+    finished_semi_run, drawn_folder, tmp_path
 ):
     asked = FEW.with_settings(["deterministic=true"])
     seen, summaries = set(), []
@@ -81,34 +62,34 @@ def test_kernels_that_give_the_same_bits_may_be_asked_for(
     api.train(drawn_folder, tmp_path / "run", asked, watchers=[Spy()])
     assert seen == {True}
     assert not torch.are_deterministic_algorithms_enabled()
-    assert_same(undisturbed, tmp_path / "run")  # on a CPU nothing changes
+    assert_same(finished_semi_run, tmp_path / "run")  # on a CPU nothing changes
     assert all("  as of      20" in text for text in summaries)
     assert "  as of" not in (tmp_path / "run" / "summary.txt").read_text()
 
 
 def test_interrupted_three_times_it_ends_the_same(
-    undisturbed, drawn_folder, tmp_path, monkeypatch
+    finished_semi_run, drawn_folder, tmp_path
 ):
     for step in (1, 6, 11):
-        with monkeypatch.context() as patch:
-            stop_at(patch, step)
-            with pytest.raises(StoppedError):
-                api.train(drawn_folder, tmp_path / "run", FEW)
+        train_until(step, drawn_folder, tmp_path / "run")
     api.train(drawn_folder, tmp_path / "run", FEW)
-    assert_same(undisturbed, tmp_path / "run")
+    assert_same(finished_semi_run, tmp_path / "run")
     assert kinds(tmp_path / "run").count("resumed") == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_that_is_ended_amid_a_run_loses_nothing(
-    undisturbed, drawn_folder, tmp_path, number
+    finished_semi_run, drawn_folder, tmp_path, number
 ):
     FEW.write(tmp_path / "few.yaml")
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "plantseg_next", "train", str(drawn_folder)]
+    command = [sys.executable, "-c", COMMAND, "train", str(drawn_folder)]
     command += ["--out", str(out), "--config", str(tmp_path / "few.yaml")]
     # As the test's own process computes: another number of threads rounds otherwise.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -122,32 +103,26 @@ def test_a_process_that_is_ended_amid_a_run_loses_nothing(
     else:
         assert process.returncode == -signal.SIGKILL
     api.train(drawn_folder, out, FEW)
-    assert_same(undisturbed, out)
+    assert_same(finished_semi_run, out)
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
-    undisturbed, drawn_folder, tmp_path, monkeypatch
+    finished_semi_run, drawn_folder, tmp_path
 ):
-    with monkeypatch.context() as patch:
-        stop_at(patch, 5)
-        with pytest.raises(StoppedError):
-            api.train(drawn_folder, tmp_path / "run", FEW)
+    train_until(5, drawn_folder, tmp_path / "run")
     newest = sorted((tmp_path / "run" / "checkpoints").glob("*.safetensors"))[-1]
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     api.train(drawn_folder, tmp_path / "run", FEW)
-    assert_same(undisturbed, tmp_path / "run")
+    assert_same(finished_semi_run, tmp_path / "run")
     of_coming_back = {"damaged-checkpoint", "resumed"}
     told = [kind for kind in kinds(tmp_path / "run") if kind in of_coming_back]
     assert told == ["damaged-checkpoint", "resumed"]
 
 
-def test_what_a_killed_process_left_half_written_is_removed(
-    drawn_folder, tmp_path, monkeypatch
-):
-    out = tmp_path / "run"
-    begun(drawn_folder, out, monkeypatch)
+def test_what_a_killed_process_left_half_written_is_removed(drawn_folder, stopped_run):
+    out = stopped_run
     for name in ("checkpoints/.000009-step-9.safetensors.1.partial", ".run.json.1.partial"):
         (out / name).write_bytes(b"half")
     (out / "mine.partial").touch()
@@ -155,18 +130,10 @@ def test_what_a_killed_process_left_half_written_is_removed(
     assert [path.name for path in out.rglob("*.partial")] == ["mine.partial"]
 
 
-def begun(drawn_folder, out, monkeypatch, settings=FEW, data=None):
-    with monkeypatch.context() as patch:
-        stop_at(patch, 2)
-        with pytest.raises(StoppedError):
-            api.train(data or drawn_folder, out, settings)
-
-
 def test_another_configuration_is_refused_with_the_difference(
-    drawn_folder, tmp_path, monkeypatch
+    drawn_folder, stopped_run, tmp_path
 ):
-    out = tmp_path / "run"
-    begun(drawn_folder, out, monkeypatch)
+    out = stopped_run
     other = FEW.with_settings(["training.rate=0.1", "seed=7"])
     with pytest.raises(UsageError, match="holds a run of another configuration") as caught:
         api.train(Sources(drawn_folder, unlabelled=[tmp_path]), out, other)
@@ -177,19 +144,14 @@ def test_another_configuration_is_refused_with_the_difference(
     assert "--restart to set it aside" in caught.value.fix
 
 
-def test_what_does_not_change_what_is_learned_may_change(
-    drawn_folder, tmp_path, monkeypatch
-):
-    out = tmp_path / "run"
-    begun(drawn_folder, out, monkeypatch)
+def test_what_does_not_change_what_is_learned_may_change(drawn_folder, stopped_run):
+    out = stopped_run
     api.train(drawn_folder, out, FEW.with_settings(["data.cache_mib=1"]))
     assert kinds(out)[0] == "changed"
 
 
-def test_a_restart_sets_the_earlier_run_aside(drawn_folder, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    begun(drawn_folder, out, monkeypatch)
-    begun(drawn_folder, out, monkeypatch)
+def test_a_restart_sets_the_earlier_run_aside(drawn_folder, stopped_run, tmp_path):
+    out = stopped_run
     said = []
     other = FEW.with_settings(["training.steps=2", "training.validations=1"])
     api.train(drawn_folder, out, other, restart=True, say=said.append)
@@ -198,10 +160,10 @@ def test_a_restart_sets_the_earlier_run_aside(drawn_folder, tmp_path, monkeypatc
     assert Experiment.read(out / "settings.yaml") == other
 
 
-def test_pictures_that_changed_meanwhile_are_told_of(drawn_folder, tmp_path, monkeypatch):
+def test_pictures_that_changed_meanwhile_are_told_of(drawn_folder, tmp_path):
     data = tmp_path / "leaves"
     shutil.copytree(drawn_folder, data)
-    begun(drawn_folder, tmp_path / "run", monkeypatch, data=data)
+    train_until(2, data, tmp_path / "run")
     first = sorted((data / "masks").iterdir())[0]
     first.write_bytes(first.read_bytes() + b" ")
     api.train(data, tmp_path / "run", FEW)
@@ -234,16 +196,13 @@ def test_a_run_that_died_while_it_was_written_down_begins(
     with pytest.raises(KeyboardInterrupt):
         api.train(drawn_folder, tmp_path / "run", FEW)
     monkeypatch.undo()
-    begun(drawn_folder, tmp_path / "run", monkeypatch)
+    train_until(2, drawn_folder, tmp_path / "run")
     assert record.Record.read(tmp_path / "run").settings == FEW
 
 
 @pytest.mark.parametrize(("written_as", "words"), [(1, "an older"), (99, "a newer")])
-def test_a_run_of_another_version_is_refused(
-    drawn_folder, tmp_path, monkeypatch, written_as, words
-):
-    out = tmp_path / "run"
-    begun(drawn_folder, out, monkeypatch)
+def test_a_run_of_another_version_is_refused(drawn_folder, stopped_run, written_as, words):
+    out = stopped_run
     tree = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps(tree | {"format": written_as}))
     with pytest.raises(DataError, match=f"holds a run of {words} version"):
@@ -253,8 +212,8 @@ def test_a_run_of_another_version_is_refused(
         api.train(drawn_folder, out, FEW)
 
 
-def test_a_run_says_what_it_was_run_on(undisturbed):
-    tree = json.loads((undisturbed / "run.json").read_text())
+def test_a_run_says_what_it_was_run_on(finished_semi_run):
+    tree = json.loads((finished_semi_run / "run.json").read_text())
     assert tree["device"].startswith("CPU")
     assert tree["versions"].keys() == {"torch", "timm", "numpy"}
     assert tree["sources"]["classes"] is None

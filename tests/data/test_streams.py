@@ -107,6 +107,7 @@ def test_batches_go_on_where_they_stopped(drawn_folder):
     assert all(same_drawn(a, b) for a, b in zip(whole[2:], rest, strict=True))
 
 
+@pytest.mark.integration
 def test_workers_change_nothing(drawn_folder):
     data = mixed(drawn_folder)
     alone = list(loader(data, tiles=4, start=0, stop=2, workers=0))
@@ -228,6 +229,7 @@ def test_a_picture_that_breaks_later_is_named(drawn_folder, tmp_path, workers):
         next(loader(data, tiles=2, start=0, stop=1, workers=workers))
 
 
+@pytest.mark.integration
 def test_a_broken_picture_gives_its_place_to_another(drawn_folder, tmp_path):
     shutil.copytree(drawn_folder, tmp_path / "leaves")
     whole, data = mixed(drawn_folder), mixed(tmp_path / "leaves")
@@ -280,6 +282,7 @@ class SlowInWorkers(MixedDataset):
         return super().__getitem__(draw)
 
 
+@pytest.mark.integration
 def test_a_slow_worker_is_waited_for(drawn_folder, monkeypatch):
     monkeypatch.setattr(loading, "LOOK_S", 1)
     data, told = SlowInWorkers(dataset(drawn_folder)), []
@@ -287,6 +290,7 @@ def test_a_slow_worker_is_waited_for(drawn_folder, monkeypatch):
     assert told == []
 
 
+@pytest.mark.integration
 def test_a_hung_worker_is_given_up(drawn_folder, monkeypatch):
     monkeypatch.setattr(loading, "LOOK_S", 1)
     monkeypatch.setattr(loading, "HUNG_S", 1)

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import toy_encoder
 from plantseg_next.inference.backends import TileScores, TorchBackend
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.structures import ClassMap
@@ -75,7 +76,7 @@ def test_a_network_is_left_in_the_mode_it_was_in():
     from plantseg_next.models.segmenter import build_segmenter
 
     network = build_segmenter(
-        ModelSettings(encoder="test_convnext", start="random", width=32, layers=1), CLASSES
+        ModelSettings(encoder=toy_encoder.NAME, start="random", width=32, layers=1), CLASSES
     ).train()
     scores = TorchBackend(network)(np.zeros((2, 64, 64, 3), np.uint8))
     assert network.training

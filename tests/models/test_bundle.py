@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import toy_encoder
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.experiment import ModelSettings
 from plantseg_next.files import write_atomically
@@ -19,7 +20,7 @@ CLASSES = ClassMap(("rost", "Mehltau-Flecken é"), ("healthy",), has_leaf=True)
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle")
-    settings = ModelSettings(encoder="test_convnext", start="random", width=32, layers=1)
+    settings = ModelSettings(encoder=toy_encoder.NAME, start="random", width=32, layers=1)
     network = build_segmenter(settings, CLASSES)
     card = Card(CLASSES, settings, 64, None, sources=("a",), figures={"dice": 0.5})
     return folder, network, write(folder, network, card)

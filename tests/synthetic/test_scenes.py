@@ -14,6 +14,7 @@ from plantseg_next.synthetic import scene_canvas, scenes
 from plantseg_next.synthetic.leaves import DISEASES, write_drawn_folder
 from plantseg_next.synthetic.scenes import KINDS, draw_scene
 
+pytestmark = pytest.mark.integration
 SMALL = (96, 112)
 SEEDS = range(4)
 

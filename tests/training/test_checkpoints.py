@@ -5,7 +5,7 @@ from tempfile import NamedTemporaryFile
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plantseg_next.errors import DataError, OutputError
@@ -59,6 +59,7 @@ def holding(parts):
     return st.lists(parts) | st.lists(parts).map(tuple) | st.dictionaries(keys, parts)
 
 
+@settings(max_examples=30)  # each writes a file and reads it back
 @given(st.dictionaries(st.text(), st.recursive(PLAIN, holding)))
 def test_whatever_goes_in_comes_out(state):
     assert same(there_and_back(state), state)

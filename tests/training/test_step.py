@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import toy_encoder
 from plantseg_next.data.streams import collate
 from plantseg_next.experiment import LossSettings, ModelSettings
 from plantseg_next.models.segmenter import build_segmenter
@@ -67,7 +68,7 @@ def test_micro_batches_give_the_gradient_of_the_large_batch(size):
     """For losses that join the whole batch too: overlaps and hardest pixels."""
     torch.manual_seed(0)
     network = build_segmenter(
-        ModelSettings(encoder="test_convnext", start="random", dropout=0.0, width=32),
+        ModelSettings(encoder=toy_encoder.NAME, start="random", dropout=0.0, width=32),
         CLASSES,
     )
     batch = make_batch(4)
@@ -83,7 +84,7 @@ def test_micro_batches_give_the_gradient_of_the_large_batch(size):
 def test_stripes_give_the_gradient_of_whole_tiles(size, rows):
     torch.manual_seed(0)
     network = build_segmenter(
-        ModelSettings(encoder="test_convnext", start="random", dropout=0.0, width=32),
+        ModelSettings(encoder=toy_encoder.NAME, start="random", dropout=0.0, width=32),
         CLASSES,
     )
     batches = split(make_batch(4), size)
@@ -97,7 +98,7 @@ def test_the_mean_of_micro_batches_would_not_be_enough():
     """The test above is one that plain accumulation fails."""
     torch.manual_seed(0)
     network = build_segmenter(
-        ModelSettings(encoder="test_convnext", start="random", dropout=0.0, width=32),
+        ModelSettings(encoder=toy_encoder.NAME, start="random", dropout=0.0, width=32),
         CLASSES,
     )
     batch = make_batch(4)
@@ -109,7 +110,7 @@ def test_the_mean_of_micro_batches_would_not_be_enough():
 def test_both_passes_of_a_micro_batch_drop_the_same():
     torch.manual_seed(0)
     network = build_segmenter(
-        ModelSettings(encoder="test_convnext", start="random", dropout=0.5, width=32),
+        ModelSettings(encoder=toy_encoder.NAME, start="random", dropout=0.5, width=32),
         CLASSES,
     ).train()
     seen: list[torch.Tensor] = []
@@ -128,7 +129,7 @@ def test_both_passes_of_a_micro_batch_drop_the_same():
 
 def test_a_row_teaches_only_the_heads_it_is_annotated_for():
     network = build_segmenter(
-        ModelSettings(encoder="test_convnext", start="random", width=32), CLASSES
+        ModelSettings(encoder=toy_encoder.NAME, start="random", width=32), CLASSES
     )
     batch = make_batch(2)
     unknown = Batch(
@@ -149,7 +150,7 @@ def test_a_row_teaches_only_the_heads_it_is_annotated_for():
 def test_points_on_lesions_and_on_none_count_alike(rarity):
     torch.manual_seed(0)
     network = build_segmenter(
-        ModelSettings(encoder="test_convnext", start="random", width=32), CLASSES
+        ModelSettings(encoder=toy_encoder.NAME, start="random", width=32), CLASSES
     ).eval()
     batch = make_batch(2)
     weights = LossSettings(points=0.5)
@@ -178,7 +179,7 @@ def test_points_on_lesions_and_on_none_count_alike(rarity):
 
 def test_a_part_of_weight_zero_is_left_out():
     network = build_segmenter(
-        ModelSettings(encoder="test_convnext", start="random", width=32), CLASSES
+        ModelSettings(encoder=toy_encoder.NAME, start="random", width=32), CLASSES
     )
     batch = make_batch(1)
     weights = LossSettings()

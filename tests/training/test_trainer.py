@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import toy_encoder
 from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.loading import loader
 from plantseg_next.data.streams import MixedDataset, TileDataset
@@ -36,14 +37,17 @@ from plantseg_next.training.watching.guards import NO_LESION_EVENT
 from plantseg_next.training.watching.history import History
 from plantseg_next.training.watching.watchers import Event, Validation, Watcher
 
+pytestmark = pytest.mark.integration
+
 CPU = Device("cpu", "test", has_bfloat16=False)
 SETTINGS = Experiment(
     data=DataSettings(tile_px=64, workers=0),
-    model=ModelSettings(encoder="test_convnext", start="random", width=32, layers=1),
+    model=ModelSettings(encoder=toy_encoder.NAME, start="random", width=32, layers=1),
     training=TrainingSettings(
         minutes=None, steps=4, batch=2, validations=2, precision="float32"
     ),
 )
+CONVNEXT = SETTINGS.with_settings(["model.encoder=test_convnext"])
 
 
 class Heard(Watcher):
@@ -155,7 +159,7 @@ def test_the_same_seed_gives_the_same_weights(manifest, tmp_path):
 
 
 def test_a_batch_seen_again_and_again_is_learned(manifest, tmp_path):
-    settings = SETTINGS.with_settings(["training.steps=30", "training.validations=1"])
+    settings = CONVNEXT.with_settings(["training.steps=30", "training.validations=1"])
     data = MixedDataset(
         TileDataset(manifest, settings.data, seed=0, pixels=(9, 1, 1, 1, 1, 1))
     )
@@ -550,11 +554,11 @@ def test_validations_to_come_are_those_that_are_due(steps, n, data):
 
 
 def test_deep_layers_learn_slowly_from_published_weights():
-    network = build_segmenter(SETTINGS.model, _classes())
-    fine = SETTINGS.with_settings(["training.layer_decay=0.5", "training.rate=1"])
+    network = build_segmenter(CONVNEXT.model, _classes())
+    fine = CONVNEXT.with_settings(["training.layer_decay=0.5", "training.rate=1"])
     groups = parameter_groups(network, fine)
     assert sorted({g["peak"] for g in groups}) == [2.0**-n for n in (5, 4, 3, 2, 1, 0)]
-    flat = {g["peak"] for g in parameter_groups(network, SETTINGS)}
+    flat = {g["peak"] for g in parameter_groups(network, CONVNEXT)}
     assert flat == {SETTINGS.training.rate}
     n_in_groups = sum(p.numel() for g in groups for p in g["params"])
     assert n_in_groups == sum(p.numel() for p in network.parameters())
@@ -579,8 +583,8 @@ def test_layer_decay_by_default_is_for_pretrained_weights_alone(start, decay):
 
 
 def test_layer_decay_makes_the_stem_slowest():
-    network = build_segmenter(SETTINGS.model, _classes())
-    fine = SETTINGS.with_settings(["training.layer_decay=0.5", "training.rate=1"])
+    network = build_segmenter(CONVNEXT.model, _classes())
+    fine = CONVNEXT.with_settings(["training.layer_decay=0.5", "training.rate=1"])
     peaks = {
         id(p): group["peak"]
         for group in parameter_groups(network, fine)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import toy_encoder
 from plantseg_next.data.streams import Drawn, split
 from plantseg_next.experiment import (
     LossSettings,
@@ -28,7 +29,7 @@ def network(dropout=0.0):
     torch.manual_seed(0)
     return build_segmenter(
         ModelSettings(
-            encoder="test_convnext", start="random", width=32, layers=1, dropout=dropout
+            encoder=toy_encoder.NAME, start="random", width=32, layers=1, dropout=dropout
         ),
         CLASSES,
     )

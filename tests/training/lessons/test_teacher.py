@@ -7,6 +7,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import toy_encoder
 from plantseg_next.experiment import ModelSettings
 from plantseg_next.models.segmenter import Segmenter, build_segmenter
 from plantseg_next.structures import ClassMap
@@ -22,7 +23,7 @@ def student() -> nn.Module:
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
     return build_segmenter(
-        ModelSettings(encoder="test_convnext", start="random", width=32),
+        ModelSettings(encoder=toy_encoder.NAME, start="random", width=32),
         ClassMap(("rust",), (), True),
     )
 
@@ -64,7 +65,7 @@ def test_the_first_update_copies_the_student():
 
 def test_the_teacher_never_trains():
     settings = ModelSettings(
-        encoder="test_convnext", start="random", width=32, layers=1, dropout=0.5
+        encoder=toy_encoder.NAME, start="random", width=32, layers=1, dropout=0.5
     )
     network = build_segmenter(settings, ClassMap(("rust",))).train()
     teacher = Teacher(network, decay=0.9)
@@ -137,6 +138,7 @@ def follow_on(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.integration
 def test_the_teacher_is_the_same_on_every_process(tmp_path):
     mp.spawn(follow_on, args=(str(tmp_path),), nprocs=2)
     first, second = (

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import toy_encoder
 from plantseg_next.experiment import ModelSettings, NamesSettings
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.structures import IGNORE, ClassMap
@@ -168,7 +169,7 @@ def test_where_a_disease_is_seen():
     """The formula written out, with the gradient taken numerically."""
     torch.manual_seed(0)
     network = build_segmenter(
-        ModelSettings(encoder="test_convnext", start="random", width=32, layers=1), CLASSES
+        ModelSettings(encoder=toy_encoder.NAME, start="random", width=32, layers=1), CLASSES
     ).eval()
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -208,7 +209,7 @@ def test_where_a_disease_is_seen():
 def test_a_teacher_that_is_away_sees_the_same(bfloat16):
     torch.manual_seed(0)
     network = build_segmenter(
-        ModelSettings(encoder="test_convnext", start="random", width=32, layers=1), CLASSES
+        ModelSettings(encoder=toy_encoder.NAME, start="random", width=32, layers=1), CLASSES
     )
     image = torch.rand(2, 3, 64, 64)
     disease = torch.tensor([RUST, IGNORE], dtype=torch.uint8)

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional as F
 
+import toy_encoder
 from plantseg_next.data.streams import Drawn
 from plantseg_next.experiment import Experiment
 from plantseg_next.models.segmenter import build_segmenter
@@ -18,6 +19,8 @@ from plantseg_next.training.memory import ledger
 from plantseg_next.training.memory.allocator import MIB, CachingAllocator
 from plantseg_next.training.memory.ledger import Ledger
 from plantseg_next.training.memory.trace import IN_FLOAT32, footprint, trace
+
+pytestmark = pytest.mark.integration
 
 CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
 CPU = Device("cpu", "here", has_bfloat16=False)
@@ -34,6 +37,7 @@ SMALL = Experiment().with_settings(
         "training.precision=float32",
     ]
 )
+TOY = SMALL.with_settings([f"model.encoder={toy_encoder.NAME}"])
 
 
 def with_(*pairs):
@@ -100,9 +104,8 @@ def allocated_in_a_step(settings, path):
     return before + max(e["Total Allocated"] for e in seen) - began
 
 
-@pytest.mark.parametrize("micro_batch", [4, 2])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_step_takes_what_it_is_predicted_to_take(tmp_path, micro_batch, precision):
+@pytest.mark.parametrize(("precision", "micro_batch"), [("float32", 2), ("bfloat16", 4)])
+def test_a_step_takes_what_it_is_predicted_to_take(tmp_path, precision, micro_batch):
     settings = with_(
         f"training.micro_batch={micro_batch}", f"training.precision={precision}"
     )
@@ -111,8 +114,7 @@ def test_a_step_takes_what_it_is_predicted_to_take(tmp_path, micro_batch, precis
     assert found.peak_bytes == pytest.approx(measured, rel=0.02)
 
 
-@pytest.mark.parametrize("norm", ["group", "batch"])
-@pytest.mark.parametrize("micro_batch", [4, 2])
+@pytest.mark.parametrize(("norm", "micro_batch"), [("group", 4), ("batch", 2)])
 def test_trace_of_an_efficientnet_is_what_a_step_takes(tmp_path, micro_batch, norm):
     """With the normalization of a random start, and that of pretrained weights."""
     settings = with_(
@@ -128,7 +130,7 @@ def test_trace_of_an_efficientnet_is_what_a_step_takes(tmp_path, micro_batch, no
 def test_trace_of_an_efficientnet_with_stages_recomputed_is_less():
     def found(*pairs):
         settings = with_(
-            "model.encoder=tf_efficientnet_lite1",
+            "model.encoder=test_efficientnet",
             "training.precision=bfloat16",
             "data.tile_px=192",
             "training.batch=2",
@@ -204,7 +206,7 @@ def test_what_multiplies_matrices_on_a_gpu_is_counted_once_a_direction():
 
 
 def test_what_is_remembered_changes_nothing(monkeypatch):
-    settings = with_("training.micro_batch=1", "training.precision=bfloat16")
+    settings = TOY.with_settings(["training.micro_batch=1", "training.precision=bfloat16"])
     again = [trace(settings, CLASSES, GPU, with_lessons=True) for _ in range(2)]
     monkeypatch.setattr(ledger, "recall", lambda func, args, kwargs: func(*args, **kwargs))
     afresh = trace(settings, CLASSES, GPU, with_lessons=True)
@@ -226,7 +228,7 @@ def test_equal_numbers_of_another_kind_are_told_apart():
 
 
 def test_many_micro_batches_are_foreseen_from_few():
-    settings = with_("training.batch=5", "training.micro_batch=1")
+    settings = TOY.with_settings(["training.batch=5", "training.micro_batch=1"])
     whole = trace(settings, CLASSES, GPU, with_lessons=True)
     foreseen = footprint(settings, lambda s: trace(s, CLASSES, GPU, with_lessons=True))
     assert foreseen.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.001)
@@ -234,15 +236,9 @@ def test_many_micro_batches_are_foreseen_from_few():
     assert foreseen.flops == pytest.approx(whole.flops, rel=0.01)
 
 
-def test_what_is_given_up_saves_what_it_should():
+def test_recomputed_parts_save_activations_and_cost_time():
     def found(*pairs):
-        settings = with_(
-            "training.precision=bfloat16",
-            "data.tile_px=192",
-            "model.encoder=convnextv2_tiny",
-            "training.batch=2",
-            *pairs,
-        )
+        settings = with_("training.precision=bfloat16", "data.tile_px=192", *pairs)
         return trace(settings, CLASSES, GPU, with_lessons=True)
 
     plain = found()
@@ -250,6 +246,19 @@ def test_what_is_given_up_saves_what_it_should():
     recomputed = found(f"memory.recomputed=[{','.join(ALL_PARTS)}]")
     assert recomputed.peak_bytes < plain.peak_bytes
     assert recomputed.flops > 1.1 * plain.flops
+
+
+def test_what_is_given_up_saves_what_it_should():
+    def found(*pairs):
+        settings = with_(
+            "training.precision=bfloat16",
+            "model.encoder=convnextv2_tiny",
+            "training.batch=2",
+            *pairs,
+        )
+        return trace(settings, CLASSES, GPU, with_lessons=True)
+
+    plain = found()
     away = found("memory.teacher=host")
     assert plain.peak["teacher"] == pytest.approx(plain.peak["weights"], rel=0.01)
     assert away.peak["teacher"] == 0
@@ -263,7 +272,7 @@ def test_what_is_given_up_saves_what_it_should():
 
 def test_on_a_gpu_attention_that_repeats_its_bits_keeps_its_weights():
     """A CPU's does so as it is, and nothing more is kept there."""
-    settings = with_("data.tile_px=256", "training.batch=1")
+    settings = TOY.with_settings(["data.tile_px=256", "training.batch=1"])
 
     def peak(device, *pairs):
         asked = settings.with_settings(list(pairs))
@@ -317,7 +326,7 @@ def test_a_trace_leaves_no_trace():
     expected = torch.rand(3)
     torch.manual_seed(0)
     norm = torch.nn.functional.layer_norm
-    trace(SMALL, CLASSES, GPU, with_lessons=False)
+    trace(TOY, CLASSES, GPU, with_lessons=False)
     assert torch.equal(torch.rand(3), expected)
     assert torch.nn.functional.layer_norm is norm
 

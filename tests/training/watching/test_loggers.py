@@ -10,6 +10,8 @@ from plantseg_next.training.watching import loggers
 from plantseg_next.training.watching.loggers import logger
 from plantseg_next.training.watching.watchers import Event, Stepped, Validation
 
+pytestmark = pytest.mark.integration
+
 VALIDATION = Validation(0.5, {"lesion_dice": 0.5}, {"right_Mehltau é": math.nan})
 
 

@@ -6,7 +6,7 @@ import time
 import pytest
 from PIL import Image
 
-from conftest import TINY
+from conftest import FEW
 from plantseg_next import api
 from plantseg_next.errors import StoppedError, UsageError
 from plantseg_next.training.record import alone_in
@@ -15,22 +15,13 @@ from plantseg_next.training.watching.curves import draw_curves
 from plantseg_next.training.watching.first_steps import first_difference
 from plantseg_next.training.watching.status import read_status
 
-SETTINGS = TINY.with_settings(
-    ["data.labelled_share=0.3", "training.steps=12", "training.validations=3"]
-)
-
-
-@pytest.fixture(scope="module")
-def finished(drawn_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("status") / "run"
-    api.train(drawn_folder, folder, SETTINGS)
-    return folder
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def run(finished, tmp_path):
+def run(finished_semi_run, tmp_path):
     """A copy of the files that tell of a run."""
-    for path in finished.iterdir():
+    for path in finished_semi_run.iterdir():
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
@@ -41,15 +32,15 @@ def saying(run, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_finished_run_says_what_comes_next(finished):
-    status = read_status(finished)
+def test_a_finished_run_says_what_comes_next(finished_semi_run):
+    status = read_status(finished_semi_run)
     assert status.state == "finished"
     text = str(status)
-    assert f"{finished}: finished. 12 steps were taken." in text
+    assert f"{finished_semi_run}: finished. 12 steps were taken." in text
     assert "step       12 of 12" in text
     assert "data.labelled_share=0.3" in text
-    assert f"plantseg-next evaluate {finished}" in text
-    assert (finished / "summary.txt").read_text() == f"{text}\n"
+    assert f"plantseg-next evaluate {finished_semi_run}" in text
+    assert (finished_semi_run / "summary.txt").read_text() == f"{text}\n"
 
 
 def test_a_run_that_goes_on_says_how_long(run):
@@ -93,7 +84,7 @@ def test_a_run_that_broke_down_says_why(drawn_folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "_step", broken)
     with pytest.raises(RuntimeError):
-        api.train(drawn_folder, tmp_path / "run", SETTINGS)
+        api.train(drawn_folder, tmp_path / "run", FEW)
     text = str(read_status(tmp_path / "run"))
     assert "failed. RuntimeError('shapes do not match')" in text
 
@@ -102,7 +93,7 @@ def test_a_run_that_was_asked_to_stop_says_so(drawn_folder, tmp_path, monkeypatc
     real = Trainer.run
     monkeypatch.setattr(Trainer, "run", lambda self: real(self, stop_after=1))
     with pytest.raises(StoppedError):
-        api.train(drawn_folder, tmp_path / "run", SETTINGS)
+        api.train(drawn_folder, tmp_path / "run", FEW)
     status = read_status(tmp_path / "run")
     assert status.state == "stopped"
     assert "stopped, as it was asked to. Stopped at step 1 of 12." in str(status)
@@ -132,8 +123,10 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         read_status(tmp_path)
 
 
-def test_the_curves_are_a_picture(finished):
-    with Image.open(finished / "curves.png") as picture:
+def test_the_curves_are_a_picture(run):
+    (run / "curves.png").unlink()
+    draw_curves(run)
+    with Image.open(run / "curves.png") as picture:
         assert picture.format == "PNG"
         assert picture.size[0] > 400
 
@@ -143,8 +136,8 @@ def test_before_the_first_validation_there_are_no_curves(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_can_be_verified(finished):
-    found = api.verify(finished)
+def test_a_run_can_be_verified(finished_semi_run):
+    found = api.verify(finished_semi_run)
     assert found.difference is None
     assert found.conditions == ()
 
@@ -163,10 +156,10 @@ def test_a_run_that_cannot_be_repeated_is_found_out(run):
     assert any(line.startswith("code: older then") for line in found.conditions)
 
 
-def test_other_weights_after_equal_losses_are_found_out(run, finished):
+def test_other_weights_after_equal_losses_are_found_out(run, finished_semi_run):
     tree = json.loads((run / "first_steps.json").read_text())
     (run / "first_steps.json").write_text(json.dumps(tree | {"weights": "0"}))
-    assert first_difference(run, finished).startswith("the weights after step 10")
+    assert first_difference(run, finished_semi_run).startswith("the weights after step 10")
 
 
 def test_a_short_run_cannot_be_verified(run):
