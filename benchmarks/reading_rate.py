@@ -8,6 +8,7 @@ from the cache, as in a run. Nothing else should run beside it.
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -15,7 +16,6 @@ import results_table
 import torch
 from reading_memory import read_from
 
-from plantseg_next.cores import usable_cores
 from plantseg_next.data.loading import loader
 from plantseg_next.experiment import Experiment
 
@@ -56,7 +56,7 @@ def main() -> None:
         row = {
             "data": arguments.data.name,
             "settings": " ".join(arguments.settings),
-            "cores": len(usable_cores()),
+            "cores": len(os.sched_getaffinity(0)),
             "workers": workers,
             "tiles_per_s": round(each * arguments.batches / seconds, 1),
         }

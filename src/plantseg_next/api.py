@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from plantseg_next.cores import take_free_cores
 from plantseg_next.data import splits
 from plantseg_next.data.checks import check as check_manifest
 from plantseg_next.data.findings import CheckReport
@@ -448,6 +447,4 @@ def load_predictor(model: Path) -> tuple[Predictor, Card]:
 
     network, card = read_bundle(model)
     device = find_device().kind
-    if device == "cpu":
-        take_free_cores()
     return make_predictor(network.to(device), card, device), card

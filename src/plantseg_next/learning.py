@@ -16,7 +16,7 @@ from plantseg_next.experiment import Experiment
 from plantseg_next.judging import labelled_rows, some_rows
 from plantseg_next.models.bundle import Card
 from plantseg_next.runtime import find_device, prepare_gpu, seed_everything
-from plantseg_next.validation import Judge, Rehearsal, domains_of, hidden_tiles
+from plantseg_next.validation import Judge, domains_of, hidden_tiles
 
 if TYPE_CHECKING:
     from plantseg_next.data.streams import MixedDataset
@@ -226,8 +226,8 @@ def build_trainer(
     from plantseg_next.training.checkpoints import Checkpoints
     from plantseg_next.training.learner import build_learner
     from plantseg_next.training.trainer import Trainer
+    from plantseg_next.training.watching.eta import EtaEstimator
     from plantseg_next.training.watching.first_steps import FirstSteps
-    from plantseg_next.training.watching.forecast import Forecast
     from plantseg_next.training.watching.history import History
     from plantseg_next.training.watching.monitor import Monitor
     from plantseg_next.training.watching.pulse import Pulse
@@ -293,9 +293,10 @@ def build_trainer(
         cache_mib=2 * settings.data.cache_mib,
         budget_mb=budget_mb if device.kind == "cpu" else None,
     )
-    forecast = Forecast(
+    eta = EtaEstimator(
         validations=settings.training.validations,
-        lessons_start=settings.unlabelled.starts if lessons else None,
+        minutes=settings.training.minutes,
+        unsup_start=settings.unlabelled.starts if lessons else None,
     )
     chosen = some_rows(judged_on, settings.training.validation_pictures, settings.seed)
     judge = Judge(
@@ -328,8 +329,7 @@ def build_trainer(
             History(folder, learner.judged, card),
             FirstSteps(folder, network),
             monitor,
-            Pulse(folder, monitor, forecast),
-            Rehearsal(judge, learner.judged, forecast),
+            Pulse(folder, monitor, eta),
             *watchers,
         ],
     )

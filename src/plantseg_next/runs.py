@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from plantseg_next.cores import keep_threads, take_free_cores
 from plantseg_next.data.layouts.outlines import keep_drawn
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.errors import StoppedError, UsageError
@@ -27,7 +26,7 @@ from plantseg_next.models.start import (
     starting_network,
     with_start,
 )
-from plantseg_next.runtime import Device, find_device
+from plantseg_next.runtime import Device, find_device, use_threads
 from plantseg_next.structures import ClassMap
 from plantseg_next.training.record import (
     MASKS,
@@ -134,8 +133,6 @@ def train(  # noqa: PLR0913 - what a user may say
     told = partial(told_of, progress)
     if record is None:
         settings = settings.model_copy(update={"model": with_start(settings.model)})
-        if find_device(settings.device).kind == "cpu":
-            take_free_cores(say)
         manifest = gather(sources, settings, say=say, told=told("comparing pictures"))
         for split in ("train", "val"):
             labelled_rows(manifest, split, str(sources))
@@ -155,11 +152,13 @@ def train(  # noqa: PLR0913 - what a user may say
         settings = record.planned(settings, memory)
     different, allowed = record.differences(settings, sources.plain())
     refuse_other(out, different)
-    threads = keep_threads(record.facts.get("threads", torch.get_num_threads()))
-    with alone_in(out):
+    began = record.facts.get("threads", torch.get_num_threads())
+    with alone_in(out), use_threads(began):
         plan = Plan(
             Manifest.read(out / MANIFEST_FILE), settings, record.pixels, str(sources)
         )
+        now = torch.get_num_threads()
+        threads = "" if now == began else f"threads: {began} then, {now} now"
         return _run(plan, out, watchers, say, [*allowed, threads, *_changes(plan.manifest)])
 
 
@@ -332,9 +331,8 @@ def verify(run: Path, *, say: Callable[[str], None] = lambda _: None) -> Verifie
         for name in ("device", "threads", "machine", "versions", "code")
         if record.facts.get(name) != now[name]
     ]
-    torch.set_num_threads(threads)
     plan = Plan(manifest, record.settings, record.pixels, str(run))
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, use_threads(threads):
         again = Path(folder)
         record.write(again, manifest)
         with suppress(StoppedError):

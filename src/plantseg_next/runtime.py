@@ -84,6 +84,23 @@ def prepare_gpu(budget_mb: float | None, *, deterministic: bool) -> None:
     torch.cuda.set_per_process_memory_fraction(share)
 
 
+@contextmanager
+def use_threads(wanted: int) -> Iterator[None]:
+    """Compute with so many threads on a CPU for a while: another number rounds otherwise.
+
+    ``OMP_NUM_THREADS``, where the user has set it, stands.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy's old global generator and PyTorch."""
     import torch

@@ -1,6 +1,5 @@
 """How a run is judged while it goes: by masks, by hidden masks, and without any."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,7 +10,6 @@ from plantseg_next.inference.predictor import TILES_AT_ONCE
 from plantseg_next.judging import validate
 from plantseg_next.models.bundle import Card
 from plantseg_next.runtime import Device
-from plantseg_next.training.watching.watchers import Watcher
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,14 +17,12 @@ if TYPE_CHECKING:
     from plantseg_next.structures import Batch
     from plantseg_next.training.lessons.domains import Domains
     from plantseg_next.training.lessons.lessons import Lessons
-    from plantseg_next.training.watching.forecast import Forecast
     from plantseg_next.training.watching.watchers import Event, Validation
 
 AUDITED_TILES = 16
 AUDITED_TILES_WITH_NAMES = 64
 """Enough to hold most diseases, each drawn as often as any: what is not among them has no
 seeds."""
-REHEARSED_PICTURES = 4
 
 
 class Judge:
@@ -68,42 +64,18 @@ class Judge:
         Raises:
             TrainingError: If memory is too small for one tile.
         """
-        found, shrunk = self._within_memory(network, self._chosen)
-        return replace(found, events=(*shrunk, *found.events))
-
-    def rehearse(self, network: "nn.Module") -> tuple[float, list["Event"]]:
-        """Judge a few pictures.
-
-        Returns:
-            About how many seconds all of them will take, and what lacked memory.
-        """
-        n = len(self._chosen)
-        few = self._chosen.rows[:: -(-n // REHEARSED_PICTURES)]
-        seconds, shrunk = [], []
-        for rows in (few[:1], few[:1], few):  # the first one chooses kernels
-            began = time.perf_counter()
-            _, events = self._within_memory(network, self._chosen.only(rows))
-            seconds.append(time.perf_counter() - began)
-            shrunk += events
-        _, one, all_of_them = seconds
-        each = max(0.0, all_of_them - one) / max(1, len(few) - 1)
-        return one + each * (n - 1), shrunk
-
-    def _within_memory(
-        self, network: "nn.Module", chosen: Manifest
-    ) -> tuple["Validation", list["Event"]]:
         from plantseg_next.training.recovery import within_memory
 
         shrunk: list[Event] = []
         found, self._at_once = within_memory(
-            lambda at_once: self._judge(network, chosen, at_once),
+            lambda at_once: self._judge(network, at_once),
             self._at_once,
             what="a validation",
             tell=shrunk.append,
         )
-        return found, shrunk
+        return replace(found, events=(*shrunk, *found.events))
 
-    def _judge(self, network: "nn.Module", chosen: Manifest, at_once: int) -> "Validation":
+    def _judge(self, network: "nn.Module", at_once: int) -> "Validation":
         from plantseg_next.inference.predictor import make_predictor
         from plantseg_next.training.learner import batch_to_device
         from plantseg_next.training.watching.guards import (
@@ -119,7 +91,7 @@ class Judge:
             predictor = make_predictor(
                 network, self._card, self._device.kind, tiles_at_once=at_once
             )
-            found = validate(predictor, chosen)
+            found = validate(predictor, self._chosen)
             if self._lessons is None or self._hidden is None or self._domains is None:
                 return found
             hidden = batch_to_device(self._hidden, place)
@@ -137,27 +109,6 @@ class Judge:
             *doubtful_seeds(details, least),
         )
         return replace(found, details=details, events=events)
-
-
-class Rehearsal(Watcher):
-    """Judge a few pictures before the first step: the forecast knows then what that takes.
-
-    Args:
-        judge: Of the run.
-        network: That is judged.
-        forecast: Which learns from it.
-    """
-
-    def __init__(self, judge: Judge, network: "nn.Module", forecast: "Forecast") -> None:
-        self._judge = judge
-        self._network = network
-        self._forecast = forecast
-
-    def on_begin(self) -> Sequence["Event"]:
-        """Rehearse."""
-        seconds, shrunk = self._judge.rehearse(self._network)
-        self._forecast.expect_validation(seconds)
-        return shrunk
 
 
 def hidden_tiles(

@@ -54,12 +54,6 @@ class Heard(Watcher):
     def __init__(self):
         self.steps, self.validations, self.losses, self.events = [], [], [], []
         self.micro_batches = []
-        self.begun, self.notices = 0, []
-
-    def on_begin(self):
-        self.begun += 1
-        torch.rand(7)  # what goes on must not depend on it
-        return self.notices
 
     def on_step(self, stepped):
         self.steps.append((stepped.step, stepped.steps))
@@ -189,19 +183,6 @@ def test_a_finished_run_is_not_trained_again(manifest, tmp_path):
     again = Run(manifest, tmp_path)
     assert again().best.score == 0.9
     assert again.heard.steps == []
-    assert again.heard.begun == 0
-
-
-def test_what_is_noticed_at_the_start_is_told_where_the_run_goes_on(manifest, tmp_path):
-    with pytest.raises(StoppedError):
-        Run(manifest, tmp_path)(stop_after=2)
-    again = Run(manifest, tmp_path, scores=(0.9,))
-    again.heard.notices = [Event("out-of-memory", "Less at once.")]
-    again()
-    assert [(step, kind) for step, kind, _ in again.heard.events] == [
-        (2, "resumed"),
-        (2, "out-of-memory"),
-    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

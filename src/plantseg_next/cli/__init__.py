@@ -8,7 +8,6 @@ import sys
 
 from plantseg_next.cli import data, training, using  # their verbs, in this order
 from plantseg_next.cli.app import app
-from plantseg_next.cores import share_cores
 from plantseg_next.errors import PlantSegError, StoppedError
 
 __all__ = ["app", "data", "main", "training", "using"]
@@ -16,7 +15,10 @@ __all__ = ["app", "data", "main", "training", "using"]
 
 def main() -> None:
     """Run the command line; a user's error is printed without a traceback."""
-    share_cores(os.environ)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # By default PyTorch's threads spin while they wait. Where another program wants
+        # the same cores, the one that is waited for does not run meanwhile.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app()
     except StoppedError as stopped:

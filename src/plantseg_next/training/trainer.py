@@ -196,23 +196,17 @@ class Trainer:
         state = self._checkpoints.load(
             say=lambda text: self.tell(Event("damaged-checkpoint", text))
         )
-        is_over = False
-        if state is not None:
-            step = state["progress"]["step"]
-            self._pace.load_state_dict(state["pace"])
-            is_over = step >= self._pace.steps
-        noticed = [] if is_over else [e for w in self._watchers for e in w.on_begin()]
         if state is None:
             if self._settings.model.start not in STARTS:
                 self._judge_start()
             self._save()
-        else:
-            self._load(state)  # after the rehearsal, which draws random numbers
-            self._plan_checkpoint(0.0)
-            text = "is finished already" if is_over else f"goes on from step {step}"
-            self.tell(Event("resumed", f"The run {text}."))
-        for event in noticed:
-            self.tell(event)
+            return
+        self._load(state)
+        self._plan_checkpoint(0.0)
+        step = self.progress.step
+        is_over = step >= self._pace.steps
+        text = "is finished already" if is_over else f"goes on from step {step}"
+        self.tell(Event("resumed", f"The run {text}."))
 
     def _advance(self, source: Iterator[Drawn]) -> None:
         """Take a step, and do whatever is due after it."""
@@ -228,6 +222,7 @@ class Trainer:
             steps=steps,
             parts=parts,
             seconds=time.perf_counter() - began,
+            elapsed_s=self._pace.seconds,
             waited_s=waited_s,
             n_tiles=len(drawn.labelled) + (0 if views is None else len(views)),
             micro_batch=progress.micro_batch,

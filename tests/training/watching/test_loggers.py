@@ -18,9 +18,9 @@ VALIDATION = Validation(0.5, {"lesion_dice": 0.5}, {"right_Mehltau é": math.nan
 def going(watcher, steps):
     for step in steps:
         parts = {"leaf": torch.tensor(float(step))}
-        watcher.on_step(Stepped(step, 40, parts, 1.0, 0.0, 8, 4))
+        watcher.on_step(Stepped(step, 40, parts, 1.0, 60.0, 0.0, 8, 4))
     watcher.on_validation(steps[-1], VALIDATION, best=True)
-    watcher.on_event(steps[-1], Event("forecast", "soon"))
+    watcher.on_event(steps[-1], Event("few-steps", "soon"))
     return watcher
 
 

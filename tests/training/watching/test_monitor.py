@@ -5,10 +5,8 @@ from multiprocessing import get_context
 
 import psutil
 import pytest
-import torch
 
 from plantseg_next.training.checkpoints import Saved
-from plantseg_next.training.watching import monitor as module
 from plantseg_next.training.watching.monitor import MIB, Monitor, take_sample
 from plantseg_next.training.watching.watchers import Stepped, Validation
 
@@ -16,7 +14,7 @@ VALIDATION = Validation(0.5, {"lesion_dice": 0.5}, seconds=2.0)
 
 
 def step(n, *, seconds=1.0, waited_s=0.0):
-    return Stepped(n, 100, {}, seconds, waited_s, 8, 4)
+    return Stepped(n, 100, {}, seconds, 60.0, waited_s, 8, 4)
 
 
 @pytest.fixture
@@ -79,20 +77,6 @@ def test_a_starved_run_is_told_once_and_not_while_it_reads_all_anew(monitor):
     (event,) = told
     assert event.kind == "starved"
     assert event.text.startswith("60% of the time went into waiting for pictures.")
-
-
-def test_threads_on_cores_that_others_use_are_told_once(monitor, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(module, "usable_cores", lambda: [0, 1])
-    told = []
-    for n, busy in enumerate((0.2, 1.1, 1.3)):
-        monkeypatch.setattr(monitor._others, "cores", lambda busy=busy: busy)
-        told += monitor.on_validation(n, VALIDATION, best=False)
-    (event,) = told
-    assert event.kind == "crowded"
-    assert event.text.startswith("Other programs kept 1.1 of 2 cores busy, so the 2 ")
-    assert "with OMP_NUM_THREADS=1 before it" in event.text
-    assert [row["others_cores"] for row in rows(tmp_path)] == ["0.2", "1.1", "1.3"]
 
 
 def growing(monitor, mib_a_minute, *, free=4000.0, minutes=30):

@@ -13,9 +13,8 @@ import numpy as np
 import psutil
 import torch
 
-from plantseg_next.cores import SAID, OtherPrograms, free_threads, usable_cores
 from plantseg_next.files import explained
-from plantseg_next.training.checkpoints import KEPT, Saved
+from plantseg_next.training.checkpoints import Saved
 from plantseg_next.training.watching.history import write_table
 from plantseg_next.training.watching.watchers import Event, Stepped, Validation, Watcher
 
@@ -100,7 +99,6 @@ class Monitor(Watcher):
         self._rows: list[dict[str, float | int]] = []
         self._told: set[str] = set()
         self._checkpoint_mib = 0.0
-        self._others = OtherPrograms()
         self._seconds = self._waited_s = 0.0
         self._n_tiles = 0
         self.samples: list[Sample] = []
@@ -126,7 +124,6 @@ class Monitor(Watcher):
     ) -> Sequence[Event]:
         """Write a row, and return what should be known."""
         self._look()
-        others = self._others.cores()
         seconds = max(self._seconds, 1e-9)
         last = [s for s in self.samples if s.time >= self.newest.time - seconds] or [
             self.newest
@@ -141,7 +138,6 @@ class Monitor(Watcher):
                 "ram_mib": round(max(s.ram_mib for s in last)),
                 "ram_free_mib": round(min(s.ram_free_mib for s in last)),
                 "cpu_pct": round(fmean(s.cpu_pct for s in last), 1),
-                "others_cores": round(others, 2),
                 "disk_free_mib": round(self.newest.disk_free_mib),
                 "gpu_mib": round(self.newest.gpu_mib),
                 "gpu_peak_mib": round(self.newest.gpu_peak_mib),
@@ -154,7 +150,6 @@ class Monitor(Watcher):
             write_table(self._folder / RESOURCES, self._rows)
         alerts = [
             *self._starved(),
-            *self._crowded(others),
             *self._leak(),
             *self._disk(),
             *self._over_budget(),
@@ -166,11 +161,6 @@ class Monitor(Watcher):
     def on_checkpoint(self, step: int, saved: Saved) -> None:  # noqa: ARG002
         """Learn how large one is."""
         self._checkpoint_mib = saved.n_bytes / MIB
-
-    @property
-    def disk_needed_mib(self) -> float:
-        """Room that the run takes: checkpoints, one in the making, and two models."""
-        return (KEPT + 3) * self._checkpoint_mib
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""
@@ -215,22 +205,6 @@ class Monitor(Watcher):
                 f"{share:.0%} of the time went into waiting for pictures. Raise "
                 f"data.cache_mib, or data.workers (this machine has {cores} cores), or "
                 "shrink the pictures to data.long_side_px once, on disk.",
-            )
-        ]
-
-    def _crowded(self, others: float) -> list[Event]:
-        """Warn if threads wait for each other, for other programs are on their cores."""
-        threads, n_cores = torch.get_num_threads(), len(usable_cores())
-        free = free_threads(threads, others, n_cores)
-        if self.newest.gpu_mib or free == threads:
-            return []
-        return [
-            Event(
-                "crowded",
-                f"Other programs kept {others:.1f} of {n_cores} cores busy, so the "
-                f"{threads} threads of this run waited for each other. Stop those "
-                f"programs, or stop the run and give its command again with {SAID}={free} "
-                "before it: faster, and its weights will differ by rounding.",
             )
         ]
 

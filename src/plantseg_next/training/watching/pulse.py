@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,8 @@ from typing import Any
 from plantseg_next.errors import OutputError
 from plantseg_next.files import explained, write_atomically
 from plantseg_next.training.checkpoints import Saved
-from plantseg_next.training.pace import REHEARSED_STEPS
 from plantseg_next.training.watching.curves import draw_curves
-from plantseg_next.training.watching.forecast import Estimate, Forecast
+from plantseg_next.training.watching.eta import EtaEstimator
 from plantseg_next.training.watching.guards import lesion_shares
 from plantseg_next.training.watching.monitor import Monitor
 from plantseg_next.training.watching.status import PROGRESS, SUMMARY, read_status
@@ -32,6 +31,8 @@ from plantseg_next.training.watching.watchers import (
 )
 
 BEAT_S = 3.0
+KEPT = ("step", "steps", "best", "last", "lesion_shares")
+"""What a resumed run says of itself until it knows better."""
 
 
 class Pulse(Watcher):
@@ -40,15 +41,15 @@ class Pulse(Watcher):
     Args:
         folder: Of the run.
         monitor: Whose measures are told of.
-        forecast: Which learns from what this hears.
+        eta: Which counts the steps and validations that this hears of.
     """
 
-    def __init__(self, folder: Path, monitor: Monitor, forecast: Forecast) -> None:
+    def __init__(self, folder: Path, monitor: Monitor, eta: EtaEstimator) -> None:
         self._folder = folder
         self._monitor = monitor
-        self._forecast = forecast
+        self._eta = eta
         self._beat_due = 0.0
-        self._has_forecast = False
+        self._elapsed_s = 0.0
         self._step_ended = 0.0
         self._has_validated = False
         self._state: dict[str, Any] = {
@@ -62,7 +63,7 @@ class Pulse(Watcher):
         }
 
     def on_step(self, stepped: Stepped) -> Sequence[Event]:
-        """Learn from it; beat now and then; forecast once enough is known.
+        """Count it, and rewrite the progress now and then.
 
         A checkpoint between two steps counts as part of the second.
         """
@@ -71,19 +72,16 @@ class Pulse(Watcher):
         if self._step_ended:  # what was before the first step is no step's
             between = time.perf_counter() - seconds - self._step_ended
             if self._has_validated:
-                self._forecast.note_validation(between)
+                self._eta.add_validation(between)
             else:
                 seconds += between
-        self._forecast.note_step(stepped.step, seconds, with_lessons=with_lessons)
+        self._eta.add_step(seconds, unsupervised=with_lessons)
+        self._elapsed_s = stepped.elapsed_s
         self._has_validated, self._step_ended = False, time.perf_counter()
         self._state["step"], self._state["steps"] = stepped.step, stepped.steps
         if time.perf_counter() >= self._beat_due:
             self._beat()
-        if self._has_forecast or stepped.step <= REHEARSED_STEPS:
-            return ()
-        self._has_forecast = True
-        left = self._forecast.left(stepped.step, stepped.steps)
-        return () if left is None else (self._forecast_event(stepped, left),)
+        return ()
 
     def on_validation(
         self, step: int, validation: Validation, *, best: bool
@@ -116,13 +114,13 @@ class Pulse(Watcher):
         with suppress(OutputError):
             self._write_all()
 
-    def _forecast_event(self, stepped: Stepped, left: Estimate) -> Event:
-        free = self._monitor.newest.disk_free_mib
-        return Event(
-            "forecast",
-            f"{stepped.steps} steps in all: {left} from now. On disk the run needs about "
-            f"{self._monitor.disk_needed_mib:.0f} MiB; {free:.0f} are free.",
-        )
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {name: self._state[name] for name in KEPT if name in self._state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the run was: a finished one that is called again keeps its scores."""
+        self._state |= state
 
     def _write_all(self) -> None:
         with explained(self._folder):
@@ -141,11 +139,12 @@ class Pulse(Watcher):
         self._beat_due = time.perf_counter() + BEAT_S
         left = None
         if self._state["steps"]:
-            left = self._forecast.left(self._state["step"], self._state["steps"])
+            step, steps = self._state["step"], self._state["steps"]
+            left = self._eta.left_s(step, steps, self._elapsed_s)
         newest = self._monitor.newest
         tree = self._state | {
             "time": time.time(),
-            "left_s": None if left is None else [left.seconds, left.low, left.high],
+            "left_s": left,
             "ram_mib": round(newest.ram_mib),
             "ram_peak_mib": round(self._monitor.peak_mib),
             "gpu_peak_mib": round(newest.gpu_peak_mib),

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from plantseg_next.errors import UsageError
 from plantseg_next.experiment import Experiment, flat_settings
 from plantseg_next.training.record import EVENTS, PLAN, RECORD, Record, is_held
-from plantseg_next.training.watching.forecast import Estimate, in_words
+from plantseg_next.training.watching.eta import in_words
 from plantseg_next.training.watching.guards import HOME
 
 PROGRESS = "progress.json"
@@ -50,8 +50,8 @@ class Status:
         yield f"{self.folder}: {self._headline()}"
         if self.progress:
             yield f"  step       {self.progress['step']} of {self.progress['steps'] or '?'}"
-        if self.state == "running" and self.progress.get("left_s"):
-            yield f"  left       {Estimate(*self.progress['left_s'])}"
+        if self.state == "running" and self.progress.get("left_s") is not None:
+            yield f"  left       about {in_words(self.progress['left_s'])}"
         for name in ("best", "last"):
             if found := self.progress.get(name):
                 figures = ", ".join(f"{n} {v:.3f}" for n, v in found.items() if n != "step")

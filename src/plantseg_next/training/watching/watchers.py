@@ -37,6 +37,7 @@ class Stepped:
         steps: Steps of the run, as far as is known.
         parts: Of the loss; none of a step that was not applied.
         seconds: It took, waiting included.
+        elapsed_s: Of the run so far, all its parts together.
         waited_s: Of these, waiting for pictures.
         n_tiles: Tiles it learned from, labelled or not.
         micro_batch: Labelled tiles at once.
@@ -46,6 +47,7 @@ class Stepped:
     steps: int
     parts: Mapping[str, "Tensor"]
     seconds: float
+    elapsed_s: float
     waited_s: float
     n_tiles: int
     micro_batch: int
@@ -73,13 +75,9 @@ class Validation:
 class Watcher:
     """Hear how a run goes; override what you want to hear of.
 
-    What ``on_begin``, ``on_step`` and ``on_validation`` return are events that the watcher
-    has noticed; every watcher then hears of them.
+    What ``on_step`` and ``on_validation`` return are events that the watcher has noticed;
+    every watcher then hears of them.
     """
-
-    def on_begin(self) -> Sequence[Event]:
-        """Hear that steps will be taken; a run that goes on is restored only after this."""
-        return ()
 
     def on_step(self, stepped: Stepped) -> Sequence[Event]:
         """Hear of an optimiser step."""
