@@ -47,10 +47,11 @@ UNLABELED = [
 ]
 RUNS = {
     "supervised": ["unlabelled.method=supervised"],
-    "weak_to_strong": [*UNLABELED, "unlabelled.strong_views=2"],
+    "weak_to_strong": [*UNLABELED, "unlabelled.strong_views=2", "names.share=0.5"],
     "mean_teacher": [
         *UNLABELED,
         "unlabelled.method=mean_teacher",
+        "names.share=0.5",
         "unlabelled.gate=[probability, energy, entropy, dropout]",
     ],
 }

@@ -58,7 +58,6 @@ CONFIGURATIONS = (
     "model.encoder=convnextv2_atto data.tile_px=256 training.batch=4 "
     "memory.loss_rows=64 classes=116",
     "model.encoder=convnextv2_atto data.tile_px=512 training.batch=2 "
-    "memory.channels_last=false",
     "model.encoder=convnextv2_base data.tile_px=256 training.batch=2 "
     f"training.micro_batch=1 memory.recomputed={ALL_PARTS}",
 )

@@ -163,7 +163,7 @@ def run_of(
         print(f"  {len(left)} pictures left out", flush=True)
         manifest.write(data)
     settings = settings_of(seed=seed, share="1", steps=arguments.steps).with_settings(
-        [f"unlabelled.method={method}", *arguments.settings]
+        [f"unlabelled.method={method}", "names.share=0.5", *arguments.settings]
     )
     place: Path = arguments.work / called
     api.train(data, place, settings, say=lambda line: print(" ", line, flush=True))

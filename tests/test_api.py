@@ -180,12 +180,6 @@ def test_a_data_set_without_masks_cannot_teach(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_max_tiles_must_fit_the_batch(drawn_folder, tmp_path):
-    settings = TINY.with_settings(["data.max_tiles=3"])
-    with pytest.raises(UsageError, match=r"data\.max_tiles is 3, training\.batch 2"):
-        api.train(drawn_folder, tmp_path / "run", settings)
-
-
 def test_an_output_that_is_a_file_is_refused(drawn_folder, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(OutputError, match="cannot be written: File exists"):

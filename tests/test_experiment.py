@@ -78,11 +78,11 @@ def test_a_file_that_is_no_yaml_is_explained(tmp_path):
 
 
 def test_a_run_must_learn_from_something():
-    parts = ("hardest_pixels", "focal_tversky", "dice", "leaf", "disease")
+    parts = ("hardest_pixels", "focal_tversky", "leaf", "disease")
     with pytest.raises(UsageError, match="above 0"):
         Experiment().with_settings([f"loss.{part}=0" for part in parts])
 
 
 def test_the_surface_of_settings_is_known():
     """A new setting is a promise to users: adding one changes this number on purpose."""
-    assert len(setting_names()) == 79
+    assert len(setting_names()) == 55

@@ -41,13 +41,9 @@ class DataSettings(_Part):
     """Part of the training masks used; the rest are treated as unlabelled."""
     tile_px: int = Field(192, ge=64, multiple_of=32)
     """Side of a tile, in training and in prediction."""
-    max_tiles: int = Field(1, ge=1)
-    """Tiles drawn at one visit to a picture."""
     long_side_px: int | None = Field(1024, ge=64)
     """Larger images are shrunk to this long side, in training and in prediction, so that
     a leaf is seen at one scale whatever camera took it; null keeps every pixel."""
-    background_share: float = Field(0.3, ge=0, le=1)
-    """Chance that a tile is taken anywhere instead of from a lesion."""
     balance: float = Field(0.5, ge=0, le=1)
     """0: every picture is drawn equally often; 1: every disease."""
     weights: tuple[tuple[str, Weight], ...] = ()
@@ -62,9 +58,6 @@ class DataSettings(_Part):
     are cores beyond two, at most 4."""
     prefetch: int = Field(4, ge=1)
     """Batches that each of them reads ahead."""
-    unreadable_share: float = Field(0.05, ge=0, le=1)
-    """Part of the pictures that may turn out unreadable during a run, each replaced by
-    another, before it stops."""
     cache_mib: float = Field(1024.0, ge=0)
     """Room for decoded pictures, a worker."""
 
@@ -119,8 +112,6 @@ class ModelSettings(_Part):
     """Attention layers over the coarse scales; 0 leaves a plain feature pyramid."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share dropped in the decoder."""
-    drop_path: float = Field(0.0, ge=0, lt=1)
-    """Share of the encoder's residual branches dropped."""
 
     @property
     def encoder_weights(self) -> str:
@@ -132,11 +123,7 @@ class LossSettings(_Part):
     """Weights of the parts; 0 leaves a part out."""
 
     hardest_pixels: float = Field(1.0, ge=0)
-    hardest_share: float = Field(0.25, gt=0, le=1)
-    """Part of the valid pixels that the cross-entropy keeps."""
     focal_tversky: float = Field(1.0, ge=0)
-    dice: float = Field(0.0, ge=0)
-    boundary: float = Field(0.0, ge=0)
     leaf: float = Field(0.5, ge=0)
     """Cross-entropy and Dice of the leaf head."""
     disease: float = Field(0.3, ge=0)
@@ -146,7 +133,7 @@ class LossSettings(_Part):
 
     @model_validator(mode="after")
     def _teaches(self) -> "LossSettings":
-        parts = ("hardest_pixels", "focal_tversky", "dice", "leaf", "disease")
+        parts = ("hardest_pixels", "focal_tversky", "leaf", "disease")
         if not any(getattr(self, name) > 0 for name in parts):
             raise ValueError(f"one of {', '.join(parts)} above 0")
         return self
@@ -183,20 +170,8 @@ class UnlabelledSettings(_Part):
     """Least probability believed; other gates believe as many pixels as this one."""
     dynamic: bool = True
     """Whether classes of which the teacher is seldom sure get a lower threshold."""
-    floor: float = Field(0.1, ge=0, le=1)
-    """Least share of the pixels of each class that is believed, where dynamic."""
-    passes: int = Field(4, ge=2)
-    """Passes with dropout, for the dropout gate."""
-    divide_by: Literal["inside", "believed"] = "inside"
-    """What the teacher's loss is a mean of: all pixels of the picture, so that a doubtful
-    tile weighs less, or the believed ones."""
-    dice: float = Field(0.5, ge=0)
-    """Weight of the overlap with the teacher's mask, beside cross-entropy."""
     cut_mix: float = Field(0.5, ge=0, le=1)
     """Chance that a tile takes a box from another one."""
-    copy_paste: float = Field(0.0, ge=0, le=1)
-    """Chance that a tile gets the lesions of a labelled one pasted on. Off: across crops
-    it cost more than it gave."""
 
 
 class NamesSettings(_Part):
@@ -205,33 +180,12 @@ class NamesSettings(_Part):
     Nothing where there are none, or where ``unlabelled.method`` is supervised.
     """
 
-    share: float = Field(0.5, ge=0, le=1)
+    share: float = Field(0.0, ge=0, le=1)
     """Part of the tiles without masks that show a picture with a name, where there are
-    pictures with and without."""
-    backgrounds: float = Field(0.5, ge=0, le=1)
-    """Chance that what lies off the leaf is painted over in such a tile, where the leaf
-    is learned: a background can tell which folder a picture is from."""
+    pictures with and without. 0: names are not learned from. Off: it cost Dice in six of
+    six runs."""
     seeds: float = Field(0.5, ge=0)
     """Weight, at first, of the pixels by which the name is told; 0 takes the name only."""
-    seeds_by: Literal["name", "teacher", "both"] = "both"
-    """How they are found. name: where the image-level head looks (LayerCAM). teacher:
-    where the teacher finds a lesion likeliest in a tile that is called ill. both: the
-    product."""
-    smoothing: int = Field(0, ge=0)
-    """Rounds in which the map of the name is drawn towards edges of colour. Off: seeds
-    were less often right."""
-    fades: float = Field(0.7, ge=0, le=1)
-    """Part of the run over which that weight falls to 0, as the teacher takes over."""
-    high: float = Field(0.95, gt=0, lt=1)
-    """Quantile of the leaf above which a pixel is a seed of the lesion."""
-    low: float = Field(0.5, ge=0, lt=1)
-    """Quantile below which it is a seed of no lesion."""
-    denies: bool = True
-    """Whether a name outranks the teacher: no lesion of a healthy picture is believed,
-    and "no lesion" of an ill one only where it is least likely."""
-    least_precision: float = Field(0.5, ge=0, le=1)
-    """Seeds of a disease that are less often right than this, on pictures whose mask is
-    known, are not learned from."""
 
 
 class TrainingSettings(_Part):
@@ -253,10 +207,6 @@ class TrainingSettings(_Part):
     """Factor on the rate from each layer of the encoder (stem or stage, as timm groups
     them) to the one before. null: 0.75 from pretrained weights, 1 from a random start."""
     weight_decay: float = Field(0.05, ge=0)
-    warmup_share: float = Field(0.05, ge=0, le=0.5)
-    """Part of the steps in which the rate rises."""
-    clip: float = Field(1.0, gt=0)
-    """Greatest norm of the gradient."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the device computes in it. On a CPU, encoders other than
     ConvNeXt stay in float32: their depthwise layers take longer in bfloat16."""
@@ -300,11 +250,6 @@ class MemorySettings(_Part):
     the encoder has linear layers: tiny and larger. It learns otherwise."""
     frozen: bool = False
     """Whether the encoder stays as it starts: for published weights only. Learns less."""
-    channels_last: bool = True
-    """The layout in which convolutions are fastest."""
-    clears_cache: bool = False
-    """Whether to collect garbage and give back the GPU's cache after every step, as the
-    original system did."""
 
 
 class Experiment(_Part):

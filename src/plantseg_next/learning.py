@@ -188,8 +188,9 @@ class Plan:
     def unlabelled(self) -> Manifest:
         """Pictures that are learned from without a mask; none in a supervised run.
 
-        Those of the training split have a name, which is learned; of others, nothing
-        that is known is looked at. Where a mask is a few points, its picture is both.
+        Those of the training split may have a name, which is learned where
+        ``names.share`` is above 0; of others, nothing that is known is looked at. Where a
+        mask is a few points, its picture is both.
         """
         if self.settings.unlabelled.method == "supervised":
             return self.manifest.only(())
@@ -198,10 +199,13 @@ class Plan:
             *self.manifest.split("unlabelled").rows,
             *(row for row in train if row.sparse),
         )
+        named = [row for row in train if row.mask is None and row.disease is not None]
+        if self.settings.names.share == 0:
+            named = [replace(row, disease=None) for row in named]
         return self.manifest.only(
             (
                 *(replace(row, mask=None, disease=None, sparse=False) for row in bare),
-                *(row for row in train if row.mask is None and row.disease is not None),
+                *named,
             )
         )
 
@@ -369,6 +373,5 @@ def tiles_of(
         settings.data,
         seed=settings.seed,
         pixels=pixels,
-        outlines=settings.loss.boundary > 0,
     )
     return MixedDataset(labelled, views, settings.unlabelled.ratio)

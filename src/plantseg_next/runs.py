@@ -116,13 +116,6 @@ def train(  # noqa: PLR0913 - what a user may say
 
     sources = Sources(data) if isinstance(data, Path) else data
     settings = settings or Experiment()
-    if settings.training.batch % settings.data.max_tiles:
-        raise UsageError(
-            f"data.max_tiles is {settings.data.max_tiles}, training.batch "
-            f"{settings.training.batch}.",
-            needed="a batch that is a multiple of max_tiles",
-            fix="--set data.max_tiles=1",
-        )
     model = absolute_start(settings.model)
     _refuse_bad_start(model, out, restart=restart)
     if restart and (earlier := set_aside(out)) is not None:

@@ -102,9 +102,6 @@ class Batch:
         leaf: uint8 ``(b, h, w)``, 0, 1 or ``IGNORE``.
         disease: uint8 ``(b,)``, index or ``IGNORE``.
         keys: Manifest rows the tiles came from.
-        distance: float32 ``(b, h, w)``, signed distance to the outline of any lesion, in
-            parts of the tile's diagonal (see ``data.tiling.signed_distance``); ``None``
-            where no loss asks for it.
         points: uint8 ``(b, h, w)``, what points and scribbles say, class ids or
             ``IGNORE``; such tiles have no other ``lesion``. ``None`` in a run without.
         lost: Rows that could not be read when these were drawn.
@@ -115,7 +112,6 @@ class Batch:
     leaf: "Tensor"
     disease: "Tensor"
     keys: tuple[str, ...]
-    distance: "Tensor | None" = None
     points: "Tensor | None" = None
     lost: tuple[Lost, ...] = ()
 
@@ -137,7 +133,6 @@ class Batch:
             self.leaf[which],
             self.disease[which],
             self.keys[which],
-            None if self.distance is None else self.distance[which],
             None if self.points is None else self.points[which],
         )
 

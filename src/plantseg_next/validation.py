@@ -78,6 +78,7 @@ class Judge:
     def _judge(self, network: "nn.Module", at_once: int) -> "Validation":
         from plantseg_next.inference.predictor import make_predictor
         from plantseg_next.training.learner import batch_to_device
+        from plantseg_next.training.lessons.weak_labels import LEAST_PRECISION
         from plantseg_next.training.watching.guards import (
             doubtful_seeds,
             drift,
@@ -99,14 +100,12 @@ class Judge:
             details |= self._domains(network.eval(), at_once=2 * at_once)
         finally:
             network.to(home)
-        weak = self._lessons.weak
-        least = 0.0 if weak is None else weak.settings.least_precision
         events = (
             *found.events,
             *drift(details),
             *strangers(details),
             *unsteady(details),
-            *doubtful_seeds(details, least),
+            *doubtful_seeds(details, LEAST_PRECISION),
         )
         return replace(found, details=details, events=events)
 
@@ -137,7 +136,7 @@ def hidden_tiles(
         photometry=UNCHANGED,
     )
     n = AUDITED_TILES_WITH_NAMES if with_names else AUDITED_TILES
-    return collate([tiles[i] for i in range(-(-n // settings.data.max_tiles))])
+    return collate([tiles[i] for i in range(n)])
 
 
 def domains_of(
@@ -174,4 +173,4 @@ def domains_of(
         )
         for name, rows in bare.items()
     }
-    return Domains(views, visits=-(-TILES // settings.data.max_tiles))
+    return Domains(views, visits=TILES)

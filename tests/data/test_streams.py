@@ -29,19 +29,17 @@ from plantseg_next.errors import DataError
 from plantseg_next.experiment import DataSettings
 from plantseg_next.structures import IGNORE
 
-SETTINGS = DataSettings(tile_px=64, max_tiles=2, cache_mib=4)
+SETTINGS = DataSettings(tile_px=64, cache_mib=4)
 
 
-def dataset(folder, *, outlines=True, **changes):
+def dataset(folder, **changes):
     manifest = splits.assign(read_folder(folder), seed=0).split("train").labelled
     settings = SETTINGS.model_copy(update=changes)
-    return TileDataset(
-        manifest, settings, seed=0, pixels=(9, 1, 1, 1, 1, 1), outlines=outlines
-    )
+    return TileDataset(manifest, settings, seed=0, pixels=(9, 1, 1, 1, 1, 1))
 
 
 def same(a, b):
-    names = ("image", "lesion", "leaf", "disease", "distance")
+    names = ("image", "lesion", "leaf", "disease")
     return a.keys == b.keys and all(
         torch.equal(getattr(a, n), getattr(b, n)) for n in names
     )
@@ -74,7 +72,7 @@ def test_unlabelled_views_come_in_their_ratio(drawn_folder):
 
 def test_views_show_one_place_under_other_lights(drawn_folder):
     """A strong view has its edges where the weak one has them."""
-    tiles = dataset(drawn_folder, max_tiles=1)
+    tiles = dataset(drawn_folder)
     for draw in range(6):
         views = ViewDataset(tiles, n_strong=1, strong=strong_light(2.0))[draw]
         weak, strong = (
@@ -86,7 +84,7 @@ def test_views_show_one_place_under_other_lights(drawn_folder):
 
 def test_what_lies_outside_the_picture_is_known(drawn_folder):
     """Where a labelled tile of the same draw is ignored, a view is outside."""
-    tiles = dataset(drawn_folder, max_tiles=1)
+    tiles = dataset(drawn_folder)
     for draw in range(6):
         inside = ViewDataset(tiles, n_strong=1, strong=strong_light(2.0))[draw].inside
         assert torch.equal(inside, tiles[draw].leaf != IGNORE)
@@ -122,16 +120,12 @@ def test_a_batch_holds_what_the_network_wants(drawn_folder):
     assert len(batch) == 6
     assert batch.image.shape == (6, 3, 64, 64)
     assert batch.image.dtype == torch.uint8
-    assert batch.lesion.shape == batch.leaf.shape == batch.distance.shape == (6, 64, 64)
+    assert batch.lesion.shape == batch.leaf.shape == (6, 64, 64)
     assert set(batch.lesion.unique().tolist()) <= {0, 1, 2, 3, 4, 5, IGNORE}
 
 
-def test_outlines_are_drawn_where_a_loss_asks_for_them(drawn_folder):
-    assert dataset(drawn_folder, outlines=False)[0].distance is None
-
-
 def test_tiles_seek_lesions_and_balance_diseases(drawn_folder):
-    data = dataset(drawn_folder, background_share=0.0, balance=1.0, max_tiles=1)
+    data = dataset(drawn_folder, balance=1.0)
     tiles = collate([data[i] for i in range(60)])
     lesion = (tiles.lesion > 0) & (tiles.lesion != IGNORE)
     ill = {row.key for row in data.rows if row.disease != "healthy"}

@@ -2,16 +2,14 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 
 from plantseg_next.data.tiling import (
     CELL,
     Placement,
     TileGrid,
-    choose_centres,
+    choose_centre,
     class_weights,
     draw_tile,
     lesion_information,
@@ -19,7 +17,6 @@ from plantseg_next.data.tiling import (
     saliency,
     shrink_sample,
     shrink_to,
-    signed_distance,
 )
 from plantseg_next.structures import IGNORE, Sample
 
@@ -176,14 +173,22 @@ def test_tiles_go_where_the_information_is():
     information = np.zeros((20, 20), np.float32)
     information[3, 15] = 1
     rng = np.random.default_rng(0)
-    centres = choose_centres(
-        information, 50, reach_cells=2.0, background_share=0.0, rng=rng
-    )
-    first = np.array(centres[0]) / CELL
-    assert np.abs(first - (15.5, 3.5)).max() <= 1
-    spread = np.array(
-        choose_centres(information, 200, reach_cells=2.0, background_share=1.0, rng=rng)
-    )
+
+    def centres(n, background):
+        return np.array(
+            [
+                choose_centre(
+                    information,
+                    reach_cells=2.0,
+                    background_fraction=background,
+                    rng=rng,
+                )
+                for _ in range(n)
+            ]
+        )
+
+    assert np.abs(centres(50, 0.0) / CELL - (15.5, 3.5)).max() <= 1
+    spread = centres(200, 1.0)
     assert spread.std() > 4 * CELL  # the share of plain background comes from anywhere
 
 
@@ -192,30 +197,10 @@ def test_tiles_go_where_the_information_is():
 def test_tiles_stay_inside_a_larger_picture(seed, rows, columns):
     rng = np.random.default_rng(seed)
     information = rng.random((rows, columns)).astype(np.float32)
-    for x, y in choose_centres(
-        information, 4, reach_cells=4.0, background_share=0.5, rng=rng
-    ):
+    for _ in range(4):
+        x, y = choose_centre(information, reach_cells=4.0, background_fraction=0.5, rng=rng)
         for centre, length in ((x, columns), (y, rows)):
             if length >= 8:
                 assert 4 * CELL <= centre <= (length - 4) * CELL
             else:
                 assert (length - 4) * CELL <= centre <= 4 * CELL  # all of it in the tile
-
-
-def test_signed_distance_equals_an_independent_one():
-    rng = np.random.default_rng(0)
-    lesion = (ndimage.gaussian_filter(rng.random((40, 60)), 4) > 0.5).astype(np.uint8)
-    lesion[:3] = IGNORE
-    inside = lesion == 1
-    expected = np.where(
-        inside,
-        -(ndimage.distance_transform_edt(inside) - 1),
-        ndimage.distance_transform_edt(~inside),
-    ) / np.hypot(40, 60)
-    expected[:3] = 0
-    np.testing.assert_allclose(signed_distance(lesion), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("value", [0, 1, IGNORE])
-def test_there_is_no_distance_without_an_outline(value):
-    assert not signed_distance(np.full((8, 8), value, np.uint8)).any()

@@ -340,33 +340,6 @@ def test_encoder_that_gives_no_pyramid_is_refused(name, why):
     assert caught.value.fix == "for example tf_efficientnet_lite1 or convnextv2_atto"
 
 
-def test_encoder_that_cannot_drop_branches_works_without():
-    """timm's DenseNet knows no ``drop_path_rate``: 0 is not passed to it."""
-    encoder = build_encoder("densenet121", drop_path=0.0)
-    found = features(encoder, torch.rand(1, 3, 64, 64))
-    assert [f.shape[-1] for f in found] == [16, 8, 4, 2]
-    assert encoder.channels == tuple(f.shape[1] for f in found)
-    with pytest.raises(UsageError) as caught:
-        build_encoder("densenet121", drop_path=0.1)
-    assert "model.drop_path is 0.1, and timm's `densenet121` cannot" in caught.value.came
-    assert caught.value.fix == "--set model.drop_path=0"
-
-
-def test_encoder_drop_path_is_passed_only_where_it_is_not_0(monkeypatch):
-    made = timm.create_model
-    passed = []
-
-    def heard(name, **named):
-        passed.append(named.get("drop_path_rate"))
-        return made(name, **named)
-
-    monkeypatch.setattr(encoders.timm, "create_model", heard)
-    build_encoder(TOY)
-    assert set(passed) == {None}
-    build_encoder(TOY, drop_path=0.2)
-    assert 0.2 in passed
-
-
 @pytest.mark.parametrize(
     "name", [LITE1, "convnextv2_atto", "resnet18", "mobilenetv3_small_050", "regnetx_002"]
 )
@@ -442,7 +415,7 @@ def test_encoder_batch_norm_gives_micro_batches_the_gradient_of_the_batch(toy_fi
     )
     torch.manual_seed(0)
     network = build_segmenter(settings, classes).train()
-    weights = LossSettings(dice=0.5)
+    weights = LossSettings()
     labels = torch.randint(0, 3, (4, 64, 64))
     batch = Batch(
         image=torch.rand(4, 3, 64, 64) * torch.tensor([0.2, 0.5, 1, 1]).view(4, 1, 1, 1),
@@ -520,7 +493,7 @@ def test_encoder_depths_are_the_same_with_pretrained_weights(name):
 @pytest.mark.parametrize("stages", [{1}, {2, 4}, {1, 2, 3, 4}])
 def test_encoder_checkpointing_changes_no_gradient(name, stages):
     torch.manual_seed(0)
-    encoder = build_encoder(name, drop_path=0.3).train()
+    encoder = build_encoder(name).train()
     image = torch.rand(4, 3, 64, 64)
     found, kept = [], []
     for chosen in (set(), stages):
@@ -572,16 +545,6 @@ def test_encoder_without_stages_refuses_checkpointing():
     said = "names stages, and `resnet18` has none that can be computed again."
     assert said in str(caught.value)
     assert caught.value.needed == "an EfficientNet or a ConvNeXt"
-
-
-@pytest.mark.parametrize(("drop_path", "differ"), [(0.9, True), (0.0, False)])
-def test_encoder_drop_path_drops_branches_in_training_alone(drop_path, differ):
-    torch.manual_seed(0)
-    encoder = build_encoder(LITE1, drop_path=drop_path).train()
-    with torch.no_grad():
-        draws = [encoder(drawn_image())[3] for _ in range(8)]
-    assert differ != all(torch.equal(draw, draws[0]) for draw in draws)
-    assert torch.equal(features(encoder)[3], features(encoder)[3])
 
 
 @pytest.mark.parametrize(

@@ -103,19 +103,6 @@ def test_hardest_pixels_are_a_share_of_the_valid_ones(seed, share):
     assert found == pytest.approx(kept.mean(), rel=1e-5)
 
 
-def test_boundary_equals_a_hand_count():
-    logits = torch.zeros(1, 2, 1, 4)  # every pixel is lesion with probability 1/2
-    distance = torch.tensor([[[-0.2, 0.0, 0.1, 0.3]]])
-    assert losses.boundary(logits, distance).mean().item() == pytest.approx(0.5 * 0.2 / 4)
-
-
-def test_boundary_falls_as_the_lesion_is_found():
-    distance = torch.tensor([[[-0.2, -0.1, 0.1, 0.3]]])
-    inside = (distance < 0).float()
-    right = torch.stack([-inside, inside], 1) * 10
-    assert losses.boundary(right, distance).sum() < losses.boundary(-right, distance).sum()
-
-
 def test_image_level_leaves_unknown_rows_out():
     logits = torch.tensor([[2.0, 0.0], [0.0, 5.0]])
     known = losses.cross_entropy(logits, torch.tensor([0, IGNORE]))

@@ -14,7 +14,7 @@ from plantseg_next.training.accumulation import StepLoss, accumulate_gradients
 from plantseg_next.training.step import supervised_loss, supervised_tally
 
 CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
-WEIGHTS = LossSettings(dice=0.5, boundary=0.1)
+WEIGHTS = LossSettings()
 
 
 def make_batch(n: int, seed: int = 0, size: int = 64) -> Batch:
@@ -28,7 +28,6 @@ def make_batch(n: int, seed: int = 0, size: int = 64) -> Batch:
         leaf=torch.randint(0, 2, (n, size, size), generator=generator),
         disease=torch.randint(0, 2, (n,), generator=generator),
         keys=tuple(map(str, range(n))),
-        distance=torch.rand(n, size, size, generator=generator) - 0.5,
         points=dots(n, size, generator),
     )
 
@@ -138,7 +137,6 @@ def test_a_row_teaches_only_the_heads_it_is_annotated_for():
         batch.leaf,
         torch.full_like(batch.disease, IGNORE),
         batch.keys,
-        torch.zeros_like(batch.distance),
     )
     found = gradients(network, [unknown])
     assert not found["lesion_head.weight"].any()

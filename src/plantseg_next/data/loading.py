@@ -43,7 +43,7 @@ def loader(
 
     Args:
         dataset: Where tiles come from.
-        tiles: Labelled tiles a batch; a multiple of ``max_tiles``.
+        tiles: Labelled tiles a batch.
         start: First batch.
         stop: Batch after the last.
         workers: Processes beside the main one; 0 reads in the main process. ``None``:
@@ -58,8 +58,7 @@ def loader(
         workers = usual_workers()
     deaths = 0
     while start < stop:
-        visits = tiles // dataset.max_tiles
-        batches = _in_order(dataset, visits, range(start, stop), workers, prefetch)
+        batches = _in_order(dataset, tiles, range(start, stop), workers, prefetch)
         try:
             for batch in batches:
                 start += 1

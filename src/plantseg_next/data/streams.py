@@ -6,7 +6,7 @@ have seen.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,14 +22,13 @@ from plantseg_next.data.mixture import Mixture
 from plantseg_next.data.tiling import (
     CELL,
     Placement,
-    choose_centres,
+    choose_centre,
     class_weights,
     covered,
     draw_tile,
     lesion_information,
     saliency,
     shrink_sample,
-    signed_distance,
 )
 from plantseg_next.data.views import UNCHANGED, Geometry, Photometry
 from plantseg_next.errors import PlantSegError
@@ -92,13 +91,13 @@ class Visit(NamedTuple):
 
     Args:
         sample: The picture.
-        placements: Where its tiles lie.
+        placement: Where its tile lies.
         rng: The draw's chance.
         lost: Pictures that were drawn first and could not be read.
     """
 
     sample: Sample
-    placements: Iterator[Placement]
+    placement: Placement
     rng: np.random.Generator
     lost: tuple[Lost, ...]
 
@@ -113,7 +112,6 @@ class TileDataset(Dataset[Batch]):
         pixels: Labelled pixels of each lesion class, "no lesion" first; rare classes
             are drawn more often.
         photometry: Light and camera.
-        outlines: Whether to give the distance to outlines, for the boundary loss.
         named_share: As in ``Mixture``.
     """
 
@@ -125,7 +123,6 @@ class TileDataset(Dataset[Batch]):
         seed: int,
         pixels: Sequence[int],
         photometry: Photometry = Photometry(),  # noqa: B008 - frozen
-        outlines: bool = False,
         named_share: float | None = None,
     ) -> None:
         self.rows = manifest.rows
@@ -133,7 +130,6 @@ class TileDataset(Dataset[Batch]):
         self.seed = seed
         self.geometry = Geometry(settings.scale)
         self.photometry = photometry
-        self.outlines = outlines
         self._weights = class_weights(np.asarray(pixels, np.int64))
         self._manifest = manifest
         self._sparse = {row.key for row in manifest.rows if row.sparse}
@@ -141,12 +137,10 @@ class TileDataset(Dataset[Batch]):
         self._mixture = Mixture(manifest.rows, settings, named_share=named_share)
 
     def __getitem__(self, draw: int) -> Batch:
-        """Return the tiles of one visit to one picture."""
+        """Return the tile of one visit to one picture."""
         visit = self.visit(draw)
-        size = self.settings.tile_px
-        tiles = (draw_tile(visit.sample, p, size) for p in visit.placements)
-        found = collate([self._to_batch(tile, visit.rng) for tile in tiles])
-        return replace(found, lost=visit.lost)
+        tile = draw_tile(visit.sample, visit.placement, self.settings.tile_px)
+        return replace(self._to_batch(tile, visit.rng), lost=visit.lost)
 
     def visit(self, draw: int) -> Visit:
         """Return the picture of a draw; one that cannot be read is replaced by another.
@@ -165,24 +159,17 @@ class TileDataset(Dataset[Batch]):
                 if len(lost) == TRIES:
                     raise
             else:
-                placements = self._placements(information, rng)
-                return Visit(sample, placements, rng, tuple(lost))
+                placement = self._place(information, rng)
+                return Visit(sample, placement, rng, tuple(lost))
 
-    def _placements(
+    def _place(
         self, information: Float32[np.ndarray, "gh gw"], rng: np.random.Generator
-    ) -> Iterator[Placement]:
-        """Yield ``max_tiles`` informative places of one picture."""
-        settings = self.settings
+    ) -> Placement:
+        """Return an informative place of one picture."""
         scale = self.geometry.draw_scale(rng)
-        centres = choose_centres(
-            information,
-            settings.max_tiles,
-            reach_cells=settings.tile_px / scale / CELL / 2,
-            background_share=settings.background_share,
-            rng=rng,
-        )
-        for centre in centres:
-            yield self.geometry.draw(centre, scale, rng)
+        reach = self.settings.tile_px / scale / CELL / 2
+        centre = choose_centre(information, reach_cells=reach, rng=rng)
+        return self.geometry.draw(centre, scale, rng)
 
     def _read(self, row: Row) -> Held:
         sample = load_sample(row, self._manifest)
@@ -203,9 +190,6 @@ class TileDataset(Dataset[Batch]):
             leaf=torch.from_numpy(tile.leaf)[None],
             disease=torch.tensor([tile.disease], dtype=torch.uint8),
             keys=(tile.key,),
-            distance=torch.from_numpy(signed_distance(lesion))[None]
-            if self.outlines
-            else None,
             points=None if points is None else torch.from_numpy(points)[None],
         )
 
@@ -226,23 +210,19 @@ class ViewDataset(Dataset[Views]):
 
     def __getitem__(self, draw: int) -> Views:
         """Return the views of one visit to one picture."""
-        sample, placements, rng, lost = self._tiles.visit(draw)
+        sample, placement, rng, lost = self._tiles.visit(draw)
         size = self._tiles.settings.tile_px
-        found = []
-        for placement in placements:
-            image = draw_tile(sample, placement, size).image
-            strong = [self._strong.apply(image, rng) for _ in range(self._n_strong)]
-            inside = covered(sample.image.shape[:2], placement, size)
-            found.append(
-                Views(
-                    UNCHANGED.apply(image, rng)[None],
-                    torch.stack(strong)[:, None],
-                    torch.from_numpy(inside)[None],
-                    torch.tensor([sample.disease], dtype=torch.uint8),
-                    (sample.key,),
-                )
-            )
-        return replace(collate_views(found), lost=lost)
+        image = draw_tile(sample, placement, size).image
+        strong = [self._strong.apply(image, rng) for _ in range(self._n_strong)]
+        inside = covered(sample.image.shape[:2], placement, size)
+        return Views(
+            UNCHANGED.apply(image, rng)[None],
+            torch.stack(strong)[:, None],
+            torch.from_numpy(inside)[None],
+            torch.tensor([sample.disease], dtype=torch.uint8),
+            (sample.key,),
+            lost,
+        )
 
 
 class Drawn(NamedTuple):
@@ -275,7 +255,6 @@ class MixedDataset(Dataset[Drawn]):
     def __init__(
         self, labelled: TileDataset, unlabelled: ViewDataset | None = None, ratio: int = 1
     ) -> None:
-        self.max_tiles = labelled.settings.max_tiles
         self._labelled = labelled
         self._unlabelled = unlabelled
         self._ratio = ratio
@@ -293,7 +272,6 @@ class MixedDataset(Dataset[Drawn]):
 
 def collate(batches: Sequence[Batch]) -> Batch:
     """Return one batch of many, in order; values stay bytes until they are used."""
-    distances = [batch.distance for batch in batches if batch.distance is not None]
     points = [batch.points for batch in batches if batch.points is not None]
     return Batch(
         image=torch.cat([batch.image for batch in batches]),
@@ -301,7 +279,6 @@ def collate(batches: Sequence[Batch]) -> Batch:
         leaf=torch.cat([batch.leaf for batch in batches]),
         disease=torch.cat([batch.disease for batch in batches]),
         keys=tuple(key for batch in batches for key in batch.keys),
-        distance=torch.cat(distances) if distances else None,
         points=torch.cat(points) if points else None,
         lost=tuple(lost for batch in batches for lost in batch.lost),
     )

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
 from plantseg_next.structures import IGNORE, NO_LESION, Sample, is_lesion
 
+BACKGROUND_FRACTION = 0.3
+"""Of the tiles of a picture: from anywhere, instead of from a lesion."""
 CELL = 16
 """Pixels a cell of an information map."""
 
@@ -303,77 +305,38 @@ def saliency(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "gh gw"]:
     return _cell_means(np.linalg.norm(fine - coarse, axis=2).astype(np.float32))
 
 
-def choose_centres(
+def choose_centre(
     information: Float32[np.ndarray, "gh gw"],
-    n: int,
     *,
     reach_cells: float,
-    background_share: float,
     rng: np.random.Generator,
-) -> list[tuple[float, float]]:
-    """Return centres for ``n`` tiles, drawn where the information is.
+    background_fraction: float = BACKGROUND_FRACTION,
+) -> tuple[float, float]:
+    """Return the centre of a tile, drawn where the information is.
 
-    Each tile is drawn with a chance in proportion to the information of its cell, or,
-    with the chance ``background_share`` and where there is no information at all, from
-    anywhere: without plain background a network paints lesions on everything. The next
-    tile of the same picture avoids what the last one covered.
+    A cell is drawn with a chance in proportion to its information, or, with the chance
+    ``background_fraction`` and where there is no information at all, from anywhere:
+    without plain background a network marks lesions everywhere.
 
     Args:
         information: Worth of each cell, >= 0: lesions, saliency, or any map of doubt.
-        n: Tiles wanted.
         reach_cells: Half the side of a tile, in cells; a drawn cell lies anywhere in the
             inner half of its tile, not always in its middle.
-        background_share: Chance of a tile from anywhere, in [0, 1].
         rng: Source of chance.
+        background_fraction: Chance of a tile from anywhere, in [0, 1].
 
     Returns:
         ``(x, y)`` in pixels of the picture.
     """
-    left = information.astype(np.float64)
-    rows, columns = left.shape
-    centres = []
-    for _ in range(n):
-        plain = rng.random() < background_share or left.sum() <= 0
-        chance = np.full(left.size, 1 / left.size) if plain else left.ravel() / left.sum()
-        row, column = divmod(int(rng.choice(left.size, p=chance)), columns)
-        jitter = rng.uniform(-reach_cells / 2, reach_cells / 2, 2) if not plain else (0, 0)
-        y = _keep_inside(row + 0.5 + jitter[0], rows, reach_cells)
-        x = _keep_inside(column + 0.5 + jitter[1], columns, reach_cells)
-        centres.append((x * CELL, y * CELL))
-        reach = max(1, int(reach_cells))
-        left[
-            max(0, int(y) - reach) : max(0, int(y) + reach),
-            max(0, int(x) - reach) : max(0, int(x) + reach),
-        ] *= 0.1
-    return centres
-
-
-def signed_distance(
-    lesion: UInt8[np.ndarray, "h w"],
-) -> Float32[np.ndarray, "h w"]:
-    """Return the signed distance to the outline of any lesion, for the boundary loss.
-
-    Negative inside, positive outside; 0 where ignored, and everywhere in a tile that is
-    all lesion or has none: there is no outline to be near to. In parts of the diagonal.
-
-    Source:
-        Kervadec et al. 2019, arXiv:1812.07032: ``D(outside) - (D(inside) - 1)``, exact
-        Euclidean distances.
-    """
-    inside = is_lesion(lesion)
-    if not inside.any() or inside.all():
-        return np.zeros(lesion.shape, np.float32)
-    outward, inward = (_distance(part) for part in (~inside, inside))
-    distance = np.where(inside, 1 - inward, outward) / np.hypot(*lesion.shape)
-    distance[lesion == IGNORE] = 0
-    return distance.astype(np.float32)
-
-
-def _distance(part: np.ndarray) -> Float32[np.ndarray, "h w"]:
-    """Return the distance of each pixel of a part to the rest, the same on any threads."""
-    found = cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    # Squares of such distances are whole numbers; OpenCV's last bit depends on threads.
-    return np.sqrt(np.rint(found * found))
+    worth = information.astype(np.float64)
+    rows, columns = worth.shape
+    plain = rng.random() < background_fraction or worth.sum() <= 0
+    chance = np.full(worth.size, 1 / worth.size) if plain else worth.ravel() / worth.sum()
+    row, column = divmod(int(rng.choice(worth.size, p=chance)), columns)
+    jitter = rng.uniform(-reach_cells / 2, reach_cells / 2, 2) if not plain else (0, 0)
+    y = _keep_inside(row + 0.5 + jitter[0], rows, reach_cells)
+    x = _keep_inside(column + 0.5 + jitter[1], columns, reach_cells)
+    return x * CELL, y * CELL
 
 
 def class_weights(pixels: Int64[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
@@ -394,3 +357,7 @@ def _cell_means(worth: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "gh gw
     padded = np.zeros((rows * CELL, columns * CELL), np.float32)
     padded[: worth.shape[0], : worth.shape[1]] = worth
     return padded.reshape(rows, CELL, columns, CELL).mean((1, 3))
+
+
+BACKGROUND_FRACTION = 0.3
+"""Of the tiles of a picture: from anywhere, instead of from a lesion."""

@@ -243,9 +243,7 @@ class _Named(NamedTuple):
         return [(name, None) for name in self.names]
 
 
-def build_encoder(
-    name: str, *, weights: str = "none", drop_path: float = 0.0, fetch: bool = True
-) -> TimmEncoder:
+def build_encoder(name: str, *, weights: str = "none", fetch: bool = True) -> TimmEncoder:
     """Return an encoder of a timm network.
 
     Args:
@@ -253,7 +251,6 @@ def build_encoder(
         weights: ``packaged``, ``hub``, ``none`` or the path of a file; see the head of the
             module. At a random start, batch normalization is replaced by group
             normalization: frozen statistics of nothing cannot train.
-        drop_path: Fraction of residual branches dropped in training, in [0, 1).
         fetch: Whether to load the weights. A model read from disk has the topology that
             its first weights decided, and weights of its own.
 
@@ -263,7 +260,7 @@ def build_encoder(
         DataError: If the weights are damaged or of another network.
     """
     tag = _hub_tag(name) if weights == "hub" else None
-    network = _features(name, tag, pretrained=fetch and tag is not None, drop=drop_path)
+    network = _features(name, tag, pretrained=fetch and tag is not None)
     source = PretrainedSource()
     match weights:
         case "none":
@@ -280,7 +277,7 @@ def build_encoder(
     return TimmEncoder(network, name, source)
 
 
-def _features(name: str, tag: str | None, *, pretrained: bool, drop: float) -> nn.Module:
+def _features(name: str, tag: str | None, *, pretrained: bool) -> nn.Module:
     """Return timm's network, giving strides 4 to 32 only."""
     if name not in timm.list_models():
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.3)
@@ -293,14 +290,12 @@ def _features(name: str, tag: str | None, *, pretrained: bool, drop: float) -> n
         )
     indices = _stride_indices(name)
     full = name if tag is None else f"{name}.{tag}"
-    dropping = {"drop_path_rate": drop} if drop > 0 else {}  # not all of timm's know it
     try:
         network = timm.create_model(
             full,
             pretrained=pretrained,
             features_only=True,
             out_indices=indices,
-            **dropping,
         )
     except (OSError, RuntimeError) as error:  # the hub client raises either
         raise UsageError(
@@ -310,13 +305,7 @@ def _features(name: str, tag: str | None, *, pretrained: bool, drop: float) -> n
             "--set model.start=random",
         ) from error
     except TypeError as error:
-        if not dropping:
-            raise _unfit(name, str(error)) from error
-        raise UsageError(
-            f"model.drop_path is {drop}, and timm's `{name}` cannot drop its branches.",
-            needed="0, or a network with residual branches",
-            fix="--set model.drop_path=0",
-        ) from error
+        raise _unfit(name, str(error)) from error
     return cast("nn.Module", network)
 
 

@@ -294,7 +294,6 @@ def build_segmenter(
     encoder = build_encoder(
         settings.encoder,
         weights=settings.encoder_weights,
-        drop_path=settings.drop_path,
         fetch=fetch,
     )
     return Segmenter(

@@ -22,11 +22,13 @@ from plantseg_next.training.accumulation import Chance
 from plantseg_next.training.lessons.lessons import Lessons
 from plantseg_next.training.lessons.teacher import Teacher
 from plantseg_next.training.lessons.weak_labels import WeakLabels
-from plantseg_next.training.recovery import release
 from plantseg_next.training.schedules import warmup_cosine
 from plantseg_next.training.step import learn
 
 FINE_TUNING_DECAY = 0.75
+WARMUP_FRACTION = 0.05
+"""Of the steps: those in which the rate rises."""
+MAX_GRADIENT_NORM = 1.0
 
 
 class Learner:
@@ -109,7 +111,7 @@ class Learner:
         norm = self._fabric.clip_gradients(
             self._model,
             self._optimiser,
-            max_norm=self._settings.training.clip,
+            max_norm=MAX_GRADIENT_NORM,
             error_if_nonfinite=False,
         )
         return parts_of_loss, norm is None or bool(torch.isfinite(norm))
@@ -122,7 +124,7 @@ class Learner:
             steps: Steps of the run.
             rate_factor: Of the learning rate, beside its schedule.
         """
-        warmup = round(steps * self._settings.training.warmup_share)
+        warmup = round(steps * WARMUP_FRACTION)
         factor = rate_factor * warmup_cosine(step, steps=steps, warmup=warmup)
         for group in self._optimiser.param_groups:
             group["lr"] = group["peak"] * factor
@@ -130,8 +132,6 @@ class Learner:
         self._seen = self._seen_now
         if self.lessons is not None:
             self.lessons.teacher.update(self.network, steps=steps)
-        if self._settings.memory.clears_cache:
-            release()
 
     def snapshot(self) -> Callable[[], None]:
         """Return what undoes a ``find_gradients`` that failed, chance included."""
@@ -192,8 +192,7 @@ def build_learner(
         with_lessons: Whether there is anything without masks to learn from.
         with_names: Whether some of that has names.
     """
-    if settings.memory.channels_last:
-        network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # the layout of the fastest convolutions
     if settings.memory.frozen:
         network.encoder.requires_grad_(False)
     lessons = None
@@ -283,8 +282,5 @@ def batch_to_device(batch: Batch, device: torch.device) -> Batch:
         leaf=batch.leaf.to(device, non_blocking=True),
         disease=batch.disease.to(device, non_blocking=True),
         keys=batch.keys,
-        distance=None
-        if batch.distance is None
-        else batch.distance.to(device, non_blocking=True),
         points=None if batch.points is None else batch.points.to(device, non_blocking=True),
     )

@@ -252,25 +252,3 @@ def squared_distance(
     """
     gap = logits.float().softmax(1) - teacher.detach().float().softmax(1)
     return gap.square().mean(1).masked_fill(label == IGNORE, 0.0)
-
-
-def boundary(
-    logits: Float[Tensor, "b k h w"], distance: Float[Tensor, "b h w"]
-) -> Float[Tensor, "b h w"]:
-    """Return foreground probability times signed distance to the truth, of each pixel.
-
-    Args:
-        logits: Unnormalised class scores; all but class 0 are foreground.
-        distance: Signed distance to the true outline (``data.tiling.signed_distance``):
-            negative inside, 0 where ignored and where the tile has no lesion. In
-            parts of the tile's diagonal, so that the loss does not grow with the tile.
-
-    Returns:
-        To be averaged; negative for a good match, and never to be used alone.
-
-    Source:
-        Kervadec et al. 2019, arXiv:1812.07032. Departures: all lesion classes form one
-        foreground; distances are divided by the diagonal.
-    """
-    foreground = 1 - logits.float().softmax(dim=1)[:, 0]  # (b, h, w)
-    return foreground * distance

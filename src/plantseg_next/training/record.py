@@ -57,7 +57,6 @@ FREE = frozenset(
         "data.workers",
         "data.prefetch",
         "data.cache_mib",
-        "data.unreadable_share",
         "training.micro_batch",
         "training.checkpoint_minutes",
         "training.after_collapse",
@@ -65,8 +64,6 @@ FREE = frozenset(
         "memory.recomputed",
         "memory.loss_rows",
         "memory.teacher",
-        "memory.channels_last",
-        "memory.clears_cache",
     }
 )
 """Settings that a run may go on with another value of: what it learns stays the same,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from plantseg_next.data.streams import Drawn
-from plantseg_next.experiment import LossSettings, UnlabelledSettings
+from plantseg_next.experiment import LossSettings
 from plantseg_next.models.segmenter import Scores
 from plantseg_next.structures import IGNORE, NO_LESION, Batch
 from plantseg_next.training import losses
@@ -27,6 +27,8 @@ from plantseg_next.training.losses import Overlap
 
 LESSON_HEADS = {"lesion": 1.0, "leaf": 0.5}
 """What the teacher teaches of, and how much each counts."""
+LESSON_DICE = 0.5
+"""Weight of the overlap with the teacher's mask, beside cross-entropy."""
 
 
 def learn(
@@ -67,12 +69,9 @@ def learn(
     looks = partial(student, complementary=True) if settings.strong_views > 1 else student
     lesson = accumulate_gradients(
         taught,
-        lambda taught: lesson_tally(
-            looks(taught.image), taught, settings, rows=rows, rarity=rarity
-        ),
+        lambda taught: lesson_tally(looks(taught.image), taught, rows=rows, rarity=rarity),
         partial(
             lesson_loss,
-            settings=settings,
             weight=weight,
             name=weights.disease * lessons.name_weight,
             seeds=lessons.seed_weight,
@@ -115,10 +114,6 @@ def supervised_tally(
                 pixels["lesion"] = entropy * (lesion != IGNORE)
         elif weights.hardest_pixels > 0:
             pixels["lesion"] = losses.cross_entropy(scores.lesion, lesion)
-        if weights.boundary > 0 and batch.distance is not None:
-            distance = batch.distance[:, these]
-            found = losses.boundary(scores.lesion, distance)
-            sums["boundary"] = torch.stack([found.sum(), found.new_tensor(found.numel())])
         if weights.leaf > 0:
             leaf = batch.leaf[:, these]
             sums["leaf"] = torch.stack(losses.count_overlap(scores.leaf, leaf))
@@ -143,11 +138,9 @@ def supervised_loss(tally: Tally, weights: LossSettings) -> StepLoss:
     lesion = Overlap(*sums["lesion"])
     parts: dict[str, Callable[[], Tensor]] = {
         "hardest_pixels": lambda: losses.hardest_pixels(
-            tally.pixels["lesion"], lesion.n_known.detach(), share=weights.hardest_share
+            tally.pixels["lesion"], lesion.n_known.detach()
         ),
         "focal_tversky": lambda: losses.focal_tversky(lesion),
-        "dice": lambda: losses.soft_dice(lesion),
-        "boundary": lambda: _mean(*sums["boundary"]),
         "leaf": lambda: (
             _mean(sums["leaf_entropy"], Overlap(*sums["leaf"]).n_known)
             + losses.soft_dice(Overlap(*sums["leaf"]))
@@ -167,7 +160,6 @@ def supervised_loss(tally: Tally, weights: LossSettings) -> StepLoss:
 def lesson_tally(
     scores: Scores,
     taught: Taught,
-    settings: UnlabelledSettings,
     *,
     rows: int | None = None,
     rarity: Tensor | None = None,
@@ -177,7 +169,6 @@ def lesson_tally(
     Args:
         scores: What the student says of ``taught.image``, at any resolution.
         taught: What the teacher says.
-        settings: The method.
         rows: Rows at once.
         rarity: As in ``learn``.
     """
@@ -193,9 +184,7 @@ def lesson_tally(
                 sums[f"{head}_distance"] = distance.sum()
                 continue
             sums[f"{head}_entropy"] = losses.cross_entropy(logits, label).sum()
-            sums[f"{head}_believed"] = (label != IGNORE).sum().float()
-            if settings.dice > 0:
-                sums[head] = torch.stack(losses.count_overlap(logits, label))
+            sums[head] = torch.stack(losses.count_overlap(logits, label))
         if taught.seed is not None:
             seed = taught.seed[:, these]
             logits = losses.as_if_common(scores.lesion, seed != IGNORE, rarity)
@@ -211,7 +200,6 @@ def lesson_tally(
 
 def lesson_loss(
     tally: Tally,
-    settings: UnlabelledSettings,
     weight: float,
     *,
     name: float = 0.0,
@@ -221,11 +209,10 @@ def lesson_loss(
 
     The sum of cross-entropies is divided by all pixels of the pictures, as FixMatch does
     it (Sohn et al. 2020, arXiv:2001.07685), so that a batch of which little is believed
-    weighs little; or by the believed ones.
+    weighs little.
 
     Args:
         tally: Of all tiles of the step.
-        settings: Method and weights.
         weight: What the teacher's word is worth now, beside the supervised loss.
         name: What the names of pictures are worth.
         seeds: What seeds are worth now.
@@ -237,10 +224,8 @@ def lesson_loss(
         if f"{head}_distance" in sums:
             part = _mean(sums[f"{head}_distance"], sums["inside"])
         else:
-            among = "inside" if settings.divide_by == "inside" else f"{head}_believed"
-            part = _mean(sums[f"{head}_entropy"], sums[among])
-            if settings.dice > 0:
-                part = part + settings.dice * losses.soft_dice(Overlap(*sums[head]))
+            part = _mean(sums[f"{head}_entropy"], sums["inside"])
+            part = part + LESSON_DICE * losses.soft_dice(Overlap(*sums[head]))
         total = total + weight * worth * part
         parts[f"lesson_{head}"] = part.detach()
     if "name" in sums:

@@ -46,6 +46,8 @@ CHECKPOINT_SHARE = 0.01
 """Most of the time that goes into checkpoints between two validations."""
 NOT_FINITE_IN_A_ROW = 3
 MOST_RETURNS = 3
+MAX_UNREADABLE = 0.05
+"""Fraction of the pictures that may turn out unreadable during a run."""
 RATE_AFTER_RETURN = 0.5
 NO_GAIN = (
     "On the validation images no step was as good as the model that training started "
@@ -386,7 +388,7 @@ class Trainer:
         """Tell of pictures that could not be read; stop when they are too many.
 
         Raises:
-            DataError: If a larger share than ``data.unreadable_share`` is lost.
+            DataError: If a larger share than ``MAX_UNREADABLE`` is lost.
         """
         lost = self.progress.lost
         for key, reason in drawn.lost:
@@ -395,12 +397,12 @@ class Trainer:
             lost[key] = reason
             text = f"{reason} Another picture takes its place."
             self.tell(Event("unreadable-picture", text))
-        if len(lost) > self._settings.data.unreadable_share * self._n_pictures:
+        if len(lost) > MAX_UNREADABLE * self._n_pictures:
             self._save()
             raise DataError(
                 f"{len(lost)} of {self._n_pictures} pictures cannot be read; the last one: "
                 f"{next(reversed(lost.values()))}",
-                needed=f"at most {self._settings.data.unreadable_share:.0%} of them lost",
+                needed=f"at most {MAX_UNREADABLE:.0%} of them lost",
                 fix="mend or restore them, then the same command goes on from here",
             )
 

@@ -22,7 +22,7 @@ from plantseg_next.training.lessons.weak_labels import WeakLabels
 from plantseg_next.training.step import learn, lesson_loss, lesson_tally
 
 CLASSES = ClassMap(("rust", "blight"), (), has_leaf=True)
-PLAIN = {"cut_mix": 0.0, "copy_paste": 0.0, "dynamic": False, "starts": 0.0, "ramp": 0.0}
+PLAIN = {"cut_mix": 0.0, "dynamic": False, "starts": 0.0, "ramp": 0.0}
 
 
 def network(dropout=0.0):
@@ -149,9 +149,7 @@ def test_lessons_in_micro_batches_give_the_gradient_of_the_large_batch(method, n
     student = network()
     found = []
     for batches in ([drawn(4, n_strong=n_strong)], halves(drawn(4, n_strong=n_strong))):
-        lessons = make_lessons(
-            student, method=method, threshold=0.4, dice=1.0, cut_mix=0.8, copy_paste=0.8
-        )
+        lessons = make_lessons(student, method=method, threshold=0.4, cut_mix=0.8)
         lessons.weight = 1.0
         student.zero_grad()
         torch.manual_seed(0)  # the same boxes
@@ -167,8 +165,8 @@ def halves(one):
     ]
 
 
-def lesson(scores, taught, settings):
-    return lesson_loss(lesson_tally(scores, taught, settings), settings, 1.0).total
+def lesson(scores, taught):
+    return lesson_loss(lesson_tally(scores, taught), 1.0).total
 
 
 def test_what_is_not_believed_has_no_gradient():
@@ -183,8 +181,7 @@ def test_what_is_not_believed_has_no_gradient():
         torch.ones(1, 8, 8, dtype=torch.bool),
     )
     scores = Scores(logits, leaf, torch.zeros(1, 0))
-    for method, said in (("weak_to_strong", None), ("mean_teacher", scores)):
-        settings = UnlabelledSettings(method=method)
+    for said in (None, scores):  # weak to strong, mean teacher
         logits.grad = leaf.grad = None
         shifted = said and Scores(
             logits.detach() + 1.0 * logits.detach(), leaf, said.disease
@@ -192,36 +189,17 @@ def test_what_is_not_believed_has_no_gradient():
         with_scores = Taught(
             taught.image, taught.lesion, taught.leaf, taught.inside, shifted
         )
-        lesson(scores, with_scores, settings).backward()
+        lesson(scores, with_scores).backward()
         assert logits.grad[0, :, :2].any()
         assert not logits.grad[0, :, 2:].any()
         assert leaf.grad is None or not leaf.grad.any()
 
 
-def test_dividing_by_the_picture_makes_doubt_weigh_less():
-    logits = torch.randn(1, 3, 8, 8)
-    label = torch.full((1, 8, 8), IGNORE)
-    label[0, :2] = 1
-    taught = Taught(
-        torch.zeros(1, 3, 8, 8),
-        label,
-        torch.full_like(label, IGNORE),
-        torch.ones(1, 8, 8, dtype=torch.bool),
-    )
-    scores = Scores(logits, torch.zeros(1, 2, 8, 8), torch.zeros(1, 0))
-    all_, believed = (
-        lesson(scores, taught, UnlabelledSettings(divide_by=by, dice=0.0))
-        for by in ("inside", "believed")
-    )
-    assert all_.item() == pytest.approx(believed.item() / 4, rel=1e-5)
-
-
-def named(diseases, seeds_by="name", denies=True, **changes):
+def named(diseases, **changes):
     """Lessons on tiles with names, by a teacher who looks at the upper left corner."""
     classes = ClassMap(CLASSES.lesions, ("healthy", CLASSES.lesions[0]), has_leaf=True)
     settings = UnlabelledSettings(**(PLAIN | changes))
-    names = NamesSettings(backgrounds=0.0, seeds_by=seeds_by, denies=denies)
-    weak = WeakLabels(names, classes)
+    weak = WeakLabels(NamesSettings(share=0.5), classes)
     right = torch.ones(1, 4, 4, dtype=torch.uint8)
     weak.judge(right, right, torch.tensor([1], dtype=torch.uint8))  # its seeds are trusted
     lessons = Lessons(Teacher(network(), decay=0.9), settings, classes, weak)
@@ -281,17 +259,13 @@ def test_a_name_denies_what_the_teacher_says():
     assert (unnamed[inside] == 1).all()
 
 
-def test_names_need_not_deny_anything():
-    lessons, one = named([1, 0], denies=False)
-    lessons.teacher.lesion = torch.tensor([0.0, 9.0, 0.0])
-    (taught,) = lessons.teach([one])
-    assert (taught.lesion[:, one.unlabelled.inside[0]] == 1).all()
-
-
 def test_seeds_lie_where_the_teacher_finds_a_lesion_likeliest():
-    lessons, one = named([1], seeds_by="teacher")
+    lessons, one = named([1])
 
     class Torn(Stub):
+        def locate(self, image, _disease, _against):
+            return torch.ones(len(image), 16, 16)
+
         def __call__(self, image):
             scores = super().__call__(image)
             lesion = scores.lesion.clone()
@@ -331,27 +305,26 @@ def test_the_loss_of_names_and_seeds():
         disease=torch.tensor([3, IGNORE]),
         seed=seed,
     )
-    settings = UnlabelledSettings()
-    tally = lesson_tally(scores, taught, settings)
-    found = lesson_loss(tally, settings, 1.0, name=0.3, seeds=0.5)
+    tally = lesson_tally(scores, taught)
+    found = lesson_loss(tally, 1.0, name=0.3, seeds=0.5)
     entropy = torch.nn.functional.cross_entropy
     name = entropy(scores.disease[:1], torch.tensor([3]))
     pixels = -scores.lesion.log_softmax(1)
     seeds = (pixels[0, 2, 0, :3].mean() + pixels[1, 0, :5].mean()) / 2
-    none = lesson_loss(tally, settings, 1.0).total
+    none = lesson_loss(tally, 1.0).total
     assert found.parts["lesson_name"] == pytest.approx(float(name))
     assert found.parts["lesson_seeds"] == pytest.approx(float(seeds))
     assert found.total - none == pytest.approx(float(0.3 * name + 0.5 * seeds), rel=1e-5)
-    striped = lesson_tally(scores, taught, settings, rows=4)
-    again = lesson_loss(striped, settings, 1.0, name=0.3, seeds=0.5)
+    striped = lesson_tally(scores, taught, rows=4)
+    again = lesson_loss(striped, 1.0, name=0.3, seeds=0.5)
     assert again.total == pytest.approx(float(found.total), rel=1e-5)
     lesions = torch.tensor([0.0, 1.5, 1.5]).view(3, 1, 1)
     common = scores._replace(lesion=scores.lesion + lesions)
     asked, expected = (
-        lesson_loss(tally, settings, 1.0, seeds=0.5).parts["lesson_seeds"]
+        lesson_loss(tally, 1.0, seeds=0.5).parts["lesson_seeds"]
         for tally in (
-            lesson_tally(scores, taught, settings, rarity=torch.tensor(1.5)),
-            lesson_tally(common, taught, settings),
+            lesson_tally(scores, taught, rarity=torch.tensor(1.5)),
+            lesson_tally(common, taught),
         )
     )
     assert asked == pytest.approx(float(expected))
@@ -462,7 +435,7 @@ def test_how_a_step_is_parted_changes_no_lesson(gate):
     step = drawn(n=4)
     taught = []
     for size in (1, 4):
-        lessons = make_lessons(gate=gate, threshold=0.5, dynamic=True, floor=0.3)
+        lessons = make_lessons(gate=gate, threshold=0.5, dynamic=True)
         parts = split(step, size)
         for done in range(3):
             lessons.begin_step(done, 10, parts, rehearsal=True)

@@ -2,13 +2,12 @@ from dataclasses import replace
 
 import torch
 
-from plantseg_next.structures import IGNORE, Batch
+from plantseg_next.structures import IGNORE
 from plantseg_next.training.lessons.mixing import (
     BOX_AREA,
     cut_mix,
     draw_boxes,
     paint_ground,
-    paste_lesions,
 )
 from plantseg_next.training.lessons.taught import Taught
 
@@ -21,17 +20,6 @@ def tiles(n: int = 3, size: int = 32) -> Taught:
         lesion=own,
         leaf=own.clone(),
         inside=own != 1,
-    )
-
-
-def donors(lesion: torch.Tensor) -> Batch:
-    n, size, _ = lesion.shape
-    return Batch(
-        image=torch.full((n, 3, size, size), 0.9),
-        lesion=lesion,
-        leaf=torch.ones_like(lesion),
-        disease=torch.zeros(n, dtype=torch.long),
-        keys=("donor",) * n,
     )
 
 
@@ -58,45 +46,8 @@ def test_a_box_moves_everything_that_is_said_of_a_pixel():
             assert torch.equal(new[own][boxes[own]], old[partner][boxes[own]])
             assert torch.equal(new[own][~boxes[own]], old[own][~boxes[own]])
         assert (after.image[own][:, boxes[own]] == before.image[partner, 0, 0, 0]).all()
-
-
-def test_pasted_lesions_bring_their_true_label():
-    lesion = torch.zeros(1, 32, 32, dtype=torch.long)
-    lesion[0, 8:16, 8:16] = 2
-    lesion[0, 0] = IGNORE
-    onto = Taught(
-        image=torch.zeros(2, 3, 32, 32),
-        lesion=torch.full((2, 32, 32), IGNORE),
-        leaf=torch.ones(2, 32, 32, dtype=torch.long),
-        inside=torch.ones(2, 32, 32, dtype=torch.bool),
-    )
-    onto.leaf[:, :, 12:] = 0  # known to be off the leaf: nothing is pasted there
-    found = paste_lesions(onto, donors(lesion), torch.tensor([True, False]))
-    where = torch.zeros(32, 32, dtype=torch.bool)
-    where[8:16, 8:12] = True
-    assert (found.lesion[0][where] == 2).all()
-    assert (found.lesion[0][~where] == IGNORE).all()
-    assert torch.allclose(found.image[0, :, 10, 10], torch.tensor(0.9))
-    assert (found.image[0, :, 20, 20] == 0).all()
-    assert torch.equal(found.lesion[1], onto.lesion[1])
-    assert not found.image[1].any()
-
-
-def test_bytes_are_mixed_as_numbers_are():
-    lesion = torch.zeros(1, 32, 32, dtype=torch.uint8)
-    lesion[0, 8:16, 8:16] = 2
-    onto = Taught(
-        image=torch.full((1, 3, 32, 32), 100, dtype=torch.uint8),
-        lesion=torch.full((1, 32, 32), IGNORE, dtype=torch.uint8),
-        leaf=torch.ones(1, 32, 32, dtype=torch.uint8),
-        inside=torch.ones(1, 32, 32, dtype=torch.bool),
-    )
-    donor = replace(
-        donors(lesion), image=torch.full((1, 3, 32, 32), 250, dtype=torch.uint8)
-    )
-    found = paste_lesions(onto, donor, torch.tensor([True]))
-    assert {found.image.dtype, found.lesion.dtype, found.leaf.dtype} == {torch.uint8}
-    assert found.image[0, 0, 10].tolist()[6:9] == [100, 150, 200]  # a third blended in
+    as_bytes = replace(before, image=(10 * before.image).byte())
+    assert torch.equal(cut_mix(as_bytes, boxes).image, (10 * after.image).byte())
 
 
 def test_the_ground_is_painted_and_the_leaf_stays():

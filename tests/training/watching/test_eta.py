@@ -34,7 +34,7 @@ def test_eta_counts_unsupervised_steps_to_come_by_those_timed():
 
 
 def test_eta_of_a_run_in_minutes_is_bounded_by_them():
-    eta = EtaEstimator(validations=1, minutes=4)
+    eta = EtaEstimator(validations=1, minutes=4.0)
     assert eta.left_s(0, 100_000, 10.0) == 230
     eta.add_step(3.5, unsupervised=False)  # the number of steps is not known yet
     assert eta.left_s(1, 100_000, 10.0) == 230

@@ -26,6 +26,8 @@ BINS = 1024
 """Of certainty, where the surest pixels of a class are looked for."""
 MEMORY = 0.99
 """Share of a running figure that one more step keeps."""
+MIN_CLASS_FRACTION = 0.1
+"""Least fraction of the pixels of each class that is believed, where ``dynamic``."""
 
 
 def probability(logits: Float[Tensor, "b k h w"]) -> Float[Tensor, "b h w"]:
@@ -204,7 +206,7 @@ class Gate:
         threshold: float,
         n_classes: int,
         dynamic: bool,
-        floor: float,
+        floor: float = MIN_CLASS_FRACTION,
     ) -> None:
         self.kinds = kinds
         self.threshold = threshold

@@ -19,13 +19,13 @@ from plantseg_next.training.lessons.mixing import (
     cut_mix,
     draw_boxes,
     paint_ground,
-    paste_lesions,
 )
 from plantseg_next.training.lessons.taught import Taught
 from plantseg_next.training.lessons.teacher import Teacher
-from plantseg_next.training.lessons.weak_labels import WeakLabels, smoothed_by_colour
+from plantseg_next.training.lessons.weak_labels import BACKGROUNDS, WeakLabels
 from plantseg_next.training.schedules import ramp_up
 
+DROPOUT_PASSES = 4
 ASKED_EVERY = 20
 """Steps between two looks of the teacher at labelled tiles."""
 
@@ -79,7 +79,6 @@ class Lessons:
                 threshold=settings.threshold,
                 n_classes=n,
                 dynamic=settings.dynamic,
-                floor=settings.floor,
             )
             for n in (classes.n_lesion_logits, LEAF_LOGITS)
         )
@@ -125,7 +124,6 @@ class Lessons:
         tiles of the first under another light and another mix.
         """
         views = [one.unlabelled for one in drawn if one.unlabelled is not None]
-        donors = collate([one.labelled for one in drawn])
         with self.teacher.visit(views[0].weak.device):
             heard = [self._hear(one) for one in views]
         said = self._believed(views, heard)
@@ -136,8 +134,7 @@ class Lessons:
                         replace(labels, image=one.strong[i])
                         for labels, one in zip(said, views, strict=True)
                     ]
-                ),
-                donors,
+                )
             )
             for i in range(len(views[0].strong))
         ]
@@ -156,8 +153,7 @@ class Lessons:
             where = self._suspected(weak, views.weak, views.disease, lesion)
             on_leaf = self._on_leaf(leaf, views.inside)
             seed = weak.seeds(where, on_leaf, views.inside, views.disease)
-            if weak.settings.denies:
-                denied = weak.denied(lesion.label, where, on_leaf, views.disease)
+            denied = weak.denied(lesion.label, where, on_leaf, views.disease)
             trusted = weak.trusted().to(seed.device)[views.disease.long()]
             seed = seed.masked_fill(~trusted[:, None, None], IGNORE)
         return Heard(
@@ -214,17 +210,17 @@ class Lessons:
     def _suspected(
         self, weak: WeakLabels, image: Tensor, disease: Tensor, lesion: Opinion
     ) -> Tensor:
-        """Return where what a tile is called may show; see ``NamesSettings.seeds_by``."""
+        """Return where what a tile is called may show.
+
+        Where the image-level head looks (LayerCAM), and the teacher finds a lesion
+        likeliest.
+        """
         likely = 1 - lesion.logits.float().softmax(1)[:, NO_LESION]
-        if weak.settings.seeds_by == "teacher":
-            return likely
         seen = self.teacher.locate(image, disease, weak.against(image.device))
-        small = F.interpolate(image.float(), seen.shape[1:], mode="area")
-        seen = smoothed_by_colour(seen, small, rounds=weak.settings.smoothing)
         seen = F.interpolate(
             seen[:, None], likely.shape[1:], mode="bilinear", align_corners=False
         )[:, 0]
-        return seen if weak.settings.seeds_by == "name" else seen * likely
+        return seen * likely
 
     def _on_leaf(self, leaf: Opinion, inside: Tensor) -> Tensor:
         return (leaf.label == 1) & inside if self._classes.has_leaf else inside
@@ -324,16 +320,13 @@ class Lessons:
         if self.weak is not None:
             self.weak.load_state_dict(state["weak"])
 
-    def _mixed(self, tiles: Taught, donors: Batch) -> Taught:
+    def _mixed(self, tiles: Taught) -> Taught:
         if self.settings.method == "mean_teacher":
             return tiles  # as it was published
         device = tiles.lesion.device
         b, h, w = tiles.lesion.shape
-        if self.settings.copy_paste > 0:
-            chosen = torch.rand(b) < self.settings.copy_paste
-            tiles = paste_lesions(tiles, donors, chosen.to(device))
         if self.weak is not None and tiles.disease is not None:
-            chosen = torch.rand(b) < self.weak.settings.backgrounds
+            chosen = torch.rand(b) < BACKGROUNDS
             tiles = paint_ground(tiles, chosen.to(device) & (tiles.disease != IGNORE))
         if self.settings.cut_mix > 0:
             boxes = draw_boxes(b, (h, w), chance=self.settings.cut_mix)
@@ -367,7 +360,7 @@ class Lessons:
         if "dropout" not in self.settings.gate:
             return said, Opinion(scores.lesion), Opinion(scores.leaf)
         with dropout_on(teacher.network):
-            passes = [teacher(image).resized(size) for _ in range(self.settings.passes)]
+            passes = [teacher(image).resized(size) for _ in range(DROPOUT_PASSES)]
         return (
             said,
             Opinion(scores.lesion, torch.stack([p.lesion for p in passes])),

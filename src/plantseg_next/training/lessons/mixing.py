@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional as F
 
-from plantseg_next.structures import IGNORE, NO_LESION, Batch
+from plantseg_next.structures import IGNORE
 from plantseg_next.training.lessons.taught import Taught
 
 BOX_AREA = (0.02, 0.4)  # parts of the tile
@@ -83,40 +83,3 @@ def paint_ground(tiles: Taught, chosen: Bool[Tensor, " b"]) -> Taught:
     ground = (tiles.leaf == 0) & chosen[:, None, None]
     image = torch.where(ground[:, None], paint.to(tiles.image.dtype), tiles.image)
     return replace(tiles, image=image)
-
-
-def paste_lesions(
-    tiles: Taught, donors: Batch, chosen: Bool[Tensor, " b"], *, soft_px: int = 3
-) -> Taught:
-    """Return the tiles with lesions of labelled tiles pasted onto them.
-
-    A lesion is pasted only where the tile is not known to be off the leaf, and its edge
-    is blended over ``soft_px`` pixels, so that the network learns lesions and not seams.
-    What is pasted is a true label: it is believed.
-
-    Args:
-        tiles: To be pasted on.
-        donors: Labelled tiles of the same size; taken in turn, as often as it needs.
-        chosen: Which tiles get one.
-        soft_px: Width of the blend, odd.
-
-    Source:
-        Ghiasi et al. 2021 (copy-paste), arXiv:2012.07177, across the border of labelled
-        and unlabelled pictures as in Bai et al. 2023 (BCP), arXiv:2305.00673.
-    """
-    order = torch.arange(len(tiles.lesion), device=tiles.lesion.device) % len(donors)
-    lesion = donors.lesion[order]
-    pasted = (lesion != NO_LESION) & (lesion != IGNORE) & chosen[:, None, None]
-    pasted &= (tiles.leaf != 0) & tiles.inside
-    alpha = F.avg_pool2d(
-        pasted[:, None].float(), soft_px, stride=1, padding=soft_px // 2
-    )  # (b, 1, h, w)
-    image = alpha * donors.image[order] + (1 - alpha) * tiles.image
-    if not tiles.image.is_floating_point():
-        image = image.round()
-    return replace(
-        tiles,
-        image=image.to(tiles.image.dtype),
-        lesion=torch.where(pasted, lesion, tiles.lesion),
-        leaf=tiles.leaf.masked_fill(pasted & (tiles.leaf != IGNORE), 1),
-    )

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from plantseg_next.data.layouts.folders import tidy_name
 from plantseg_next.experiment import NamesSettings
@@ -27,10 +26,17 @@ from plantseg_next.structures import IGNORE, NO_LESION, ClassMap
 HEALTHY = ("healthy", "normal", "background")
 """How a name begins that says that there is no lesion; PlantVillage's copies have
 backgrounds without leaves."""
-DILATIONS = (1, 2)
-"""Distances, in pixels of the map, to the neighbours that a map is smoothed with."""
-CONTRAST = 0.3
-"""Of a tile's own contrast: colours that differ by more have little in common."""
+BACKGROUNDS = 0.5
+"""Chance that what lies off the leaf is painted over in a tile with a name, where the leaf
+is learned: a background can tell which folder a picture is from."""
+FADES = 0.7
+"""Part of the run over which the weight of seeds falls to 0, as the teacher takes over."""
+HIGH, LOW = 0.95, 0.5
+"""Quantiles of the leaf above which a pixel is a seed of the lesion, and of no lesion
+below."""
+LEAST_PRECISION = 0.5
+"""Seeds of a disease that are less often right than this, on pictures whose mask is known,
+are not learned from."""
 MEMORY = 0.5
 """Share of earlier counts that one more measurement keeps: the network was another."""
 
@@ -56,7 +62,7 @@ class WeakLabels:
     """Draw seeds, and remember how right they were.
 
     Args:
-        settings: Quantiles, weight and least precision.
+        settings: Weight of the seeds.
         classes: Of the network.
     """
 
@@ -88,7 +94,7 @@ class WeakLabels:
         Args:
             done: Part of the run that lies behind.
         """
-        return self.settings.seeds * max(0.0, 1 - done / max(self.settings.fades, 1e-6))
+        return self.settings.seeds * max(0.0, 1 - done / FADES)
 
     def seeds(
         self,
@@ -112,7 +118,7 @@ class WeakLabels:
             leaf, or one of which no part stands out.
         """
         leaf = leaf & inside
-        low, high = _quantiles(activation, leaf, self.settings.low, self.settings.high)
+        low, high = _quantiles(activation, leaf, LOW, HIGH)
         kind = self._class_of.to(disease.device)[disease.long()][:, None, None]
         is_healthy = kind == NO_LESION
         says_nothing = (kind == IGNORE) | ~(is_healthy | (high > low))
@@ -141,7 +147,7 @@ class WeakLabels:
             disease: ``IGNORE`` of a tile without a name.
         """
         kind = self._class_of.to(disease.device)[disease.long()][:, None, None]
-        (low,) = _quantiles(activation, leaf, self.settings.low)
+        (low,) = _quantiles(activation, leaf, LOW)
         says_none = label == NO_LESION
         overlooked = (kind != IGNORE) & says_none & leaf & (activation > low)
         return torch.where(kind == NO_LESION, ~says_none, overlooked)
@@ -152,7 +158,7 @@ class WeakLabels:
         Those that masks have judged and found right often enough, and healthy.
         """
         seeded, right, _ = self._counts.unbind(1)
-        good = (seeded > 0) & (right >= self.settings.least_precision * seeded)
+        good = (seeded > 0) & (right >= LEAST_PRECISION * seeded)
         return good | (self._class_of == NO_LESION)
 
     def judge(
@@ -195,45 +201,6 @@ class WeakLabels:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the memory whose state it is."""
         self._counts = state["counts"].clone()
-
-
-def smoothed_by_colour(
-    activation: Float[Tensor, "b h w"], image: Float[Tensor, "b 3 h w"], *, rounds: int
-) -> Float[Tensor, "b h w"]:
-    """Return the map drawn towards the edges of the picture.
-
-    Every pixel becomes a mean of its neighbours, near and far, in which those of its own
-    colour count most; ``rounds`` times over.
-
-    Source:
-        Araslanov and Roth 2020 (PAMR), arXiv:2005.08104, with fewer distances.
-    """
-    if rounds == 0:
-        return activation
-    near = _neighbours(image)  # (b, 3, n, h, w)
-    spread = image.std((2, 3), keepdim=True).mean(1, keepdim=True)  # (b, 1, 1, 1)
-    apart = (near - image[:, :, None]).abs().mean(1)  # (b, n, h, w)
-    affinity = (-apart / (CONTRAST * spread + 1e-6)).softmax(1)
-    for _ in range(rounds):
-        activation = (affinity * _neighbours(activation[:, None])[:, 0]).sum(1)
-    return activation
-
-
-def _neighbours(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c n h w"]:
-    """Return the eight neighbours of every pixel at each distance; the rim is repeated."""
-    h, w = maps.shape[2:]
-    reach = max(DILATIONS)
-    padded = F.pad(maps, (reach,) * 4, mode="replicate")
-    return torch.stack(
-        [
-            padded[:, :, reach + dy : reach + dy + h, reach + dx : reach + dx + w]
-            for d in DILATIONS
-            for dy in (-d, 0, d)
-            for dx in (-d, 0, d)
-            if dy or dx
-        ],
-        dim=2,
-    )
 
 
 def _quantiles(

@@ -69,7 +69,7 @@ def plan_reading(
 def batch_bytes(settings: Experiment, *, with_lessons: bool) -> int:
     """Return the bytes of what a step learns from: pictures and masks."""
     a_tile = settings.data.tile_px**2
-    labelled = 3 + 2 + 4 * (settings.loss.boundary > 0)
+    labelled = 3 + 2
     views = 3 * (1 + settings.unlabelled.strong_views) + 1 if with_lessons else 0
     per_tile = labelled + settings.unlabelled.ratio * views
     return settings.training.batch * a_tile * per_tile

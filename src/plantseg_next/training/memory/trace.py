@@ -93,7 +93,7 @@ def trace(
         stack.enter_context(ledger)
         stack.enter_context(_gpu_casts() if casts else nullcontext())
         stack.enter_context(same_bits(settings.deterministic, device))
-        _make_fake(network, channels_last=settings.memory.channels_last)
+        _make_fake(network)
         # The fakes lie on the CPU, where gradients can be followed without a GPU.
         here = Device("cpu", device.name, device.has_bfloat16)
         learner = build_learner(
@@ -198,14 +198,14 @@ def _gpu_casts() -> Iterator[None]:
         yield
 
 
-def _make_fake(network: Segmenter, *, channels_last: bool) -> None:
+def _make_fake(network: Segmenter) -> None:
     """Put fake weights into a network that has none."""
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
             layout = torch.contiguous_format
-            if channels_last and parameter.ndim == 4:
+            if parameter.ndim == 4:
                 layout = torch.channels_last
             fake = torch.empty(parameter.shape, memory_format=layout)
             module._parameters[name] = nn.Parameter(fake)
@@ -229,7 +229,6 @@ def _fake_tiles(settings: Experiment, *, with_lessons: bool) -> Drawn:
         leaf=tiles(b),
         disease=torch.zeros(b, dtype=torch.uint8),
         keys=("",) * b,
-        distance=tiles(b).float() if settings.loss.boundary > 0 else None,
     )
     if not with_lessons:
         return Drawn(labelled)
