@@ -2,7 +2,7 @@
 
     python benchmarks/against_unet.py DATA --minutes 8 --seeds 0 1 2
 
-Both networks get the same tiles, losses, optimiser, schedule, precision, minutes and
+Both networks get the same tiles, losses, optimizer, schedule, precision, minutes and
 stitched prediction; only the network and its peak rate differ. The U-Net (ResNet-18, with
 its own image-level head) is what a careful person would take off the shelf. The best
 model by validation is judged on the test split, which chooses nothing. A row a run is
@@ -23,21 +23,21 @@ from torch import Tensor, nn
 
 from plantseg_next import judging
 from plantseg_next.data import splits
-from plantseg_next.data.layouts import read_folder
-from plantseg_next.data.loading import loader
+from plantseg_next.data.dataloader import loader
+from plantseg_next.data.dataset import MixedDataset, TileDataset, count_pixels
+from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.data.streams import MixedDataset, TileDataset, count_pixels
 from plantseg_next.evaluation.report import judge
-from plantseg_next.experiment import Experiment
 from plantseg_next.inference.backends import TorchBackend
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.models.segmenter import Scores, build_segmenter
 from plantseg_next.runtime import find_device, seed_everything
+from plantseg_next.settings import Experiment
 from plantseg_next.structures import ClassMap
+from plantseg_next.training.callbacks.callback import Event, Validation, Watcher
 from plantseg_next.training.checkpoints import Checkpoints
-from plantseg_next.training.learner import Learner
+from plantseg_next.training.engine import Learner
 from plantseg_next.training.trainer import Trainer
-from plantseg_next.training.watching.watchers import Event, Validation, Watcher
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATE = {"ours": 2e-3, "unet": 1e-3}
@@ -99,7 +99,7 @@ def run(
     net = UNet(classes) if network == "unet" else build_segmenter(settings.model, classes)
     data = MixedDataset(
         TileDataset(
-            manifest.split("train").labelled,
+            manifest.split("train").labeled,
             settings.data,
             seed=settings.seed,
             pixels=pixels,
@@ -112,7 +112,7 @@ def run(
         settings.data.long_side_px,
     )
     judged = judging.some_rows(
-        manifest.split("val").labelled, settings.training.validation_pictures, settings.seed
+        manifest.split("val").labeled, settings.training.validation_images, settings.seed
     )
     best = BestWeights(net)
     with tempfile.TemporaryDirectory() as folder:
@@ -128,12 +128,12 @@ def run(
             lambda _: judging.validate(predictor, judged),
             settings,
             Checkpoints(Path(folder)),
-            n_pictures=len(manifest.split("train").labelled),
+            n_images=len(manifest.split("train").labeled),
             watchers=[best],
         ).run()
     net.load_state_dict(best.state)
     started = time.perf_counter()
-    test = manifest.split("test").labelled
+    test = manifest.split("test").labeled
     items = judging.judged(predictor, classes, test, classes)
     report = judge(items, classes, severity=judging.severity_pct)
     return {
@@ -152,7 +152,7 @@ def run(
             f"dice_{row.name.replace(' ', '_')}": round(row.lesion_dice.value, 4)
             for row in report.diseases
         },
-        "predict_s_a_picture": round((time.perf_counter() - started) / len(test), 3),
+        "predict_s_a_image": round((time.perf_counter() - started) / len(test), 3),
         "rate": settings.training.rate,
         "precision": settings.training.precision,
         "torch_threads": torch.get_num_threads(),
@@ -174,7 +174,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     manifest = splits.assign(read_folder(arguments.data), seed=0)
-    pixels = count_pixels(manifest.split("train").labelled).pixels
+    pixels = count_pixels(manifest.split("train").labeled).pixels
     done = results_table.read(arguments.out)
     for seed in arguments.seeds:
         for network in arguments.networks:

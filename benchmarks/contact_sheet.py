@@ -1,8 +1,8 @@
-"""Real predictions for the eye: picture, truth and prediction side by side.
+"""Real predictions for the eye: image, truth and prediction side by side.
 
     python benchmarks/contact_sheet.py MODEL DATA [DATA ...] --out sheet.png
 
-Takes test pictures where the data set has them, otherwise any, spread evenly over the
+Takes test images where the data set has them, otherwise any, spread evenly over the
 range of their lesion Dice: the worst, the best, and some between.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from plantseg_next import api, judging
 from plantseg_next.data import splits
-from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.formats import read_folder
 from plantseg_next.evaluation.metrics import ClassScores, confusion_matrix
 from plantseg_next.structures import ClassMap, is_lesion
 
@@ -23,7 +23,7 @@ ANY_LESION = ClassMap(("any lesion",))
 
 
 def outlined(image: np.ndarray, lesion: np.ndarray, leaf: np.ndarray | None) -> np.ndarray:
-    """Return the picture in a cell, lesions outlined in magenta and the leaf in cyan."""
+    """Return the image in a cell, lesions outlined in magenta and the leaf in cyan."""
     height, width = CELL_HW
     scale = min(height / image.shape[0], width / image.shape[1])
     h, w = (max(1, round(n * scale)) for n in image.shape[:2])
@@ -32,10 +32,10 @@ def outlined(image: np.ndarray, lesion: np.ndarray, leaf: np.ndarray | None) -> 
     masks = [(is_lesion(lesion), (255, 0, 255))]
     if leaf is not None:
         masks.insert(0, (leaf == 1, (0, 255, 255)))
-    for mask, colour in masks:
+    for mask, color in masks:
         shrunk = cv2.resize(mask.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST)
         found, _ = cv2.findContours(shrunk, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(small, found, -1, colour, 1)
+        cv2.drawContours(small, found, -1, color, 1)
     cell[:h, :w] = small
     return cell
 
@@ -47,14 +47,14 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--each", type=int, default=6)
-    parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--images", type=int, default=40)
     arguments = parser.parse_args()
     predictor, card = api.load_predictor(api.find_model(arguments.model))
     columns = []
     for data in arguments.data:
         manifest = splits.assign(read_folder(data), seed=0)
-        test = manifest.split("test").labelled
-        chosen = judging.some_rows(test if len(test) else manifest, arguments.pictures, 0)
+        test = manifest.split("test").labeled
+        chosen = judging.some_rows(test if len(test) else manifest, arguments.images, 0)
         shown = []
         for one in judging.judged(predictor, card.classes, chosen, ANY_LESION):
             truth, found = one.sample, one.prediction

@@ -4,7 +4,7 @@
     python benchmarks/equality_digest.py --against HEAD~1
 
 Trains three short seeded runs on drawn leaves and prints a digest of the weights of each:
-supervised; the default method with names of pictures; mean teacher with
+supervised; the default method with names of images; mean teacher with
 every confidence. With ``--against`` the script and the package of that commit are run too,
 and the digests must be equal. They depend on the machine and its libraries, not on the
 names of parameters or settings.
@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from plantseg_next import api
-from plantseg_next.experiment import Experiment
-from plantseg_next.learning import Sources
 from plantseg_next.models.bundle import read_weights
+from plantseg_next.settings import Experiment
 from plantseg_next.synthetic.leaves import write_drawn_folder
+from plantseg_next.workflows.setup import Sources
 
 STEPS = 20
 SHARED = [
@@ -36,23 +36,23 @@ SHARED = [
     "training.batch=4",
     "training.micro_batch=2",
     "training.validations=2",
-    "training.validation_pictures=3",
+    "training.validation_images=3",
 ]
 UNLABELED = [
     "model.encoder=test_convnext",
     "model.start=random",
-    "data.labelled_share=0.3",
-    "unlabelled.starts=0",
-    "unlabelled.ramp=0.1",
+    "data.labeled_share=0.3",
+    "unlabeled.starts=0",
+    "unlabeled.ramp=0.1",
 ]
 RUNS = {
-    "supervised": ["unlabelled.method=supervised"],
-    "weak_to_strong": [*UNLABELED, "unlabelled.strong_views=2", "names.share=0.5"],
+    "supervised": ["unlabeled.method=supervised"],
+    "weak_to_strong": [*UNLABELED, "unlabeled.strong_views=2", "names.share=0.5"],
     "mean_teacher": [
         *UNLABELED,
-        "unlabelled.method=mean_teacher",
+        "unlabeled.method=mean_teacher",
         "names.share=0.5",
-        "unlabelled.gate=[probability, energy, entropy, dropout]",
+        "unlabeled.gate=[probability, energy, entropy, dropout]",
     ],
 }
 

@@ -14,7 +14,7 @@ The full disk needs the right to mount a small file system; without it that faul
 out and said to be.
 
 ``--five`` trains on five data sets at once: three with masks, each with its own mask
-values, one of class folders and one of bare pictures.
+values, one of class folders and one of bare images.
 """
 
 import argparse
@@ -36,18 +36,18 @@ import results_table
 import yaml
 from PIL import Image
 
-from plantseg_next.experiment import Experiment
 from plantseg_next.models.bundle import read_card
+from plantseg_next.settings import Experiment
 from plantseg_next.synthetic.leaves import write_drawn_folder
 
 RESULTS = Path(__file__).parent / "results" / "fault_campaign.csv"
 FIVE = RESULTS.with_name("fault_campaign_five.csv")
 STEPS = 24
 SETTINGS = [
-    "data.tile_px=64", "data.labelled_share=0.3", "data.cache_mib=0", "data.workers=0",
-    "unlabelled.starts=0",
+    "data.tile_px=64", "data.labeled_share=0.3", "data.cache_mib=0", "data.workers=0",
+    "unlabeled.starts=0",
     "training.minutes=null", f"training.steps={STEPS}", "training.batch=4",
-    "training.validations=4", "training.validation_pictures=6",
+    "training.validations=4", "training.validation_images=6",
 ]  # fmt: skip
 MOST_RESTARTS = 4
 SMALL_DISK_MIB = 500
@@ -157,17 +157,17 @@ def truncation(case: Case, process: subprocess.Popen[bytes]) -> None:
     case.newest().write_bytes(content[: case.chance.randrange(len(content) or 1)])
 
 
-def unreadable_picture(case: Case, process: subprocess.Popen[bytes]) -> None:
-    """Break a picture while the run goes on."""
+def unreadable_image(case: Case, process: subprocess.Popen[bytes]) -> None:
+    """Break an image while the run goes on."""
     case.wait_for_step(process, case.chance.randrange(1, STEPS - 4))
-    pictures = sorted((case.data / "set_0" / "images").iterdir())
-    victim = case.chance.choice(pictures)
+    images = sorted((case.data / "set_0" / "images").iterdir())
+    victim = case.chance.choice(images)
     victim.write_bytes(b"rot")
     case.log.append(victim.name)
 
 
 def killed_worker(case: Case, process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that reads pictures, as the system does when memory runs out."""
+    """Kill a process that reads images, as the system does when memory runs out."""
     case.wait_for_step(process, case.chance.randrange(1, STEPS - 4))
     children = psutil.Process(process.pid).children(recursive=True)
     workers = [child for child in children if not child.children()]
@@ -228,7 +228,7 @@ FAULTS: dict[str, tuple[Fault, Callable[[random.Random], str] | None, int]] = {
     "too_little_memory": (nothing, too_little_memory, NOTHING),
     "too_little_memory_to_validate": (nothing, too_little_memory_to_validate, WEIGHTS),
     "not_a_number": (nothing, not_a_number, NOTHING),
-    "unreadable_picture": (unreadable_picture, None, NOTHING),
+    "unreadable_image": (unreadable_image, None, NOTHING),
 }
 """The fault, what the process does to itself, and what of the bits is promised."""
 
@@ -239,7 +239,7 @@ def injected(what: str) -> None:
 
     from plantseg_next import cli
     from plantseg_next.inference.backends import TorchBackend
-    from plantseg_next.training.learner import Learner
+    from plantseg_next.training.engine import Learner
 
     kind, *numbers = what.split(":")
     start, size = map(int, numbers)
@@ -350,18 +350,18 @@ def draw_data_sets(folder: Path, *, five: bool) -> None:
         names.write_text(yaml.safe_dump({255 - v: name for v, name in meant.items()}))
     for i in (3, 4):
         write_drawn_folder(folder / "drawn", 24, seed=1 + i, size_hw=(96, 96))
-        for j, picture in enumerate(sorted((folder / "drawn" / "images").rglob("*.*"))):
+        for j, image in enumerate(sorted((folder / "drawn" / "images").rglob("*.*"))):
             disease = ("Crop___rust", "Crop___healthy")[j % 2] if i == 3 else ""
-            place = folder / f"set_{i}" / disease / picture.name
+            place = folder / f"set_{i}" / disease / image.name
             place.parent.mkdir(parents=True, exist_ok=True)
-            picture.rename(place)
+            image.rename(place)
         shutil.rmtree(folder / "drawn")
 
 
 def run_undisturbed(work: Path) -> tuple[str, ...]:
     """Return the bits of the run that nothing happens to."""
     with place(work, small_disk=False) as folder:
-        # At the place where the others are: a run knows its pictures by their paths.
+        # At the place where the others are: a run knows its images by their paths.
         shutil.copytree(work / "leaves", folder / "leaves")
         Experiment().with_settings(SETTINGS).write(folder / "settings.yaml")
         case = Case(folder / "run", folder / "leaves", random.Random(0))  # noqa: S311

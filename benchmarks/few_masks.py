@@ -18,9 +18,9 @@ from zero_shot import judge
 
 from plantseg_next import api
 from plantseg_next.data import splits
-from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.experiment import Experiment
+from plantseg_next.settings import Experiment
 
 RESULTS = Path(__file__).parent / "results" / "few_masks.csv"
 START = {
@@ -33,24 +33,24 @@ START = {
 def run(data: Path, out: Path, name: dict[str, str], settings: list[str]) -> dict[str, Any]:
     """Train and judge once."""
     manifest = splits.assign(read_folder(data), seed=0)
-    n_train = len(manifest.split("train").labelled)
+    n_train = len(manifest.split("train").labeled)
     chosen = Experiment().with_settings(
         [
             f"seed={name['seed']}",
-            f"data.labelled_share={int(name['masks']) / n_train}",
+            f"data.labeled_share={int(name['masks']) / n_train}",
             f"data.tile_px={name['tile']}",
             f"training.steps={name['steps']}",
-            f"unlabelled.method={name['method']}",
+            f"unlabeled.method={name['method']}",
             "training.minutes=null",
             "training.validations=1",
-            "training.validation_pictures=10",
+            "training.validation_images=10",
             *START[name["start"]],
             *settings,
         ]
     )
     trained = api.train(data, out, chosen, say=lambda line: print(" ", line, flush=True))
     predictor, _ = api.load_predictor(out / "last")
-    found = judge(predictor, Manifest.read(out / "manifest.json").split("test").labelled)
+    found = judge(predictor, Manifest.read(out / "manifest.json").split("test").labeled)
     return {
         "n_masks": trained.n_train,
         "minutes": round(trained.outcome.minutes, 2),

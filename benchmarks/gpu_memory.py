@@ -30,8 +30,8 @@ import results_table
 import torch
 from memory_error import ALL_PARTS, CONFIGURATIONS, stepping, understood
 
+from plantseg_next.memory.trace import footprint, trace
 from plantseg_next.runtime import Device, find_device, prepare_gpu, same_bits
-from plantseg_next.training.memory.trace import footprint, trace
 
 TABLE = "gpu_memory.csv"
 GPU = Device("cuda", "a GPU", has_bfloat16=True)
@@ -60,7 +60,7 @@ def _stated(asked: str, planned: str, budget_gb: float) -> tuple[Case, Case]:
 
 TINY = "model.encoder=convnextv2_tiny data.tile_px={} training.batch=32"
 BASE = "model.encoder=convnextv2_base data.tile_px=512 training.batch=32"
-LEAN = "memory.optimiser=adafactor memory.teacher=host"
+LEAN = "memory.optimizer=adafactor memory.teacher=host"
 ORIGINAL = "model.encoder=convnextv2_tiny data.tile_px=384 training.batch=192"
 CASES = (
     *(Case(text) for text in CONFIGURATIONS),

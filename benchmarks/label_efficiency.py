@@ -1,10 +1,10 @@
-"""How few masks are enough: methods beside their labelled-only twin, at shares of masks.
+"""How few masks are enough: methods beside their labeled-only twin, at shares of masks.
 
     python benchmarks/label_efficiency.py coffee potato rice --work FOLDER
 
 The data sets become one, near-duplicates joined into groups before splits are drawn. A
 share of the training masks is kept, by group, the same for every method; the other
-pictures are unlabelled. Every method takes the same number of optimiser steps, and its
+images are unlabeled. Every method takes the same number of optimizer steps, and its
 last model is judged on the test split: nothing is chosen by masks that are hidden. A row
 a run goes into the CSV, and the pixels of every test group into a file beside it, from
 which ``label_efficiency_plot.py`` draws intervals. What is in the CSV is not repeated, and
@@ -26,15 +26,15 @@ import results_table
 
 from plantseg_next import api
 from plantseg_next.data import splits
-from plantseg_next.data.checks import check
-from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest, merge
+from plantseg_next.data.quality.check import check
 from plantseg_next.evaluation.metrics import confusion_matrix, foreground_counts
 from plantseg_next.evaluation.report import Judged, judge
 from plantseg_next.evaluation.report_tables import Report
-from plantseg_next.experiment import Experiment
-from plantseg_next.judging import judged, severity_pct
-from plantseg_next.learning import Sources
+from plantseg_next.settings import Experiment
+from plantseg_next.workflows.evaluate import judged, severity_pct
+from plantseg_next.workflows.setup import Sources
 
 RESULTS = Path(__file__).parent / "results" / "label_efficiency.csv"
 Tally = dict[tuple[str, str], np.ndarray]
@@ -56,7 +56,7 @@ def one_data_set(folders: list[Path], path: Path) -> Manifest:
 
 
 def tallied(items: Iterable[Judged], tally: Tally, n_classes: int) -> Iterator[Judged]:
-    """Pass judged pictures on, adding their lesion pixels to those of their group."""
+    """Pass judged images on, adding their lesion pixels to those of their group."""
     for item in items:
         pixels = confusion_matrix(item.sample.lesion, item.prediction.lesion, n_classes)
         tally[item.source, item.group] += foreground_counts(pixels)
@@ -70,13 +70,13 @@ def settings_of(
     return Experiment().with_settings(
         [
             f"seed={seed}",
-            f"data.labelled_share={float(Fraction(share))}",
+            f"data.labeled_share={float(Fraction(share))}",
             f"data.tile_px={tile}",
             f"data.long_side_px={long_side}",
             "training.minutes=null",
             f"training.steps={steps}",
             "training.validations=4",
-            "training.validation_pictures=30",
+            "training.validation_images=30",
         ]
     )
 
@@ -107,14 +107,14 @@ def run(
     """Train and judge once; keep the counts of every group, and return the figures."""
     trained = api.train(data, out, settings, say=lambda line: print(" ", line, flush=True))
     manifest = Manifest.read(out / "manifest.json")
-    val, _ = judge_last(out, manifest.split("val").labelled)
-    report, tally = judge_last(out, manifest.split("test").labelled)
+    val, _ = judge_last(out, manifest.split("val").labeled)
+    report, tally = judge_last(out, manifest.split("test").labeled)
     write_counts(counts, tally)
     several = len(report.classes) > 2  # "no lesion" is one
     by_source = {s.name: round(s.lesion_dice.value, 4) for s in report.sources}
     return {
         "minutes": round(trained.outcome.minutes, 2),
-        "n_labelled": trained.n_train,
+        "n_labeled": trained.n_train,
         **{f"dice_{name}": dice for name, dice in by_source.items()},
         "mean_dice": round(fmean(by_source.values()), 4),
         "val_mean_dice": round(fmean(s.lesion_dice.value for s in val.sources), 4),
@@ -168,7 +168,7 @@ def main() -> None:
             steps=arguments.steps,
             tile=arguments.tile,
             long_side=arguments.long_side,
-        ).with_settings([f"unlabelled.method={method}", *arguments.settings])
+        ).with_settings([f"unlabeled.method={method}", *arguments.settings])
         words = (method, arguments.variant, share.replace("/", "of"), arguments.steps, seed)
         called = "-".join(str(word) for word in words if word != "")
         place = arguments.work / called  # a run that was killed goes on from here

@@ -1,4 +1,4 @@
-"""The table of ``label_efficiency.py`` as text and as a picture, with intervals.
+"""The table of ``label_efficiency.py`` as text and as an image, with intervals.
 
     python benchmarks/label_efficiency_plot.py --steps 3000
 
@@ -22,7 +22,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 DRAWS = 2000
-COLOURS = {"supervised": "0.4", "mean_teacher": "#d08770", "weak_to_strong": "#2e7d32"}
+COLORS = {"supervised": "0.4", "mean_teacher": "#d08770", "weak_to_strong": "#2e7d32"}
 Counts = dict[tuple[str, str], np.ndarray]
 """Overlap, true and predicted pixels of each source and group."""
 
@@ -74,10 +74,10 @@ def counts_of(row: Run, table: Path) -> Counts:
 
 
 def print_table(found: dict[tuple[str, str], np.ndarray], rows: list[Run]) -> None:
-    """Print every method at every share, with its gain over the labelled-only twin."""
+    """Print every method at every share, with its gain over the labeled-only twin."""
     for share in shares_of(rows):
-        n_labelled = next(row["n_labelled"] for row in rows if row["share"] == share)
-        print(f"{share} of the masks ({n_labelled} pictures)")
+        n_labeled = next(row["n_labeled"] for row in rows if row["share"] == share)
+        print(f"{share} of the masks ({n_labeled} images)")
         for method in METHODS:
             if (method, share) not in found:
                 continue
@@ -119,15 +119,15 @@ def draw(found: dict[tuple[str, str], np.ndarray], rows: list[Run], out: Path) -
         x = [100 * float(Fraction(share)) for share in mine]
         values = np.array([found[method, share] for share in mine])
         low, high = np.quantile(values[:, 1:], [0.025, 0.975], axis=1)
-        axes.plot(x, values[:, 0], "o-", label=method, color=COLOURS[method])
-        axes.fill_between(x, low, high, alpha=0.15, color=COLOURS[method], linewidth=0)
-    n_labelled = {row["share"]: row["n_labelled"] for row in rows}
+        axes.plot(x, values[:, 0], "o-", label=method, color=COLORS[method])
+        axes.fill_between(x, low, high, alpha=0.15, color=COLORS[method], linewidth=0)
+    n_labeled = {row["share"]: row["n_labeled"] for row in rows}
     axes.set_xscale("log")
     axes.set_xticks(
-        [100 * float(Fraction(share)) for share in n_labelled],
-        [f"{share}\n({n})" for share, n in n_labelled.items()],
+        [100 * float(Fraction(share)) for share in n_labeled],
+        [f"{share}\n({n})" for share, n in n_labeled.items()],
     )
-    axes.set_xlabel("share of the training masks (pictures)")
+    axes.set_xlabel("share of the training masks (images)")
     axes.set_ylabel("lesion Dice, mean of the data sets")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -135,7 +135,7 @@ def draw(found: dict[tuple[str, str], np.ndarray], rows: list[Run], out: Path) -
 
 
 def main() -> None:
-    """Print the table and the ablation, and draw the picture."""
+    """Print the table and the ablation, and draw the image."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", required=True)
     parser.add_argument("--table", type=Path, default=RESULTS)

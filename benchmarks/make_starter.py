@@ -26,11 +26,11 @@ from pathlib import Path
 
 from plantseg_next import api
 from plantseg_next.data import splits
-from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest, common_classes, merge
-from plantseg_next.experiment import Experiment
 from plantseg_next.models.bundle import read_bundle, write_bundle
 from plantseg_next.models.pretrained import PACKAGED
+from plantseg_next.settings import Experiment
 from plantseg_next.synthetic.leaves import write_drawn_folder
 
 CHUNK = 100
@@ -122,7 +122,7 @@ def train(
     chosen = Experiment().with_settings(
         [
             "model.start=imagenet",
-            "unlabelled.method=supervised",
+            "unlabeled.method=supervised",
             "data.balance=0",
             "data.long_side_px=1024",
             weights(Manifest.read(path), plants),

@@ -22,29 +22,29 @@ import psutil
 import results_table
 import torch
 
-from plantseg_next.data.streams import Drawn
-from plantseg_next.experiment import Experiment
+from plantseg_next.data.dataset import Drawn
+from plantseg_next.memory.allocator import MIB
+from plantseg_next.memory.trace import footprint, trace
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import Device, find_device
+from plantseg_next.settings import Experiment
 from plantseg_next.structures import Batch, ClassMap, Views
-from plantseg_next.training.learner import Learner, build_learner
-from plantseg_next.training.memory.allocator import MIB
-from plantseg_next.training.memory.trace import footprint, trace
+from plantseg_next.training.engine import Learner, build_learner
 
 RESULTS = Path(__file__).parent / "results" / "memory_error.csv"
 ALL_PARTS = "[stage_1,stage_2,stage_3,stage_4,decoder,fine]"
 CONFIGURATIONS = (
     "model.encoder=convnextv2_atto data.tile_px=192 training.batch=8",
     "model.encoder=convnextv2_atto data.tile_px=192 training.batch=8 "
-    "unlabelled.method=supervised",
+    "unlabeled.method=supervised",
     "model.encoder=convnextv2_atto data.tile_px=128 training.batch=8 "
-    "unlabelled.strong_views=2",
+    "unlabeled.strong_views=2",
     "model.encoder=convnextv2_atto data.tile_px=256 training.batch=8 "
     "training.micro_batch=2",
     "model.encoder=convnextv2_atto data.tile_px=192 training.batch=4 "
     "training.precision=float32",
     "model.encoder=convnextv2_femto data.tile_px=192 training.batch=8 "
-    "training.micro_batch=1 unlabelled.method=mean_teacher",
+    "training.micro_batch=1 unlabeled.method=mean_teacher",
     "model.encoder=convnextv2_nano data.tile_px=256 training.batch=4 "
     "training.micro_batch=2",
     "model.encoder=convnextv2_nano data.tile_px=256 training.batch=4 "
@@ -53,7 +53,7 @@ CONFIGURATIONS = (
     "model.encoder=convnextv2_tiny data.tile_px=256 training.batch=6 "
     f"training.micro_batch=1 memory.recomputed={ALL_PARTS}",
     "model.encoder=convnextv2_tiny data.tile_px=256 training.batch=2 "
-    "memory.optimiser=adafactor memory.teacher=host",
+    "memory.optimizer=adafactor memory.teacher=host",
     "model.encoder=convnextv2_tiny data.tile_px=256 training.batch=2 memory.frozen=true",
     "model.encoder=convnextv2_atto data.tile_px=256 training.batch=4 "
     "memory.loss_rows=64 classes=116",
@@ -72,7 +72,7 @@ def understood(text: str) -> tuple[Experiment, ClassMap, bool]:
     )
     names = tuple(f"disease {i}" for i in range(n - 1))
     classes = ClassMap(names, ("healthy", *names), has_leaf=True)
-    return settings, classes, settings.unlabelled.method != "supervised"
+    return settings, classes, settings.unlabeled.method != "supervised"
 
 
 def tiles(settings: Experiment, *, with_lessons: bool) -> Drawn:
@@ -83,12 +83,12 @@ def tiles(settings: Experiment, *, with_lessons: bool) -> Drawn:
         return torch.randint(0, 2, (*shape, size, size), dtype=torch.uint8)
 
     keys = ("",) * b
-    labelled = Batch(some(b, 3), some(b), some(b), torch.zeros(b).byte(), keys)
+    labeled = Batch(some(b, 3), some(b), some(b), torch.zeros(b).byte(), keys)
     if not with_lessons:
-        return Drawn(labelled)
-    strong = some(settings.unlabelled.strong_views, b, 3)
+        return Drawn(labeled)
+    strong = some(settings.unlabeled.strong_views, b, 3)
     names = torch.zeros(b).byte()
-    return Drawn(labelled, Views(some(b, 3), strong, some(b).bool(), names, keys))
+    return Drawn(labeled, Views(some(b, 3), strong, some(b).bool(), names, keys))
 
 
 def stepping(text: str, device: Device) -> tuple[Learner, Drawn, Callable[[], None]]:

@@ -1,19 +1,19 @@
-"""A crop without a mask: before and after its pictures join the run.
+"""A crop without a mask: before and after its images join the run.
 
     python benchmarks/new_crops.py coffee potato --to rice --work FOLDER
     python benchmarks/new_crops.py rice --to potato --work FOLDER
 
-The source crops have all their masks, the target none: its training pictures are
-unlabelled. ``before`` learns from the sources alone, ``after`` from the target's pictures
+The source crops have all their masks, the target none: its training images are
+unlabeled. ``before`` learns from the sources alone, ``after`` from the target's images
 too, with the same number of steps; ``--variant NAME --set ...`` changes how. The last
-model is judged on the test pictures of sources and target. The figure is the ratio of
+model is judged on the test images of sources and target. The figure is the ratio of
 their lesion Dice, target over source, with an interval by groups: what part of the skill
 at home survives abroad.
 
 Beside it stands what the model can be asked without a mask
 (``training/lessons/domains.py``), and
 in ``new_crops_signs.csv`` the same at every validation beside the lesion Dice on the
-target's validation pictures, which the run never sees: whether those signs tell.
+target's validation images, which the run never sees: whether those signs tell.
 """
 
 import argparse
@@ -28,29 +28,29 @@ from label_efficiency import judge_last, one_data_set, settings_of
 
 from plantseg_next import api
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.experiment import Experiment
-from plantseg_next.judging import some_rows
 from plantseg_next.models.bundle import read_bundle
-from plantseg_next.training.watching.watchers import Event, Validation, Watcher
-from plantseg_next.validation import domains_of
+from plantseg_next.settings import Experiment
+from plantseg_next.training.callbacks.callback import Event, Validation, Watcher
+from plantseg_next.workflows.evaluate import some_rows
+from plantseg_next.workflows.validate import domains_of
 
 RESULTS = Path(__file__).parent / "results" / "new_crops.csv"
 SIGNS = "new_crops_signs.csv"
-JUDGED_PICTURES = 40
+JUDGED_IMAGES = 40
 WAYS = {"before": "supervised", "after": "weak_to_strong"}
 
 
 def without_masks(manifest: Manifest, target: str) -> Manifest:
-    """Return the table with the target's training pictures unlabelled, and none to judge.
+    """Return the table with the target's training images unlabeled, and none to judge.
 
-    Nothing is chosen by masks of the target, so its validation pictures are left out.
+    Nothing is chosen by masks of the target, so its validation images are left out.
     """
     rows = []
     for row in manifest.rows:
         if row.source != target or row.split == "test":
             rows.append(row)
         elif row.split == "train":
-            rows.append(replace(row, mask=None, disease=None, split="unlabelled"))
+            rows.append(replace(row, mask=None, disease=None, split="unlabeled"))
     return manifest.only(rows)
 
 
@@ -61,8 +61,8 @@ class Course(Watcher):
         run: Folder of the run.
         name: Of the run, for the table.
         signs: The table.
-        target: Pictures with masks that the run does not have.
-        learned: Pictures with masks that the run learns from.
+        target: Images with masks that the run does not have.
+        learned: Images with masks that the run learns from.
         settings: Of the run.
     """
 
@@ -146,23 +146,23 @@ def main() -> None:
         print(name, flush=True)
         settings = settings_of(seed=seed, share="1", steps=arguments.steps).with_settings(
             [
-                f"unlabelled.method={WAYS[way]}",
+                f"unlabeled.method={WAYS[way]}",
                 "training.validations=8",
                 *arguments.settings,
             ]
         )
         words = (way, arguments.variant, arguments.steps, seed)
         place = work / "-".join(str(word) for word in words if word != "")
-        target_val = whole.split("val").labelled
+        target_val = whole.split("val").labeled
         target_val = target_val.only(r for r in target_val.rows if r.source == target)
-        learned = Manifest.read(data).split("train").labelled
-        target_val = some_rows(target_val, JUDGED_PICTURES, 0)
+        learned = Manifest.read(data).split("train").labeled
+        target_val = some_rows(target_val, JUDGED_IMAGES, 0)
         signs = arguments.out.with_name(SIGNS)
         course = Course(place, name, signs, target_val, learned, settings)
         trained = api.train(
             data, place, settings, watchers=[course], say=lambda line: print(" ", line)
         )
-        report, _ = judge_last(place, Manifest.read(data).split("test").labelled)
+        report, _ = judge_last(place, Manifest.read(data).split("test").labeled)
         by_source = {s.name: round(s.lesion_dice.value, 4) for s in report.sources}
         found: dict[str, Any] = {
             "minutes": round(trained.outcome.minutes, 2),

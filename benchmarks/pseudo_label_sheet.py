@@ -1,10 +1,10 @@
-"""Pseudo-labels for the eye: picture, hidden mask, and what a model is sure of.
+"""Pseudo-labels for the eye: image, hidden mask, and what a model is sure of.
 
     python benchmarks/pseudo_label_sheet.py RUN --out sheet.png
 
-Takes pictures whose masks the run did not learn from, spread evenly over the range of
-how right their pseudo-labels are. Doubtful pixels, which would be ignored, are grey.
-Prints for each picture what share of it is believed, and of the lesion pixels that are
+Takes images whose masks the run did not learn from, spread evenly over the range of
+how right their pseudo-labels are. Doubtful pixels, which would be ignored, are gray.
+Prints for each image what share of it is believed, and of the lesion pixels that are
 believed (kept) how many are lesion; of the true ones, how many are believed to be none.
 """
 
@@ -17,8 +17,8 @@ from contact_sheet import outlined
 
 from plantseg_next import api, judging
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
-from plantseg_next.pseudo_labels import sure_mask
 from plantseg_next.structures import IGNORE, is_lesion
+from plantseg_next.workflows.pseudo_label import sure_mask
 
 
 def main() -> None:
@@ -28,12 +28,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--shown", type=int, default=20)
-    parser.add_argument("--pictures", type=int, default=120)
+    parser.add_argument("--images", type=int, default=120)
     parser.add_argument("--columns", type=int, default=2)
     arguments = parser.parse_args()
-    hidden = Manifest.read(arguments.run / MANIFEST_FILE).split("unlabelled").labelled
+    hidden = Manifest.read(arguments.run / MANIFEST_FILE).split("unlabeled").labeled
     predictor, card = api.load_predictor(arguments.run / "last")
-    chosen = judging.some_rows(hidden, arguments.pictures, 0)
+    chosen = judging.some_rows(hidden, arguments.images, 0)
     shown = []
     for one in judging.judged(predictor, card.classes, chosen, card.classes):
         truth = one.sample
@@ -43,8 +43,8 @@ def main() -> None:
         right = (kept & true).sum() / max(kept.sum(), 1)
         lost = (true & ~kept).sum() / max(is_lesion(truth.lesion).sum(), 1)
         agreement = 2 * (kept & true).sum() / max(kept.sum() + true.sum(), 1)
-        grey = cv2.cvtColor(truth.image, cv2.COLOR_RGB2GRAY)[..., None] // 2 + 96
-        doubted = np.where((mask == IGNORE)[..., None], grey, truth.image)
+        gray = cv2.cvtColor(truth.image, cv2.COLOR_RGB2GRAY)[..., None] // 2 + 96
+        doubted = np.where((mask == IGNORE)[..., None], gray, truth.image)
         trio = [
             outlined(truth.image, np.zeros_like(truth.lesion), None),
             outlined(truth.image, truth.lesion, None),

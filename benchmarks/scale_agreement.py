@@ -16,8 +16,8 @@ import numpy as np
 import results_table
 
 from plantseg_next import api
+from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
-from plantseg_next.data.layouts import read_folder
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.severity import assess
 from plantseg_next.models.start import STARTER_FOLDER

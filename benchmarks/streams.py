@@ -1,4 +1,4 @@
-"""What each stream adds to few masks: bare pictures, names, points, all of them.
+"""What each stream adds to few masks: bare images, names, points, all of them.
 
     python benchmarks/streams.py coffee potato rice --village plantvillage --wild wild \
         --work FOLDER
@@ -6,14 +6,14 @@
 The data sets become one, as in ``label_efficiency.py``. A share of the training masks is
 kept. To these are added, one stream at a time and all together,
 
-- ``unlabelled``: the other training pictures, of which nothing is known;
+- ``unlabeled``: the other training images, of which nothing is known;
 - ``names``: class folders of another crop, as in PlantVillage;
-- ``nameless``: the same pictures without their names;
-- ``own names``: the other training pictures with the name of what ails them;
+- ``nameless``: the same images without their names;
+- ``own names``: the other training images with the name of what ails them;
 - ``points``: an eighth of them with a few points each, on lesions and beside them.
 
-Every run takes the same number of optimiser steps. Its last model is judged on the test
-pictures of every source and on pictures of other crops off the web (``wild``). With
+Every run takes the same number of optimizer steps. Its last model is judged on the test
+images of every source and on images of other crops off the web (``wild``). With
 ``--runs`` the models of ``label_efficiency.py`` stand for the first two streams, which are
 the same runs.
 """
@@ -35,16 +35,16 @@ from PIL import Image
 
 from plantseg_next import api
 from plantseg_next.data import splits
+from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
-from plantseg_next.data.joining import keep_apart
-from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest, Row, common_classes
+from plantseg_next.data.quality.leakage import keep_apart
 from plantseg_next.structures import IGNORE
 
 RESULTS = Path(__file__).parent / "results" / "streams.csv"
 STREAMS = {
     "supervised": (),
-    "unlabelled": ("bare",),
+    "unlabeled": ("bare",),
     "names": ("village",),
     "nameless": ("nameless",),
     "own names": ("named",),
@@ -53,7 +53,7 @@ STREAMS = {
 }
 POINTED_SHARE = 1 / 8
 POINTS = 5
-"""Most points a picture, on lesions; as many beside them."""
+"""Most points an image, on lesions; as many beside them."""
 
 
 def points_of(row: Row, manifest: Manifest, path: Path) -> Path:
@@ -89,7 +89,7 @@ def _dot(mask: np.ndarray, place: np.ndarray, value: int, rng: np.random.Generat
 
 def parts_of(few: Manifest, folder: Path, village: Manifest) -> dict[str, list[Row]]:
     """Return the rows of every stream, apart from the masks that are kept."""
-    hidden = [row for row in few.rows if row.split == "unlabelled"]
+    hidden = [row for row in few.rows if row.split == "unlabeled"]
     bare = [replace(row, mask=None, disease=None) for row in hidden]
     named = [replace(row, mask=None, split="train") for row in hidden]
     chosen = hidden[:: round(1 / POINTED_SHARE)]
@@ -102,9 +102,7 @@ def parts_of(few: Manifest, folder: Path, village: Manifest) -> dict[str, list[R
         "named": named,
         "pointed": pointed,
         "village": [*village.rows],
-        "nameless": [
-            replace(row, disease=None, split="unlabelled") for row in village.rows
-        ],
+        "nameless": [replace(row, disease=None, split="unlabeled") for row in village.rows],
     }
 
 
@@ -112,7 +110,7 @@ def sources_of(
     few: Manifest, parts: dict[str, list[Row]], wanted: tuple[str, ...]
 ) -> Manifest:
     """Return the masks that are kept and the streams wanted as one table."""
-    kept = [row for row in few.rows if row.split != "unlabelled"]
+    kept = [row for row in few.rows if row.split != "unlabeled"]
     added = [row for part in wanted for row in parts[part]]
     pointed = {row.key for row in added if row.mask is not None}
     added = [row for row in added if row.mask is not None or row.key not in pointed]
@@ -150,9 +148,9 @@ def run_of(
     """Train, unless that run is there, and return its folder."""
     method = "supervised" if stream in ("supervised", "points") else "weak_to_strong"
     words = (share.replace("/", "of"), arguments.steps, seed)
-    if arguments.runs and stream in ("supervised", "unlabelled"):
+    if arguments.runs and stream in ("supervised", "unlabeled"):
         return Path(arguments.runs, "-".join(map(str, (method, *words))))
-    few = splits.labelled_fraction(whole, float(Fraction(share)), seed=seed)
+    few = splits.labeled_fraction(whole, float(Fraction(share)), seed=seed)
     parts = parts_of(few, arguments.work / "points", village)
     manifest = sources_of(few, parts, STREAMS[stream])
     named = [word for word in (stream, arguments.variant, *words) if word != ""]
@@ -160,10 +158,10 @@ def run_of(
     data = arguments.work / f"{called}.json"
     if not data.exists():
         manifest, left = keep_apart(manifest)
-        print(f"  {len(left)} pictures left out", flush=True)
+        print(f"  {len(left)} images left out", flush=True)
         manifest.write(data)
     settings = settings_of(seed=seed, share="1", steps=arguments.steps).with_settings(
-        [f"unlabelled.method={method}", "names.share=0.5", *arguments.settings]
+        [f"unlabeled.method={method}", "names.share=0.5", *arguments.settings]
     )
     place: Path = arguments.work / called
     api.train(data, place, settings, say=lambda line: print(" ", line, flush=True))
@@ -192,7 +190,7 @@ def main() -> None:
     village = village.only(
         replace(row, key=f"village/{row.key}", split="train") for row in village.rows
     )
-    wild = read_folder(arguments.wild).labelled
+    wild = read_folder(arguments.wild).labeled
     done = results_table.read(arguments.out)
     for seed, share, stream in (
         (seed, share, stream)
@@ -219,13 +217,13 @@ def main() -> None:
 def judged(place: Path, wild: Manifest, counts: Path) -> dict[str, Any]:
     """Judge a run's last model, keep the counts of every test group; return the figures."""
     manifest = Manifest.read(place / "manifest.json")
-    test, tally = judge_last(place, manifest.split("test").labelled)
-    val, _ = judge_last(place, manifest.split("val").labelled)
+    test, tally = judge_last(place, manifest.split("test").labeled)
+    val, _ = judge_last(place, manifest.split("val").labeled)
     abroad, wild_tally = judge_last(place, wild)
     write_counts(counts, tally, wild_tally)
     by_source = {s.name: round(s.lesion_dice.value, 4) for s in test.sources}
     return {
-        "n_masks": len(manifest.split("train").labelled),
+        "n_masks": len(manifest.split("train").labeled),
         **{f"dice_{source}": dice for source, dice in by_source.items()},
         "mean_dice": round(fmean(by_source.values()), 4),
         "val_mean_dice": round(fmean(s.lesion_dice.value for s in val.sources), 4),

@@ -3,7 +3,7 @@
     python benchmarks/streams_table.py
 
 Intervals as in ``label_efficiency_plot.py``: test groups and seeds drawn anew. Home is the
-mean of the data sets whose masks are learned from, ``wild`` the pictures of other crops;
+mean of the data sets whose masks are learned from, ``wild`` the images of other crops;
 a difference is that to the same masks alone, over the same seeds.
 """
 

@@ -20,8 +20,8 @@ import results_table
 from make_starter import in_first_half
 
 from plantseg_next import api
+from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample, read_image
-from plantseg_next.data.layouts import read_folder
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.evaluation.intervals import bootstrap_interval
 from plantseg_next.evaluation.metrics import dice, precision, recall
@@ -120,7 +120,7 @@ def main() -> None:
         if folder in arguments.healthy:
             row = healthy(predictor, folder)
         else:
-            rows = read_folder(folder).labelled
+            rows = read_folder(folder).labeled
             if folder in arguments.plants:
                 rows = rows.only(r for r in rows.rows if not in_first_half(r.group))
             if arguments.split:

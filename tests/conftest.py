@@ -9,7 +9,7 @@ import torch
 import toy_encoder
 from plantseg_next import api
 from plantseg_next.errors import StoppedError
-from plantseg_next.experiment import (
+from plantseg_next.settings import (
     DataSettings,
     Experiment,
     ModelSettings,
@@ -27,7 +27,7 @@ TINY = Experiment(
     data=DataSettings(tile_px=64, workers=0),
     model=ModelSettings(encoder=toy_encoder.NAME, start="random", width=32, layers=1),
     training=TrainingSettings(
-        minutes=None, steps=6, batch=2, validations=2, validation_pictures=3
+        minutes=None, steps=6, batch=2, validations=2, validation_images=3
     ),
 )
 """A run of a second, which learns nothing to speak of. On a CPU, where a seed gives the
@@ -35,8 +35,8 @@ same bits every time; see test_gpu.py for the rest."""
 
 FEW = TINY.with_settings(
     [
-        "data.labelled_share=0.3",
-        "unlabelled.starts=0",
+        "data.labeled_share=0.3",
+        "unlabeled.starts=0",
         "training.steps=12",
         "training.validations=3",
         "training.checkpoint_minutes=0",
@@ -73,7 +73,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no curves of a run unless a test asks: they take longer than its steps."""
     if request.node.get_closest_marker("curves") is None:
-        name = "plantseg_next.training.watching.pulse.draw_curves"
+        name = "plantseg_next.training.callbacks.status_file.draw_curves"
         monkeypatch.setattr(name, lambda folder: (folder / "curves.png").touch())
 
 

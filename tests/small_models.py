@@ -3,10 +3,10 @@
 import torch
 
 import toy_encoder
-from plantseg_next.experiment import ModelSettings
 from plantseg_next.models.bundle import Card, write_bundle
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.models.start import starting_network, with_start
+from plantseg_next.settings import ModelSettings
 
 SHAPE = {"encoder": toy_encoder.NAME, "width": 32, "layers": 1}
 

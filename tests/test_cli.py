@@ -14,7 +14,7 @@ from plantseg_next import __version__, cli
 from plantseg_next.errors import StoppedError
 from plantseg_next.models.bundle import read_card
 from plantseg_next.models.start import STARTER_FOLDER
-from plantseg_next.training.record import facts
+from plantseg_next.training.run_record import facts
 
 pytestmark = pytest.mark.integration
 
@@ -107,7 +107,7 @@ def test_wrong_use_ends_with_2_and_says_what_to_do(
 def test_an_empty_folder_is_explained(call, tmp_path):
     code, _, err = call("check", tmp_path)
     assert code == 2
-    assert "holds no pictures" in err
+    assert "holds no images" in err
 
 
 def test_all_settings_can_be_read(call):
@@ -117,7 +117,7 @@ def test_all_settings_can_be_read(call):
 
 
 def test_the_whole_way_on_the_command_line(call, drawn_folder, tmp_path):
-    few = ["minutes=null", "steps=4", "batch=2", "validations=1", "validation_pictures=2"]
+    few = ["minutes=null", "steps=4", "batch=2", "validations=1", "validation_images=2"]
     sets = [w for s in few for w in ("--set", f"training.{s}")]
     sets += [
         "--set",
@@ -144,10 +144,10 @@ def test_the_whole_way_on_the_command_line(call, drawn_folder, tmp_path):
     code, out, _ = call("evaluate", tmp_path / "run", "--out", tmp_path / "report")
     assert code == 0
     assert (tmp_path / "report" / "report.json").exists()
-    pictures = drawn_folder / "images"
-    code, out, _ = call("predict", tmp_path / "run", pictures, "--out", tmp_path / "out")
+    images = drawn_folder / "images"
+    code, out, _ = call("predict", tmp_path / "run", images, "--out", tmp_path / "out")
     assert code == 0
-    assert "40 pictures measured" in out
+    assert "40 images measured" in out
     assert "... and 28 more" in out
 
 
@@ -156,13 +156,13 @@ def test_predict_without_a_model_measures_with_the_starter(call, drawn_folder, t
     image = min((drawn_folder / "images").iterdir())
     code, out, _ = call("predict", image, "--out", tmp_path / "one")
     assert code == 0
-    assert "1 pictures measured" in out
+    assert "1 images measured" in out
     (tmp_path / "images").mkdir()
     for name in ("a", "b"):
         shutil.copy(image, tmp_path / "images" / f"{name}{image.suffix}")
     code, out, _ = call("predict", tmp_path / "images", "--out", tmp_path / "two")
     assert code == 0
-    assert "2 pictures measured" in out
+    assert "2 images measured" in out
     for folder, n in (("one", 1), ("two", 2)):
         with (tmp_path / folder / "severity.csv").open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

@@ -37,9 +37,9 @@ def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
 def test_errors_say_three_things_and_survive_a_process_border():
     import pickle
 
-    error = DataError("`a.jpg` is empty.", needed="a picture", fix="take another copy")
+    error = DataError("`a.jpg` is empty.", needed="an image", fix="take another copy")
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
     assert str(again) == str(error)
     assert type(again) is DataError
-    assert "needed: a picture" in str(error)
+    assert "needed: an image" in str(error)
     assert isinstance(missing_path(Path("x"), "a folder"), PlantSegError)

@@ -25,8 +25,8 @@ FEW = TINY.with_settings(
     [
         "device=cuda",
         "deterministic=true",
-        "data.labelled_share=0.3",
-        "unlabelled.starts=0",
+        "data.labeled_share=0.3",
+        "unlabeled.starts=0",
         "training.steps=12",
         "training.validations=3",
         "training.checkpoint_minutes=0",

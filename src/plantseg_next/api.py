@@ -14,24 +14,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from plantseg_next.data import splits
-from plantseg_next.data.checks import check as check_manifest
-from plantseg_next.data.findings import CheckReport
-from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
+from plantseg_next.data.quality.check import check as check_manifest
+from plantseg_next.data.quality.issues import CheckReport
 from plantseg_next.errors import UsageError, did_you_mean
 from plantseg_next.evaluation.report import judge
 from plantseg_next.evaluation.report_tables import Report
-from plantseg_next.experiment import Experiment
 from plantseg_next.files import prepare_output
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import Written
-from plantseg_next.judging import judged, pictures_to_judge, severity_pct
-from plantseg_next.learning import Sources, gather
-from plantseg_next.measuring import write_measures
 from plantseg_next.models.bundle import CARD, Card, find_bundle, read_bundle
 from plantseg_next.models.start import STARTER_FOLDER, STARTERS, named_model, with_start
-from plantseg_next.pseudo_labels import write_pseudo_labels
-from plantseg_next.runs import (
+from plantseg_next.runtime import Device, find_device
+from plantseg_next.settings import Experiment
+from plantseg_next.workflows.evaluate import images_to_judge, judged, severity_pct
+from plantseg_next.workflows.predict import write_measures
+from plantseg_next.workflows.pseudo_label import write_pseudo_labels
+from plantseg_next.workflows.setup import Sources, gather
+from plantseg_next.workflows.train import (
     Progress,
     Trained,
     Verified,
@@ -40,11 +41,10 @@ from plantseg_next.runs import (
     train,
     verify,
 )
-from plantseg_next.runtime import Device, find_device
 
 if TYPE_CHECKING:
-    from plantseg_next.training.memory.plan import MemoryPlan
-    from plantseg_next.training.watching.watchers import Watcher
+    from plantseg_next.memory.plan import MemoryPlan
+    from plantseg_next.training.callbacks.callback import Watcher
 
 
 __all__ = [
@@ -67,7 +67,7 @@ def check(
         data: Any folder that ``train`` takes, or several.
         classes: What mask values mean, if the folder does not say.
         seed: Of the run to come; it draws the splits where the data set states none.
-        progress: Told of every picture.
+        progress: Told of every image.
     """
     sources = Sources(data, classes) if isinstance(data, Path) else data
     manifest = splits.assign(sources.read(), seed=seed)
@@ -81,18 +81,18 @@ def plan(
     *,
     ram: int | None = None,
     classes: Path | None = None,
-    unlabelled: bool = False,
+    unlabeled: bool = False,
     device: Device | None = None,
 ) -> "MemoryPlan":
     """Return settings with which a run stays within a budget, before it is begun.
 
     Args:
-        data: Pictures with masks in any layout that ``check`` knows.
+        data: Images with masks in any layout that ``check`` knows.
         memory: The budget, in bytes: of the GPU, or on a CPU of the whole process.
         settings: As asked for; the defaults by default.
-        ram: Bytes of main memory to read pictures within, beside a GPU's budget.
+        ram: Bytes of main memory to read images within, beside a GPU's budget.
         classes: What mask values mean, if the folder does not say.
-        unlabelled: Whether further pictures without masks will be learned from.
+        unlabeled: Whether further images without masks will be learned from.
         device: Where the run will be; by default where this is called.
 
     Raises:
@@ -103,9 +103,7 @@ def plan(
     settings = settings.model_copy(update={"model": with_start(settings.model)})
     sources = Sources(data, classes) if isinstance(data, Path) else data
     manifest = gather(sources, settings)
-    return plan_for(
-        manifest, settings, memory, ram=ram, unlabelled=unlabelled, device=device
-    )
+    return plan_for(manifest, settings, memory, ram=ram, unlabeled=unlabeled, device=device)
 
 
 def evaluate(
@@ -116,24 +114,24 @@ def evaluate(
     classes: Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Judge a model on pictures with masks that it has not learned from.
+    """Judge a model on images with masks that it has not learned from.
 
     Where the data set does not state its splits, those of the model's run are used, and
-    pictures that the run never saw count as test pictures. Pictures are known by their
+    images that the run never saw count as test images. Images are known by their
     content, not by their name.
 
     Args:
         model: A run, or one of its models.
-        data: Pictures with masks; the run's own by default.
+        data: Images with masks; the run's own by default.
         split: Which of them; "all" is for data sets that had no part in training.
         classes: What mask values mean, if the folder does not say.
-        progress: Told of every picture.
+        progress: Told of every image.
 
     Raises:
-        UsageError: If there is nothing to judge by, or training pictures are in it.
+        UsageError: If there is nothing to judge by, or training images are in it.
     """
     folder = find_model(model)
-    rows = pictures_to_judge(folder, data, split, classes=classes)
+    rows = images_to_judge(folder, data, split, classes=classes)
     predictor, card = load_predictor(folder)
     judged_as = card.classes
     if card.classes.lesions != rows.classes.lesions:
@@ -144,29 +142,29 @@ def evaluate(
 
 def predict(
     model: Path | None,
-    pictures: Path,
+    images: Path,
     out: Path,
     *,
     min_lesion_px: int = 20,
     progress: Progress | None = None,
 ) -> Written:
-    """Measure every picture of a folder: masks, overlays, and the tables of severity.
+    """Measure every image of a folder: masks, overlays, and the tables of severity.
 
     Args:
         model: A run, or one of its models; ``None`` for the starter model that comes
             with the package.
-        pictures: An image, or a folder of them in any layout.
+        images: An image, or a folder of them in any layout.
         out: New folder for the results.
         min_lesion_px: Smaller lesions are not counted, at the scale at which the model
             sees the image; what that is in the image's own pixels stands in every row.
-        progress: Told of every picture.
+        progress: Told of every image.
 
     Raises:
         OutputError: If ``out`` holds results already or cannot be written.
-        DataError: If the one picture asked for cannot be read; of a folder, unreadable
-            pictures are listed and the rest is measured.
+        DataError: If the one image asked for cannot be read; of a folder, unreadable
+            images are listed and the rest is measured.
     """
-    manifest = read_folder(pictures)
+    manifest = read_folder(images)
     folder = STARTER_FOLDER if model is None else find_model(model)
     predictor, card = load_predictor(folder)
     return write_measures(
@@ -174,7 +172,7 @@ def predict(
         card,
         manifest,
         out,
-        name=_naming(pictures),
+        name=_naming(images),
         min_lesion_px=min_lesion_px,
         told=told_of(progress, "measuring"),
     )
@@ -182,46 +180,46 @@ def predict(
 
 def pseudo_label(
     model: Path,
-    pictures: Path,
+    images: Path,
     out: Path,
     *,
     threshold: float = 0.9,
     progress: Progress | None = None,
 ) -> Written:
-    """Label pictures with what a model is sure of, for the next run to learn from.
+    """Label images with what a model is sure of, for the next run to learn from.
 
     Args:
         model: A run, or one of its models.
-        pictures: A picture, or a folder of them in any layout; of a data set or a run,
+        images: An image, or a folder of them in any layout; of a data set or a run,
             those without a mask, or with a mask that the run was not shown.
         out: New folder; see ``pseudo_labels``.
         threshold: Least probability believed.
-        progress: Told of every picture.
+        progress: Told of every image.
 
     Raises:
         OutputError: If ``out`` holds results already or cannot be written.
-        UsageError: If the threshold is not above 0.5 and below 1, or every picture has
+        UsageError: If the threshold is not above 0.5 and below 1, or every image has
             a mask.
     """
     _refuse_threshold(threshold)
-    manifest = read_folder(pictures)
+    manifest = read_folder(images)
     bare = manifest.only(
-        row for row in manifest.rows if row.split == "unlabelled" or row.mask is None
+        row for row in manifest.rows if row.split == "unlabeled" or row.mask is None
     )
     if not len(bare):
         raise UsageError(
-            f"Every picture of `{pictures}` has a mask.",
-            needed="pictures without masks",
-            fix="name a folder that holds pictures only",
+            f"Every image of `{images}` has a mask.",
+            needed="images without masks",
+            fix="name a folder that holds images only",
         )
     predictor, _ = load_predictor(find_model(model))
     return write_pseudo_labels(
         predictor,
         bare,
         out,
-        name=_naming(pictures),
+        name=_naming(images),
         threshold=threshold,
-        told=told_of(progress, "labelling"),
+        told=told_of(progress, "labeling"),
     )
 
 
@@ -235,7 +233,7 @@ def self_train(
     say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> tuple[Trained, ...]:
-    """Train, label the pictures without masks, and train anew on both; in rounds.
+    """Train, label the images without masks, and train anew on both; in rounds.
 
     Every run starts from the beginning: errors of an earlier one live on in its labels
     only, where a person can see and correct them.
@@ -243,11 +241,11 @@ def self_train(
     Args:
         data: As for ``train``.
         out: New folder, or one to go on with; ``run_0`` is the run without pseudo-labels,
-            ``labels_1`` what it labelled, ``run_1`` the run that learned from that, and
+            ``labels_1`` what it labeled, ``run_1`` the run that learned from that, and
             so on.
-        settings: Of every run; ``unlabelled.threshold`` is the least probability that
+        settings: Of every run; ``unlabeled.threshold`` is the least probability that
             becomes a label.
-        rounds: Times that pictures are labelled, at least 1.
+        rounds: Times that images are labeled, at least 1.
         watchers: Hear of every run.
         say: Hears what a person should know.
         progress: Told how far each part is.
@@ -257,12 +255,12 @@ def self_train(
 
     Source:
         Yang et al. 2022 (ST++), arXiv:2106.05095, that labels made once by a finished
-        model and a strongly disturbed student are enough; whole pictures are not
+        model and a strongly disturbed student are enough; whole images are not
         ranked here, pixels are.
     """
     sources = Sources(data) if isinstance(data, Path) else data
     settings = settings or Experiment()
-    threshold = settings.unlabelled.threshold
+    threshold = settings.unlabeled.threshold
     _refuse_threshold(threshold)
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
     if not all(name.startswith(("run_", "labels_")) for name in names):
@@ -278,7 +276,7 @@ def self_train(
                     last, runs[0].folder, labels, threshold=threshold, progress=progress
                 )
             n = len(Manifest.read(labels / MANIFEST_FILE))
-            say(f"round {i}: {n} pictures labelled by {last.name}")
+            say(f"round {i}: {n} images labeled by {last.name}")
             learned_from = replace(sources, pseudo_labels=(*sources.pseudo_labels, labels))
         runs.append(
             train(
@@ -348,8 +346,8 @@ def demo(
         on_measured: Hears what the starter measured, before training begins.
         progress: Told how far each part is.
     """
-    from plantseg_next.recipes import refine
     from plantseg_next.synthetic.leaves import write_drawn_folder
+    from plantseg_next.workflows.demo import refine
 
     prepare_output(out)
     say(f"drawing {leaves} leaves with exact masks")
@@ -360,7 +358,7 @@ def demo(
         STARTER_FOLDER, test, out / "before", progress=progress
     )
     on_measured(measured, before)
-    fraction = min(1.0, DEMO_MASKS / len(manifest.split("train").labelled))
+    fraction = min(1.0, DEMO_MASKS / len(manifest.split("train").labeled))
     say(f"refining it on about {DEMO_MASKS} masks, for {steps} steps")
     trained = train(
         out / "leaves",
@@ -402,9 +400,9 @@ def _judge_and_measure(
     return report, written
 
 
-def _naming(pictures: Path) -> Callable[[Row], str]:
-    """Return what calls a picture by its path within what was read, or by its key."""
-    root = pictures if pictures.is_dir() else pictures.parent
+def _naming(images: Path) -> Callable[[Row], str]:
+    """Return what calls an image by its path within what was read, or by its key."""
+    root = images if images.is_dir() else images.parent
 
     def name(row: Row) -> str:
         if row.image.is_relative_to(root):

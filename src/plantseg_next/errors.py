@@ -101,12 +101,12 @@ def missing_path(path: Path, what: str) -> UsageError:
 
     Args:
         path: The path as the user gave it.
-        what: What it should have been, for example "a folder of pictures".
+        what: What it should have been, for example "a folder of images".
 
     Example:
-        >>> print(missing_path(Path("leafs"), "a folder of pictures"))
+        >>> print(missing_path(Path("leafs"), "a folder of images"))
         `leafs` does not exist.
-          needed: a folder of pictures
+          needed: a folder of images
           to do:  check the spelling; paths are relative to the current folder
     """
     return UsageError(

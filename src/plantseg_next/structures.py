@@ -2,7 +2,7 @@
 
 Axis letters, here and in every signature of the package:
 
-    b picture or tile in a batch    k class (0 is "no lesion")    c channel
+    b image or tile in a batch    k class (0 is "no lesion")    c channel
     h row        w column           n token                       t tile
 
 Pixels without an annotation carry ``IGNORE``. A row that is not annotated for a head at
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE = 255
-"""Label of pixels, and of whole pictures, that teach nothing and are not scored."""
+"""Label of pixels, and of whole images, that teach nothing and are not scored."""
 
 NO_LESION = 0
 """Class id of pixels without a lesion, in every mask of lesions."""
@@ -63,7 +63,7 @@ class ClassMap:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture, or one tile of it, with what is known about it.
+    """One image, or one tile of it, with what is known about it.
 
     Args:
         key: Name of the manifest row it came from, unique in the manifest.
@@ -81,7 +81,7 @@ class Sample:
 
 
 class Lost(NamedTuple):
-    """A picture that could not be read, and was replaced by another.
+    """An image that could not be read, and was replaced by another.
 
     Args:
         key: Its manifest row.
@@ -97,7 +97,7 @@ class Batch:
     """Tiles stacked for one forward pass.
 
     Args:
-        image: uint8 ``(b, 3, h, w)``, or float32 in [0, 1]; the network normalises.
+        image: uint8 ``(b, 3, h, w)``, or float32 in [0, 1]; the network normalizes.
         lesion: uint8 ``(b, h, w)``, class ids or ``IGNORE``.
         leaf: uint8 ``(b, h, w)``, 0, 1 or ``IGNORE``.
         disease: uint8 ``(b,)``, index or ``IGNORE``.
@@ -144,8 +144,8 @@ class Views:
     Args:
         weak: Bytes ``(b, 3, h, w)``, as the camera saw it: the teacher looks at this.
         strong: ``(v, b, 3, h, w)``, changed light and camera: the student looks at these.
-        inside: bool ``(b, h, w)``, whether a pixel lies in the picture at all.
-        disease: uint8 ``(b,)``, ``IGNORE`` of a picture without a name.
+        inside: bool ``(b, h, w)``, whether a pixel lies in the image at all.
+        disease: uint8 ``(b,)``, ``IGNORE`` of an image without a name.
         keys: Manifest rows the tiles came from.
         lost: Rows that could not be read when these were drawn.
     """
@@ -173,7 +173,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says about one picture, at the picture's own size.
+    """What a model says about one image, at the image's own size.
 
     Args:
         lesion: Most probable lesion class where a lesion of any class is more probable

@@ -28,8 +28,8 @@ def save_turned(path: Path, turn: int) -> Path:
     return path
 
 
-def grey_png(path: Path, values: list[int], bits: int) -> Path:
-    """Write a grey PNG of one row with two or four bits a pixel, as Pillow cannot."""
+def gray_png(path: Path, values: list[int], bits: int) -> Path:
+    """Write a gray PNG of one row with two or four bits a pixel, as Pillow cannot."""
     packed = 0
     for value in values:
         packed = packed << bits | value
@@ -65,10 +65,10 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert np.array_equal(got, np.array(image.convert("RGB")))
 
 
-def test_grey_of_16_bits_is_scaled_not_clipped(tmp_path):
+def test_gray_of_16_bits_is_scaled_not_clipped(tmp_path):
     values = np.array([[0, 257, 32768, 65535]], np.uint16)
-    Image.fromarray(values).save(tmp_path / "grey.png")
-    assert read_image(tmp_path / "grey.png")[0, :, 0].tolist() == [0, 1, 128, 255]
+    Image.fromarray(values).save(tmp_path / "gray.png")
+    assert read_image(tmp_path / "gray.png")[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
 def test_transparent_pixels_are_laid_on_white(tmp_path):
@@ -86,18 +86,18 @@ def test_transparent_palette_is_laid_on_white_without_a_warning(tmp_path):
 
 
 def test_an_animation_gives_its_first_frame(tmp_path):
-    frames = [Image.new("L", (4, 4), grey) for grey in (0, 255)]
+    frames = [Image.new("L", (4, 4), gray) for gray in (0, 255)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert not read_image(tmp_path / "a.gif").any()
 
 
-def test_a_picture_of_100_megapixels_is_read_without_a_warning(tmp_path):
+def test_a_image_of_100_megapixels_is_read_without_a_warning(tmp_path):
     Image.new("1", (12_500, 8_000)).save(tmp_path / "mosaic.png")
     assert read_size(tmp_path / "mosaic.png") == (8_000, 12_500)
     assert read_image(tmp_path / "mosaic.png").shape == (8_000, 12_500, 3)
 
 
-def test_a_picture_above_the_limit_is_refused(tmp_path):
+def test_a_image_above_the_limit_is_refused(tmp_path):
     Image.new("1", (14_000, 13_000)).save(tmp_path / "mosaic.png")
     with pytest.raises(DataError, match="has more than 179 megapixels"):
         read_image(tmp_path / "mosaic.png")
@@ -107,13 +107,13 @@ def test_a_picture_above_the_limit_is_refused(tmp_path):
     ("content", "sentence"),
     [
         (b"", "is empty"),
-        (b"<html>404 not found</html>", "holds text, not a picture"),
+        (b"<html>404 not found</html>", "holds text, not an image"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC picture"),
-        (b"\0\x01\x02\x03" * 20, "is not a picture of a known format"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC image"),
+        (b"\0\x01\x02\x03" * 20, "is not an image of a known format"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_the_reason(tmp_path, content, sentence):
+def test_what_is_no_image_is_refused_with_the_reason(tmp_path, content, sentence):
     path = tmp_path / "leaf.jpg"
     path.write_bytes(content)
     with pytest.raises(DataError, match=sentence) as caught:
@@ -138,7 +138,7 @@ def test_a_missing_file_is_a_usage_error(tmp_path):
         read_image(tmp_path / "gone.jpg")
 
 
-def test_floating_point_pictures_are_refused(tmp_path):
+def test_floating_point_images_are_refused(tmp_path):
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "depth.tif")
     with pytest.raises(DataError, match="holds numbers of 32 bits"):
         read_image(tmp_path / "depth.tif")
@@ -152,30 +152,30 @@ def test_mask_values_are_kept_as_stored(tmp_path):
     Image.fromarray(ids * 100).save(tmp_path / "l.png")
     Image.fromarray(ids.astype(np.uint16) * 300).save(tmp_path / "i.png")
     Image.fromarray(ids > 1).save(tmp_path / "1.png")
-    Image.fromarray(np.stack([ids] * 3, -1)).save(tmp_path / "grey_rgb.png")
+    Image.fromarray(np.stack([ids] * 3, -1)).save(tmp_path / "gray_rgb.png")
     assert np.array_equal(read_mask(tmp_path / "l.png"), ids * 100)
     assert read_mask(tmp_path / "i.png").max() == 600
     assert read_mask(tmp_path / "1.png").max() == 1
-    assert np.array_equal(read_mask(tmp_path / "grey_rgb.png"), ids)
+    assert np.array_equal(read_mask(tmp_path / "gray_rgb.png"), ids)
     assert np.array_equal(read_mask(tmp_path / "p.png"), ids)
 
 
-def test_palette_masks_give_colours_on_request(tmp_path):
+def test_palette_masks_give_colors_on_request(tmp_path):
     image = Image.new("P", (2, 1), 1)
     image.putpalette([0, 0, 0, 255, 128, 0])
     image.save(tmp_path / "p.png")
     assert read_mask(tmp_path / "p.png").tolist() == [[1, 1]]
-    coloured = read_mask(tmp_path / "p.png", as_colours=True)
-    assert coloured[0, 0].tolist() == [255, 128, 0]
+    colored = read_mask(tmp_path / "p.png", as_colors=True)
+    assert colored[0, 0].tolist() == [255, 128, 0]
 
 
 @pytest.mark.parametrize(("bits", "values"), [(2, [0, 1, 2, 3]), (4, [0, 1, 7, 15])])
 def test_masks_of_few_bits_are_not_spread(tmp_path, bits, values):
-    path = grey_png(tmp_path / "few.png", values, bits)
+    path = gray_png(tmp_path / "few.png", values, bits)
     assert read_mask(path).tolist() == [values]
 
 
-def test_a_coloured_mask_has_three_channels(tmp_path):
+def test_a_colored_mask_has_three_channels(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "c.png")
     assert np.array_equal(read_mask(tmp_path / "c.png"), PIXELS)
 
@@ -199,7 +199,7 @@ def write_pair(folder: Path, mask: np.ndarray, turn: int = 1) -> Row:
     return Row("leaf", image, "s", folder / "mask.png", disease="rust")
 
 
-def test_a_sample_carries_picture_masks_and_label(tmp_path):
+def test_a_sample_carries_image_masks_and_label(tmp_path):
     mask = np.zeros((6, 10), np.uint8)
     mask[0, :3] = [0, 1, 2]
     row = write_pair(tmp_path, mask)
@@ -210,7 +210,7 @@ def test_a_sample_carries_picture_masks_and_label(tmp_path):
     assert sample.disease == 0
 
 
-def test_a_healthy_picture_without_a_mask_says_nothing_about_pixels(tmp_path):
+def test_a_healthy_image_without_a_mask_says_nothing_about_pixels(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "leaf.png")
     row = Row("leaf", tmp_path / "leaf.png", "s", disease="healthy")
     sample = load_sample(row, manifest_of(row))
@@ -220,7 +220,7 @@ def test_a_healthy_picture_without_a_mask_says_nothing_about_pixels(tmp_path):
 
 
 @pytest.mark.parametrize("turn", [5, 6, 7, 8])
-def test_a_mask_of_the_unturned_picture_is_turned_with_it(tmp_path, turn):
+def test_a_mask_of_the_unturned_image_is_turned_with_it(tmp_path, turn):
     mask = (PIXELS[..., 0] > 128).astype(np.uint8)
     row = write_pair(tmp_path, mask, turn)
     sample = load_sample(row, manifest_of(row))
@@ -228,7 +228,7 @@ def test_a_mask_of_the_unturned_picture_is_turned_with_it(tmp_path, turn):
     assert np.array_equal(sample.leaf == 1, sample.image[..., 0] > 128)
 
 
-def test_a_mask_of_the_upright_picture_stays(tmp_path):
+def test_a_mask_of_the_upright_image_stays(tmp_path):
     mask = np.zeros((10, 6), np.uint8)
     mask[0, 0] = 2
     row = write_pair(tmp_path, mask, turn=6)
@@ -237,7 +237,7 @@ def test_a_mask_of_the_upright_picture_stays(tmp_path):
 
 def test_a_mask_of_another_size_is_refused(tmp_path):
     row = write_pair(tmp_path, np.zeros((6, 9), np.uint8))
-    with pytest.raises(DataError, match="has 9 x 6 pixels, but its picture"):
+    with pytest.raises(DataError, match="has 9 x 6 pixels, but its image"):
         load_sample(row, manifest_of(row))
     with pytest.raises(DataError, match="has 10 x 6"):
         turn_mask(np.zeros((6, 9), np.uint8), (6, 10), row)
@@ -246,7 +246,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
 def test_a_label_that_the_manifest_does_not_list_is_refused(tmp_path):
     row = write_pair(tmp_path, np.zeros((6, 10), np.uint8))
     manifest = Manifest((row,), common_classes([], {}), manifest_of(row).codings)
-    with pytest.raises(DataError, match="labelled `rust`, which is no known label"):
+    with pytest.raises(DataError, match="labeled `rust`, which is no known label"):
         load_sample(row, manifest)
 
 

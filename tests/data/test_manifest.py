@@ -75,12 +75,12 @@ def test_two_data_sets_of_one_name_are_refused(tmp_path):
 def test_selections_keep_the_classes(tmp_path):
     manifest = manifest_of("s", tmp_path)
     assert [row.key for row in manifest.split("train").rows] == ["a"]
-    assert [row.key for row in manifest.labelled.rows] == ["a"]
-    assert len(manifest.labelled) == 1
+    assert [row.key for row in manifest.labeled.rows] == ["a"]
+    assert len(manifest.labeled) == 1
     assert manifest.split("test").classes == manifest.classes
 
 
-def test_pictures_are_known_by_their_content(tmp_path):
+def test_images_are_known_by_their_content(tmp_path):
     (tmp_path / "ä 1.jpg").write_bytes(b"abc")
     (tmp_path / "a.png").write_bytes(b"abc")
     manifest = manifest_of("s", tmp_path).digested()
@@ -102,6 +102,6 @@ def test_what_is_no_longer_what_it_was_is_found(tmp_path):
     assert [row.key for row in manifest.changed().rows] == ["b", "c", "d"]
 
 
-def test_a_picture_that_is_gone_is_named(tmp_path):
+def test_a_image_that_is_gone_is_named(tmp_path):
     with pytest.raises(DataError, match=r"1\.jpg` cannot be read"):
         manifest_of("s", tmp_path).digested()

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from plantseg_next.data.manifest import Manifest, Row
-from plantseg_next.data.splits import SHARES, assign, join_groups, labelled_fraction
+from plantseg_next.data.splits import SHARES, assign, join_groups, labeled_fraction
 from plantseg_next.errors import UsageError
 from plantseg_next.structures import ClassMap
 
@@ -39,7 +39,7 @@ def drawn(facts, split=None) -> Manifest:
     )
 
 
-def is_labelled(row: Row) -> bool:
+def is_labeled(row: Row) -> bool:
     return bool(row.mask or row.disease)
 
 
@@ -52,8 +52,8 @@ def test_no_group_parts_and_every_row_has_a_split(facts, seed):
     groups = defaultdict(set)
     for row in assign(drawn(facts), seed=seed).rows:
         assert row.split is not None
-        assert (row.split == "unlabelled") == (not is_labelled(row))
-        if is_labelled(row):
+        assert (row.split == "unlabeled") == (not is_labeled(row))
+        if is_labeled(row):
             groups[row.group_key].add(row.split)
     assert all(len(splits) == 1 for splits in groups.values())
 
@@ -61,7 +61,7 @@ def test_no_group_parts_and_every_row_has_a_split(facts, seed):
 @given(FACTS, st.integers(0, 5))
 def test_shares_are_met_within_a_group(facts, seed):
     assume(any(has_mask for *_, has_mask in facts))
-    rows = [row for row in assign(drawn(facts), seed=seed).rows if is_labelled(row)]
+    rows = [row for row in assign(drawn(facts), seed=seed).rows if is_labeled(row)]
     largest = max(Counter(row.group_key for row in rows).values(), default=0)
     for name, share in zip(("train", "val", "test"), SHARES, strict=True):
         n = sum(row.split == name for row in rows)
@@ -75,8 +75,8 @@ def test_the_order_of_rows_does_not_matter(facts, seed, random):
     random.shuffle(shuffled)
     one, two = (assign(m, seed=seed) for m in (manifest, manifest.only(shuffled)))
     assert splits_of(one) == splits_of(two)
-    once = labelled_fraction(one, 0.3, seed=seed)
-    again = labelled_fraction(two, 0.3, seed=seed)
+    once = labeled_fraction(one, 0.3, seed=seed)
+    again = labeled_fraction(two, 0.3, seed=seed)
     assert splits_of(once) == splits_of(again)
 
 
@@ -96,7 +96,7 @@ def test_labels_are_spread_evenly():
 def test_a_data_set_without_a_mask_only_teaches():
     named = drawn([(i, "rust", False) for i in range(20)] + [(50, None, False)])
     splits = splits_of(assign(named, seed=0))
-    assert Counter(splits.values()) == {"train": 20, "unlabelled": 1}
+    assert Counter(splits.values()) == {"train": 20, "unlabeled": 1}
     assert set(
         splits_of(assign(drawn([(1, "rust", False)], "train"), seed=0)).values()
     ) == {"train"}
@@ -135,7 +135,7 @@ def test_rows_without_a_split_beside_stated_ones_never_flatter():
         *(replace(r, key=f"z{r.key}") for r in leaves(1, mask=None)),
     ]
     got = splits_of(assign(manifest_of(rows), seed=0))
-    assert (got["x0"], got["y0"], got["z0"]) == ("val", "train", "unlabelled")
+    assert (got["x0"], got["y0"], got["z0"]) == ("val", "train", "unlabeled")
 
 
 def test_joining_chains_pairs_and_whole_groups():
@@ -159,7 +159,7 @@ def test_fractions_are_nested_and_grouped(facts, seed):
     manifest = drawn(facts, split="train")
     previous: set[str] = set()
     for share in (0.05, 0.125, 0.25, 0.5, 1.0):
-        rows = labelled_fraction(manifest, share, seed=seed).rows
+        rows = labeled_fraction(manifest, share, seed=seed).rows
         masked = [row for row in rows if row.mask]
         kept = {row.key for row in masked if row.split == "train"}
         assert previous <= kept
@@ -177,7 +177,7 @@ def test_a_fraction_keeps_its_share_of_every_label_and_hides_the_rest():
     ]
     rare = [replace(r, key="rare", disease="rare") for r in leaves(1, split="train")]
     test = [replace(r, key=f"t{r.key}") for r in leaves(8, split="test")]
-    got = labelled_fraction(manifest_of([*rows, *rare, *test]), 1 / 8, seed=3)
+    got = labeled_fraction(manifest_of([*rows, *rare, *test]), 1 / 8, seed=3)
     counts = Counter((row.split, row.disease) for row in got.rows)
     assert counts["train", "rust"] == counts["train", "phoma"] == 10
     assert counts["train", "rare"] == 1
@@ -188,4 +188,4 @@ def test_a_fraction_keeps_its_share_of_every_label_and_hides_the_rest():
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
 def test_a_share_outside_its_range_is_refused(share):
     with pytest.raises(UsageError, match="`share` is"):
-        labelled_fraction(manifest_of(leaves(1)), share, seed=0)
+        labeled_fraction(manifest_of(leaves(1)), share, seed=0)

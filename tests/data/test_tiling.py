@@ -9,7 +9,7 @@ from plantseg_next.data.tiling import (
     CELL,
     Placement,
     TileGrid,
-    choose_centre,
+    choose_center,
     class_weights,
     draw_tile,
     lesion_information,
@@ -25,9 +25,9 @@ REACH = 7  # pixels that the bounded network below sees in every direction
 
 def bounded_network(tile: np.ndarray) -> np.ndarray:
     """Two scores from a blur of a known reach: a network with a bounded field of view."""
-    grey = tile.astype(np.float32).mean(2)
+    gray = tile.astype(np.float32).mean(2)
     size = 2 * REACH + 1
-    blurred = cv2.blur(grey, (size, size), borderType=cv2.BORDER_CONSTANT)
+    blurred = cv2.blur(gray, (size, size), borderType=cv2.BORDER_CONSTANT)
     return np.stack([blurred, np.sqrt(blurred)])
 
 
@@ -52,7 +52,7 @@ def make_sample(h: int = 64, w: int = 96, *, lesion_at: slice | None = None) -> 
     quarter=st.integers(0, 12),
 )
 @settings(max_examples=60, deadline=None)
-def test_tiles_cover_the_picture_and_their_weights_never_vanish(h, w, tile, quarter):
+def test_tiles_cover_the_image_and_their_weights_never_vanish(h, w, tile, quarter):
     overlap = min(4 * quarter, tile // 2)
     grid = TileGrid((h, w), tile, overlap)
     ones = (np.ones((1, tile, tile), np.float32) for _ in range(len(grid)))
@@ -96,13 +96,13 @@ def test_bands_come_in_order_and_hold_few_rows():
     assert max(band.shape[1] for _, band in bands) <= 64
 
 
-def test_a_picture_of_one_pixel_fills_a_tile():
+def test_a_image_of_one_pixel_fills_a_tile():
     tile = pad_to(np.full((1, 1, 3), 7, np.uint8), (32, 32))
     assert tile.shape == (32, 32, 3)
     assert (tile == 7).all()
 
 
-def test_only_large_pictures_shrink():
+def test_only_large_images_shrink():
     image = np.zeros((50, 100, 3), np.uint8)
     assert shrink_to(image, None) is image
     assert shrink_to(image, 100) is image
@@ -111,7 +111,7 @@ def test_only_large_pictures_shrink():
     assert small.image.shape[:2] == small.lesion.shape == small.leaf.shape == (20, 40)
 
 
-def test_the_identity_placement_returns_the_picture():
+def test_the_identity_placement_returns_the_image():
     sample = make_sample(64, 64, lesion_at=slice(8, 20))
     tile = draw_tile(sample, Placement((31.5, 31.5)), 64)
     np.testing.assert_array_equal(tile.image, sample.image)
@@ -126,7 +126,7 @@ def test_the_identity_placement_returns_the_picture():
     y=st.floats(20, 44),
 )
 @settings(max_examples=40, deadline=None)
-def test_picture_and_masks_move_together(angle, scale, mirrored, x, y):
+def test_image_and_masks_move_together(angle, scale, mirrored, x, y):
     lesion = np.zeros((64, 96), np.uint8)
     lesion[20:50, 30:70] = 1
     image = np.repeat((lesion * 200)[:, :, None], 3, axis=2)
@@ -139,7 +139,7 @@ def test_picture_and_masks_move_together(angle, scale, mirrored, x, y):
     assert ((tile.leaf == IGNORE) == ~inside).all()
 
 
-def test_what_lies_outside_the_picture_is_ignored():
+def test_what_lies_outside_the_image_is_ignored():
     tile = draw_tile(make_sample(32, 32), Placement((0.0, 0.0)), 64)
     assert (tile.lesion[:31, :31] == IGNORE).all()
     assert (tile.lesion[32:63, 32:63] == 0).all()
@@ -174,10 +174,10 @@ def test_tiles_go_where_the_information_is():
     information[3, 15] = 1
     rng = np.random.default_rng(0)
 
-    def centres(n, background):
+    def centers(n, background):
         return np.array(
             [
-                choose_centre(
+                choose_center(
                     information,
                     reach_cells=2.0,
                     background_fraction=background,
@@ -187,20 +187,20 @@ def test_tiles_go_where_the_information_is():
             ]
         )
 
-    assert np.abs(centres(50, 0.0) / CELL - (15.5, 3.5)).max() <= 1
-    spread = centres(200, 1.0)
+    assert np.abs(centers(50, 0.0) / CELL - (15.5, 3.5)).max() <= 1
+    spread = centers(200, 1.0)
     assert spread.std() > 4 * CELL  # the share of plain background comes from anywhere
 
 
 @given(seed=st.integers(0, 1000), rows=st.integers(1, 30), columns=st.integers(1, 30))
 @settings(max_examples=40, deadline=None)
-def test_tiles_stay_inside_a_larger_picture(seed, rows, columns):
+def test_tiles_stay_inside_a_larger_image(seed, rows, columns):
     rng = np.random.default_rng(seed)
     information = rng.random((rows, columns)).astype(np.float32)
     for _ in range(4):
-        x, y = choose_centre(information, reach_cells=4.0, background_fraction=0.5, rng=rng)
-        for centre, length in ((x, columns), (y, rows)):
+        x, y = choose_center(information, reach_cells=4.0, background_fraction=0.5, rng=rng)
+        for center, length in ((x, columns), (y, rows)):
             if length >= 8:
-                assert 4 * CELL <= centre <= (length - 4) * CELL
+                assert 4 * CELL <= center <= (length - 4) * CELL
             else:
-                assert (length - 4) * CELL <= centre <= 4 * CELL  # all of it in the tile
+                assert (length - 4) * CELL <= center <= 4 * CELL  # all of it in the tile

@@ -66,7 +66,7 @@ def test_empty_cases():
     assert boundary_f1(boundary_counts(empty, spot)) == 0.0
 
 
-def test_the_border_of_the_picture_is_no_outline():
+def test_the_border_of_the_image_is_no_outline():
     whole = np.ones((8, 8), np.uint8)
     assert boundary_counts(whole, whole).tolist() == [0, 0, 0, 0]
 

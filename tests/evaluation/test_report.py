@@ -1,4 +1,4 @@
-"""The report: additive over pictures, honest about what is unknown, readable."""
+"""The report: additive over images, honest about what is unknown, readable."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ def plain_severity(lesion, leaf):
     return 100.0 * ((lesion > 0) & (lesion < 255) & (leaf == 1)).sum() / (leaf == 1).sum()
 
 
-def picture(seed, *, group=None, leaf=True, lesions=True, head=True, source="field"):
+def make_image(seed, *, group=None, leaf=True, lesions=True, head=True, source="field"):
     rng = np.random.default_rng(seed)
     truth = np.zeros((24, 20), np.uint8)
     truth[4:20, 3 : 5 + seed % 12] = 1 + seed % 2
@@ -59,7 +59,7 @@ def report_of(items, home=()):
 
 
 def test_scores_are_those_of_all_pixels_at_once():
-    items = [picture(i) for i in range(8)]
+    items = [make_image(i) for i in range(8)]
     report = report_of(iter(items))
     truth = np.concatenate([item.sample.lesion for item in items])
     predicted = np.concatenate([item.prediction.lesion for item in items])
@@ -81,10 +81,10 @@ def test_scores_are_those_of_all_pixels_at_once():
 
 
 def test_severity_agrees_with_the_formula():
-    items = [picture(i) for i in range(8)]
+    items = [make_image(i) for i in range(8)]
     report = report_of(items)
     truth, predicted = (
-        np.array([getattr(row, name) for row in report.pictures])
+        np.array([getattr(row, name) for row in report.images])
         for name in ("severity_truth", "severity_predicted")
     )
     assert report.severity.agreement == severity_agreement(truth, predicted)
@@ -93,39 +93,39 @@ def test_severity_agrees_with_the_formula():
     assert truth[3] == plain_severity(items[3].sample.lesion, items[3].sample.leaf)
 
 
-def test_groups_not_pictures_are_counted():
-    report = report_of(picture(i, group="one leaf") for i in range(4))
-    assert (report.n_pictures, report.n_groups) == (4, 1)
+def test_groups_not_images_are_counted():
+    report = report_of(make_image(i, group="one leaf") for i in range(4))
+    assert (report.n_images, report.n_groups) == (4, 1)
     assert math.isnan(report.lesion_dice.low)
     assert not math.isnan(report.lesion_dice.value)
 
 
 def test_what_is_unknown_is_skipped():
-    known = [picture(i) for i in range(4)]
+    known = [make_image(i) for i in range(4)]
     alone = report_of(known)
     mixed = report_of(
-        [*known, picture(5, lesions=False), picture(6, leaf=False, head=False)]
+        [*known, make_image(5, lesions=False), make_image(6, leaf=False, head=False)]
     )
-    assert mixed.n_lesion_pictures == mixed.n_leaf_pictures == 5
-    assert math.isnan(mixed.pictures[4].lesion_dice)
-    assert math.isnan(mixed.pictures[4].severity_truth)
+    assert mixed.n_lesion_images == mixed.n_leaf_images == 5
+    assert math.isnan(mixed.images[4].lesion_dice)
+    assert math.isnan(mixed.images[4].severity_truth)
     assert mixed.severity == alone.severity
     assert mixed.disease_accuracy.n_groups == 5
 
 
 def test_ignored_pixels_are_hidden_from_the_predicted_severity():
-    item = picture(4)
+    item = make_image(4)
     item.sample.lesion[:, 10:] = 255
     item.sample.leaf[:, 10:] = 255
     item.prediction.lesion[:, 10:] = 1
-    row = report_of([item]).pictures[0]
+    row = report_of([item]).images[0]
     seen = item.prediction.lesion[:, :10]
     expected = 100 * (seen[2:] > 0).sum() / seen[2:].size
     assert row.severity_predicted == pytest.approx(expected)
 
 
 def test_a_model_without_a_leaf_has_no_severity_and_says_so():
-    items = [picture(i) for i in range(3)]
+    items = [make_image(i) for i in range(3)]
     blind = [
         Judged(
             item.sample,
@@ -138,7 +138,7 @@ def test_a_model_without_a_leaf_has_no_severity_and_says_so():
     report = report_of(blind)
     assert (report.severity.agreement.n, report.severity.n_without) == (0, 3)
     assert report.leaf_dice.n_groups == report.disease_accuracy.n_groups == 0
-    assert "0 pictures; 3 more have a true severity but no predicted one" in (
+    assert "0 images; 3 more have a true severity but no predicted one" in (
         report.to_text()
     )
     assert report.diseases == ()
@@ -146,20 +146,20 @@ def test_a_model_without_a_leaf_has_no_severity_and_says_so():
 
 def test_subsets():
     report = report_of(
-        [picture(0), picture(1), picture(2, source="glasshouse", leaf=False)]
+        [make_image(0), make_image(1), make_image(2, source="glasshouse", leaf=False)]
     )
-    assert [(row.name, row.n_pictures) for row in report.sources] == [
+    assert [(row.name, row.n_images) for row in report.sources] == [
         ("field", 2),
         ("glasshouse", 1),
     ]
-    assert [(row.name, row.n_pictures) for row in report.diseases] == [("rust", 3)]
+    assert [(row.name, row.n_images) for row in report.diseases] == [("rust", 3)]
     assert report.diseases[0].lesion_dice == report.lesion_dice
 
 
 def test_data_sets_abroad_are_compared_with_those_at_home():
     """The ratio of means, by hand; an interval needs groups of both kinds."""
-    items = [picture(i) for i in range(6)]
-    items += [picture(i, source=f"crop {i % 2}") for i in range(6, 12)]
+    items = [make_image(i) for i in range(6)]
+    items += [make_image(i, source=f"crop {i % 2}") for i in range(6, 12)]
     report = report_of(items, home={"field", "elsewhere"})
     dice = {row.name: row.lesion_dice.value for row in report.sources}
     expected = (dice["crop 0"] + dice["crop 1"]) / 2 / dice["field"]
@@ -173,17 +173,17 @@ def test_data_sets_abroad_are_compared_with_those_at_home():
 
 
 def test_json_has_null_for_undefined():
-    report = report_of([picture(0)])
+    report = report_of([make_image(0)])
     found = json.loads(report.to_json(), parse_constant=pytest.fail)
     assert found["lesion_dice"]["low"] is None
     assert found["classes"][3]["iou"] is None
     assert found["confusion"] == report.confusion.tolist()
-    assert found["pictures"][0]["key"] == "field/0"
+    assert found["images"][0]["key"] == "field/0"
 
 
 def test_text_is_aligned_and_states_its_rules():
-    text = report_of([picture(i) for i in range(5)]).to_text()
-    assert "5 pictures in 5 groups; lesions known in 5, leaf in 5" in text
+    text = report_of([make_image(i) for i in range(5)]).to_text()
+    assert "5 images in 5 groups; lesions known in 5, leaf in 5" in text
     assert "In neither truth nor prediction: scab" in text
     assert "0 for a class that is predicted but absent from the truth" in text
     assert "nan" not in text
@@ -192,21 +192,21 @@ def test_text_is_aligned_and_states_its_rules():
     assert len({len(line) for line in table}) == 1
 
 
-def test_no_pictures_give_an_empty_report():
+def test_no_images_give_an_empty_report():
     report = report_of([])
-    assert report.n_pictures == 0
+    assert report.n_images == 0
     assert math.isnan(report.mean_iou.value)
-    assert "0 pictures" in report.to_text()
+    assert "0 images" in report.to_text()
     json.loads(report.to_json())
 
 
 def test_write(tmp_path: Path):
-    report_of([picture(0), picture(1, leaf=False)]).write(tmp_path / "new" / "report")
+    report_of([make_image(0), make_image(1, leaf=False)]).write(tmp_path / "new" / "report")
     folder = tmp_path / "new" / "report"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "pictures.csv", "report.json", "report.txt",
+        "images.csv", "report.json", "report.txt",
     ]  # fmt: skip
-    with (folder / "pictures.csv").open(encoding="utf-8", newline="") as file:
+    with (folder / "images.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["key"] for row in rows] == ["field/0", "field/1"]
     assert rows[1]["severity_truth"] == ""
@@ -216,18 +216,18 @@ def test_write(tmp_path: Path):
 def test_unwritable_folder_is_explained(tmp_path: Path):
     (tmp_path / "report").write_text("in the way")
     with pytest.raises(OutputError, match="report` cannot be written"):
-        report_of([picture(0)]).write(tmp_path / "report")
+        report_of([make_image(0)]).write(tmp_path / "report")
 
 
-def test_an_unknown_class_names_the_picture():
-    item = picture(2)
+def test_an_unknown_class_names_the_image():
+    item = make_image(2)
     item.prediction.lesion[0, 0] = 9
     with pytest.raises(DataError, match=r"`field/2`: The prediction holds .* \[9\]"):
         report_of([item])
 
 
-def test_an_unknown_leaf_value_names_the_picture():
-    item = picture(2)
+def test_an_unknown_leaf_value_names_the_image():
+    item = make_image(2)
     item.sample.leaf[0, 0] = 2
     with pytest.raises(DataError, match=r"`field/2`: The true mask holds .* \[2\]"):
         report_of([item])
@@ -237,7 +237,7 @@ def test_a_prediction_of_another_size_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     small = np.zeros((3, 3), np.uint8)
     item = Judged(
-        picture(1).sample, Prediction(small, small.astype(np.float16), None), "a", "b"
+        make_image(1).sample, Prediction(small, small.astype(np.float16), None), "a", "b"
     )
     with pytest.raises(ValueError, match="never resize the truth"):
         report_of([item])
@@ -245,5 +245,5 @@ def test_a_prediction_of_another_size_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(("n", "says_so"), [(1, True), (9, True), (10, False)])
 def test_a_report_of_few_groups_says_that_they_are_few(n, says_so):
-    text = report_of([picture(i) for i in range(n)]).to_text()
-    assert ("So few groups say little about other pictures" in text) is says_so
+    text = report_of([make_image(i) for i in range(n)]).to_text()
+    assert ("So few groups say little about other images" in text) is says_so

@@ -62,7 +62,7 @@ def test_missing_values_leave_their_pair_out():
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])
-def test_too_few_pictures_have_an_error_but_no_concordance(n):
+def test_too_few_images_have_an_error_but_no_concordance(n):
     x = np.arange(n, dtype=np.float64)
     found = severity_agreement(x, x + 1)
     assert np.isnan([found.rho_c, found.r, found.c_b]).all()

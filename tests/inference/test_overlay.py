@@ -1,12 +1,12 @@
-"""Overlays: readable at any size, true to the masks, in fixed colours."""
+"""Overlays: readable at any size, true to the masks, in fixed colors."""
 
 import numpy as np
 import pytest
 
 from plantseg_next.inference.overlay import (
-    LEAF_COLOUR,
+    LEAF_COLOR,
     OKABE_ITO,
-    class_colours,
+    class_colors,
     draw_overlay,
     summary,
 )
@@ -40,22 +40,22 @@ def test_size_is_bounded_and_the_caption_comes_below(size, long_side):
     assert height + 30 < drawn.shape[0] < height + 200
 
 
-def test_colours_of_class_and_leaf_are_on_the_outlines():
+def test_colors_of_class_and_leaf_are_on_the_outlines():
     image = np.full((1200, 1400, 3), 90, np.uint8)
     drawn = draw_overlay(image, assessed(1200, 1400), CLASSES)
     assert tuple(drawn[300, 500]) == OKABE_ITO[0]
-    assert tuple(drawn[1000, 175]) == LEAF_COLOUR
+    assert tuple(drawn[1000, 175]) == LEAF_COLOR
     assert tuple(drawn[1100, 800]) == (90, 90, 90)
     tint = 90 + 0.25 * (np.array(OKABE_ITO[0]) - 90)
     assert np.abs(drawn[440, 520] - tint).max() <= 1
 
 
-def test_a_single_pixel_of_a_large_picture_is_seen():
+def test_a_single_pixel_of_a_large_image_is_seen():
     drawn = draw_overlay(np.zeros((3000, 4000, 3), np.uint8), assessed(3000, 4000), CLASSES)
     assert (np.abs(drawn[1195:1200, -5:].astype(int) - OKABE_ITO[1]).sum(-1) < 30).any()
 
 
-def test_a_narrow_picture_gets_a_readable_caption():
+def test_a_narrow_image_gets_a_readable_caption():
     drawn = draw_overlay(np.zeros((900, 20, 3), np.uint8), assessed(900, 20), CLASSES)
     assert drawn.shape[1] == 256
 
@@ -75,6 +75,6 @@ def test_summary_names_the_denominator_and_the_filter():
     )
 
 
-def test_colours_are_distinct_then_recur():
-    assert len(set(class_colours(21))) == 21
-    assert class_colours(116)[21] == OKABE_ITO[0]
+def test_colors_are_distinct_then_recur():
+    assert len(set(class_colors(21))) == 21
+    assert class_colors(116)[21] == OKABE_ITO[0]

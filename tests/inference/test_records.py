@@ -12,9 +12,9 @@ from PIL import Image
 
 from plantseg_next.errors import OutputError, UsageError
 from plantseg_next.inference.records import (
-    PICTURE_COLUMNS,
+    IMAGE_COLUMNS,
     RecordWriter,
-    picture_row,
+    image_row,
     write_atomically,
     write_mask,
 )
@@ -47,7 +47,7 @@ def read(path):
 
 
 def test_a_row_holds_every_measure():
-    row = picture_row("a.jpg", found(), CLASSES)
+    row = image_row("a.jpg", found(), CLASSES)
     assert row == {
         "image": "a.jpg",
         "disease": "rust",
@@ -81,7 +81,7 @@ def test_a_run_writes_tables_masks_and_overlays(tmp_path):
     ]  # fmt: skip
 
     first, second = read(out / "severity.csv")
-    assert tuple(first) == (*PICTURE_COLUMNS, "px_rust", "px_brown spot")
+    assert tuple(first) == (*IMAGE_COLUMNS, "px_rust", "px_brown spot")
     assert first["image"] == "plot 1/лист.jpg"
     assert (first["severity_pct"], first["model"]) == ("5.375", "abc123")
     assert first["notes"] == "dark; blurred"
@@ -102,8 +102,8 @@ def test_a_run_writes_tables_masks_and_overlays(tmp_path):
 
     records = json.loads((out / "records.json").read_text("utf-8"))
     assert records["classes"]["lesions"] == list(CLASSES.lesions)
-    assert records["pictures"][0]["lesions"][1]["area_px"] == 50
-    assert records["pictures"][1]["severity_pct"] is None
+    assert records["images"][0]["lesions"][1]["area_px"] == 50
+    assert records["images"][1]["severity_pct"] is None
 
     for column, values in (("mask", {0, 1, 2}), ("leaf_mask", {0, 1})):
         with Image.open(out / first[column]) as mask:
@@ -153,10 +153,10 @@ def test_an_empty_run_is_valid(tmp_path):
     with RecordWriter(tmp_path, CLASSES):
         pass
     assert read(tmp_path / "severity.csv") == []
-    assert json.loads((tmp_path / "records.json").read_text())["pictures"] == []
+    assert json.loads((tmp_path / "records.json").read_text())["images"] == []
 
 
-def test_pictures_can_be_left_out(tmp_path):
+def test_images_can_be_left_out(tmp_path):
     with RecordWriter(tmp_path, CLASSES, masks=False, overlays=False) as writer:
         assert "mask" not in writer.add("a.jpg", IMAGE, found())
     assert not (tmp_path / "masks").exists()
@@ -167,13 +167,13 @@ def test_pictures_can_be_left_out(tmp_path):
 def test_names_outside_the_folder_are_refused(tmp_path, name):
     with (
         RecordWriter(tmp_path, CLASSES) as writer,
-        pytest.raises(UsageError, match="is not the name of a picture within") as e,
+        pytest.raises(UsageError, match="is not the name of an image within") as e,
     ):
         writer.add(name, IMAGE, found())
     assert "needed: a relative path without `..`, such as plot_1/leaf.jpg" in str(e.value)
 
 
-def test_a_picture_is_recorded_once(tmp_path):
+def test_a_image_is_recorded_once(tmp_path):
     with RecordWriter(tmp_path, CLASSES) as writer:
         writer.add("a.jpg", IMAGE, found())
         with pytest.raises(UsageError, match=r"`a.jpg` was recorded twice"):
@@ -204,22 +204,22 @@ def test_a_failed_write_keeps_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_mask_keeps_ids_colours_and_names(tmp_path):
+def test_a_mask_keeps_ids_colors_and_names(tmp_path):
     ids = np.array([[0, 1, 116, 255]], np.uint8)
     names = tuple(f"class {i}" for i in range(116))
     write_mask(tmp_path / "m.png", ids, names)
     with Image.open(tmp_path / "m.png") as mask:
         np.testing.assert_array_equal(np.array(mask), ids)
         assert json.loads(mask.text["classes"])[115] == "class 115"
-        colours = np.array(mask.convert("RGB"))[0].tolist()
-    assert colours[:2] == [[0, 0, 0], [213, 94, 0]]
-    assert colours[3] == [128, 128, 128]
+        colors = np.array(mask.convert("RGB"))[0].tolist()
+    assert colors[:2] == [[0, 0, 0], [213, 94, 0]]
+    assert colors[3] == [128, 128, 128]
 
 
 def test_a_disease_is_not_named_where_others_together_are_likelier():
     assessment = found()
     unsure = replace(assessment.prediction, disease_probability=(0.2, 0.45, 0.35))
-    row = picture_row("a.jpg", replace(assessment, prediction=unsure), CLASSES)
+    row = image_row("a.jpg", replace(assessment, prediction=unsure), CLASSES)
     assert row["disease"] is None
     assert row["disease_probability"] == 0.45
 

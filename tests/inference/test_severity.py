@@ -78,7 +78,7 @@ def test_a_lesion_at_the_margin_or_in_a_hole_belongs_to_the_leaf():
     assert found.affected_pct_of_image == pytest.approx(10.0)
 
 
-def test_a_diagonal_neighbour_touches():
+def test_a_diagonal_neighbor_touches():
     leaf, lesion = maps("100", "000", "000"), maps("000", "010", "002")
     assert measure_severity(lesion, leaf).lesion_px == 2
 

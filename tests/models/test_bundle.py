@@ -7,11 +7,11 @@ from torch import nn
 
 import toy_encoder
 from plantseg_next.errors import DataError, UsageError
-from plantseg_next.experiment import ModelSettings
 from plantseg_next.files import write_atomically
 from plantseg_next.models.bundle import CARD, Card, read_bundle, read_card, read_weights
 from plantseg_next.models.bundle import write_bundle as write
 from plantseg_next.models.segmenter import build_segmenter
+from plantseg_next.settings import ModelSettings
 from plantseg_next.structures import ClassMap
 
 CLASSES = ClassMap(("rost", "Mehltau-Flecken é"), ("healthy",), has_leaf=True)
@@ -129,7 +129,7 @@ def test_bundle_of_an_older_format_is_refused(bundle, tmp_path, older):
     """With its own settings and words, so that the sentence is what a user meets."""
     folder, _, card = bundle
     tree = json.loads((folder / CARD).read_text("utf-8"))
-    tree["weights_licence"] = tree.pop("weights_license")
+    tree["weights_license"] = tree.pop("weights_license")
     del tree["weights_sha256"]
     tree["model"] = {"encoder": "atto", "weights": "none", "width": 32, "layers": 1}
     (tmp_path / CARD).write_text(json.dumps(tree | {"format": older}))

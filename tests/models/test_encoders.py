@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from plantseg_next.errors import DataError, UsageError
-from plantseg_next.experiment import LossSettings, ModelSettings
 from plantseg_next.models import encoders, pretrained
 from plantseg_next.models.cpu_backward import StridedPointwiseConv
 from plantseg_next.models.encoders import Encoder, ResponseNorm, build_encoder
 from plantseg_next.models.pretrained import PACKAGED, PretrainedSource
 from plantseg_next.models.segmenter import build_segmenter
+from plantseg_next.settings import LossSettings, ModelSettings
 from plantseg_next.structures import Batch, ClassMap
 from plantseg_next.training.accumulation import accumulate_gradients
 from plantseg_next.training.step import supervised_loss, supervised_tally

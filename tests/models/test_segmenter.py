@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from plantseg_next.experiment import ModelSettings
 from plantseg_next.models.decoder import Decoder, sine_position
 from plantseg_next.models.segmenter import Scores, Segmenter, build_segmenter
+from plantseg_next.settings import ModelSettings
 from plantseg_next.structures import ClassMap
 
 CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust", "blight"), has_leaf=True)
@@ -18,7 +18,7 @@ def network(request) -> Segmenter:
 
 
 @pytest.mark.parametrize(("h", "w"), [(32, 32), (64, 96), (160, 64)])
-def test_scores_fit_pictures_of_any_size(network, h, w):
+def test_scores_fit_images_of_any_size(network, h, w):
     with torch.no_grad():
         scores = network(torch.rand(2, 3, h, w)).resized((h, w))
     assert scores.lesion.shape == (2, 3, h, w)
@@ -34,10 +34,10 @@ def test_a_data_set_without_diseases_has_no_disease_scores():
     assert network(torch.rand(1, 3, 32, 32)).disease.shape == (1, 0)
 
 
-@pytest.mark.parametrize("picture", [torch.zeros(1, 3, 64, 64), torch.rand(1, 3, 32, 32)])
-def test_tiles_without_any_spread_have_finite_gradients(network, picture):
+@pytest.mark.parametrize("image", [torch.zeros(1, 3, 64, 64), torch.rand(1, 3, 32, 32)])
+def test_tiles_without_any_spread_have_finite_gradients(network, image):
     """A flat tile has no spread, nor has the single cell of the coarsest stage."""
-    sum(s.square().mean() for s in network(picture)).backward()
+    sum(s.square().mean() for s in network(image)).backward()
     slopes = [p.grad for p in network.parameters() if p.grad is not None]
     network.zero_grad()
     assert all(torch.isfinite(slope).all() for slope in slopes)
@@ -51,7 +51,7 @@ def test_every_parameter_learns(network):
     assert not still
 
 
-def test_there_is_no_batch_normalisation(network):
+def test_there_is_no_batch_normalization(network):
     kinds = {type(m).__name__ for m in network.modules()}
     assert not [kind for kind in kinds if "BatchNorm" in kind]
 
@@ -93,7 +93,7 @@ def test_attention_carries_what_is_far_away():
 
 def test_a_position_is_that_of_the_cell_in_pixels():
     cpu = torch.device("cpu")
-    # Cells of 48 pixels and of 16 have a common centre at pixel 24: cell 0 and cell 1.
+    # Cells of 48 pixels and of 16 have a common center at pixel 24: cell 0 and cell 1.
     fine = sine_position(3, 3, 32, stride=16, device=cpu).unflatten(0, (3, 3))
     coarse = sine_position(1, 1, 32, stride=48, device=cpu)
     torch.testing.assert_close(fine[1, 1], coarse[0])
@@ -129,7 +129,7 @@ def test_a_stripe_is_a_part_of_the_whole(rows):
     assert torch.equal(stripe.leaf, whole.leaf[:, :, rows])
 
 
-def test_bytes_are_pictures_too():
+def test_bytes_are_images_too():
     network = build_segmenter(
         ModelSettings(encoder="test_convnext", start="random"), CLASSES
     ).eval()
@@ -146,6 +146,6 @@ def test_segmenter_normalizes_as_the_weights_of_the_encoder_expect():
     )
     image = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3).expand(1, 3, 1, 3)
     expected = torch.tensor([-1.0, 0.0, 1.0]).expand(1, 3, 1, 3)
-    torch.testing.assert_close(lite._normalised(image), expected)
+    torch.testing.assert_close(lite._normalized(image), expected)
     torch.testing.assert_close(v2.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
     torch.testing.assert_close(v2.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from plantseg_next.errors import UsageError
-from plantseg_next.experiment import ModelSettings
 from plantseg_next.models.bundle import Card, read_bundle, read_card, write_bundle
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.models.start import (
@@ -21,6 +20,7 @@ from plantseg_next.models.start import (
     starting_network,
     with_start,
 )
+from plantseg_next.settings import ModelSettings
 from plantseg_next.structures import ClassMap
 from small_models import SHAPE, any_lesion, scores, started, write_model
 

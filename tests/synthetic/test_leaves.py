@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from plantseg_next.errors import OutputError, UsageError
-from plantseg_next.synthetic.blades import smooth_noise
+from plantseg_next.synthetic.leaf_shapes import smooth_noise
 from plantseg_next.synthetic.leaves import DISEASES, draw_leaf, write_drawn_folder
 from plantseg_next.synthetic.lesions import LESION_KINDS, Blots, draw_look, place_blots
 
@@ -73,7 +73,7 @@ def test_at_age_zero_a_diseased_leaf_looks_healthy(kind):
 
 
 @pytest.mark.parametrize("kind", LESION_KINDS)
-def test_the_picture_changes_where_the_mask_says(kind):
+def test_the_image_changes_where_the_mask_says(kind):
     """What differs from the healthy twin is the lesion, but for halo, glare and JPEG."""
     inside, outside = [], []
     same = {"size_hw": (144, 144), "natural_ground": False}
@@ -195,7 +195,7 @@ def test_the_same_folder_seed_writes_the_same_files(tmp_path):
 
 
 def test_a_used_folder_is_refused(folder, tmp_path):
-    with pytest.raises(OutputError, match="needed: a folder without pictures and index"):
+    with pytest.raises(OutputError, match="needed: a folder without images and index"):
         write_drawn_folder(folder, 3)
     with pytest.raises(UsageError, match="`n` is 0"):
         write_drawn_folder(tmp_path, 0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plantseg_next.data.layouts import read_folder
+from plantseg_next.data.formats import read_folder
 from plantseg_next.data.mask_values import decode_mask
 from plantseg_next.errors import UsageError
 from plantseg_next.structures import IGNORE

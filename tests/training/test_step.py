@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import toy_encoder
-from plantseg_next.data.streams import collate
-from plantseg_next.experiment import LossSettings, ModelSettings
+from plantseg_next.data.dataset import collate
 from plantseg_next.models.segmenter import build_segmenter
+from plantseg_next.settings import LossSettings, ModelSettings
 from plantseg_next.structures import IGNORE, Batch, ClassMap
 from plantseg_next.training.accumulation import StepLoss, accumulate_gradients
 from plantseg_next.training.step import supervised_loss, supervised_tally

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import toy_encoder
-from plantseg_next.data.layouts import read_folder
-from plantseg_next.data.loading import loader
-from plantseg_next.data.streams import MixedDataset, TileDataset
+from plantseg_next.data.dataloader import loader
+from plantseg_next.data.dataset import MixedDataset, TileDataset
+from plantseg_next.data.formats import read_folder
 from plantseg_next.errors import (
     DataError,
     OutputError,
@@ -20,22 +20,22 @@ from plantseg_next.errors import (
     TrainingError,
     UsageError,
 )
-from plantseg_next.experiment import (
+from plantseg_next.models.bundle import Card, read_card
+from plantseg_next.models.segmenter import build_segmenter
+from plantseg_next.runtime import Device, find_device, seed_everything
+from plantseg_next.settings import (
     DataSettings,
     Experiment,
     ModelSettings,
     TrainingSettings,
 )
-from plantseg_next.models.bundle import Card, read_card
-from plantseg_next.models.segmenter import build_segmenter
-from plantseg_next.runtime import Device, find_device, seed_everything
+from plantseg_next.training.callbacks.callback import Event, Validation, Watcher
+from plantseg_next.training.callbacks.csv_logger import History
+from plantseg_next.training.callbacks.diagnostics import NO_LESION_EVENT
 from plantseg_next.training.checkpoints import Checkpoints
-from plantseg_next.training.learner import Learner, parameter_groups, uses_bfloat16
-from plantseg_next.training.pace import Pace, is_due, validations_left
+from plantseg_next.training.engine import Learner, parameter_groups, uses_bfloat16
+from plantseg_next.training.time_budget import Pace, is_due, validations_left
 from plantseg_next.training.trainer import Trainer
-from plantseg_next.training.watching.guards import NO_LESION_EVENT
-from plantseg_next.training.watching.history import History
-from plantseg_next.training.watching.watchers import Event, Validation, Watcher
 
 pytestmark = pytest.mark.integration
 
@@ -112,7 +112,7 @@ class Run:
             validate,
             settings,
             Checkpoints(folder),
-            n_pictures=len(manifest),
+            n_images=len(manifest),
             watchers=[self.heard],
         )
 
@@ -375,26 +375,26 @@ def test_a_collapse_is_only_told_otherwise(manifest, tmp_path):
 
 @pytest.fixture
 def rotting(drawn_folder, tmp_path):
-    """A data set of which a picture can be broken."""
+    """A data set of which an image can be broken."""
     shutil.copytree(drawn_folder, tmp_path / "leaves")
     return read_folder(tmp_path / "leaves")
 
 
-def test_a_picture_that_turns_unreadable_is_replaced_and_told_once(rotting, tmp_path):
+def test_a_image_that_turns_unreadable_is_replaced_and_told_once(rotting, tmp_path):
     settings = SETTINGS.with_settings(["training.steps=40", "training.validations=1"])
     run = Run(rotting, tmp_path / "run", settings, scores=(0.5,))
     rotting.rows[7].image.write_bytes(b"rot")
     run()
-    assert run.heard.kinds == ["unreadable-picture"]
-    assert "Another picture takes its place" in run.heard.events[0][2]
+    assert run.heard.kinds == ["unreadable-image"]
+    assert "Another image takes its place" in run.heard.events[0][2]
     assert list(run.trainer.progress.lost) == [rotting.rows[7].key]
 
 
-def test_too_many_unreadable_pictures_stop_the_run(rotting, tmp_path):
+def test_too_many_unreadable_images_stop_the_run(rotting, tmp_path):
     settings = SETTINGS.with_settings(["training.steps=40", "training.validations=1"])
     for row in rotting.rows[:10]:
         row.image.write_bytes(b"rot")
-    with pytest.raises(DataError, match="3 of 40 pictures cannot be read") as caught:
+    with pytest.raises(DataError, match="3 of 40 images cannot be read") as caught:
         Run(rotting, tmp_path / "run", settings)()
     assert "goes on from here" in caught.value.fix
 
@@ -428,7 +428,7 @@ def test_a_new_micro_batch_is_taken_up(manifest, tmp_path):
 
 def test_minutes_become_steps_once(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("plantseg_next.training.pace.time.perf_counter", lambda: now)
+    monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
     pace = Pace(TrainingSettings(minutes=10, validations=4))
     ends = []
     for step in range(1, 41):
@@ -443,7 +443,7 @@ def test_minutes_become_steps_once(monkeypatch):
 
 def test_minutes_that_are_too_few_are_said_in_numbers(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("plantseg_next.training.pace.time.perf_counter", lambda: now)
+    monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
 
     def said(step_s: float, **settings: int) -> tuple[Pace, str | None]:
         nonlocal now
@@ -468,7 +468,7 @@ def test_minutes_that_are_too_few_are_said_in_numbers(monkeypatch):
 
 def test_minutes_that_are_too_few_are_said_after_five_steps(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("plantseg_next.training.pace.time.perf_counter", lambda: now)
+    monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
 
     def said(*seconds: float) -> list[str | None]:
         nonlocal now
@@ -492,7 +492,7 @@ def test_minutes_that_are_too_few_are_said_after_five_steps(monkeypatch):
 
 def test_the_pace_is_kept_by_a_run_that_goes_on(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("plantseg_next.training.pace.time.perf_counter", lambda: now)
+    monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
     first = Pace(TrainingSettings(minutes=10, validations=4))
     for step in range(1, 31):
         now += 2.0
@@ -509,7 +509,7 @@ def test_the_pace_is_kept_by_a_run_that_goes_on(monkeypatch):
 
 def test_a_run_stopped_while_it_was_timed_is_timed_again(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("plantseg_next.training.pace.time.perf_counter", lambda: now)
+    monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
     pace = Pace(TrainingSettings(minutes=10, validations=4))
     ends = []
     for step in range(29, 60):

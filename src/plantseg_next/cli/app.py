@@ -8,7 +8,7 @@ import typer
 from plantseg_next import __version__
 
 if TYPE_CHECKING:
-    from plantseg_next.experiment import Experiment
+    from plantseg_next.settings import Experiment
 
 app = typer.Typer(
     name="plantseg-next",
@@ -20,9 +20,9 @@ app = typer.Typer(
 )
 
 DATA_HELP = (
-    "One or more folders of pictures: with masks, the PlantSeg archive, with what COCO, "
+    "One or more folders of images: with masks, the PlantSeg archive, with what COCO, "
     "LabelMe, CVAT, Pascal VOC or YOLO wrote, class folders as in PlantVillage, or "
-    "pictures only. The layout is recognised."
+    "images only. The layout is recognized."
 )
 MODEL_HELP = (
     "A run, one of its models (RUN/best, RUN/last), or one that comes with the package "
@@ -30,7 +30,7 @@ MODEL_HELP = (
 )
 Data = Annotated[list[Path], typer.Argument(help=DATA_HELP)]
 Model = Annotated[Path, typer.Argument(help=MODEL_HELP)]
-Pictures = Annotated[Path, typer.Argument(help="A picture, or a folder of them.")]
+Images = Annotated[Path, typer.Argument(help="An image, or a folder of them.")]
 Classes = Annotated[
     Path | None,
     typer.Option(help="File that says what mask values mean: value -> background, "
@@ -50,9 +50,9 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="One setting, as training.rate=3e-4. Repeatable."),
 ]
-Unlabelled = Annotated[
+Unlabeled = Annotated[
     list[Path] | None,
-    typer.Option(help="Further pictures to learn from; needs no masks. Repeatable."),
+    typer.Option(help="Further images to learn from; needs no masks. Repeatable."),
 ]
 
 
@@ -68,7 +68,7 @@ def print_version(
 
 def settings_of(config: Path | None, pairs: list[str]) -> "Experiment":
     """Return the settings of a file, or the defaults, with some of them changed."""
-    from plantseg_next.experiment import Experiment
+    from plantseg_next.settings import Experiment
 
     base = Experiment() if config is None else Experiment.read(config)
     return base.with_settings(pairs)

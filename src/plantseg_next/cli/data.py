@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from plantseg_next.bars import progress_bars
 from plantseg_next.cli.app import AsJson, Classes, Data, Names, app
+from plantseg_next.cli.progress import progress_bars
 
 about_data = typer.Typer(
     help="Fetch data sets, name their classes.", no_args_is_help=True, rich_markup_mode=None
@@ -44,11 +44,11 @@ def fetch(
 
     It is unpacked only if its digest is the published one.
     """
-    from plantseg_next.data.fetching import archive_named
-    from plantseg_next.data.fetching import fetch as fetch_archive
+    from plantseg_next.data.download import archive_named
+    from plantseg_next.data.download import fetch as fetch_archive
 
     archive = archive_named(name)
-    print(f"licence: {archive.licence}\ncite:    {archive.citation}\n{archive.about}")
+    print(f"license: {archive.license}\ncite:    {archive.citation}\n{archive.about}")
     with progress_bars() as progress:
         folder = fetch_archive(
             archive,
@@ -72,7 +72,7 @@ def names(
     and train with --names.
     """
     from plantseg_next import api
-    from plantseg_next.data.naming import alike, names_in_words, propose, write_names
+    from plantseg_next.data.class_names import alike, names_in_words, propose, write_names
 
     manifest = api.Sources(data, classes).read()
     found = propose(manifest)

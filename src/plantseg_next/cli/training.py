@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plantseg_next.bars import Told, TrainingBar, bars
 from plantseg_next.cli.app import (
     DATA_HELP,
     Classes,
@@ -14,15 +13,16 @@ from plantseg_next.cli.app import (
     Data,
     Names,
     Set,
-    Unlabelled,
+    Unlabeled,
     app,
     settings_of,
 )
+from plantseg_next.cli.progress import Told, TrainingBar, bars
 from plantseg_next.errors import UsageError
-from plantseg_next.training.watching.watchers import Watcher
+from plantseg_next.training.callbacks.callback import Watcher
 
 if TYPE_CHECKING:
-    from plantseg_next.experiment import Experiment
+    from plantseg_next.settings import Experiment
 
 Memory = Annotated[
     str,
@@ -31,7 +31,7 @@ Memory = Annotated[
 ]  # fmt: skip
 Ram = Annotated[
     str | None,
-    typer.Option(help="Most main memory for reading pictures beside a GPU, as 4GB."),
+    typer.Option(help="Most main memory for reading images beside a GPU, as 4GB."),
 ]
 Run = Annotated[Path, typer.Argument(help="Folder of a run.")]
 
@@ -46,15 +46,15 @@ def plan(
     names: Names = None,
     *,
     ram: Ram = None,
-    unlabelled: Annotated[
-        bool, typer.Option("--unlabelled", help="There will be further pictures.")
+    unlabeled: Annotated[
+        bool, typer.Option("--unlabeled", help="There will be further images.")
     ] = False,
     gpu: Annotated[
         bool, typer.Option("--gpu", help="Plan for a GPU that is not here.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="File for the plan, as JSON.")] = None,
     explain: Annotated[
-        Path | None, typer.Option(help="File for a picture of a step's memory, as PNG.")
+        Path | None, typer.Option(help="File for an image of a step's memory, as PNG.")
     ] = None,
 ) -> None:
     """Find settings that stay within a memory budget.
@@ -63,8 +63,8 @@ def plan(
     wrote.
     """
     from plantseg_next import api
+    from plantseg_next.memory.plan import parse_bytes
     from plantseg_next.runtime import Device
-    from plantseg_next.training.memory.plan import parse_bytes
 
     elsewhere = Device("cuda", "a GPU", has_bfloat16=True) if gpu else None
     found = api.plan(
@@ -72,14 +72,14 @@ def plan(
         parse_bytes(memory),
         settings_of(config, set_ or []),
         ram=None if ram is None else parse_bytes(ram),
-        unlabelled=unlabelled,
+        unlabeled=unlabeled,
         device=elsewhere,
     )
     print(found.to_text())
     if out is not None:
         found.write(out)
     if explain is not None:
-        from plantseg_next.training.memory.picture import draw_plan
+        from plantseg_next.memory.plot import draw_plan
 
         draw_plan(found, explain)
 
@@ -102,7 +102,7 @@ def train(
     plan: Annotated[
         Path | None, typer.Option(help="A plan.json to obey; it may be edited.")
     ] = None,
-    unlabelled: Unlabelled = None,
+    unlabeled: Unlabeled = None,
     pseudo_labels: Annotated[
         list[Path] | None,
         typer.Option(help="Folders that pseudo-label wrote. Repeatable."),
@@ -119,12 +119,12 @@ def train(
         bool, typer.Option("--settings", help="Print all settings and stop.")
     ] = False,
 ) -> None:
-    """Learn from pictures and masks; the model is RUN/best.
+    """Learn from images and masks; the model is RUN/best.
 
     Called again in the same way, it goes on where it was interrupted.
     """
     from plantseg_next import api
-    from plantseg_next.learning import Sources
+    from plantseg_next.workflows.setup import Sources
 
     chosen = settings_of(config, set_ or [])
     budget = main_memory = None
@@ -135,7 +135,7 @@ def train(
             fix="for example --memory 2GB --ram 4GB",
         )
     if plan is not None or memory is not None:
-        from plantseg_next.training.memory.plan import parse_bytes, read_plan
+        from plantseg_next.memory.plan import parse_bytes, read_plan
 
         chosen = chosen if plan is None else read_plan(plan, chosen)
         budget = None if memory is None else parse_bytes(memory)
@@ -146,13 +146,13 @@ def train(
     if not data:
         raise UsageError(
             "train was called without a data set.",
-            needed="a folder of pictures and masks",
+            needed="a folder of images and masks",
             fix="plantseg-next train DATA --out RUN",
         )
     loggers = _loggers(log or [], out, chosen)
     with bars() as bar:
         trained = api.train(
-            Sources(data, classes, unlabelled or (), pseudo_labels or (), names),
+            Sources(data, classes, unlabeled or (), pseudo_labels or (), names),
             out,
             chosen,
             memory=budget,
@@ -178,20 +178,20 @@ def self_train(
         Path, typer.Option(help="Folder for the runs: new, or to go on with.")
     ] = Path("rounds"),
     rounds: Annotated[
-        int, typer.Option(min=1, help="Times that pictures are labelled and learned from.")
+        int, typer.Option(min=1, help="Times that images are labeled and learned from.")
     ] = 1,
     config: Config = None,
     set_: Set = None,
-    unlabelled: Unlabelled = None,
+    unlabeled: Unlabeled = None,
     names: Names = None,
 ) -> None:
-    """Train, label pictures without masks, train on both, again."""
+    """Train, label images without masks, train on both, again."""
     from plantseg_next import api
-    from plantseg_next.learning import Sources
+    from plantseg_next.workflows.setup import Sources
 
     with bars() as bar:
         runs = api.self_train(
-            Sources(data, unlabelled=unlabelled or (), names=names),
+            Sources(data, unlabeled=unlabeled or (), names=names),
             out,
             settings_of(config, set_ or []),
             rounds=rounds,
@@ -208,7 +208,7 @@ def self_train(
 @app.command()
 def status(run: Run) -> None:
     """Say how a run is doing, or what became of it."""
-    from plantseg_next.training.watching.status import read_status
+    from plantseg_next.training.callbacks.status import read_status
 
     print(read_status(run))
 
@@ -225,7 +225,7 @@ def watch(
     from rich.live import Live
     from rich.text import Text
 
-    from plantseg_next.training.watching.status import read_status
+    from plantseg_next.training.callbacks.status import read_status
 
     found = read_status(run)
     console = Console()
@@ -261,7 +261,7 @@ def verify(run: Run) -> None:
 def _loggers(names: list[str], run: Path, settings: "Experiment") -> list[Watcher]:
     if not names:
         return []
-    from plantseg_next.training.watching.loggers import logger
+    from plantseg_next.training.callbacks.loggers import logger
 
     found = []
     for name in names:

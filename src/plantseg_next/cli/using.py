@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Never
 
 import typer
 
-from plantseg_next.bars import Told, TrainingBar, bars, progress_bars
-from plantseg_next.cli.app import AsJson, Classes, Model, Out, Pictures, app
+from plantseg_next.cli.app import AsJson, Classes, Images, Model, Out, app
+from plantseg_next.cli.progress import Told, TrainingBar, bars, progress_bars
 from plantseg_next.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,20 +21,20 @@ def evaluate(
     model: Model,
     data: Annotated[
         Path | None,
-        typer.Argument(help="Pictures with masks; the data set of the run by default."),
+        typer.Argument(help="Images with masks; the data set of the run by default."),
     ] = None,
     split: Annotated[
         str, typer.Option(help="train, val, test, or all (for data never learned from).")
     ] = "test",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for report.txt, report.json, pictures.csv.")
+        Path | None, typer.Option(help="Folder for report.txt, report.json, images.csv.")
     ] = None,
     classes: Classes = None,
     json: AsJson = False,
 ) -> None:
-    """Judge a model on pictures that it has not learned from.
+    """Judge a model on images that it has not learned from.
 
-    Those are the test pictures of its run, unless others are named.
+    Those are the test images of its run, unless others are named.
     """
     from plantseg_next import api
     from plantseg_next.files import prepare_output
@@ -83,31 +83,29 @@ def predict(
             model, images, out, min_lesion_px=min_lesion_px, progress=progress
         )
     print(_table(found))
-    print(f"{len(found.rows)} pictures measured: {out / 'severity.csv'}")
+    print(f"{len(found.rows)} images measured: {out / 'severity.csv'}")
     _end(found)
 
 
 @app.command()
 def pseudo_label(
     model: Model,
-    pictures: Pictures,
+    images: Images,
     out: Out = Path("pseudo_labels"),
     threshold: Annotated[
         float, typer.Option(help="Least probability believed; the rest is ignored.")
     ] = 0.9,
 ) -> None:
-    """Label pictures with what a model is sure of.
+    """Label images with what a model is sure of.
 
     train --pseudo-labels reads them, and a person can correct them before. Ends with exit
-    code 1 if a picture could not be read; the others are labelled.
+    code 1 if an image could not be read; the others are labeled.
     """
     from plantseg_next import api
 
     with progress_bars() as progress:
-        found = api.pseudo_label(
-            model, pictures, out, threshold=threshold, progress=progress
-        )
-    print(f"{len(found.rows)} pictures labelled: {out / 'pseudo_labels.csv'}")
+        found = api.pseudo_label(model, images, out, threshold=threshold, progress=progress)
+    print(f"{len(found.rows)} images labeled: {out / 'pseudo_labels.csv'}")
     print(f"correct the masks in {out / 'masks'} where they are wrong, then:")
     print(f"next:  plantseg-next train DATA --pseudo-labels {out}")
     _end(found)
@@ -196,7 +194,7 @@ def _one_split(name: str) -> Literal["train", "val", "test", "all"]:
 
 
 def _end(found: "Written") -> Never:
-    """Name the pictures that were skipped; end with exit code 1 if there are any."""
+    """Name the images that were skipped; end with exit code 1 if there are any."""
     for name, reason in found.skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)
     raise typer.Exit(1 if found.skipped else 0)
@@ -204,7 +202,7 @@ def _end(found: "Written") -> Never:
 
 def _table(found: "Written", most: int = 12) -> str:
     """Return the first rows of the severity table as aligned text."""
-    lines = [f"{'picture':<40} {'severity':>10} {'lesions':>8}"]
+    lines = [f"{'image':<40} {'severity':>10} {'lesions':>8}"]
     for row in found.rows[:most]:
         severity = row["severity_pct"]
         percent = (

@@ -1,7 +1,7 @@
-"""The only place that decodes a file: upright RGB pictures, and masks by their values.
+"""The only place that decodes a file: upright RGB images, and masks by their values.
 
 Libraries disagree on what a file holds: one applies the EXIF turn, another does not;
-one reads a palette PNG as indices, another as colours; 16-bit masks are clipped in
+one reads a palette PNG as indices, another as colors; 16-bit masks are clipped in
 silence. Here every file is read by Pillow, in one way, or refused with a reason.
 
 Axes: h row, w column.
@@ -21,12 +21,12 @@ from jaxtyping import Shaped, UInt8, UInt16
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from plantseg_next.data.manifest import Manifest, Row
-from plantseg_next.data.mask_values import MaskColours, MaskValues, decode_mask
+from plantseg_next.data.mask_values import MaskColors, MaskValues, decode_mask
 from plantseg_next.errors import DataError, missing_path
 from plantseg_next.structures import IGNORE, ClassMap, Sample
 
 MAX_PIXELS = 178_956_970
-"""The most pixels a picture may have: Pillow's own limit against malicious files."""
+"""The most pixels an image may have: Pillow's own limit against malicious files."""
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000"})
@@ -41,8 +41,8 @@ class Header:
     """What a file says about itself before it is decoded.
 
     Args:
-        height: Rows of the upright picture.
-        width: Columns of the upright picture.
+        height: Rows of the upright image.
+        width: Columns of the upright image.
         file_format: Pillow's name of the format, from the content: "JPEG", "PNG".
         mode: Pillow's name of the pixel layout: "RGB", "P", "I;16".
         turn: EXIF orientation that reading must undo, 1 (none) to 8.
@@ -56,10 +56,10 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Return size, format and EXIF turn of a picture without decoding it.
+    """Return size, format and EXIF turn of an image without decoding it.
 
     Raises:
-        DataError: If the file is not a picture.
+        DataError: If the file is not an image.
         UsageError: If there is no such file.
     """
     with _opened(path) as (image, turn):
@@ -70,10 +70,10 @@ def read_header(path: Path) -> Header:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Return rows and columns of the upright picture, from the header alone.
+    """Return rows and columns of the upright image, from the header alone.
 
     Raises:
-        DataError: If the file is not a picture.
+        DataError: If the file is not an image.
         UsageError: If there is no such file.
     """
     header = read_header(path)
@@ -81,17 +81,17 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Return a picture as upright RGB, 0 to 255.
+    """Return an image as upright RGB, 0 to 255.
 
     The EXIF turn is applied. Transparent pixels are laid on white, the ground that
-    viewers show cut-out leaves on. Grey pictures of 16 bits are scaled by 1/257, never
-    clipped. Of an animation, the first frame is read. Colour profiles are not applied.
+    viewers show cut-out leaves on. Gray images of 16 bits are scaled by 1/257, never
+    clipped. Of an animation, the first frame is read. Color profiles are not applied.
 
     Args:
-        path: A picture of at most ``MAX_PIXELS`` pixels, in any format of Pillow.
+        path: An image of at most ``MAX_PIXELS`` pixels, in any format of Pillow.
 
     Raises:
-        DataError: If the file is empty, cut short, not a picture, too large, or of a
+        DataError: If the file is empty, cut short, not an image, too large, or of a
             kind that has no faithful form in 8-bit RGB.
         UsageError: If there is no such file.
     """
@@ -104,24 +104,24 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
             raise _undecodable(path, error) from error
 
 
-def read_mask(path: Path, *, as_colours: bool = False) -> MaskValues | MaskColours:
+def read_mask(path: Path, *, as_colors: bool = False) -> MaskValues | MaskColors:
     """Return the values of a mask as they are stored.
 
     A palette gives its indices, one bit gives 0 and 1, two and four bits give 0 to 3
-    and 0 to 15, sixteen bits are kept. An EXIF turn of the mask is not applied. Grey
+    and 0 to 15, sixteen bits are kept. An EXIF turn of the mask is not applied. Gray
     stored as three equal channels is one channel; an alpha channel is dropped.
 
     Args:
         path: A mask in a lossless format.
-        as_colours: Return RGB instead: palette indices become their colours. Needed
-            where the meaning of a mask is stated by colour.
+        as_colors: Return RGB instead: palette indices become their colors. Needed
+            where the meaning of a mask is stated by color.
 
     Returns:
-        uint8 or uint16 ``(h, w)``; uint8 ``(h, w, 3)`` for a coloured mask, and always
-        with ``as_colours``.
+        uint8 or uint16 ``(h, w)``; uint8 ``(h, w, 3)`` for a colored mask, and always
+        with ``as_colors``.
 
     Raises:
-        DataError: If the file is not a picture, is a JPEG, or holds other numbers than
+        DataError: If the file is not an image, is a JPEG, or holds other numbers than
             0 to 65 535.
         UsageError: If there is no such file.
     """
@@ -132,10 +132,10 @@ def read_mask(path: Path, *, as_colours: bool = False) -> MaskValues | MaskColou
                 needed="a lossless file: JPEG smears ids, and so invents classes",
                 fix="export the mask again as PNG; converting the JPEG does not help",
             )
-        step = _grey_step(image)
+        step = _gray_step(image)
         try:
             image.load()
-            if as_colours:
+            if as_colors:
                 return np.array(image.convert("RGB"))
             return _mask_values(image, path, step)
         except _BROKEN as error:
@@ -143,19 +143,19 @@ def read_mask(path: Path, *, as_colours: bool = False) -> MaskValues | MaskColou
 
 
 def load_sample(row: Row, manifest: Manifest) -> Sample:
-    """Return the picture of a row with everything its mask and its label say.
+    """Return the image of a row with everything its mask and its label say.
 
     A row without a mask is ``IGNORE`` everywhere, also where it is called healthy: a
     label of the whole leaf is no statement about its pixels. A mask that was drawn on
-    the picture as stored, before its EXIF turn, is turned with it; where both ways fit
-    (half a turn, square pictures) the mask is taken as upright.
+    the image as stored, before its EXIF turn, is turned with it; where both ways fit
+    (half a turn, square images) the mask is taken as upright.
 
     Args:
         row: A row of the manifest.
         manifest: Gives the classes and the coding of the row's source.
 
     Raises:
-        DataError: If picture or mask cannot be read, their sizes differ, or the mask
+        DataError: If image or mask cannot be read, their sizes differ, or the mask
             holds a value without a meaning.
         UsageError: If one of the files does not exist.
     """
@@ -166,7 +166,7 @@ def load_sample(row: Row, manifest: Manifest) -> Sample:
         return Sample(row.key, image, nothing, nothing, disease)
 
     coding = manifest.codings[row.source]
-    values = read_mask(row.mask, as_colours=coding.by_colour)
+    values = read_mask(row.mask, as_colors=coding.by_color)
     if values.shape[:2] != image.shape[:2]:
         values = turn_mask(values, image.shape[:2], row)
     lesion, leaf = decode_mask(values, coding, manifest.classes, name=str(row.mask))
@@ -174,26 +174,26 @@ def load_sample(row: Row, manifest: Manifest) -> Sample:
 
 
 def turn_mask(
-    values: MaskValues | MaskColours, size_hw: tuple[int, int], row: Row
+    values: MaskValues | MaskColors, size_hw: tuple[int, int], row: Row
 ) -> Shaped[np.ndarray, "upright_h upright_w *c"]:
-    """Return a mask turned as its picture is, where only that makes the sizes agree.
+    """Return a mask turned as its image is, where only that makes the sizes agree.
 
     Args:
-        values: Mask as stored, of another size than the upright picture.
-        size_hw: Rows and columns of the upright picture.
+        values: Mask as stored, of another size than the upright image.
+        size_hw: Rows and columns of the upright image.
         row: Names the two files.
 
     Raises:
-        DataError: If the mask does not fit the turned picture either.
+        DataError: If the mask does not fit the turned image either.
     """
     turn = read_header(row.image).turn
     mask_hw = values.shape[:2]
     if turn < 5 or mask_hw[::-1] != size_hw:
         raise DataError(
             f"The mask `{row.mask}` has {mask_hw[1]} x {mask_hw[0]} pixels, but its "
-            f"picture `{row.image}` has {size_hw[1]} x {size_hw[0]}.",
-            needed="a mask of the size of its picture",
-            fix="export the mask at the size of the picture, or pair the right files",
+            f"image `{row.image}` has {size_hw[1]} x {size_hw[0]}.",
+            needed="a mask of the size of its image",
+            fix="export the mask at the size of the image, or pair the right files",
         )
     return _turned(values, turn)
 
@@ -203,39 +203,39 @@ def _disease_id(row: Row, classes: ClassMap) -> int:
         return IGNORE
     if row.disease not in classes.diseases:
         raise DataError(
-            f"`{row.key}` is labelled `{row.disease}`, which is no known label.",
+            f"`{row.key}` is labeled `{row.disease}`, which is no known label.",
             needed=f"one of {', '.join(classes.diseases) or 'no label at all'}",
-            fix="write the manifest again from the folder of pictures",
+            fix="write the manifest again from the folder of images",
         )
     return classes.diseases.index(row.disease)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Image.Image, int]]:
-    """Yield the picture, not yet decoded, and the EXIF turn that is left to undo."""
+    """Yield the image, not yet decoded, and the EXIF turn that is left to undo."""
     try:
         with _warnings_lock, warnings.catch_warnings():
-            # Large pictures and untidy metadata are no news to the user.
+            # Large images and untidy metadata are no news to the user.
             warnings.simplefilter("ignore")
             image = Image.open(path)
             turn = _exif_turn(image)
     except FileNotFoundError as error:
-        raise missing_path(path, "a picture") from error
+        raise missing_path(path, "an image") from error
     except Image.DecompressionBombError as error:
         raise DataError(
             f"`{path}` has more than {MAX_PIXELS / 1e6:.0f} megapixels.",
-            needed="a picture below that limit",
+            needed="an image below that limit",
             fix="cut the mosaic into parts, or scale it down, and try again",
         ) from error
     except _BROKEN as error:
-        raise _not_a_picture(path, error) from error
+        raise _not_a_image(path, error) from error
     with image:
         yield image, turn
 
 
 def _exif_turn(image: Image.Image) -> int:
     # Pillow turns TIFF files by itself. For PNG, `PngImageFile.getexif` would decode
-    # the whole picture to look for EXIF behind it; the base class reads the header.
+    # the whole image to look for EXIF behind it; the base class reads the header.
     if image.format == "TIFF":
         return 1
     turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
@@ -259,8 +259,8 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        grey = np.rint(_sixteen_bits(image, path) / np.float32(257))
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        gray = np.rint(_sixteen_bits(image, path) / np.float32(257))
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
@@ -279,8 +279,8 @@ def _sixteen_bits(image: Image.Image, path: Path) -> UInt16[np.ndarray, "h w"]:
     return values.astype(np.uint16)
 
 
-def _grey_step(image: Image.Image) -> int:
-    """Return by how much Pillow spreads grey of two or four bits on decoding."""
+def _gray_step(image: Image.Image) -> int:
+    """Return by how much Pillow spreads gray of two or four bits on decoding."""
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     if not tiles:
         return 1
@@ -289,7 +289,7 @@ def _grey_step(image: Image.Image) -> int:
     return {"L;2": 85, "L;4": 17}.get(str(stored), 1)
 
 
-def _mask_values(image: Image.Image, path: Path, step: int) -> MaskValues | MaskColours:
+def _mask_values(image: Image.Image, path: Path, step: int) -> MaskValues | MaskColors:
     if image.mode.startswith("I") or image.mode == "F":
         return _sixteen_bits(image, path)
     if image.mode in {"1", "L", "P"}:
@@ -297,17 +297,17 @@ def _mask_values(image: Image.Image, path: Path, step: int) -> MaskValues | Mask
     if image.mode in {"LA", "PA"}:
         return np.array(image.getchannel(0))
     rgb = np.array(image.convert("RGB"))
-    is_grey = (rgb[..., :1] == rgb[..., 1:]).all()
-    return np.ascontiguousarray(rgb[..., 0]) if is_grey else rgb
+    is_gray = (rgb[..., :1] == rgb[..., 1:]).all()
+    return np.ascontiguousarray(rgb[..., 0]) if is_gray else rgb
 
 
-def _not_a_picture(path: Path, error: Exception) -> DataError:
-    needed = "a picture such as JPEG, PNG or TIFF"
+def _not_a_image(path: Path, error: Exception) -> DataError:
+    needed = "an image such as JPEG, PNG or TIFF"
     if not isinstance(error, UnidentifiedImageError) or not path.is_file():
         return DataError(
             f"`{path}` cannot be opened: {error}.",
             needed=needed,
-            fix="check the file in a picture viewer, and who may read it",
+            fix="check the file in an image viewer, and who may read it",
         )
     with path.open("rb") as file:
         head = file.read(256)
@@ -316,18 +316,18 @@ def _not_a_picture(path: Path, error: Exception) -> DataError:
     elif head.startswith(b"version https://git-lfs"):
         came, fix = "is a Git LFS pointer, not the file itself", "run `git lfs pull`"
     elif head[4:8] == b"ftyp" and head[8:11] in {b"hei", b"hev", b"mif"}:
-        came, fix = "is a HEIC picture, as phones take them", "export it as JPEG"
+        came, fix = "is a HEIC image, as phones take them", "export it as JPEG"
     elif b"\0" not in head and head.isascii():
-        came, fix = "holds text, not a picture", "remove it, or find the real file"
+        came, fix = "holds text, not an image", "remove it, or find the real file"
     else:
-        came = "is not a picture of a known format"
-        fix = "open it in a picture viewer and export it as JPEG or PNG"
+        came = "is not an image of a known format"
+        fix = "open it in an image viewer and export it as JPEG or PNG"
     return DataError(f"`{path}` {came}.", needed=needed, fix=fix)
 
 
 def _undecodable(path: Path, error: Exception) -> DataError:
     return DataError(
         f"`{path}` is damaged or cut short: {error}.",
-        needed="a picture that can be read to its end",
+        needed="an image that can be read to its end",
         fix="copy or download the file again, or remove it",
     )

@@ -1,7 +1,7 @@
-"""The one common table: a row a picture, whatever data set it came from.
+"""The one common table: a row an image, whatever data set it came from.
 
-A layout's reader turns a folder into a ``Manifest``; from there on nobody asks where a
-picture came from. How mask values are to be read is kept a source, in a ``MaskCoding``,
+A layout's reader turns a folder into a ``Manifest``; from there on nobody asks where an
+image came from. How mask values are to be read is kept a source, in a ``MaskCoding``,
 so that five data sets with five conventions share one table of classes.
 """
 
@@ -15,7 +15,7 @@ from plantseg_next.errors import DataError, UsageError
 from plantseg_next.files import sha256_of, write_atomically
 from plantseg_next.structures import ClassMap
 
-Split = Literal["train", "val", "test", "unlabelled"]
+Split = Literal["train", "val", "test", "unlabeled"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Role = Literal["background", "leaf", "no lesion", "ignore"]
 """What a mask value can mean besides a lesion class; "no lesion" may be leaf or not."""
@@ -30,7 +30,7 @@ class MaskCoding:
     """What each value of a source's masks means.
 
     Args:
-        meaning: From a mask value, or a colour ``"#rrggbb"``, to a ``Role`` or to the
+        meaning: From a mask value, or a color ``"#rrggbb"``, to a ``Role`` or to the
             name of a lesion class. A value that is absent here is an unknown id.
         marks_leaf: Whether these masks tell leaf from ground. Where they do, lesion
             pixels count as leaf.
@@ -43,8 +43,8 @@ class MaskCoding:
     origin: str
 
     @property
-    def by_colour(self) -> bool:
-        """Whether masks are coloured pictures rather than maps of ids."""
+    def by_color(self) -> bool:
+        """Whether masks are colored images rather than maps of ids."""
         return any(isinstance(value, str) for value in self.meaning)
 
     @property
@@ -56,20 +56,20 @@ class MaskCoding:
 
 @dataclass(frozen=True)
 class Row:
-    """One picture and everything that is known about it.
+    """One image and everything that is known about it.
 
     Args:
         key: Unique in the manifest; the path inside its source, without the ending.
-        image: The picture.
+        image: The image.
         source: Name of the data set; a key of ``Manifest.codings`` if it has masks.
-        mask: The mask, or ``None`` for a picture without one.
+        mask: The mask, or ``None`` for an image without one.
         split: Where it is used; ``None`` until ``splits.assign`` has run.
-        group: Pictures of one group never part across splits: the same leaf, scene or
+        group: Images of one group never part across splits: the same leaf, scene or
             near-duplicate. Empty: a group of its own.
         disease: Image-level label, or ``None``.
         plant: Host, or ``None``.
         stated: Further columns of the data set's own index, as text.
-        sha256: Digest of the picture file; empty until it has been read.
+        sha256: Digest of the image file; empty until it has been read.
         mask_sha256: Digest of the mask file; empty likewise.
         sparse: Whether the mask says something of few pixels only: points, scribbles.
     """
@@ -98,15 +98,15 @@ class Origin:
     """How a source was read from disk, for people and for the checks.
 
     Args:
-        layout: The layout that was recognised, in words.
-        masks_without_picture: Files among the masks that no picture belongs to.
-        names_without_picture: Names in the source's index that no picture has.
+        layout: The layout that was recognized, in words.
+        masks_without_image: Files among the masks that no image belongs to.
+        names_without_image: Names in the source's index that no image has.
         doubts: What else of it could not be used, in words.
     """
 
     layout: str
-    masks_without_picture: tuple[str, ...] = ()
-    names_without_picture: tuple[str, ...] = ()
+    masks_without_image: tuple[str, ...] = ()
+    names_without_image: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
 
@@ -115,7 +115,7 @@ class Manifest:
     """Rows, the classes they share, and how each source's masks are read.
 
     Args:
-        rows: One a picture, in a stable order.
+        rows: One an image, in a stable order.
         classes: Names of all lesion classes and image-level labels.
         codings: From a source's name to the meaning of its mask values.
         origins: From a source's name to how it was read from disk.
@@ -127,7 +127,7 @@ class Manifest:
     origins: Mapping[str, Origin] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.rows)
 
     def split(self, name: Split) -> "Manifest":
@@ -139,18 +139,18 @@ class Manifest:
         return replace(self, rows=tuple(rows))
 
     @property
-    def labelled(self) -> "Manifest":
+    def labeled(self) -> "Manifest":
         """The rows that have a mask."""
         return self.only(row for row in self.rows if row.mask is not None)
 
     def digested(self) -> "Manifest":
-        """Return the manifest with the SHA-256 of every picture and mask filled in.
+        """Return the manifest with the SHA-256 of every image and mask filled in.
 
-        A picture that was renamed, moved or copied is still known by it. Masks are read
+        An image that was renamed, moved or copied is still known by it. Masks are read
         anew: a person may have corrected them.
 
         Raises:
-            DataError: If a picture cannot be read.
+            DataError: If an image cannot be read.
         """
         return self.only(
             replace(
@@ -162,7 +162,7 @@ class Manifest:
         )
 
     def changed(self) -> "Manifest":
-        """Return the rows whose picture or mask is gone or not what it was."""
+        """Return the rows whose image or mask is gone or not what it was."""
         return self.only(row for row in self.rows if _has_changed(row))
 
     def write(self, path: Path) -> None:
@@ -214,8 +214,8 @@ class Manifest:
                 origins={
                     name: Origin(
                         origin["layout"],
-                        tuple(origin["masks_without_picture"]),
-                        tuple(origin["names_without_picture"]),
+                        tuple(origin["masks_without_image"]),
+                        tuple(origin["names_without_image"]),
                         tuple(origin.get("doubts", ())),
                     )
                     for name, origin in table.get("origins", {}).items()
@@ -225,7 +225,7 @@ class Manifest:
             raise DataError(
                 f"`{path}` is not a manifest: {error!r}.",
                 needed="a table written by plantseg-next",
-                fix="point at the folder of pictures instead, or write it again",
+                fix="point at the folder of images instead, or write it again",
             ) from error
 
 
@@ -272,7 +272,7 @@ def merge(manifests: Iterable[Manifest]) -> Manifest:
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a picture file.
+    """Return the SHA-256 of an image file.
 
     Raises:
         DataError: If it cannot be read.
@@ -282,7 +282,7 @@ def digest(path: Path) -> str:
     except OSError as error:
         raise DataError(
             f"`{path}` cannot be read: {error.strerror}.",
-            needed="a picture that is there and may be read",
+            needed="an image that is there and may be read",
             fix="restore the file, or run `plantseg-next check` on the folder",
         ) from error
 

@@ -13,11 +13,11 @@ from plantseg_next.errors import DataError
 from plantseg_next.structures import IGNORE, NO_LESION, ClassMap
 
 MaskValues = UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]
-MaskColours = UInt8[np.ndarray, "h w 3"]
+MaskColors = UInt8[np.ndarray, "h w 3"]
 
 
 def decode_mask(
-    values: MaskValues | MaskColours,
+    values: MaskValues | MaskColors,
     coding: MaskCoding,
     classes: ClassMap,
     *,
@@ -26,7 +26,7 @@ def decode_mask(
     """Return what a mask says about lesions and about the leaf.
 
     Args:
-        values: A mask from ``read_mask``, as colours where the coding is by colour.
+        values: A mask from ``read_mask``, as colors where the coding is by color.
         coding: Meaning of the values. A coding without lesion classes does not
             annotate the lesion head.
         classes: The common classes; every lesion class of the coding is among them.
@@ -38,8 +38,8 @@ def decode_mask(
         coding does not annotate.
 
     Raises:
-        DataError: If a value has no meaning, or the mask is coloured and the coding is
-            not by colour.
+        DataError: If a value has no meaning, or the mask is colored and the coding is
+            not by color.
 
     Example:
         >>> coding = MaskCoding({0: "background", 1: "leaf", 7: "rust"}, True, "doc")
@@ -48,13 +48,13 @@ def decode_mask(
         >>> lesion.tolist(), leaf.tolist()
         ([[0, 0, 2]], [[0, 1, 1]])
     """
-    if values.ndim == 3 and not coding.by_colour:
+    if values.ndim == 3 and not coding.by_color:
         raise DataError(
-            f"`{name}` is a coloured mask.",
+            f"`{name}` is a colored mask.",
             needed=f"a mask of the values {_known_values(coding.meaning)}",
-            fix='state the meaning of its colours in classes.yaml: "#ff0000": rust',
+            fix='state the meaning of its colors in classes.yaml: "#ff0000": rust',
         )
-    flat = _packed(values) if coding.by_colour else values
+    flat = _packed(values) if coding.by_color else values
     known = {_as_number(value, coding): m for value, m in coding.meaning.items()}
     position = _positions(flat, np.array(sorted(known), np.int64))
     if (position < 0).any():
@@ -75,8 +75,8 @@ def decode_mask(
     return lesion, leaf
 
 
-def _packed(values: MaskValues | MaskColours) -> Integer[np.ndarray, "h w"]:
-    """Return colours as 0xrrggbb; a grey level counts as its colour."""
+def _packed(values: MaskValues | MaskColors) -> Integer[np.ndarray, "h w"]:
+    """Return colors as 0xrrggbb; a gray level counts as its color."""
     wide = values.astype(np.int64)
     if wide.ndim == 2:
         return wide * 0x010101
@@ -87,7 +87,7 @@ def _packed(values: MaskValues | MaskColours) -> Integer[np.ndarray, "h w"]:
 def _as_number(value: int | str, coding: MaskCoding) -> int:
     if isinstance(value, str):
         return int(value.removeprefix("#"), 16)
-    return value * 0x010101 if coding.by_colour else value
+    return value * 0x010101 if coding.by_color else value
 
 
 def _positions(
@@ -114,7 +114,7 @@ def _unknown_value(
     found, counts = np.unique(unknown, return_counts=True)
     most = counts.argmax()
     value = int(found[most])
-    shown = f"#{value:06x}" if coding.by_colour else str(value)
+    shown = f"#{value:06x}" if coding.by_color else str(value)
     others = f", and {len(found) - 1} other such values" if len(found) > 1 else ""
     return DataError(
         f"`{name}` holds the value {shown} on {_per_cent(counts[most] / size)} of its "

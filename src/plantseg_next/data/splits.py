@@ -1,6 +1,6 @@
-"""Splits and labelled fractions: drawn by groups, seeded, the same on every machine.
+"""Splits and labeled fractions: drawn by groups, seeded, the same on every machine.
 
-Pictures of one group (the same leaf, scene or near-duplicate) never part. Everything is
+Images of one group (the same leaf, scene or near-duplicate) never part. Everything is
 drawn from digests of group names, so the order of the rows does not matter and a row
 more changes little.
 """
@@ -26,7 +26,7 @@ def assign(
 
     Stated splits stay. A data set that states none is divided by groups, its image-level
     labels spread evenly as far as the groups allow; rows without mask and label become
-    "unlabelled". One that has "train" but no "val" gives part of "train" to "val". In
+    "unlabeled". One that has "train" but no "val" gives part of "train" to "val". In
     one that states splits for some rows only, the others join the split of their group,
     or else "train", where they cannot flatter a score. One without a single mask can
     judge nothing: all its labels are to learn from.
@@ -55,11 +55,11 @@ def assign(
     return manifest.only(replace(row, split=split_of[row.key]) for row in manifest.rows)
 
 
-def labelled_fraction(manifest: Manifest, share: float, *, seed: int) -> Manifest:
+def labeled_fraction(manifest: Manifest, share: float, *, seed: int) -> Manifest:
     """Return the manifest with the masks of some training rows hidden.
 
-    Hidden rows get the split "unlabelled"; their mask path stays in the row. For one
-    seed the fractions are nested: what is labelled at 1/8 is labelled at 1/4 too. Each
+    Hidden rows get the split "unlabeled"; their mask path stays in the row. For one
+    seed the fractions are nested: what is labeled at 1/8 is labeled at 1/4 too. Each
     data set and image-level label keeps its share, and at least one group.
 
     Args:
@@ -73,7 +73,7 @@ def labelled_fraction(manifest: Manifest, share: float, *, seed: int) -> Manifes
     if not 0 < share <= 1:
         raise UsageError(
             f"`share` is {share:g}.",
-            needed="a share of the labelled training pictures, above 0 and at most 1",
+            needed="a share of the labeled training images, above 0 and at most 1",
             fix="use for example 0.125 for one eighth",
         )
     candidates = [r for r in manifest.rows if r.split == "train" and r.mask]
@@ -88,7 +88,7 @@ def labelled_fraction(manifest: Manifest, share: float, *, seed: int) -> Manifes
             kept |= {row.key for row in rows}
     hidden = {row.key for row in candidates} - kept
     return manifest.only(
-        replace(row, split="unlabelled") if row.key in hidden else row
+        replace(row, split="unlabeled") if row.key in hidden else row
         for row in manifest.rows
     )
 
@@ -128,20 +128,20 @@ def _assign_source(
     rows: Sequence[Row], seed: int, shares: tuple[float, float, float]
 ) -> dict[str, Split]:
     stated = {row.split for row in rows if row.split is not None}
-    labelled = [row for row in rows if row.mask or row.disease]
-    split_of: dict[str, Split] = {row.key: "unlabelled" for row in rows}
+    labeled = [row for row in rows if row.mask or row.disease]
+    split_of: dict[str, Split] = {row.key: "unlabeled" for row in rows}
     if not any(row.mask for row in rows):
         shares = (1.0, 0.0, 0.0)
-    if not stated - {"unlabelled"}:
-        free = [row for row in labelled if row.split is None]
+    if not stated - {"unlabeled"}:
+        free = [row for row in labeled if row.split is None]
         names: tuple[Split, ...] = ("train", "val", "test")
         return split_of | _divide(free, seed, dict(zip(names, shares, strict=True)))
 
     group_split: dict[str, Split] = {r.group_key: r.split for r in rows if r.split}
-    split_of |= {r.key: group_split.get(r.group_key, "train") for r in labelled}
+    split_of |= {r.key: group_split.get(r.group_key, "train") for r in labeled}
     split_of |= {row.key: row.split for row in rows if row.split is not None}
     if "train" in stated and "val" not in stated and shares[1] > 0:
-        train = [row for row in labelled if split_of[row.key] == "train"]
+        train = [row for row in labeled if split_of[row.key] == "train"]
         val = shares[1] / (shares[0] + shares[1])
         split_of |= _divide(train, seed, {"train": 1 - val, "val": val})
     return split_of

@@ -15,43 +15,43 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from plantseg_next.structures import IGNORE, NO_LESION, Sample, is_lesion
 
 BACKGROUND_FRACTION = 0.3
-"""Of the tiles of a picture: from anywhere, instead of from a lesion."""
+"""Of the tiles of an image: from anywhere, instead of from a lesion."""
 CELL = 16
 """Pixels a cell of an information map."""
 
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Overlapping tiles that cover a picture, and the weights that hide their seams.
+    """Overlapping tiles that cover an image, and the weights that hide their seams.
 
     A tile's weight is 0 in an outer rim of a quarter of the overlap, where the network
-    saw padding instead of leaf, and then rises as a squared sine; at the picture's own
+    saw padding instead of leaf, and then rises as a squared sine; at the image's own
     border, where there is nothing better, it stays 1. So wherever the network's field of
     view is no larger than the rim, the stitched scores equal the untiled ones exactly.
 
     Args:
-        picture_hw: Size of the picture.
+        image_hw: Size of the image.
         tile_px: Side of the square tiles.
-        overlap_px: Least overlap of neighbours; less than ``tile_px``.
+        overlap_px: Least overlap of neighbors; less than ``tile_px``.
 
     Example:
         >>> TileGrid((100, 300), tile_px=128, overlap_px=32).lefts
         (0, 86, 172)
     """
 
-    picture_hw: tuple[int, int]
+    image_hw: tuple[int, int]
     tile_px: int
     overlap_px: int
 
     @property
     def tops(self) -> tuple[int, ...]:
         """First rows of the tiles."""
-        return _starts(self.picture_hw[0], self.tile_px, self.overlap_px)
+        return _starts(self.image_hw[0], self.tile_px, self.overlap_px)
 
     @property
     def lefts(self) -> tuple[int, ...]:
         """First columns of the tiles."""
-        return _starts(self.picture_hw[1], self.tile_px, self.overlap_px)
+        return _starts(self.image_hw[1], self.tile_px, self.overlap_px)
 
     def __len__(self) -> int:
         return len(self.tops) * len(self.lefts)
@@ -59,7 +59,7 @@ class TileGrid:
     def cut(
         self, image: UInt8[np.ndarray, "h w c"]
     ) -> Iterator[UInt8[np.ndarray, "tile tile c"]]:
-        """Yield the tiles row by row; what lies outside the picture mirrors it."""
+        """Yield the tiles row by row; what lies outside the image mirrors it."""
         for top in self.tops:
             for left in self.lefts:
                 tile = image[top : top + self.tile_px, left : left + self.tile_px]
@@ -68,10 +68,10 @@ class TileGrid:
     def stitch(
         self, scores: Iterable[Float32[np.ndarray, "k tile tile"]]
     ) -> Iterator[tuple[int, Float32[np.ndarray, "k rows w"]]]:
-        """Yield bands of the picture's scores, each with its first row, top to bottom.
+        """Yield bands of the image's scores, each with its first row, top to bottom.
 
         Only the rows that a later tile may still change are held, so memory does not
-        grow with the height of the picture.
+        grow with the height of the image.
 
         Args:
             scores: Scores of the tiles, in the order of ``cut``.
@@ -79,11 +79,11 @@ class TileGrid:
         Yields:
             First row and weighted mean of the scores, ``(k, rows, w)``.
         """
-        height, width = self.picture_hw
+        height, width = self.image_hw
         scores = iter(scores)
         total = np.zeros((0, 0, 0), np.float32)
         weight = np.zeros((0, 0), np.float32)
-        done = 0  # rows of the picture already yielded
+        done = 0  # rows of the image already yielded
         for i, top in enumerate(self.tops):
             rows = min(self.tile_px, height - top)
             for j, left in enumerate(self.lefts):
@@ -156,9 +156,9 @@ def _shift_up(band: np.ndarray, rows: int) -> None:
 def pad_to(
     image: UInt8[np.ndarray, "h w c"], size_hw: tuple[int, int]
 ) -> UInt8[np.ndarray, "h2 w2 c"]:
-    """Return the picture grown to ``size_hw`` at its right and lower edge, mirrored.
+    """Return the image grown to ``size_hw`` at its right and lower edge, mirrored.
 
-    A picture of one pixel repeats that pixel: OpenCV mirrors as often as it takes.
+    An image of one pixel repeats that pixel: OpenCV mirrors as often as it takes.
     """
     bottom, right = size_hw[0] - image.shape[0], size_hw[1] - image.shape[1]
     if bottom <= 0 and right <= 0:
@@ -169,7 +169,7 @@ def pad_to(
 def shrink_to(
     image: UInt8[np.ndarray, "h w 3"], long_side_px: int | None
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Return the picture with its long side at most ``long_side_px``; never larger."""
+    """Return the image with its long side at most ``long_side_px``; never larger."""
     scale = shrink_scale(image.shape[:2], long_side_px)
     if scale == 1:
         return image
@@ -200,22 +200,22 @@ def shrink_scale(size_hw: tuple[int, int], long_side_px: int | None) -> float:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a training tile lies on a picture.
+    """Where and how a training tile lies on an image.
 
     Args:
-        centre_xy: Middle of the tile, in pixels of the picture.
-        scale: Pixels of the tile a pixel of the picture; 2 magnifies.
+        center_xy: Middle of the tile, in pixels of the image.
+        scale: Pixels of the tile a pixel of the image; 2 magnifies.
         angle_deg: Turn, counter-clockwise.
         mirrored: Whether left and right are exchanged.
     """
 
-    centre_xy: tuple[float, float]
+    center_xy: tuple[float, float]
     scale: float = 1.0
     angle_deg: float = 0.0
     mirrored: bool = False
 
     def matrix(self, tile_px: int) -> Float[np.ndarray, "2 3"]:
-        """Return the affine map from picture to tile coordinates."""
+        """Return the affine map from image to tile coordinates."""
         turn = np.deg2rad(self.angle_deg)
         linear = self.scale * np.array(
             [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
@@ -223,15 +223,15 @@ class Placement:
         if self.mirrored:
             linear[0] *= -1
         middle = (tile_px - 1) / 2
-        shift = middle - linear @ np.asarray(self.centre_xy)
+        shift = middle - linear @ np.asarray(self.center_xy)
         return np.hstack([linear, shift[:, None]])
 
 
 def draw_tile(sample: Sample, placement: Placement, tile_px: int) -> Sample:
-    """Return the tile of a picture at a placement, masks moved with it.
+    """Return the tile of an image at a placement, masks moved with it.
 
-    What lies outside the picture mirrors it, and is ``IGNORE`` in the masks. A tile keeps
-    the picture's image-level label only where it can be seen in it: where the tile holds
+    What lies outside the image mirrors it, and is ``IGNORE`` in the masks. A tile keeps
+    the image's image-level label only where it can be seen in it: where the tile holds
     a lesion, or where no mask says otherwise.
     """
     matrix = placement.matrix(tile_px)
@@ -259,12 +259,12 @@ def draw_tile(sample: Sample, placement: Placement, tile_px: int) -> Sample:
 
 
 def covered(
-    picture_hw: tuple[int, int], placement: Placement, tile_px: int
+    image_hw: tuple[int, int], placement: Placement, tile_px: int
 ) -> Bool[np.ndarray, "tile tile"]:
-    """Return which pixels of a tile lie in the picture; the rest mirrors it."""
+    """Return which pixels of a tile lie in the image; the rest mirrors it."""
     return (
         cv2.warpAffine(
-            np.ones(picture_hw, np.uint8),
+            np.ones(image_hw, np.uint8),
             placement.matrix(tile_px),
             (tile_px, tile_px),
             flags=cv2.INTER_NEAREST,
@@ -276,7 +276,7 @@ def covered(
 def lesion_information(
     lesion: UInt8[np.ndarray, "h w"], class_weights: Float[np.ndarray, " k"]
 ) -> Float32[np.ndarray, "gh gw"]:
-    """Return how much each cell of a labelled picture teaches: its lesion pixels.
+    """Return how much each cell of a labeled image teaches: its lesion pixels.
 
     Args:
         lesion: Lesion class ids.
@@ -293,9 +293,9 @@ def lesion_information(
 
 
 def saliency(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "gh gw"]:
-    """Return how much each cell of an unlabelled picture stands out from its surroundings.
+    """Return how much each cell of an unlabeled image stands out from its surroundings.
 
-    The distance in CIELAB between the finely and the coarsely blurred picture
+    The distance in CIELAB between the finely and the coarsely blurred image
     (Achanta et al. 2009, frequency-tuned saliency, with a local mean for their global
     one): spots on a leaf score high, an even leaf and an even ground low.
     """
@@ -305,14 +305,14 @@ def saliency(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "gh gw"]:
     return _cell_means(np.linalg.norm(fine - coarse, axis=2).astype(np.float32))
 
 
-def choose_centre(
+def choose_center(
     information: Float32[np.ndarray, "gh gw"],
     *,
     reach_cells: float,
     rng: np.random.Generator,
     background_fraction: float = BACKGROUND_FRACTION,
 ) -> tuple[float, float]:
-    """Return the centre of a tile, drawn where the information is.
+    """Return the center of a tile, drawn where the information is.
 
     A cell is drawn with a chance in proportion to its information, or, with the chance
     ``background_fraction`` and where there is no information at all, from anywhere:
@@ -326,7 +326,7 @@ def choose_centre(
         background_fraction: Chance of a tile from anywhere, in [0, 1].
 
     Returns:
-        ``(x, y)`` in pixels of the picture.
+        ``(x, y)`` in pixels of the image.
     """
     worth = information.astype(np.float64)
     rows, columns = worth.shape
@@ -344,12 +344,12 @@ def class_weights(pixels: Int64[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
     return 1 / np.sqrt(np.maximum(pixels, 1))
 
 
-def _keep_inside(centre: float, length: int, reach: float) -> float:
-    """Return the centre moved so that its tile leaves the picture as little as it can."""
+def _keep_inside(center: float, length: int, reach: float) -> float:
+    """Return the center moved so that its tile leaves the image as little as it can."""
     low, high = sorted((reach, length - reach))
-    if length < 2 * reach:  # the tile is larger than the picture: let the picture roam
+    if length < 2 * reach:  # the tile is larger than the image: let the image roam
         low, high = (low + length / 2) / 2, (high + length / 2) / 2
-    return float(np.clip(centre, low, high))
+    return float(np.clip(center, low, high))
 
 
 def _cell_means(worth: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "gh gw"]:
@@ -360,4 +360,4 @@ def _cell_means(worth: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "gh gw
 
 
 BACKGROUND_FRACTION = 0.3
-"""Of the tiles of a picture: from anywhere, instead of from a lesion."""
+"""Of the tiles of an image: from anywhere, instead of from a lesion."""

@@ -19,7 +19,7 @@ _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
 def boundary_tolerance(height: int, width: int) -> float:
-    """Return 0.75 % of the picture's diagonal, at least one pixel."""
+    """Return 0.75 % of the image's diagonal, at least one pixel."""
     return max(1.0, 0.0075 * math.hypot(height, width))
 
 
@@ -31,8 +31,8 @@ def boundary_counts(
 ) -> Int64[np.ndarray, " 4"]:
     """Return how many outline pixels of two masks lie close to the other's outline.
 
-    An outline pixel is in the mask and has a 4-neighbour that is known to be outside
-    it. The picture's border is no outline, and neither is the rim of ignored pixels:
+    An outline pixel is in the mask and has a 4-neighbor that is known to be outside
+    it. The image's border is no outline, and neither is the rim of ignored pixels:
     nobody knows whether the mask goes on there.
 
     Args:
@@ -43,7 +43,7 @@ def boundary_counts(
 
     Returns:
         ``matched_predicted, n_predicted, matched_truth, n_truth`` in pixels, for
-        ``boundary_f1``; they add up over pictures. All zero for two empty masks.
+        ``boundary_f1``; they add up over images. All zero for two empty masks.
 
     Raises:
         ValueError: If the two masks differ in size.
@@ -52,7 +52,7 @@ def boundary_counts(
         Csurka et al. 2013, BMVC, "What is a good evaluation measure for semantic
         segmentation?", which adapts Martin et al. 2004 (PAMI 26:530); the tolerance of
         0.75 % is theirs. As Csurka, each pixel is matched to its nearest, not one to
-        one. We depart by summing counts over pictures before dividing.
+        one. We depart by summing counts over images before dividing.
 
     Example:
         >>> mask = np.zeros((9, 9), np.uint8)
@@ -63,7 +63,7 @@ def boundary_counts(
     if truth.shape != predicted.shape:
         raise ValueError(
             f"`predicted` has shape {predicted.shape}, but `truth` has {truth.shape}. "
-            "Bring the prediction to the size of the picture; never resize the truth."
+            "Bring the prediction to the size of the image; never resize the truth."
         )
     if tolerance_px is None:
         tolerance_px = boundary_tolerance(*truth.shape)

@@ -1,9 +1,9 @@
 """How far a score can be trusted: percentile bootstrap over groups.
 
-Pixels of a picture, and pictures of a leaf, resemble one another; resampling them one
+Pixels of an image, and images of a leaf, resemble one another; resampling them one
 by one would give intervals that are far too narrow. Whole groups are drawn instead.
 
-Axes: g group, n picture.
+Axes: g group, n image.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ _DRAWS_AT_ONCE = 100
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a score would fall on other pictures of the same kind.
+    """Where a score would fall on other images of the same kind.
 
     Args:
         low: Lower bound; NaN where no interval can be given.
@@ -42,7 +42,7 @@ def bootstrap_interval(
     """Return the percentile interval of a statistic of additive counts.
 
     Args:
-        counts: Counts of each group, summed over its pictures.
+        counts: Counts of each group, summed over its images.
         statistic: From counts summed over groups to a score; it may give NaN.
         n_resamples: Times that ``g`` groups are drawn with replacement.
         seed: The same seed gives the same interval.
@@ -85,13 +85,13 @@ def bootstrap_rows(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Return the percentile interval of a statistic that needs a value a picture.
+    """Return the percentile interval of a statistic that needs a value an image.
 
     As ``bootstrap_interval``, for statistics that no additive count can give, such as
     a correlation. All rows of a drawn group come together.
 
     Args:
-        rows: One row a picture.
+        rows: One row an image.
         groups: Group of each row.
         statistic: From resampled rows, about as many as there are, to a score.
         n_resamples: Times that groups are drawn with replacement.

@@ -1,8 +1,8 @@
-"""Scores of overlap, all taken from counts that add up over pictures.
+"""Scores of overlap, all taken from counts that add up over images.
 
-Counts first, ratios last: a picture gives a confusion matrix, matrices are summed over
-the data set, and only the sum is divided. A ratio a picture, averaged, would let a
-picture with five lesion pixels weigh as much as one with a million.
+Counts first, ratios last: an image gives a confusion matrix, matrices are summed over
+the data set, and only the sum is divided. A ratio an image, averaged, would let an
+image with five lesion pixels weigh as much as one with a million.
 
 The currency between the sum and the ratio is an array of three rows,
 ``overlap, truth, predicted`` in pixels, for one class or for many at once.
@@ -19,7 +19,7 @@ from plantseg_next.errors import DataError
 from plantseg_next.structures import IGNORE, NO_LESION
 
 _BLOCK_PX = 1 << 20
-"""Pixels counted at once: the temporary arrays stay at 10 MB at any picture size."""
+"""Pixels counted at once: the temporary arrays stay at 10 MB at any image size."""
 
 
 def confusion_matrix(
@@ -50,7 +50,7 @@ def confusion_matrix(
     if truth.shape != predicted.shape:
         raise ValueError(
             f"`predicted` has shape {predicted.shape}, but `truth` has {truth.shape}. "
-            "Bring the prediction to the size of the picture; never resize the truth."
+            "Bring the prediction to the size of the image; never resize the truth."
         )
     flat_truth, flat_predicted = truth.reshape(-1), predicted.reshape(-1)
     pairs = np.zeros(1 << 16, np.int64)

@@ -1,10 +1,10 @@
-"""Judge predictions of any model: pictures in, one at a time, and a report out.
+"""Judge predictions of any model: images in, one at a time, and a report out.
 
-Nothing of a picture is kept but its counts, added to those of its group, and a few
+Nothing of an image is kept but its counts, added to those of its group, and a few
 numbers for its row. Intervals are over groups: near-duplicates and tiles of one leaf
 are one witness, not many.
 
-Axes: h row, w column, k class (0 is "no lesion"), g group, n picture.
+Axes: h row, w column, k class (0 is "no lesion"), g group, n image.
 """
 
 import math
@@ -32,7 +32,7 @@ from plantseg_next.evaluation.metrics import (
 from plantseg_next.evaluation.report_tables import (
     ClassRow,
     Estimate,
-    PictureRow,
+    ImageRow,
     Report,
     SeverityScores,
     SubsetRow,
@@ -48,10 +48,10 @@ Severity = Callable[
 
 @dataclass(frozen=True)
 class Judged:
-    """One picture with its truth and what was predicted for it.
+    """One image with its truth and what was predicted for it.
 
     Args:
-        sample: Picture and truth.
+        sample: Image and truth.
         prediction: Masks of the same size.
         source: Name of its data set.
         group: What is resampled as one; unique over sources.
@@ -67,15 +67,15 @@ class Judged:
 
 @dataclass
 class _Counts:
-    """Counts of one or many pictures; each array adds up."""
+    """Counts of one or many images; each array adds up."""
 
-    pictures: Int64[np.ndarray, " 2"]  # with lesions known, with the leaf known
+    images: Int64[np.ndarray, " 2"]  # with lesions known, with the leaf known
     classes: Int64[np.ndarray, "3 k"]
     lesion: Int64[np.ndarray, " 3"]
     leaf: Int64[np.ndarray, " 3"]
     lesion_boundary: Int64[np.ndarray, " 4"]
     leaf_boundary: Int64[np.ndarray, " 4"]
-    disease: Int64[np.ndarray, " 2"]  # pictures labelled right, pictures judged
+    disease: Int64[np.ndarray, " 2"]  # images labeled right, images judged
 
     @classmethod
     def none(cls, n_classes: int) -> "_Counts":
@@ -98,22 +98,22 @@ def judge(
     home: Collection[str] = (),
     seed: int = 0,
 ) -> Report:
-    """Return the report of a stream of judged pictures.
+    """Return the report of a stream of judged images.
 
-    A picture whose lesions are unknown everywhere has no part in the lesion scores; one
+    An image whose lesions are unknown everywhere has no part in the lesion scores; one
     whose leaf is unknown, or was not predicted, none in those of the leaf. Pixels that
     are unknown in the truth are hidden from the predicted severity too.
 
     Args:
-        items: Read once, in order; pictures are not kept.
+        items: Read once, in order; images are not kept.
         classes: The classes of truth and prediction alike.
         severity: How severity is measured; used on truth and prediction alike.
         home: Data sets whose masks the model learned from.
         seed: Of the intervals.
 
     Raises:
-        DataError: If a mask holds an unknown class, naming the picture.
-        ValueError: If a prediction and its picture differ in size.
+        DataError: If a mask holds an unknown class, naming the image.
+        ValueError: If a prediction and its image differ in size.
     """
     n_classes = classes.n_lesion_logits
     confusion = np.zeros((n_classes, n_classes), np.int64)
@@ -121,7 +121,7 @@ def judge(
         defaultdict[str, _Groups](lambda: defaultdict(lambda: _Counts.none(n_classes)))
         for _ in range(2)
     )
-    rows: list[PictureRow] = []
+    rows: list[ImageRow] = []
     for item in items:
         truth, prediction = item.sample, item.prediction
         pixels = _confusion(truth.key, truth.lesion, prediction.lesion, n_classes)
@@ -133,8 +133,8 @@ def judge(
         rows.append(_row(item, counts, classes, severity))
 
     groups = [one for parts in by_source.values() for one in parts.values()]
-    of_lesion = [one for one in groups if one.pictures[0]]
-    of_leaf = [one for one in groups if one.pictures[1]]
+    of_lesion = [one for one in groups if one.images[0]]
+    of_leaf = [one for one in groups if one.images[1]]
     of_disease = [one for one in groups if one.disease[1]]
 
     def lesion(score: Callable[..., Real[np.ndarray, ""]]) -> Estimate:
@@ -147,9 +147,9 @@ def judge(
         return _estimate([one.leaf for one in of_leaf], score, seed)
 
     return Report(
-        n_pictures=len(rows),
-        n_lesion_pictures=sum(int(one.pictures[0]) for one in groups),
-        n_leaf_pictures=sum(int(one.pictures[1]) for one in groups),
+        n_images=len(rows),
+        n_lesion_images=sum(int(one.images[0]) for one in groups),
+        n_leaf_images=sum(int(one.images[1]) for one in groups),
         n_groups=len(groups),
         mean_iou=per_class(lambda counts: mean_defined(iou(counts))),
         mean_accuracy=per_class(lambda counts: mean_defined(recall(counts))),
@@ -174,7 +174,7 @@ def judge(
         abroad=_abroad(by_source, home, seed),
         sources=_subset_rows(by_source, seed),
         diseases=_subset_rows(by_disease, seed),
-        pictures=tuple(rows),
+        images=tuple(rows),
         confusion=confusion,
     )
 
@@ -197,13 +197,13 @@ def _count(item: Judged, pixels: Int64[np.ndarray, "k k"]) -> _Counts:
     truth, prediction = item.sample, item.prediction
     counts = _Counts.none(len(pixels))
     if pixels.any():
-        counts.pictures[0] = 1
+        counts.images[0] = 1
         counts.classes = class_counts(pixels)
         counts.lesion = foreground_counts(pixels)
         counts.lesion_boundary = boundary_counts(truth.lesion, prediction.lesion)
     leaf = prediction.leaf
     if leaf is not None and (truth.leaf != IGNORE).any():
-        counts.pictures[1] = 1
+        counts.images[1] = 1
         counts.leaf = foreground_counts(_confusion(truth.key, truth.leaf, leaf, 2))
         counts.leaf_boundary = boundary_counts(truth.leaf, leaf)
     if truth.disease != IGNORE and prediction.disease_probability:
@@ -212,12 +212,10 @@ def _count(item: Judged, pixels: Int64[np.ndarray, "k k"]) -> _Counts:
     return counts
 
 
-def _row(
-    item: Judged, counts: _Counts, classes: ClassMap, severity: Severity
-) -> PictureRow:
+def _row(item: Judged, counts: _Counts, classes: ClassMap, severity: Severity) -> ImageRow:
     scores = item.prediction.disease_probability
     true_severity, predicted_severity = _severities(item, severity)
-    return PictureRow(
+    return ImageRow(
         key=item.sample.key,
         source=item.source,
         group=item.group,
@@ -259,7 +257,7 @@ def _estimate(
     return Estimate(value, found.low, found.high, found.n_groups)
 
 
-def _severity_scores(rows: Sequence[PictureRow], seed: int) -> SeverityScores:
+def _severity_scores(rows: Sequence[ImageRow], seed: int) -> SeverityScores:
     pairs = [(row.severity_truth, row.severity_predicted) for row in rows]
     both = np.array(pairs, np.float64).reshape(-1, 2)
     there = ~np.isnan(both)
@@ -300,11 +298,11 @@ def _class_rows(
 def _subset_rows(subsets: Mapping[str, _Groups], seed: int) -> tuple[SubsetRow, ...]:
     rows = []
     for name, groups in sorted(subsets.items()):
-        known = [one.lesion for one in groups.values() if one.pictures[0]]
+        known = [one.lesion for one in groups.values() if one.images[0]]
         rows.append(
             SubsetRow(
                 name=name,
-                n_pictures=sum(int(one.pictures[0]) for one in groups.values()),
+                n_images=sum(int(one.images[0]) for one in groups.values()),
                 lesion_dice=_estimate(known, dice, seed),
                 lesion_iou=_estimate(known, iou, seed),
             )
@@ -317,14 +315,14 @@ def _abroad(by_source: Mapping[str, _Groups], home: Collection[str], seed: int) 
 
     It may exceed 1. NaN without data sets of both kinds.
     """
-    names = [n for n in by_source if any(c.pictures[0] for c in by_source[n].values())]
+    names = [n for n in by_source if any(c.images[0] for c in by_source[n].values())]
     at_home = np.array([name in home for name in names], bool)
     if not at_home.any() or at_home.all():
         return _estimate([], dice, seed)
     counts = []
     for i, name in enumerate(names):
         for one in by_source[name].values():
-            if one.pictures[0]:
+            if one.images[0]:
                 each = np.zeros((len(names), 3), np.int64)
                 each[i] = one.lesion
                 counts.append(each)

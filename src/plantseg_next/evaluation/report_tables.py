@@ -20,19 +20,19 @@ from plantseg_next.files import explained, write_atomically
 FEW_GROUPS = 10
 FOOTNOTES = """\
 How to read this
-  Scores are of pixels summed over all pictures, then divided; never means of pictures.
+  Scores are of pixels summed over all images, then divided; never means of images.
   IoU, Dice   `-` (undefined) for a class in neither truth nor prediction, and left out
               of means; 0 for a class that is predicted but absent from the truth.
   precision   `-` where nothing was predicted; recall `-` where nothing was there.
   mean IoU    over all classes, "no lesion" included; disease mIoU without it.
   boundary    F1 of outlines within 0.75 % of the diagonal, at least one pixel; outlines
-              of the picture's border and of ignored pixels do not count.
+              of the image's border and of ignored pixels do not count.
   95 %        percentile bootstrap over groups, which are never split; `-` for fewer
               than two groups. With fewer than about 20 groups it is too narrow.
   severity    % of the leaf, only where the leaf is marked and predicted. rho_c is Lin's
-              concordance (1989), C_b its bias factor; `-` below three pictures or where
+              concordance (1989), C_b its bias factor; `-` below three images or where
               the true severity does not vary. Limits: mean difference +- 1.96 SD.
-  Pixels, and pictures, without an annotation are left out of the scores they lack."""
+  Pixels, and images, without an annotation are left out of the scores they lack."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Estimate:
     """A score with its 95 % interval; NaN where undefined.
 
     Args:
-        value: The score over all pictures.
+        value: The score over all images.
         low: Lower bound.
         high: Upper bound.
         n_groups: Groups that it rests on.
@@ -72,17 +72,17 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class SubsetRow:
-    """Any-lesion scores of one data set, or of the pictures of one disease."""
+    """Any-lesion scores of one data set, or of the images of one disease."""
 
     name: str
-    n_pictures: int
+    n_images: int
     lesion_dice: Estimate
     lesion_iou: Estimate
 
 
 @dataclass(frozen=True)
-class PictureRow:
-    """One picture: any-lesion Dice, and severity in % of the leaf; NaN where unknown."""
+class ImageRow:
+    """One image: any-lesion Dice, and severity in % of the leaf; NaN where unknown."""
 
     key: str
     source: str
@@ -96,12 +96,12 @@ class PictureRow:
 
 @dataclass(frozen=True)
 class SeverityScores:
-    """Agreement of severity over the pictures whose leaf is marked.
+    """Agreement of severity over the images whose leaf is marked.
 
     Args:
-        agreement: Over the pictures with both values.
+        agreement: Over the images with both values.
         rho_c: Lin's concordance with its interval.
-        n_without: Pictures with a true severity for which the model gave none.
+        n_without: Images with a true severity for which the model gave none.
     """
 
     agreement: Agreement
@@ -111,21 +111,21 @@ class SeverityScores:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was found out about a model on one set of pictures.
+    """Everything that was found out about a model on one set of images.
 
     Args:
-        n_pictures: Pictures judged; ``n_lesion_pictures`` of them have known lesions,
-            ``n_leaf_pictures`` a known leaf that was also predicted.
+        n_images: Images judged; ``n_lesion_images`` of them have known lesions,
+            ``n_leaf_images`` a known leaf that was also predicted.
         n_groups: Groups they fall into.
         confusion: Pixels, rows by true class, columns by predicted class.
-        disease_accuracy: Share of pictures whose image-level label was predicted.
+        disease_accuracy: Share of images whose image-level label was predicted.
         abroad: Lesion Dice on data sets whose masks the model did not learn from, over
             that on those whose masks it did; NaN unless both kinds are there.
     """
 
-    n_pictures: int
-    n_lesion_pictures: int
-    n_leaf_pictures: int
+    n_images: int
+    n_lesion_images: int
+    n_leaf_images: int
     n_groups: int
     mean_iou: Estimate
     mean_accuracy: Estimate
@@ -144,7 +144,7 @@ class Report:
     classes: tuple[ClassRow, ...]
     sources: tuple[SubsetRow, ...]
     diseases: tuple[SubsetRow, ...]
-    pictures: tuple[PictureRow, ...]
+    images: tuple[ImageRow, ...]
     confusion: Int64[np.ndarray, "k k"]
 
     def to_json(self) -> str:
@@ -156,30 +156,30 @@ class Report:
         return "\n\n".join([*self._sections(), FOOTNOTES]) + "\n"
 
     def write(self, folder: Path) -> None:
-        """Write ``report.json``, ``report.txt`` and ``pictures.csv``.
+        """Write ``report.json``, ``report.txt`` and ``images.csv``.
 
         Raises:
             OutputError: If the folder cannot be written.
         """
-        pictures = io.StringIO()
-        table = csv.writer(pictures, lineterminator="\n")
-        table.writerow([column.name for column in fields(PictureRow)])
-        for row in self.pictures:
+        images = io.StringIO()
+        table = csv.writer(images, lineterminator="\n")
+        table.writerow([column.name for column in fields(ImageRow)])
+        for row in self.images:
             cells = (_plain(value) for value in asdict(row).values())
             table.writerow("" if cell is None else cell for cell in cells)
         with explained(folder):
             write_atomically(folder / "report.json", self.to_json().encode())
             write_atomically(folder / "report.txt", self.to_text().encode())
-            write_atomically(folder / "pictures.csv", pictures.getvalue().encode())
+            write_atomically(folder / "images.csv", images.getvalue().encode())
 
     def _sections(self) -> Iterable[str]:
         yield (
-            f"{self.n_pictures} pictures in {self.n_groups} groups; "
-            f"lesions known in {self.n_lesion_pictures}, leaf in {self.n_leaf_pictures}"
+            f"{self.n_images} images in {self.n_groups} groups; "
+            f"lesions known in {self.n_lesion_images}, leaf in {self.n_leaf_images}"
         )
         if self.n_groups < FEW_GROUPS:
             yield (
-                f"So few groups say little about other pictures: judge by at least "
+                f"So few groups say little about other images: judge by at least "
                 f"{FEW_GROUPS}, better by more."
             )
         yield _estimates(
@@ -198,7 +198,7 @@ class Report:
             ("mean accuracy", self.mean_accuracy),
             ("image-level label right", self.disease_accuracy),
         )
-        if self.n_leaf_pictures:
+        if self.n_leaf_images:
             yield _estimates(
                 "Leaf",
                 ("IoU", self.leaf_iou),
@@ -216,7 +216,7 @@ class Report:
         for title, rows in (("Source", self.sources), ("Disease", self.diseases)):
             if rows:
                 yield _aligned(
-                    [title, "pictures", "lesion Dice", "95 % interval", "lesion IoU"],
+                    [title, "images", "lesion Dice", "95 % interval", "lesion IoU"],
                     [_subset_cells(row) for row in rows],
                 )
         if self.abroad.n_groups:
@@ -233,7 +233,7 @@ class Report:
             f"  RMSE {_points(found.rmse)} points of severity",
             f"  predicted less true {_points(found.mean_difference)} points, "
             f"95 % limits {limits}",
-            f"  {found.n} pictures; {self.severity.n_without} more have a true severity "
+            f"  {found.n} images; {self.severity.n_without} more have a true severity "
             "but no predicted one",
         ]
         return "\n".join(lines)
@@ -270,7 +270,7 @@ def _class_cells(row: ClassRow) -> list[str]:
 def _subset_cells(row: SubsetRow) -> list[str]:
     found = row.lesion_dice
     scores = (_score(found.value), _interval(found), _score(row.lesion_iou.value))
-    return [row.name, str(row.n_pictures), *scores]
+    return [row.name, str(row.n_images), *scores]
 
 
 def _interval(found: Estimate) -> str:

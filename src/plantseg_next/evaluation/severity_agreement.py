@@ -3,7 +3,7 @@
 Correlation alone forgives a model that sees twice the disease everywhere. Lin's
 concordance does not: it is correlation times a factor for the bias.
 
-Axes: n picture.
+Axes: n image.
 """
 
 import math
@@ -16,7 +16,7 @@ NORMAL_95 = 1.959963984540054
 """Standard deviations either side of the mean that hold 95 % of a normal sample."""
 
 FEWEST = 3
-"""Pictures below which concordance and correlation are not given."""
+"""Images below which concordance and correlation are not given."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class Agreement:
     """How far predicted severity follows the truth, in points of severity.
 
     Args:
-        n: Pictures with both values.
-        rho_c: Lin's concordance, in [-1, 1]; NaN for fewer than three pictures, or
+        n: Images with both values.
+        rho_c: Lin's concordance, in [-1, 1]; NaN for fewer than three images, or
             where the truth does not vary: nothing is there to agree with. It is 0
             where the truth varies and the prediction does not.
         r: Pearson correlation (precision); NaN also where the prediction is constant.
         c_b: Bias correction factor (accuracy), in (0, 1], 1 for neither shift nor
             change of scale; ``rho_c = r * c_b``. NaN where ``r`` is.
-        rmse: Root mean square error; NaN without pictures.
-        mean_difference: Mean of predicted less true; NaN without pictures.
-        limit_low: Lower Bland-Altman 95 % limit of agreement; NaN below two pictures.
+        rmse: Root mean square error; NaN without images.
+        mean_difference: Mean of predicted less true; NaN without images.
+        limit_low: Lower Bland-Altman 95 % limit of agreement; NaN below two images.
         limit_high: Upper limit.
     """
 
@@ -90,13 +90,13 @@ def severity_agreement(
     both = ~(np.isnan(truth) | np.isnan(predicted))
     truth, predicted = truth[both], predicted[both]
     n, difference = int(truth.size), predicted - truth
-    centre = float(difference.mean()) if n else math.nan
+    center = float(difference.mean()) if n else math.nan
     half = NORMAL_95 * float(difference.std(ddof=1)) if n > 1 else math.nan
     rho_c, r, c_b = concordance(truth, predicted), math.nan, math.nan
     if not (math.isnan(rho_c) or _is_constant(predicted)):
         r = float(np.corrcoef(truth, predicted)[0, 1])
         scale = float(truth.std() / predicted.std())
-        shift_2 = centre**2 / float(truth.std() * predicted.std())
+        shift_2 = center**2 / float(truth.std() * predicted.std())
         c_b = 2.0 / (scale + 1.0 / scale + shift_2)
     return Agreement(
         n=n,
@@ -104,9 +104,9 @@ def severity_agreement(
         r=r,
         c_b=c_b,
         rmse=float(np.sqrt(np.mean(difference**2))) if n else math.nan,
-        mean_difference=centre,
-        limit_low=centre - half,
-        limit_high=centre + half,
+        mean_difference=center,
+        limit_low=center - half,
+        limit_high=center + half,
     )
 
 

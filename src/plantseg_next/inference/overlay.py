@@ -1,4 +1,4 @@
-"""A picture with what was found drawn on it, to be checked by eye.
+"""An image with what was found drawn on it, to be checked by eye.
 
 Axes: h row, w column.
 """
@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from plantseg_next.inference.severity import Assessment, whole_leaf
 from plantseg_next.structures import ClassMap
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-OKABE_ITO: tuple[Colour, ...] = (
+OKABE_ITO: tuple[Color, ...] = (
     (213, 94, 0),  # vermilion
     (86, 180, 233),  # sky blue
     (240, 228, 66),  # yellow
@@ -24,32 +24,32 @@ OKABE_ITO: tuple[Colour, ...] = (
     (230, 159, 0),  # orange
     (0, 158, 115),  # bluish green: last, for leaves are green
 )
-"""Colours told apart by all common kinds of colour vision (Okabe and Ito 2008)."""
+"""Colors told apart by all common kinds of color vision (Okabe and Ito 2008)."""
 
-LEAF_COLOUR: Colour = (255, 255, 255)
+LEAF_COLOR: Color = (255, 255, 255)
 SHORTEST_SIDE_PX, LONGEST_SIDE_PX = 512, 1600
-"""Bounds of the long side of an overlay; pictures outside them are resized."""
+"""Bounds of the long side of an overlay; images outside them are resized."""
 
-_DARK: Colour = (30, 30, 30)
-_LIGHT: Colour = (245, 245, 245)
+_DARK: Color = (30, 30, 30)
+_LIGHT: Color = (245, 245, 245)
 _TINT = 0.25
 _SHIFT = 4  # fractional bits of the coordinates that are drawn
 
 
-def class_colours(n: int) -> tuple[Colour, ...]:
-    """Return a colour a lesion class; the first 21 are distinct, then they recur.
+def class_colors(n: int) -> tuple[Color, ...]:
+    """Return a color a lesion class; the first 21 are distinct, then they recur.
 
     The seven of Okabe and Ito come first, then their light and their dark shades, which
     are harder to tell apart.
     """
-    light = [tuple((c + 255) // 2 for c in colour) for colour in OKABE_ITO]
-    dark = [tuple(c // 2 for c in colour) for colour in OKABE_ITO]
+    light = [tuple((c + 255) // 2 for c in color) for color in OKABE_ITO]
+    dark = [tuple(c // 2 for c in color) for color in OKABE_ITO]
     wheel = (*OKABE_ITO, *light, *dark)
     return tuple((r, g, b) for r, g, b in (wheel[i % len(wheel)] for i in range(n)))
 
 
 def summary(assessment: Assessment) -> str:
-    """Return the one line that belongs under the picture.
+    """Return the one line that belongs under the image.
 
     Example: "severity 12.3 % of the leaf, 14 lesions >= 20 px".
     """
@@ -65,15 +65,15 @@ def summary(assessment: Assessment) -> str:
 def draw_overlay(
     image: UInt8[np.ndarray, "h w 3"], assessment: Assessment, classes: ClassMap
 ) -> UInt8[np.ndarray, "hh ww 3"]:
-    """Return the picture with lesions and leaf outlined, and a caption below it.
+    """Return the image with lesions and leaf outlined, and a caption below it.
 
     Outlines are taken at full size and then scaled, so a lesion of a few pixels is
-    still seen in the overlay of a large picture.
+    still seen in the overlay of a large image.
 
     Args:
         image: RGB, of the size of the masks.
         assessment: What was found.
-        classes: Names for the legend, which lists the classes found in this picture.
+        classes: Names for the legend, which lists the classes found in this image.
 
     Returns:
         RGB, its long side between 512 and 1600 pixels (plus the caption).
@@ -90,30 +90,30 @@ def draw_overlay(
     leaf = assessment.prediction.leaf
     if leaf is not None and assessment.measure.denominator == "leaf":
         on_leaf = whole_leaf(lesion, leaf) == 1
-        _outline(canvas, on_leaf, LEAF_COLOUR, scale, thickness)
-    colours = class_colours(len(classes.lesions))
+        _outline(canvas, on_leaf, LEAF_COLOR, scale, thickness)
+    colors = class_colors(len(classes.lesions))
     found = sorted({one.class_id for one in assessment.lesions})
     for class_id in found:
         mask = lesion == class_id
-        _tint(canvas, mask, colours[class_id - 1])
-        _outline(canvas, mask, colours[class_id - 1], scale, thickness)
-    legend = [(classes.lesion_name(i), colours[i - 1]) for i in found]
+        _tint(canvas, mask, colors[class_id - 1])
+        _outline(canvas, mask, colors[class_id - 1], scale, thickness)
+    legend = [(classes.lesion_name(i), colors[i - 1]) for i in found]
     return _with_caption(canvas, summary(assessment), legend)
 
 
 def _tint(
-    canvas: UInt8[np.ndarray, "hh ww 3"], mask: Bool[np.ndarray, "h w"], colour: Colour
+    canvas: UInt8[np.ndarray, "hh ww 3"], mask: Bool[np.ndarray, "h w"], color: Color
 ) -> None:
     size = (canvas.shape[1], canvas.shape[0])
     cover = cv2.resize(mask.view(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)
     weight = (_TINT / 255) * cover[..., None].astype(np.float32)
-    canvas[:] = canvas + (np.array(colour, np.float32) - canvas) * weight
+    canvas[:] = canvas + (np.array(color, np.float32) - canvas) * weight
 
 
 def _outline(
     canvas: UInt8[np.ndarray, "hh ww 3"],
     mask: Bool[np.ndarray, "h w"],
-    colour: Colour,
+    color: Color,
     scale: float,
     thickness: int,
 ) -> None:
@@ -124,12 +124,12 @@ def _outline(
         np.round(((contour + 0.5) * scale - 0.5) * (1 << _SHIFT)).astype(np.int32)
         for contour in contours
     ]
-    for line_colour, width in ((_DARK, thickness + 2), (colour, thickness)):
+    for line_color, width in ((_DARK, thickness + 2), (color, thickness)):
         cv2.polylines(
             canvas,
             scaled,
             isClosed=True,
-            color=line_colour,
+            color=line_color,
             thickness=width,
             lineType=cv2.LINE_AA,
             shift=_SHIFT,
@@ -139,7 +139,7 @@ def _outline(
 def _with_caption(
     canvas: UInt8[np.ndarray, "hh ww 3"],
     text: str,
-    legend: Sequence[tuple[str, Colour]],
+    legend: Sequence[tuple[str, Color]],
 ) -> UInt8[np.ndarray, "hhh www 3"]:
     """Return the canvas on top of a strip with a wrapped text and a legend."""
     height, width = canvas.shape[:2]
@@ -148,24 +148,24 @@ def _with_caption(
     font = ImageFont.load_default(font_px)
     margin, line_px = font_px // 2, round(font_px * 1.5)
 
-    # Each piece is a text with the colour of the square before it, if any.
-    pieces: list[tuple[str, Colour | None]] = [(f"{word} ", None) for word in text.split()]
-    pieces += [(f"{name}   ", colour) for name, colour in legend]
-    placed: list[tuple[int, int, str, Colour | None]] = []
+    # Each piece is a text with the color of the square before it, if any.
+    pieces: list[tuple[str, Color | None]] = [(f"{word} ", None) for word in text.split()]
+    pieces += [(f"{name}   ", color) for name, color in legend]
+    placed: list[tuple[int, int, str, Color | None]] = []
     x, y = margin, height + margin
-    for number, (piece, colour) in enumerate(pieces):
-        needed = round(font.getlength(piece)) + (line_px if colour else 0)
+    for number, (piece, color) in enumerate(pieces):
+        needed = round(font.getlength(piece)) + (line_px if color else 0)
         new_line = number == len(pieces) - len(legend) and legend
         if x > margin and (new_line or x + needed > total_width - margin):
             x, y = margin, y + line_px
-        placed.append((x, y, piece, colour))
+        placed.append((x, y, piece, color))
         x += needed
 
     strip = Image.new("RGB", (total_width, y + line_px + margin), _DARK)
     strip.paste(Image.fromarray(canvas), (0, 0))
     draw = ImageDraw.Draw(strip)
-    for x, y, piece, colour in placed:
-        if colour is not None:
-            draw.rectangle((x, y + 2, x + font_px - 2, y + font_px), fill=colour)
-        draw.text((x + (line_px if colour else 0), y), piece, _LIGHT, font)
+    for x, y, piece, color in placed:
+        if color is not None:
+            draw.rectangle((x, y + 2, x + font_px - 2, y + font_px), fill=color)
+        draw.text((x + (line_px if color else 0), y), piece, _LIGHT, font)
     return np.array(strip)

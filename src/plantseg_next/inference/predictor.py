@@ -1,6 +1,6 @@
-"""A picture becomes tiles, tiles become scores, scores become one Prediction.
+"""An image becomes tiles, tiles become scores, scores become one Prediction.
 
-The scores of all classes are held for a band of rows only, however large the picture:
+The scores of all classes are held for a band of rows only, however large the image:
 finished rows leave as soon as no later tile can change them. What stays is three bytes or
 five a pixel.
 """
@@ -28,14 +28,14 @@ THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predict pictures of any size.
+    """Predict images of any size.
 
     Args:
         backend: Scores tiles.
         classes: Names behind the ids.
         tile_px: Side of a tile; a multiple of 32.
-        long_side_px: Larger pictures are shrunk to this, and their scores brought back
-            to the picture's own size; ``None`` keeps every pixel.
+        long_side_px: Larger images are shrunk to this, and their scores brought back
+            to the image's own size; ``None`` keeps every pixel.
         tiles_at_once: Tiles that the backend scores together.
     """
 
@@ -50,7 +50,7 @@ class Predictor:
         return shrink_scale(size_hw, self.long_side_px)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Prediction:
-        """Return the prediction for an upright RGB picture, at its own size."""
+        """Return the prediction for an upright RGB image, at its own size."""
         small = shrink_to(image, self.long_side_px)
         grid = TileGrid(small.shape[:2], self.tile_px, self.tile_px // 4)
         name = np.zeros(small.shape[:2], np.uint8)

@@ -1,12 +1,12 @@
 """What was measured, written down: tables, masks and overlays of a run.
 
-    severity.csv     a row a picture        masks/      lesion class ids, palette PNG
+    severity.csv     a row an image        masks/      lesion class ids, palette PNG
     lesions.csv      a row a lesion         leaves/     leaf masks, where known
     records.json     both, and the classes  overlays/   what was found, for the eye
 
 A run may last for days, so nothing is kept in memory and every row is on disk as soon
-as its picture is done. Until the run is over the tables carry ``.partial`` in their
-names; they are whole tables of the pictures done so far, and a killed run leaves them
+as its image is done. Until the run is over the tables carry ``.partial`` in their
+names; they are whole tables of the images done so far, and a killed run leaves them
 behind beside the complete tables of an earlier run.
 """
 
@@ -28,7 +28,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from plantseg_next.errors import OutputError, UsageError
 from plantseg_next.files import explained, write_atomically
-from plantseg_next.inference.overlay import class_colours, draw_overlay
+from plantseg_next.inference.overlay import class_colors, draw_overlay
 from plantseg_next.inference.severity import Assessment, Lesion
 from plantseg_next.structures import IGNORE, ClassMap
 
@@ -38,18 +38,18 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a folder of pictures.
+    """What became of a folder of images.
 
     Args:
-        rows: A row of the table a picture.
-        skipped: Pictures that could not be read, each with the reason.
+        rows: A row of the table an image.
+        skipped: Images that could not be read, each with the reason.
     """
 
     rows: tuple[dict[str, Value], ...]
     skipped: tuple[tuple[str, str], ...]
 
 
-PICTURE_COLUMNS = (
+IMAGE_COLUMNS = (
     "image", "disease", "disease_probability", "width", "height", "scale", "leaf_px",
     "lesion_px", "severity_pct", "affected_pct_of_image", "denominator", "n_lesions",
     "n_lesions_off_leaf", "min_lesion_px", "mean_lesion_px", "median_lesion_px",
@@ -64,8 +64,8 @@ LEAST_NAMED = 0.5
 LESION_COLUMNS = ("image", "class", *(field.name for field in fields(Lesion)))
 
 
-def picture_row(name: str, assessment: Assessment, classes: ClassMap) -> dict[str, Value]:
-    """Return the measures of one picture, by column of ``severity.csv``.
+def image_row(name: str, assessment: Assessment, classes: ClassMap) -> dict[str, Value]:
+    """Return the measures of one image, by column of ``severity.csv``.
 
     Areas, counts and confidence are of the lesions that severity rests on: those on the
     leaf if there is one. ``mean_confidence`` is their mean probability, weighted by
@@ -105,7 +105,7 @@ def picture_row(name: str, assessment: Assessment, classes: ClassMap) -> dict[st
 
 
 class RecordWriter:
-    """Write the tables, masks and overlays of a run, a picture at a time.
+    """Write the tables, masks and overlays of a run, an image at a time.
 
     Used as a context: the tables take their final names when it ends well.
 
@@ -181,16 +181,16 @@ class RecordWriter:
         scale: float = 1.0,
         notes: Sequence[str] = (),
     ) -> dict[str, Value]:
-        """Write one picture's rows and pictures.
+        """Write one image's rows and images.
 
         Args:
-            name: Path of the picture relative to the folder that was read, with ``/``.
-                It names the row and the files, so pictures of one name in different
+            name: Path of the image relative to the folder that was read, with ``/``.
+                It names the row and the files, so images of one name in different
                 folders stay apart.
             image: RGB, of the size of the masks.
             assessment: What was found.
             scale: Factor by which the image was shrunk before the model saw it.
-            notes: What is wrong with the picture, for people.
+            notes: What is wrong with the image, for people.
 
         Returns:
             The row of ``severity.csv``, with paths relative to the folder written.
@@ -200,7 +200,7 @@ class RecordWriter:
             OutputError: If the folder cannot be written.
         """
         self._refuse_name(name)
-        row = picture_row(name, assessment, self.classes)
+        row = image_row(name, assessment, self.classes)
         row |= {"scale": scale, "model": self.model, "notes": "; ".join(notes)}
         prediction = assessment.prediction
         with explained(self.folder):
@@ -222,18 +222,18 @@ class RecordWriter:
 
     @property
     def _columns(self) -> tuple[str, ...]:
-        return (*PICTURE_COLUMNS, *(f"px_{name}" for name in self.classes.lesions))
+        return (*IMAGE_COLUMNS, *(f"px_{name}" for name in self.classes.lesions))
 
     def _append_rows(self, row: Mapping[str, Value], lesions: Sequence[Lesion]) -> None:
         records: list[dict[str, Value]] = [
             {"class": self.classes.lesion_name(one.class_id), **asdict(one)}
             for one in lesions
         ]
-        pictures, lesion_table, lines = self._tables
+        images, lesion_table, lines = self._tables
         image = row["image"]
         rows = ([{"image": image, **one}[c] for c in LESION_COLUMNS] for one in records)
         self._append(lesion_table, "".join(map(csv_line, rows)))
-        self._append(pictures, csv_line(row.get(c) for c in self._columns))
+        self._append(images, csv_line(row.get(c) for c in self._columns))
         whole = {column: row.get(column) for column in self._columns}
         text = json.dumps({**whole, "lesions": records}, ensure_ascii=False)
         self._append(lines, text + "\n")
@@ -244,7 +244,7 @@ class RecordWriter:
 
         def write(file: BinaryIO) -> None:
             start = json.dumps(head, ensure_ascii=False)[:-1]
-            file.write(f'{start}, "pictures": ['.encode())
+            file.write(f'{start}, "images": ['.encode())
             with partial.open("rb") as lines:
                 for number, line in enumerate(lines):
                     file.write((b",\n" if number else b"\n") + line.rstrip(b"\n"))
@@ -265,15 +265,15 @@ class RecordWriter:
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts:
             raise UsageError(
-                f"`{name}` is not the name of a picture within a folder.",
+                f"`{name}` is not the name of an image within a folder.",
                 needed="a relative path without `..`, such as plot_1/leaf.jpg",
-                fix="name pictures relative to the folder that holds them all",
+                fix="name images relative to the folder that holds them all",
             )
         if name in self._names:
             raise UsageError(
                 f"`{name}` was recorded twice.",
-                needed="one row a picture",
-                fix="list every picture once",
+                needed="one row an image",
+                fix="list every image once",
             )
         self._names.add(name)
 
@@ -288,22 +288,22 @@ class RecordWriter:
 
 
 def write_mask(path: Path, ids: UInt8[np.ndarray, "h w"], names: Sequence[str]) -> None:
-    """Write class ids as a palette PNG that any viewer shows in colour.
+    """Write class ids as a palette PNG that any viewer shows in color.
 
-    The stored values are the ids: 0 is black, ``IGNORE`` is grey, ``names[i]`` has the
+    The stored values are the ids: 0 is black, ``IGNORE`` is gray, ``names[i]`` has the
     id ``i + 1``. The names are kept in the file, under the text key ``classes``.
 
     Raises:
         OSError: If the file cannot be written.
     """
     palette = np.zeros((256, 3), np.uint8)
-    palette[1 : len(names) + 1] = class_colours(len(names))
+    palette[1 : len(names) + 1] = class_colors(len(names))
     palette[IGNORE] = 128
-    picture = Image.fromarray(ids)
-    picture.putpalette(palette.tobytes())
+    image = Image.fromarray(ids)
+    image.putpalette(palette.tobytes())
     legend = PngInfo()
     legend.add_itxt("classes", json.dumps(list(names), ensure_ascii=False))
-    write_atomically(path, lambda file: picture.save(file, "PNG", pnginfo=legend))
+    write_atomically(path, lambda file: image.save(file, "PNG", pnginfo=legend))
 
 
 def csv_line(values: Iterable[Value]) -> str:

@@ -1,7 +1,7 @@
-"""Severity, and every lesion measured, from the masks of one picture.
+"""Severity, and every lesion measured, from the masks of one image.
 
 Severity is lesion area over leaf area of the same leaf, in percent. Without a leaf
-there is no severity: the affected share of the picture is given under its own name.
+there is no severity: the affected share of the image is given under its own name.
 
 Axes: h row, w column, l label of a connected component (0 is none).
 """
@@ -20,19 +20,19 @@ from plantseg_next.structures import IGNORE, NO_LESION, Prediction, is_lesion
 Denominator = Literal["leaf", "image"]
 
 _ROWS_AT_ONCE = 1024
-"""Rows measured at once: temporary arrays stay small on pictures of 100 megapixels."""
+"""Rows measured at once: temporary arrays stay small on images of 100 megapixels."""
 
 
 @dataclass(frozen=True)
 class SeverityMeasure:
-    """How much of a leaf, or failing that of a picture, is diseased.
+    """How much of a leaf, or failing that of an image, is diseased.
 
     Args:
         leaf_px: Pixels of the leaf, its lesions included; ``None`` without a leaf.
-        lesion_px: Lesion pixels on the leaf; in the whole picture without a leaf.
+        lesion_px: Lesion pixels on the leaf; in the whole image without a leaf.
         severity_pct: Lesion over leaf area, in [0, 100]; ``None`` without a leaf.
-        affected_pct_of_image: ``lesion_px`` over the known pixels of the picture, in
-            [0, 100]; 0 if none is known. It depends on how the picture was framed.
+        affected_pct_of_image: ``lesion_px`` over the known pixels of the image, in
+            [0, 100]; 0 if none is known. It depends on how the image was framed.
         denominator: What the lesion area is a share of.
     """
 
@@ -48,7 +48,7 @@ class Lesion:
     """One connected lesion of one class. Lengths in pixels, origin at the top left.
 
     Args:
-        id: Number within the picture, from 1, largest lesion first.
+        id: Number within the image, from 1, largest lesion first.
         class_id: Lesion class, from 1.
         area_px: Pixels.
         perimeter_px: Length of the margin, holes included (Crofton's formula).
@@ -81,7 +81,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Assessment:
-    """One picture, judged: what the table, the masks and the overlay are made of.
+    """One image, judged: what the table, the masks and the overlay are made of.
 
     Args:
         prediction: The masks after small lesions were removed.
@@ -109,8 +109,8 @@ def assess(
     """Return severity and lesions of a prediction, small lesions removed first.
 
     Args:
-        prediction: Masks at the size of the picture.
-        min_lesion_px: Smallest lesion kept, in pixels of this picture.
+        prediction: Masks at the size of the image.
+        min_lesion_px: Smallest lesion kept, in pixels of this image.
         min_leaf_share: See ``measure_severity``.
     """
     lesion = remove_small_lesions(prediction.lesion, min_lesion_px)
@@ -136,7 +136,7 @@ def measure_severity(
         leaf: 1 on the leaf, 0 off it, ``IGNORE`` where unknown; ``None`` if the leaf
             is not known at all.
         min_leaf_share: Share of the known pixels, in [0, 1], below which ``leaf`` is
-            taken for noise and the picture for one without a leaf.
+            taken for noise and the image for one without a leaf.
 
     Returns:
         The measure. Pixels unknown to either map count on neither side. Where truth
@@ -230,10 +230,10 @@ def find_lesions(
     leaf: UInt8[np.ndarray, "h w"] | None = None,
     min_area_px: int = 1,
 ) -> list[Lesion]:
-    """Return every lesion of a picture with its measures, largest first.
+    """Return every lesion of an image with its measures, largest first.
 
     A lesion is an 8-connected set of pixels of one class. All are measured in one pass
-    over the picture, so ten thousand small ones cost no more than one large one.
+    over the image, so ten thousand small ones cost no more than one large one.
 
     Args:
         lesion: Class ids, 0 for none; ignored pixels belong to no lesion.
@@ -244,7 +244,7 @@ def find_lesions(
     Source:
         Perimeter by Crofton's formula in four directions, as scikit-image's
         ``perimeter_crofton``: unbiased for round spots where the length of a contour
-        through pixel centres is short by about pi pixels. Eccentricity from the second
+        through pixel centers is short by about pi pixels. Eccentricity from the second
         central moments, as its ``regionprops``.
     """
     whole = None if leaf is None else whole_leaf(lesion, leaf) == 1

@@ -2,7 +2,7 @@
 
 A bundle is a folder with two files. ``model-<digest>.safetensors`` holds the weights and
 cannot run code. ``model.json`` is the card: class names, the shape of the network, how
-pictures are to be cut for it, where its first weights came from and under which licence,
+images are to be cut for it, where its first weights came from and under which license,
 and the SHA-256 of the weights: a flipped byte is found before it becomes a wrong severity.
 
 The weights are named by their digest so that a newer model can take the place of an older
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plantseg_next.errors import DataError, missing_path
-from plantseg_next.experiment import ModelSettings
 from plantseg_next.files import write_atomically
+from plantseg_next.settings import ModelSettings
 from plantseg_next.structures import ClassMap
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Card:
         classes: Names behind the ids.
         model: Shape of the network.
         tile_px: Side of the tiles it was trained on.
-        long_side_px: Larger pictures are shrunk to this first; ``None``: never.
+        long_side_px: Larger images are shrunk to this first; ``None``: never.
         weights_origin: Where the encoder started, see ``encoders.PretrainedSource``.
         weights_license: License of those first weights; it binds the trained model.
         weights_sha256: Digest of the file that they came in; empty without one.

@@ -1,7 +1,7 @@
 """Layers whose backward pass on a CPU is slow or wrong, computed in another way.
 
 oneDNN's gradient of a depthwise convolution takes three times as long in bfloat16 as in
-float32, and PyTorch's of a group normalisation in channels-last as well; their forward
+float32, and PyTorch's of a group normalization in channels-last as well; their forward
 passes do not. What waits for the backward pass stays in bfloat16: only for as long as a
 layer's gradient is computed are there float32 copies.
 
@@ -66,10 +66,10 @@ class StridedPointwiseConv(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation."""
+    """Group normalization."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of the base class
-        """Return the normalised map."""
+        """Return the normalized map."""
         if not is_faster(input):
             return super().forward(input)
         found: Tensor = _GroupNorm.apply(

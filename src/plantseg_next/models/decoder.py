@@ -78,7 +78,7 @@ def sine_position(
 ) -> Float[Tensor, "n c"]:
     """Return an encoding of where each cell of a level lies, in pixels of the tile.
 
-    The coordinate is that of the cell's centre in pixels, not its index, so that cells of
+    The coordinate is that of the cell's center in pixels, not its index, so that cells of
     two levels over the same leaf spot carry the same code, and any size is covered.
 
     Args:
@@ -93,14 +93,14 @@ def sine_position(
 
     Source:
         Carion et al. 2020 (DETR), arXiv:2005.12872, after Vaswani et al. 2017. We do not
-        normalise by the picture's size; wavelengths run from 16 to 1024 pixels.
+        normalize by the image's size; wavelengths run from 16 to 1024 pixels.
     """
     quarter = channels // 4
     wavelength = 16.0 * 64.0 ** torch.linspace(0, 1, quarter, device=device)  # pixels
     code = []
     for n in (h, w):
-        centre = (torch.arange(n, device=device) + 0.5) * stride  # (n,), pixels
-        angle = 2 * math.pi * centre[:, None] / wavelength
+        center = (torch.arange(n, device=device) + 0.5) * stride  # (n,), pixels
+        angle = 2 * math.pi * center[:, None] / wavelength
         code.append(torch.cat([angle.sin(), angle.cos()], dim=1))  # (n, channels / 2)
     row, column = code
     return torch.cat(

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from plantseg_next.experiment import ModelSettings, Recomputed
 from plantseg_next.models.cpu_backward import GroupNorm
 from plantseg_next.models.decoder import Decoder, SeparableConv
 from plantseg_next.models.encoders import Encoder, build_encoder
+from plantseg_next.settings import ModelSettings, Recomputed
 from plantseg_next.structures import ClassMap
 
 DETAIL_CHANNELS = 24
@@ -69,7 +69,7 @@ class Scores(NamedTuple):
 class Summary(nn.Module):
     """Say in one vector what the whole tile looks like.
 
-    Mean and spread of every stage of the encoder, shallow ones included: colour and
+    Mean and spread of every stage of the encoder, shallow ones included: color and
     texture name a leaf long before a deep stage has learned to. Each statistic has a
     LayerNorm of its own, as ConvNeXt's classifier has, or a few large channels drown the
     rest. Taken behind the decoder's GroupNorm, which makes every tile alike, the same
@@ -99,11 +99,11 @@ class Segmenter(nn.Module):
     """Score every pixel for lesion and leaf, and the tile for disease.
 
     The fused map at stride 4 is joined by a thin path at stride 2 straight from the
-    picture: a rust pustule of three pixels is gone at stride 4, and this is the cheapest
+    image: a rust pustule of three pixels is gone at stride 4, and this is the cheapest
     place that still sees it.
 
     Args:
-        encoder: Pyramid of features; normalisation of the picture is done here, not by
+        encoder: Pyramid of features; normalization of the image is done here, not by
             the caller, so that it cannot be forgotten.
         classes: Names behind the ids; fixes the number of logits.
         width: Channels of the decoder.
@@ -144,7 +144,7 @@ class Segmenter(nn.Module):
         self.leaf_head = nn.Conv2d(half, LEAF_LOGITS, 1)
         self.summary = Summary(encoder.channels, width)
         # What the whole tile looks like helps to name its lesions: two diseases may share
-        # a colour, but seldom a leaf.
+        # a color, but seldom a leaf.
         self.context = nn.Linear(width, classes.n_lesion_logits)
         self.disease_head = (
             nn.Linear(width, len(classes.diseases)) if classes.diseases else None
@@ -168,16 +168,16 @@ class Segmenter(nn.Module):
         *,
         complementary: bool = False,
     ) -> Scores:
-        """Return logits for pictures of any size that is a multiple of 32.
+        """Return logits for images of any size that is a multiple of 32.
 
-        The maps come at stride 2; ``Scores.resized`` brings them to the picture's size.
+        The maps come at stride 2; ``Scores.resized`` brings them to the image's size.
 
         Args:
-            image: The pictures: bytes, or numbers in [0, 1].
+            image: The images: bytes, or numbers in [0, 1].
             complementary: Whether the second half of the batch shows the same tiles as
                 the first, and each half is to see other channels of the encoder.
         """
-        x = self._normalised(image)
+        x = self._normalized(image)
         stages: tuple[Tensor, ...] = self.encoder(x)
         if complementary:
             stages = tuple(complementary_channels(stage) for stage in stages)
@@ -204,12 +204,12 @@ class Segmenter(nn.Module):
         """Return where the image-level head sees a disease, at stride 4.
 
         Args:
-            image: The pictures.
+            image: The images.
             disease: Its number in each of them; a number that is none gives zeros.
             against: Weights of the diseases that it is told from; they sum to one.
 
         Returns:
-            At least 0, and at most 1 in every picture: the mean of the maps of c2, c3
+            At least 0, and at most 1 in every image: the mean of the maps of c2, c3
             and c4.
 
         Source:
@@ -223,7 +223,7 @@ class Segmenter(nn.Module):
         assert self.disease_head is not None, "there are names"  # noqa: S101
         known = (disease < self.disease_head.out_features)[:, None]
         with torch.no_grad():
-            stages = self.encoder(self._normalised(image))
+            stages = self.encoder(self._normalized(image))
         with torch.enable_grad():
             leaves = [stage.detach().requires_grad_() for stage in stages]
             logits = self.disease_head(self.summary(*leaves))
@@ -245,7 +245,7 @@ class Segmenter(nn.Module):
         found: Tensor = torch.cat(maps, 1).mean(1)
         return found
 
-    def _normalised(self, image: Tensor) -> Tensor:
+    def _normalized(self, image: Tensor) -> Tensor:
         if image.dtype == torch.uint8:
             image = image.float().div_(255).contiguous(memory_format=torch.channels_last)
         return (image - self.mean) / self.std

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plantseg_next.errors import DataError, UsageError, did_you_mean
-from plantseg_next.experiment import ModelSettings
 from plantseg_next.files import write_atomically
 from plantseg_next.models.bundle import find_bundle, misfit, read_card, read_weights
+from plantseg_next.settings import ModelSettings
 from plantseg_next.structures import ClassMap
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32
 
-from plantseg_next.synthetic.blades import smooth_noise
+from plantseg_next.synthetic.leaf_shapes import smooth_noise
 from plantseg_next.synthetic.scene_light import Light, darken, drop_shadow, shade_relief
-from plantseg_next.synthetic.surfaces import pick_color
+from plantseg_next.synthetic.surfaces import sample_color
 
 Plane = Float32[np.ndarray, "h w"]
 Rgb = Float32[np.ndarray, "h w 3"]
@@ -38,7 +38,7 @@ class Skin:
 def sample_skin(rng: np.random.Generator, side_px: float) -> Skin:
     """Return the skin of somebody, with fingers that suit a frame of that side."""
     return Skin(
-        color=pick_color(rng, _SKINS, 0.06),
+        color=sample_color(rng, _SKINS, 0.06),
         nails=bool(rng.random() < 0.5),
         radius_px=side_px * rng.uniform(0.05, 0.13),
     )

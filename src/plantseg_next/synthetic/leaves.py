@@ -5,10 +5,10 @@ they are lit, laid on a ground and photographed. Much is drawn on purpose so tha
 "whatever is not green" is no shortcut: brown margins and petioles, yellowing, bites,
 specks, glare, shadows, and dead leaves and soil on the ground.
 
-Each part of a picture has its own random stream, so another age or another disease of
-the same seed leaves the rest of the picture as it was.
+Each part of an image has its own random stream, so another age or another disease of
+the same seed leaves the rest of the image as it was.
 
-Axes: h row, w column. Lengths are pixels, colours are in [0, 1] until the last step.
+Axes: h row, w column. Lengths are pixels, colors are in [0, 1] until the last step.
 """
 
 import csv
@@ -23,14 +23,14 @@ from PIL import Image
 
 from plantseg_next.errors import OutputError, UsageError
 from plantseg_next.structures import IGNORE
-from plantseg_next.synthetic.blades import (
+from plantseg_next.synthetic.leaf_shapes import (
     Blade,
     BladeFields,
     bite_blades,
     draw_skin,
     grow_blades,
     log_uniform,
-    pick_colour,
+    pick_color,
     smooth_noise,
     trace_blades,
 )
@@ -56,7 +56,7 @@ _STREAMS = 8
 
 @dataclass(frozen=True)
 class DrawnLeaf:
-    """One drawn picture with what is true of every pixel.
+    """One drawn image with what is true of every pixel.
 
     Args:
         image: RGB, 0 to 255.
@@ -86,7 +86,7 @@ def draw_leaf(
 ) -> DrawnLeaf:
     """Return one drawn leaf with its masks.
 
-    The same seed with another age is the same picture with younger or older lesions:
+    The same seed with another age is the same image with younger or older lesions:
     no pixel of a lesion is ever healthy again.
 
     Args:
@@ -108,7 +108,7 @@ def draw_leaf(
     """
     _check(seed, size_hw, disease, age_days)
     streams = (np.random.default_rng([seed, part]) for part in range(_STREAMS))
-    choice, shape, skin, sites, colours, place, light, camera = streams
+    choice, shape, skin, sites, colors, place, light, camera = streams
     drawn = DISEASES[int(choice.integers(len(DISEASES)))]
     drawn_age, drawn_natural = choice.uniform(6, 25), choice.random() < 0.33
     disease = drawn if disease is None else disease
@@ -127,16 +127,16 @@ def draw_leaf(
         grain = first.angle if first.veins == 0 else None
         blots = place_blots(sites, disease, fields.depth_px, first.size_px, grain)
         extent = blots.extent(age_days, ruggedness(sites, blots, fields.vein))
-        gloss = paint_lesions(colours, albedo, extent, draw_look(colours, disease, blots))
+        gloss = paint_lesions(colors, albedo, extent, draw_look(colors, disease, blots))
         lesion[leaf & (extent.depth_px > 0)] = DISEASES.index(disease)
 
-    picture = _lay(
+    scene = _lay(
         draw_ground(place, size_hw, natural=bool(natural)),
         light_leaf(light, albedo, fields, gloss),
         fields.depth_px,
         light,
     )
-    image = photograph(camera, picture)
+    image = photograph(camera, scene)
     return DrawnLeaf(image, lesion, leaf.astype(np.uint8), disease, age_days)
 
 
@@ -177,7 +177,7 @@ def light_leaf(
     slope = cos(towards) * cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125)
     slope += sin(towards) * cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125)
     shade = np.clip(1 + rng.uniform(0.3, 1.3) * slope, 0.45, 1.7)
-    if rng.random() < 0.3:  # the shadow of something that is not in the picture
+    if rng.random() < 0.3:  # the shadow of something that is not in the image
         cell = min(size_hw) * rng.uniform(0.2, 0.8)
         cover = smooth_noise(rng, size_hw, cell) * rng.uniform(1, 8) - rng.uniform(0, 4)
         shade *= 1 - rng.uniform(0.2, 0.55) * np.clip(cover, 0, 1)
@@ -223,24 +223,24 @@ def draw_ground(
     """Return what lies behind the leaf, before the shadow falls on it."""
     side = min(size_hw)
     if not natural:
-        colour = np.array(pick_colour(rng, _PAPERS, _PAPER_SHARES))
-        colour = colour * rng.normal(1, 0.07) * rng.normal(1, 0.02, 3)
+        color = np.array(pick_color(rng, _PAPERS, _PAPER_SHARES))
+        color = color * rng.normal(1, 0.07) * rng.normal(1, 0.02, 3)
         wide = smooth_noise(rng, size_hw, side * rng.uniform(0.8, 2))
         weave = smooth_noise(rng, size_hw, rng.uniform(1, 3), 2)
         tone = 1 + rng.uniform(0, 0.1) * wide + log_uniform(rng, 0.003, 0.08) * weave
         dirt = smooth_noise(rng, size_hw, rng.uniform(1.5, 4))
         tone -= np.clip(dirt - rng.uniform(2.8, 6), 0, 0.5)
-        return tone[..., None] * colour.astype(np.float32)
+        return tone[..., None] * color.astype(np.float32)
     # It is out of focus: half the rows and columns do, in a quarter of the time.
     full_hw, size_hw, side = size_hw, (size_hw[0] // 2, size_hw[1] // 2), side // 2
     scene = np.zeros((*size_hw, 3), np.float32)
     for layer in range(int(rng.integers(2, 5))):
-        colour = np.array(pick_colour(rng, _SCENES), np.float32)
+        color = np.array(pick_color(rng, _SCENES), np.float32)
         cell = side * log_uniform(rng, 0.05, 0.6)
         field = smooth_noise(rng, size_hw, cell, 3)
         weight = np.clip(3 * field, 0, 1) if layer else np.ones_like(field)
         tone = 1 + 0.25 * smooth_noise(rng, size_hw, rng.uniform(1.5, 8), 3)
-        scene += weight[..., None] * (tone[..., None] * colour - scene)
+        scene += weight[..., None] * (tone[..., None] * color - scene)
     for _ in range(int(rng.integers(0, 9))):
         blade = _blade_behind(rng, size_hw)
         fields = trace_blades(rng, (blade,), size_hw)
@@ -278,19 +278,19 @@ def photograph(
     warmth = rng.normal(0, 0.06)
     balance = np.array([1 + warmth, 1.0, 1 - 1.3 * warmth], np.float32)
     exposed = scene * (rng.normal(1.0, 0.13) * balance) * vignette[..., None]
-    grey = exposed.mean(axis=2, keepdims=True)
-    exposed = grey + rng.uniform(0.65, 1.2) * (exposed - grey)
-    picture = np.clip(exposed, 0, 1) ** rng.uniform(0.8, 1.25)
+    gray = exposed.mean(axis=2, keepdims=True)
+    exposed = gray + rng.uniform(0.65, 1.2) * (exposed - gray)
+    image = np.clip(exposed, 0, 1) ** rng.uniform(0.8, 1.25)
     blur = rng.uniform(0, 1.3)
     if blur > 0.3:
-        picture = cv2.GaussianBlur(picture, (0, 0), blur)
+        image = cv2.GaussianBlur(image, (0, 0), blur)
     if rng.random() < 0.25:
-        smooth = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.8, 2))
-        picture = picture + rng.uniform(0.3, 2.0) * (picture - smooth)
+        smooth = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.8, 2))
+        image = image + rng.uniform(0.3, 2.0) * (image - smooth)
     noise = log_uniform(rng, 0.002, 0.03)
-    picture += noise * rng.standard_normal((h, w, 1), dtype=np.float32)
-    picture += 0.4 * noise * rng.standard_normal((h, w, 3), dtype=np.float32)
-    levels = (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    image += noise * rng.standard_normal((h, w, 1), dtype=np.float32)
+    image += 0.4 * noise * rng.standard_normal((h, w, 3), dtype=np.float32)
+    levels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(45, 97))]
     _, coded = cv2.imencode(".jpg", levels, quality)
     return np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
@@ -304,12 +304,12 @@ def write_drawn_folder(
     size_hw: tuple[int, int] = (256, 256),
     scenes: bool = False,
 ) -> None:
-    """Write a data set of drawn leaves: pictures, masks, names of classes, an index.
+    """Write a data set of drawn leaves: images, masks, names of classes, an index.
 
     What is written: ``images/*.jpg``; ``masks/*.png`` with a palette, 0 background,
     1 leaf and ``i + 2`` for ``LESION_KINDS[i]``; ``classes.yaml`` from value to name;
     ``index.csv`` with the columns name, split, disease, group. A quarter of the leaves
-    are seen at two ages; the pictures of a leaf are one group and share a split.
+    are seen at two ages; the images of a leaf are one group and share a split.
 
     Splits are 70 / 15 / 15 % of the leaves of each disease, but any disease with three
     leaves has one in each split: small folders hold more of val and test.
@@ -320,25 +320,25 @@ def write_drawn_folder(
 
     Args:
         folder: Made if it is not there.
-        n: Pictures, at least 1.
+        n: Images, at least 1.
         seed: Of the whole folder, at least 0.
-        size_hw: Rows and columns of each picture, at least 32 each.
+        size_hw: Rows and columns of each image, at least 32 each.
         scenes: Whether to draw scenes of all kinds instead of single leaves.
 
     Raises:
         UsageError: If ``n``, ``seed`` or ``size_hw`` is outside the range named above.
-        OutputError: If the folder already holds pictures or an index.
+        OutputError: If the folder already holds images or an index.
     """
     if n < 1:
-        raise UsageError(f"`n` is {n}.", needed="1 picture or more", fix="ask for more")
+        raise UsageError(f"`n` is {n}.", needed="1 image or more", fix="ask for more")
     _check(seed, size_hw, None, None)
     index = folder / "index.csv"
     for there in (folder / "images", folder / "masks", index):
         if there.exists():
             raise OutputError(
                 f"`{there}` is already there.",
-                needed="a folder without pictures and index",
-                fix="name another folder, or remove the old pictures first",
+                needed="a folder without images and index",
+                fix="name another folder, or remove the old images first",
             )
     (folder / "images").mkdir(parents=True)
     (folder / "masks").mkdir()
@@ -364,9 +364,9 @@ def _write_leaves(folder: Path, n: int, seed: int, size_hw: tuple[int, int]) -> 
     next_seed = seed * 1_000_003
     for k, ages in enumerate(looks):
         drawn, next_seed = _first_shown(next_seed, ages, diseases[k], size_hw)
-        for picture, letter in zip(drawn, "ab", strict=False):
+        for image, letter in zip(drawn, "ab", strict=False):
             name = f"leaf_{k:05}{letter}"
-            _write_pair(folder, name, picture, _PALETTE)
+            _write_pair(folder, name, image, _PALETTE)
             rows.append((name, splits[k], diseases[k], f"leaf_{k:05}"))
     return rows
 
@@ -386,7 +386,7 @@ def _write_scenes(folder: Path, n: int, seed: int, size_hw: tuple[int, int]) -> 
 
 
 def _plan_looks(rng: np.random.Generator, n: int) -> list[tuple[float, ...]]:
-    """Return the ages at which each leaf is seen, ``n`` pictures in all."""
+    """Return the ages at which each leaf is seen, ``n`` images in all."""
     looks: list[tuple[float, ...]] = []
     left = n
     while left:

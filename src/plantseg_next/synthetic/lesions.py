@@ -1,10 +1,10 @@
 """Drawn lesions: where they sit, how far they have grown on a day, how they look.
 
-Every kind is made of blots, each with its own place, onset and growth; a picture's
-lesion is their union. The mask and the colours come from the same two maps of an
+Every kind is made of blots, each with its own place, onset and growth; an image's
+lesion is their union. The mask and the colors come from the same two maps of an
 ``Extent``, so a mask is exact by construction and can only grow with age.
 
-Axes: n blot, h row, w column. Lengths are pixels, time is days, colours are in [0, 1].
+Axes: n blot, h row, w column. Lengths are pixels, time is days, colors are in [0, 1].
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32
 
-from plantseg_next.synthetic.blades import FAR, log_uniform, pick_colour, smooth_noise
+from plantseg_next.synthetic.leaf_shapes import FAR, log_uniform, pick_color, smooth_noise
 
 LESION_KINDS = ("leaf spot", "blight", "powdery mildew", "rust", "leaf miner")
 """Names of the lesion classes; ``LESION_KINDS[i]`` has the mask id ``i + 1``."""
@@ -21,18 +21,18 @@ LESION_KINDS = ("leaf spot", "blight", "powdery mildew", "rust", "leaf miner")
 HALO_REACH = 2.0
 """Zone up to which a blot can tint the leaf around it."""
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
 _YOUNG_SHARE = 0.02  # of the final area, on the day of onset
 _NECROSES = bytes.fromhex("694724 47301c 66381c 876133 786952 a88c66 d9cca3 241a17")
-"""Dead tissue, from brown, dark and reddish to grey, bleached and black."""
+"""Dead tissue, from brown, dark and reddish to gray, bleached and black."""
 
 _LIKELY = {
     "leaf spot": (0.28, 0.18, 0.18, 0.10, 0.06, 0.06, 0.09, 0.05),
     "blight": (0.28, 0.32, 0.05, 0.08, 0.12, 0.05, 0.00, 0.10),
     "leaf miner": (0.30, 0.22, 0.16, 0.14, 0.04, 0.12, 0.02, 0.00),
 }
-"""How often a kind has each of the colours of dead tissue."""
+"""How often a kind has each of the colors of dead tissue."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Extent:
 
     Args:
         depth_px: Distance inside the nearest lesion edge, negative outside.
-        zone: Distance from a blot's centre in units of its radius; below 1 inside.
+        zone: Distance from a blot's center in units of its radius; below 1 inside.
     """
 
     depth_px: Float32[np.ndarray, "h w"]
@@ -53,7 +53,7 @@ class Blots:
     """Growing blots of one kind on one leaf; a lesion is one of them or several.
 
     Args:
-        centre_xy: Column and row.
+        center_xy: Column and row.
         radius_px: Radius once grown.
         stretch: Length over width, square root of it; 1 is round.
         angle: Direction of the length, radians.
@@ -62,7 +62,7 @@ class Blots:
         unrest: How far the edge departs from an ellipse, no unit; 0 is smooth.
     """
 
-    centre_xy: Float[np.ndarray, "n 2"]
+    center_xy: Float[np.ndarray, "n 2"]
     radius_px: Float[np.ndarray, " n"]
     stretch: Float[np.ndarray, " n"]
     angle: Float[np.ndarray, " n"]
@@ -95,7 +95,7 @@ class Blots:
         depth = np.full((h, w), -FAR, np.float32)
         zone = np.full((h, w), FAR, np.float32)
         for (x, y), radius, stretch, angle in zip(
-            self.centre_xy.tolist(),
+            self.center_xy.tolist(),
             self.radii_px(age_days).tolist(),
             self.stretch.tolist(),
             self.angle.tolist(),
@@ -136,27 +136,27 @@ def ruggedness(
 
 @dataclass(frozen=True)
 class Look:
-    """Colours of one kind of lesion on one leaf; RGB in [0, 1].
+    """Colors of one kind of lesion on one leaf; RGB in [0, 1].
 
     Args:
-        centre: Colour in the middle of a blot.
-        body: Colour of most of it.
-        rim: Colour along the edge.
-        halo: Colour of the tint around it, which is no part of the lesion.
-        halo_strength: Share of the leaf's colour that the halo replaces at the edge.
+        center: Color in the middle of a blot.
+        body: Color of most of it.
+        rim: Color along the edge.
+        halo: Color of the tint around it, which is no part of the lesion.
+        halo_strength: Share of the leaf's color that the halo replaces at the edge.
         softness: Width of the edge over the radius; 0 is an edge of one pixel. The mask
             ends where a soft edge is half way.
-        cover: Share of the leaf's colour that the lesion replaces.
+        cover: Share of the leaf's color that the lesion replaces.
         rings: Strength of concentric zones.
         grain: Strength of the texture.
         grain_px: Size of the texture.
         dryness: Share of the gloss that is lost.
     """
 
-    centre: Colour
-    body: Colour
-    rim: Colour
-    halo: Colour = (0.66, 0.62, 0.14)
+    center: Color
+    body: Color
+    rim: Color
+    halo: Color = (0.66, 0.62, 0.14)
     halo_strength: float = 0.0
     softness: float = 0.0
     cover: float = 1.0
@@ -167,14 +167,14 @@ class Look:
 
 
 def draw_look(rng: np.random.Generator, kind: str, blots: Blots) -> Look:
-    """Return the colours of one kind, one of ``LESION_KINDS``, for one leaf."""
+    """Return the colors of one kind, one of ``LESION_KINDS``, for one leaf."""
     scale = float(blots.radius_px.mean()) if blots.radius_px.size else 1.0
     grain_px = float(np.clip(scale * rng.uniform(0.06, 0.22), 1.0, 5.0))
     halo = _jitter(rng, (0.70, 0.60, 0.13) if rng.random() < 0.6 else (0.6, 0.65, 0.2))
     if kind == "powdery mildew":
         body = _jitter(rng, (0.86, 0.87, 0.83), 0.05)
         return Look(
-            centre=_scaled(body, rng.uniform(0.9, 1.05)),
+            center=_scaled(body, rng.uniform(0.9, 1.05)),
             body=body,
             rim=body,
             softness=rng.uniform(0.25, 0.7),
@@ -185,10 +185,10 @@ def draw_look(rng: np.random.Generator, kind: str, blots: Blots) -> Look:
         )
     if kind == "rust" and scale > 4:  # patches with powder, else single pustules
         body = _jitter(rng, (0.66, 0.54, 0.18))
-        dead = pick_colour(rng, _NECROSES[:9])
+        dead = pick_color(rng, _NECROSES[:9])
         orange = _jitter(rng, (0.69, 0.48, 0.15))
         return Look(
-            centre=dead if rng.random() < 0.25 else orange,
+            center=dead if rng.random() < 0.25 else orange,
             body=body,
             rim=_jitter(rng, (0.64, 0.60, 0.22)),
             halo=halo,
@@ -202,20 +202,20 @@ def draw_look(rng: np.random.Generator, kind: str, blots: Blots) -> Look:
     if kind == "rust":
         body = _jitter(rng, (0.58, 0.30, 0.10))
         return Look(
-            centre=_scaled(body, rng.uniform(0.8, 1.5)),
+            center=_scaled(body, rng.uniform(0.8, 1.5)),
             body=body,
             rim=_scaled(body, rng.uniform(0.7, 1.0)),
             halo=halo,
             halo_strength=rng.uniform(0.3, 0.9),
         )
-    body = _jitter(rng, pick_colour(rng, _NECROSES, _LIKELY[kind]))
+    body = _jitter(rng, pick_color(rng, _NECROSES, _LIKELY[kind]))
     track = kind == "leaf miner" and bool(blots.rate_per_day.max(initial=0.0) > 2)
     if track:
         body = _jitter(rng, (0.74, 0.70, 0.52))
     pale = kind == "leaf spot" and rng.random() < 0.3
-    centre = (0.80, 0.74, 0.62) if pale else _scaled(body, rng.uniform(0.75, 1.3))
+    center = (0.80, 0.74, 0.62) if pale else _scaled(body, rng.uniform(0.75, 1.3))
     return Look(
-        centre=_scaled(body, 0.55) if track else centre,
+        center=_scaled(body, 0.55) if track else center,
         body=body,
         rim=_scaled(body, rng.uniform(0.5, 1.05)),
         halo=halo,
@@ -235,13 +235,13 @@ def paint_lesions(
     extent: Extent,
     look: Look,
 ) -> Float32[np.ndarray, "h w"]:
-    """Colour the lesions into ``albedo``, in place.
+    """Color the lesions into ``albedo``, in place.
 
     Args:
         rng: Source of the texture; the same state gives the same texture at every age.
-        albedo: Colour of the leaf before any light falls on it, in [0, 1].
+        albedo: Color of the leaf before any light falls on it, in [0, 1].
         extent: Where the lesions are.
-        look: Their colours.
+        look: Their colors.
 
     Returns:
         Share of the gloss that is left, in [0, 1]: dead and powdery tissue is dull.
@@ -266,21 +266,21 @@ def paint_lesions(
         shade += look.rings * np.cos(np.minimum(zone, 2) * 14)
     for channel in range(3):
         plane = albedo[..., channel]
-        colour = look.body[channel] + core * (look.centre[channel] - look.body[channel])
-        colour += rim * (look.rim[channel] - colour)
+        color = look.body[channel] + core * (look.center[channel] - look.body[channel])
+        color += rim * (look.rim[channel] - color)
         plane += halo * (look.halo[channel] - plane)
-        plane += inside * (colour * shade - plane)
+        plane += inside * (color * shade - plane)
     return (1 - look.dryness * inside).astype(np.float32)
 
 
-def _jitter(rng: np.random.Generator, colour: Colour, spread: float = 0.12) -> Colour:
+def _jitter(rng: np.random.Generator, color: Color, spread: float = 0.12) -> Color:
     bright = rng.normal(1, spread)
-    r, g, b = (float(np.clip(c * bright * rng.normal(1, 0.06), 0, 1)) for c in colour)
+    r, g, b = (float(np.clip(c * bright * rng.normal(1, 0.06), 0, 1)) for c in color)
     return r, g, b
 
 
-def _scaled(colour: Colour, factor: float) -> Colour:
-    r, g, b = (min(1.0, c * factor) for c in colour)
+def _scaled(color: Color, factor: float) -> Color:
+    r, g, b = (min(1.0, c * factor) for c in color)
     return r, g, b
 
 
@@ -326,12 +326,12 @@ def place_blots(
         kind: One of ``LESION_KINDS``.
         leaf_depth_px: Distance inside the leaf, negative outside.
         leaf_size_px: Square root of length times width of the whole leaf, of which the
-            picture may show a part only.
+            image may show a part only.
         grain_angle: Direction of parallel veins, radians, along which lesions stretch;
             ``None`` for netted veins.
 
     Returns:
-        At least one blot if any leaf is in the picture, else none. The first appears
+        At least one blot if any leaf is in the image, else none. The first appears
         within three days and is never small.
     """
     habit = _habit(rng, kind)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from plantseg_next.synthetic.blades import log_uniform, smooth_noise
+from plantseg_next.synthetic.leaf_shapes import log_uniform, smooth_noise
 from plantseg_next.synthetic.scene_canvas import Canvas
 from plantseg_next.synthetic.scene_light import Light
 from plantseg_next.synthetic.scene_plants import (

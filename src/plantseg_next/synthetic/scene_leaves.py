@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from plantseg_next.synthetic.blades import (
+from plantseg_next.synthetic.leaf_shapes import (
     Blade,
     BladeFields,
     bite_blades,
@@ -24,7 +24,7 @@ from plantseg_next.synthetic.blades import (
     trace_blades,
 )
 from plantseg_next.synthetic.scene_lesions import Tissue, infect
-from plantseg_next.synthetic.surfaces import pick_color
+from plantseg_next.synthetic.surfaces import sample_color
 
 Plane = Float32[np.ndarray, "h w"]
 Rgb = Float32[np.ndarray, "h w 3"]
@@ -356,27 +356,31 @@ def _mark(rng: np.random.Generator, albedo: Rgb, fields: BladeFields, size: floa
     """
     shape = fields.depth_px.shape
     if rng.random() < 0.45:  # greens of young and of dark, bluish leaves
-        fresh = np.array(pick_color(rng, _FRESH, 0.12), np.float32)
+        fresh = np.array(sample_color(rng, _FRESH, 0.12), np.float32)
         gray = albedo.mean(axis=2, keepdims=True)
         albedo += np.float32(rng.uniform(0.4, 1)) * (gray / gray.mean() * fresh - albedo)
     choice = rng.random()
     if choice < 0.1:
-        color = np.array(pick_color(rng, _VEIN_COLORS), np.float32)
+        color = np.array(sample_color(rng, _VEIN_COLORS), np.float32)
         weight = rng.uniform(0.4, 1.0) * fields.vein
         _blend(albedo, weight, color)
     elif choice < 0.2:
-        color = np.array(pick_color(rng, _MARGIN_COLORS), np.float32)
+        color = np.array(sample_color(rng, _MARGIN_COLORS), np.float32)
         wide = size * rng.uniform(0.01, 0.08)
         weight = rng.uniform(0.3, 0.9) * np.exp(-np.maximum(fields.depth_px, 0) / wide)
         _blend(albedo, weight, color)
     elif choice < 0.27:  # variegation follows the side veins
-        color = np.array(pick_color(rng, bytes.fromhex("e6e6c4 d8dca0 c8d090")), np.float32)
+        color = np.array(
+            sample_color(rng, bytes.fromhex("e6e6c4 d8dca0 c8d090")), np.float32
+        )
         field = smooth_noise(rng, shape, size * rng.uniform(0.05, 0.25), 2)
         field += rng.uniform(-1, 1) * np.abs(fields.across)
         weight = rng.uniform(0.4, 0.9) * np.clip(3 * (field - rng.uniform(-0.3, 1)), 0, 1)
         _blend(albedo, weight, color)
     elif choice < 0.4:  # yellow between green veins, or all of it
-        color = np.array(pick_color(rng, bytes.fromhex("c8c83c d8d050 b0b838")), np.float32)
+        color = np.array(
+            sample_color(rng, bytes.fromhex("c8c83c d8d050 b0b838")), np.float32
+        )
         field = 0.5 + 0.4 * smooth_noise(rng, shape, 0.4 * size, 2)
         weight = rng.uniform(0.2, 0.8) * np.clip(field, 0, 1) * (1 - fields.vein)
         _blend(albedo, weight, color)
@@ -389,7 +393,7 @@ def _mark(rng: np.random.Generator, albedo: Rgb, fields: BladeFields, size: floa
 def _soil_on(rng: np.random.Generator, albedo: Rgb, size: float) -> None:
     """Draw dust, or soil that rain has splashed up, in place."""
     shape = albedo.shape[:2]
-    color = np.array(pick_color(rng, bytes.fromhex("a89274 b9a68c 8a7458")), np.float32)
+    color = np.array(sample_color(rng, bytes.fromhex("a89274 b9a68c 8a7458")), np.float32)
     if rng.random() < 0.5:
         film = 0.5 + 0.5 * smooth_noise(rng, shape, 0.3 * size, 3)
         weight = rng.uniform(0.1, 0.45) * np.clip(film, 0, 1)
@@ -429,7 +433,7 @@ def draw_dead(rng: np.random.Generator, side_px: int) -> Sprite:
     leaf = draw_sprite(rng, sample_species(rng), side_px, "healthy")
     gray = leaf.albedo.mean(axis=2, keepdims=True)
     tone = gray / (float(gray.mean()) + 1e-6)
-    color = np.array(pick_color(rng, _DEAD, 0.15), np.float32)
+    color = np.array(sample_color(rng, _DEAD, 0.15), np.float32)
     shape = leaf.alpha.shape
     blotch = 1 + 0.2 * smooth_noise(rng, shape, max(3.0, 0.15 * side_px), 3)
     albedo = (0.4 + 0.6 * tone) * color * blotch[..., None]

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from plantseg_next.synthetic.blades import FAR, BladeFields, log_uniform, smooth_noise
+from plantseg_next.synthetic.leaf_shapes import FAR, BladeFields, log_uniform, smooth_noise
 from plantseg_next.synthetic.lesions import (
     LESION_KINDS,
-    Colour,
+    Color,
     Extent,
     Look,
     draw_look,
@@ -26,7 +26,7 @@ from plantseg_next.synthetic.lesions import (
     place_blots,
     ruggedness,
 )
-from plantseg_next.synthetic.surfaces import cells, pick_color
+from plantseg_next.synthetic.surfaces import cells, sample_color
 
 Plane = Float32[np.ndarray, "h w"]
 Rgb = Float32[np.ndarray, "h w 3"]
@@ -131,13 +131,13 @@ def _restyled(kind: str, restyle: Callable[[np.random.Generator, Look], Look]) -
 
 
 def _pale_centers(rng: np.random.Generator, look: Look) -> Look:
-    dark = pick_color(rng, _DARK)
+    dark = sample_color(rng, _DARK)
     return replace(
         look,
-        centre=pick_color(rng, _PALE),
-        body=pick_color(rng, _PALE if rng.random() < 0.5 else _DEAD),
+        center=sample_color(rng, _PALE),
+        body=sample_color(rng, _PALE if rng.random() < 0.5 else _DEAD),
         rim=dark,
-        halo=pick_color(rng, _HALO),
+        halo=sample_color(rng, _HALO),
         halo_strength=max(0.0, rng.uniform(-0.5, 0.9)),
         cover=1.0,
         softness=0.0,
@@ -145,26 +145,26 @@ def _pale_centers(rng: np.random.Generator, look: Look) -> Look:
 
 
 def _ringed(rng: np.random.Generator, look: Look) -> Look:
-    body = pick_color(rng, _DEAD)
+    body = sample_color(rng, _DEAD)
     return replace(
         look,
         body=body,
-        centre=_scaled(body, rng.uniform(0.6, 1.4)),
+        center=_scaled(body, rng.uniform(0.6, 1.4)),
         rim=_scaled(body, rng.uniform(0.5, 0.9)),
         rings=rng.uniform(0.12, 0.4),
-        halo=pick_color(rng, _HALO),
+        halo=sample_color(rng, _HALO),
         halo_strength=max(0.0, rng.uniform(-0.3, 1.0)),
     )
 
 
 def _haloed(rng: np.random.Generator, look: Look) -> Look:
-    body = pick_color(rng, _DARK if rng.random() < 0.5 else _DEAD)
+    body = sample_color(rng, _DARK if rng.random() < 0.5 else _DEAD)
     return replace(
         look,
         body=body,
-        centre=_scaled(body, rng.uniform(0.8, 1.6)),
+        center=_scaled(body, rng.uniform(0.8, 1.6)),
         rim=_scaled(body, rng.uniform(0.7, 1.0)),
-        halo=pick_color(rng, _HALO),
+        halo=sample_color(rng, _HALO),
         halo_strength=rng.uniform(0.6, 1.0),
     )
 
@@ -174,12 +174,12 @@ def _pinheads(rng: np.random.Generator, tissue: Tissue) -> Drawn:
     extent = _points(
         rng, tissue, log_uniform(rng, 40.0, 900.0), log_uniform(rng, 0.003, 0.012)
     )
-    body = pick_color(rng, _DARK if rng.random() < 0.7 else _PALE)
+    body = sample_color(rng, _DARK if rng.random() < 0.7 else _PALE)
     look = Look(
-        centre=_scaled(body, rng.uniform(0.8, 1.4)),
+        center=_scaled(body, rng.uniform(0.8, 1.4)),
         body=body,
         rim=_scaled(body, 0.9),
-        halo=pick_color(rng, _HALO),
+        halo=sample_color(rng, _HALO),
         halo_strength=max(0.0, rng.uniform(-0.5, 0.8)),
         cover=rng.uniform(0.7, 1.0),
     )
@@ -191,12 +191,12 @@ def _pustules(rng: np.random.Generator, tissue: Tissue) -> Drawn:
     extent = _points(
         rng, tissue, log_uniform(rng, 20.0, 700.0), log_uniform(rng, 0.003, 0.014)
     )
-    body = pick_color(rng, _RUST)
+    body = sample_color(rng, _RUST)
     look = Look(
-        centre=_scaled(body, rng.uniform(0.9, 1.4)),
+        center=_scaled(body, rng.uniform(0.9, 1.4)),
         body=body,
         rim=_scaled(body, rng.uniform(0.7, 1.0)),
-        halo=pick_color(rng, _HALO),
+        halo=sample_color(rng, _HALO),
         halo_strength=max(0.0, rng.uniform(-0.3, 0.9)),
         cover=rng.uniform(0.45, 1.0),
         softness=max(0.0, rng.uniform(-0.4, 0.5)),
@@ -209,9 +209,9 @@ def _chlorotic(rng: np.random.Generator, tissue: Tissue) -> Drawn:
     extent = _points(
         rng, tissue, log_uniform(rng, 8.0, 250.0), log_uniform(rng, 0.007, 0.035)
     )
-    body = pick_color(rng, _FAINT)
+    body = sample_color(rng, _FAINT)
     look = Look(
-        centre=pick_color(rng, _RUST) if rng.random() < 0.4 else _scaled(body, 1.1),
+        center=sample_color(rng, _RUST) if rng.random() < 0.4 else _scaled(body, 1.1),
         body=body,
         rim=body,
         cover=rng.uniform(0.35, 0.8),
@@ -257,12 +257,12 @@ def _angular(rng: np.random.Generator, tissue: Tissue) -> Drawn:
     likely = rng.uniform(0.04, 0.3) * np.exp(0.8 * cluster)
     inside = (value < np.median(likely)) | ((value < likely) & (cluster > 1))
     extent = _from_mask(inside & (tissue.fields.vein < 0.7), 0.35 * size)
-    body = pick_color(rng, _DEAD)
+    body = sample_color(rng, _DEAD)
     look = Look(
-        centre=_scaled(body, rng.uniform(0.8, 1.3)),
+        center=_scaled(body, rng.uniform(0.8, 1.3)),
         body=body,
         rim=_scaled(body, rng.uniform(0.5, 1.0)),
-        halo=pick_color(rng, _HALO),
+        halo=sample_color(rng, _HALO),
         halo_strength=max(0.0, rng.uniform(-0.4, 0.9)),
         cover=rng.uniform(0.6, 1.0),
     )
@@ -303,12 +303,12 @@ def _necrosis(rng: np.random.Generator, tissue: Tissue) -> Drawn:
     fraction = log_uniform(rng, 0.05, 0.6) if small else rng.uniform(0.1, 0.6)
     level = float(np.quantile(reach[on], 1 - fraction))
     extent = _from_mask(reach > level, max(3.0, size * rng.uniform(0.03, 0.2)))
-    body = pick_color(rng, _DEAD)
+    body = sample_color(rng, _DEAD)
     look = Look(
-        centre=pick_color(rng, _DEAD) if rng.random() < 0.4 else _scaled(body, 1.1),
+        center=sample_color(rng, _DEAD) if rng.random() < 0.4 else _scaled(body, 1.1),
         body=body,
         rim=_scaled(body, rng.uniform(0.5, 1.1)),
-        halo=pick_color(rng, _HALO),
+        halo=sample_color(rng, _HALO),
         halo_strength=max(0.0, rng.uniform(-0.4, 0.8)),
         softness=max(0.0, rng.uniform(-0.2, 0.3)),
         cover=rng.uniform(0.85, 1.0),
@@ -328,9 +328,9 @@ def _powder(rng: np.random.Generator, tissue: Tissue) -> Drawn:
     fraction = log_uniform(rng, 0.04, 0.85)
     level = float(np.quantile(field[tissue.on], 1 - fraction))
     extent = _from_mask(field > level, max(2.0, size * rng.uniform(0.015, 0.06)))
-    body = pick_color(rng, bytes.fromhex("dfe1da d0d4cc eceae2 c4c6bc"), 0.05)
+    body = sample_color(rng, bytes.fromhex("dfe1da d0d4cc eceae2 c4c6bc"), 0.05)
     look = Look(
-        centre=_scaled(body, 1.05),
+        center=_scaled(body, 1.05),
         body=body,
         rim=body,
         softness=rng.uniform(0.4, 1.0),
@@ -342,7 +342,7 @@ def _powder(rng: np.random.Generator, tissue: Tissue) -> Drawn:
     return extent, look
 
 
-def _scaled(color: Colour, factor: float) -> Colour:
+def _scaled(color: Color, factor: float) -> Color:
     r, g, b = (min(1.0, c * factor) for c in color)
     return r, g, b
 

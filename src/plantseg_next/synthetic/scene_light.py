@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from plantseg_next.synthetic.blades import log_uniform, smooth_noise
+from plantseg_next.synthetic.leaf_shapes import log_uniform, smooth_noise
 
 _CASTS = ((1.25, 1.0, 0.7), (0.8, 0.98, 1.25), (0.9, 1.15, 0.85), (1.1, 0.9, 1.1))
 

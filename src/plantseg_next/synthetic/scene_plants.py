@@ -7,7 +7,7 @@ from math import pi
 
 import numpy as np
 
-from plantseg_next.synthetic.blades import log_uniform, smooth_noise
+from plantseg_next.synthetic.leaf_shapes import log_uniform, smooth_noise
 from plantseg_next.synthetic.lesions import LESION_KINDS
 from plantseg_next.synthetic.scene_canvas import Canvas, Place
 from plantseg_next.synthetic.scene_leaves import (
@@ -25,7 +25,7 @@ from plantseg_next.synthetic.scene_strokes import (
     bowed_line,
     draw_blade,
 )
-from plantseg_next.synthetic.surfaces import lay_straw, pick_color
+from plantseg_next.synthetic.surfaces import lay_straw, sample_color
 
 _STEMS = bytes.fromhex("6f8f3a 8aa050 5a7a34 9a9a58 8a5a4a a8b468")
 _GRASS = bytes.fromhex("4f8a2f 6aa83a 3c6e2e 86b848 5a8f6a 7a9f5a 9ab84a 2f5a34")
@@ -105,7 +105,7 @@ def grow_plants(
             or fours at the ends of stalks).
     """
     layer = StrokeLayer(canvas.size_hw)
-    stem = pick_color(rng, _STEMS)
+    stem = sample_color(rng, _STEMS)
     thick = max(0.7, size_px * rng.uniform(0.012, 0.03))
     bright = rng.uniform(0.95, 1.5)  # leaves in the sun outshine soil
     places: list[Place] = []
@@ -226,13 +226,13 @@ def grow_grass(
     """
     h, w = canvas.size_hw
     side = float(min(h, w))
-    green, lean = pick_color(rng, _GRASS), rng.normal(0, 0.3)
+    green, lean = sample_color(rng, _GRASS), rng.normal(0, 0.3)
     tilt, offset = rng.normal(0, 0.15), rng.uniform(0.2, 0.8)
     lines = int(rng.integers(1, 4))
     foot = [(rng.uniform(-0.05, 1.05), rng.normal(0, 0.02)) for _ in range(n // 6 + 2)]
     length = side * (log_uniform(rng, 0.15, 0.5) if rows else log_uniform(rng, 0.6, 1.3))
     sick_fraction = rng.uniform(0.15, 0.8)
-    dead = pick_color(rng, _DEAD_GRASS)
+    dead = sample_color(rng, _DEAD_GRASS)
     for layer_index in range(3):
         layer = StrokeLayer((h, w))
         for _ in range(max(1, n // 3)):
@@ -270,7 +270,7 @@ def _infect_blade(
         relief = rng.uniform(0.03, 0.15)
         layer.ribbon(points[start:], half[start:], dead, relief=relief, lesion=lesion)
         return
-    color = pick_color(rng, _SPOTS[disease])
+    color = sample_color(rng, _SPOTS[disease])
     n = int(log_uniform(rng, 2.0, 40.0))
     at = rng.uniform(1, len(points) - 2, n)
     low = np.floor(at).astype(int)
@@ -387,7 +387,7 @@ def hang_fruit(rng: np.random.Generator, canvas: Canvas, n: int) -> None:
     """Draw round fruit or flower heads of one color; none is leaf or lesion."""
     h, w = canvas.size_hw
     side = min(h, w)
-    color = np.array(pick_color(rng, _FRUIT), np.float32)
+    color = np.array(sample_color(rng, _FRUIT), np.float32)
     typical = side * log_uniform(rng, 0.015, 0.12)
     away = canvas.light.away_xy
     for _ in range(n):
@@ -412,7 +412,7 @@ def grow_branches(rng: np.random.Generator, canvas: Canvas, n: int) -> None:
     h, w = canvas.size_hw
     side = min(h, w)
     layer = StrokeLayer((h, w))
-    color = pick_color(rng, _BARK)
+    color = sample_color(rng, _BARK)
     for _ in range(n):
         start = (rng.uniform(-0.1, 1.1) * w, 1.1 * h)
         line = bowed_line(rng, start, -pi / 2 + rng.normal(0, 0.6), 1.5 * side, 0.3)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from plantseg_next.synthetic.blades import log_uniform
+from plantseg_next.synthetic.leaf_shapes import log_uniform
 
 _FINE = 2  # sub-pixels a pixel, each way
 _SHIFT = 3  # fractional bits of the coordinates that OpenCV is given

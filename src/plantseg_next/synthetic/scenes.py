@@ -17,8 +17,8 @@ from jaxtyping import Float32
 
 from plantseg_next.errors import UsageError
 from plantseg_next.structures import IGNORE
-from plantseg_next.synthetic.blades import log_uniform
 from plantseg_next.synthetic.hands import draw_fingers, draw_palm, sample_skin
+from plantseg_next.synthetic.leaf_shapes import log_uniform
 from plantseg_next.synthetic.leaves import DISEASES, DrawnLeaf, photograph
 from plantseg_next.synthetic.lesions import LESION_KINDS
 from plantseg_next.synthetic.scene_behind import draw_behind, draw_undergrowth

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from plantseg_next.synthetic.blades import log_uniform, pick_colour, smooth_noise
+from plantseg_next.synthetic.leaf_shapes import log_uniform, pick_color, smooth_noise
 from plantseg_next.synthetic.scene_light import (
     Light,
     darken,
@@ -38,9 +38,9 @@ _OBJECTS = bytes.fromhex("e8e6e0 d03a30 2a5ac0 e0b020 303030 c0c4c8 b87838 30805
 _SKIES = bytes.fromhex("a8c4e6 dfe6ec f4f5f5 7fa8da c9d6dd")
 
 
-def pick_color(rng: np.random.Generator, colors: bytes, spread: float = 0.1) -> Color:
+def sample_color(rng: np.random.Generator, colors: bytes, spread: float = 0.1) -> Color:
     """Return one of the colors, made a little lighter, darker and of another hue."""
-    base = np.array(pick_colour(rng, colors))
+    base = np.array(pick_color(rng, colors))
     r, g, b = np.clip(base * rng.normal(1, spread) * rng.normal(1, 0.04, 3), 0.02, 1)
     return float(r), float(g), float(b)
 
@@ -77,7 +77,7 @@ def cells(
 def draw_soil(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) -> Rgb:
     """Return soil in focus: clods or sand, cracks, stones, mud, puddles, straw."""
     side = float(min(size_hw))
-    color = np.array(pick_color(rng, _SOILS), np.float32)
+    color = np.array(sample_color(rng, _SOILS), np.float32)
     form = rng.random()
     if form < 0.68:
         height, tint = _clods(rng, size_hw, side * log_uniform(rng, 0.03, 0.22))
@@ -160,7 +160,7 @@ def _lay_stones(
 ) -> None:
     """Add stones to the relief and the colors, in place."""
     h, w = height.shape
-    color = np.array(pick_color(rng, _STONES))
+    color = np.array(sample_color(rng, _STONES))
     for _ in range(int(log_uniform(rng, 1.0, 50.0))):
         radius = max(1.2, typical_px * rng.lognormal(0, 0.45))
         cx, cy = rng.uniform(0, w), rng.uniform(0, h)
@@ -198,7 +198,7 @@ def _wet(rng: np.random.Generator, soil: Rgb, height: Plane) -> None:
     soil *= (1 - rng.uniform(0.2, 0.5) * wet)[..., None]
     if rng.random() < 0.5:
         water = np.clip(4 * (low - rng.uniform(0.6, 1.6)), 0, 1)
-        sky = np.array(pick_color(rng, _SKIES), np.float32) * rng.uniform(0.3, 0.8)
+        sky = np.array(sample_color(rng, _SKIES), np.float32) * rng.uniform(0.3, 0.8)
         mud = soil.mean(axis=(0, 1))
         sky = mud + np.float32(rng.uniform(0.1, 0.8)) * (sky - mud)
         mirror = np.clip(smooth_noise(rng, (h, w), 0.15 * side, 2), -1, 1)
@@ -208,7 +208,7 @@ def _wet(rng: np.random.Generator, soil: Rgb, height: Plane) -> None:
 
 def lay_straw(rng: np.random.Generator, image: Rgb, light: Light, n: int) -> None:
     """Lay straw, twigs and dry grass on a ground, in place."""
-    colors = [pick_color(rng, _STRAW) for _ in range(int(rng.integers(1, 4)))]
+    colors = [sample_color(rng, _STRAW) for _ in range(int(rng.integers(1, 4)))]
     color, alpha, _ = scatter_straw(rng, image.shape[:2], colors, n).finish()
     darken(image, drop_shadow(alpha, light, rng.uniform(0.5, 3)), light)
     image += alpha[..., None] * (color - image)
@@ -226,7 +226,7 @@ def draw_sheet(rng: np.random.Generator, size_hw: tuple[int, int], light: Light)
     elif choice < 0.9:
         sheet = draw_wall(rng, size_hw, light)
     else:
-        sheet = np.full((*size_hw, 3), pick_color(rng, _CLOTHS + _PAPERS), np.float32)
+        sheet = np.full((*size_hw, 3), sample_color(rng, _CLOTHS + _PAPERS), np.float32)
         if rng.random() < 0.4:  # a leaf that somebody has cut out of its photograph
             return np.full((*size_hw, 3), float(rng.random() < 0.4), np.float32)
     if rng.random() < 0.15:
@@ -258,7 +258,7 @@ def lay_objects(rng: np.random.Generator, sheet: Rgb, light: Light) -> None:
         alpha = (mask / np.float32(255)).astype(np.float32)
         darken(sheet, drop_shadow(alpha, light, side * rng.uniform(0.005, 0.03)), light)
         tone = 1 + 0.08 * smooth_noise(rng, (h, w), 0.5 * side)
-        color = np.array(pick_color(rng, _OBJECTS), np.float32)
+        color = np.array(sample_color(rng, _OBJECTS), np.float32)
         sheet += alpha[..., None] * (tone[..., None] * color - sheet)
 
 
@@ -268,7 +268,7 @@ def _paper(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) -> 
     fold = side * rng.uniform(0, 0.02) * smooth_noise(rng, size_hw, 0.5 * side, 2)
     fold += 0.05 * smooth_noise(rng, size_hw, 1.0)
     paper = shade_relief(fold, light)[..., None] * np.array(
-        pick_color(rng, _PAPERS, 0.05), np.float32
+        sample_color(rng, _PAPERS, 0.05), np.float32
     )
     if rng.random() < 0.35:
         rule(rng, paper)
@@ -280,7 +280,7 @@ def _paper(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) -> 
 def rule(rng: np.random.Generator, paper: Rgb) -> None:
     """Draw a grid or lines on paper, in place."""
     h, w = paper.shape[:2]
-    ink = np.array(pick_color(rng, bytes.fromhex("3050a0 404040 60a0c0 a04040 50a070")))
+    ink = np.array(sample_color(rng, bytes.fromhex("3050a0 404040 60a0c0 a04040 50a070")))
     step = min(h, w) * rng.uniform(0.03, 0.15) + 3
     lean, strength = rng.normal(0, 0.04), rng.uniform(0.2, 0.9)
     alpha = np.zeros((h, w), np.uint8)
@@ -320,14 +320,14 @@ def write(rng: np.random.Generator, paper: Rgb) -> None:
             thickness=thick,
             lineType=cv2.LINE_AA,
         )
-    ink = np.array(pick_color(rng, bytes.fromhex("1a1a22 20307a 7a2020")), np.float32)
+    ink = np.array(sample_color(rng, bytes.fromhex("1a1a22 20307a 7a2020")), np.float32)
     paper += (0.85 * alpha / 255).astype(np.float32)[..., None] * (ink - paper)
 
 
 def _cloth(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) -> Rgb:
     h, w = size_hw
     side = float(min(h, w))
-    color = np.array(pick_color(rng, _CLOTHS), np.float32)
+    color = np.array(sample_color(rng, _CLOTHS), np.float32)
     folds = side * rng.uniform(0, 0.05) * smooth_noise(rng, size_hw, 0.4 * side, 2)
     tone = shade_relief(folds, light)
     if rng.random() < 0.6:
@@ -347,7 +347,7 @@ def draw_wood(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) 
     """Return a board: fibers in one direction, at times joints, knots and dirt."""
     h, w = size_hw
     across = max(h, w)
-    color = np.array(pick_color(rng, _WOODS), np.float32)
+    color = np.array(sample_color(rng, _WOODS), np.float32)
     x = np.linspace(0, 1, across, dtype=np.float32)
     y = np.linspace(0, 1, across, dtype=np.float32)[:, None]
     drift = smooth_noise(rng, (across, across), 0.5 * across, 2)
@@ -372,7 +372,7 @@ def draw_wood(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) 
 def draw_wall(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) -> Rgb:
     """Return concrete, plaster or asphalt: grains, stains, pores."""
     side = float(min(size_hw))
-    color = np.array(pick_color(rng, _WALLS), np.float32)
+    color = np.array(sample_color(rng, _WALLS), np.float32)
     grain_px = log_uniform(rng, 1.2, 5.0)
     height = rng.uniform(0.05, 0.45) * smooth_noise(rng, size_hw, grain_px, 2)
     speckle = rng.uniform(0.02, 0.15) * smooth_noise(rng, size_hw, rng.uniform(1.0, 2.5))
@@ -387,7 +387,7 @@ def draw_wall(rng: np.random.Generator, size_hw: tuple[int, int], light: Light) 
 def draw_sky(rng: np.random.Generator, size_hw: tuple[int, int]) -> Rgb:
     """Return the sky, clear or with clouds."""
     h = size_hw[0]
-    low, high = (np.array(pick_color(rng, _SKIES, 0.05), np.float32) for _ in range(2))
+    low, high = (np.array(sample_color(rng, _SKIES, 0.05), np.float32) for _ in range(2))
     down = np.linspace(0, 1, h, dtype=np.float32)[:, None, None]
     cloud = np.clip(smooth_noise(rng, size_hw, 0.4 * h, 3) * rng.uniform(0, 0.8), 0, 1)
     sky = high + down * (low - high)

@@ -64,7 +64,7 @@ class Checkpoints:
 
         Args:
             state: Nested dicts, lists and tuples of tensors and plain values.
-            step: Optimiser steps taken.
+            step: Optimizer steps taken.
             also_keep: Step of an older one to keep besides, that of the best model.
 
         Raises:

@@ -66,7 +66,7 @@ def count_overlap(
     three pixels in one tile is not a class score of its own.
 
     Args:
-        logits: Unnormalised class scores; softmax over ``k`` is taken here.
+        logits: Unnormalized class scores; softmax over ``k`` is taken here.
         target: Class ids in [0, k), or ``IGNORE``. Ids are checked when a mask is read,
             on the CPU: a check here would stall a GPU at every step.
 
@@ -134,7 +134,7 @@ def focal_tversky(
 
     ``mean_c (1 - TI_c) ** (1 / gamma)`` with ``TI = hit / (hit + alpha * false positives
     + beta * misses)``. Orientation matters and published code disagrees: here alpha
-    weighs false positives and beta misses, so beta > alpha favours recall; and the
+    weighs false positives and beta misses, so beta > alpha favors recall; and the
     exponent is 1 / gamma, so that with gamma > 1 the slope does not fade while a class
     nears perfection.
 
@@ -161,7 +161,7 @@ def focal_tversky(
 def cross_entropy(
     logits: Float[Tensor, "b k ..."], target: Integer[Tensor, "b ..."]
 ) -> Float[Tensor, "b ..."]:
-    """Return the cross-entropy of each pixel, or of each picture: nats, 0 if unlabelled."""
+    """Return the cross-entropy of each pixel, or of each image: nats, 0 if unlabeled."""
     return F.cross_entropy(
         logits.float(), target.long(), ignore_index=IGNORE, reduction="none"
     )
@@ -212,7 +212,7 @@ def hardest_pixels(
     Args:
         loss: Cross-entropy of each pixel of the whole batch, 0 without a label.
         n_known: Pixels that have a label.
-        share: Part of the *labelled* pixels kept, in (0, 1]. Taking it of all pixels, as
+        share: Part of the *labeled* pixels kept, in (0, 1]. Taking it of all pixels, as
             some code does, would learn from easy ones wherever a tile is padded.
 
     Returns:
@@ -220,7 +220,7 @@ def hardest_pixels(
 
     Source:
         Wu et al. 2016, arXiv:1605.06885 (online bootstrapping). For true labels only:
-        on pseudo-labels the hardest pixels are the wrongly labelled ones.
+        on pseudo-labels the hardest pixels are the wrongly labeled ones.
     """
     # How many are kept is known to the device alone; asking would stall a GPU.
     million = 10**6

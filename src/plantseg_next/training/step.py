@@ -2,7 +2,7 @@
 
 A step turns batches into gradients and the named parts of their loss: the network looks
 at tiles, what it says is tallied, and the loss is a function of the tally. What is learned
-from is plain in the targets: pixels and pictures without an annotation are ``IGNORE`` and
+from is plain in the targets: pixels and images without an annotation are ``IGNORE`` and
 teach nothing, so a row that marks lesions only, one that marks the leaf too and one that
 has only a name pass through the same lines. So do the teacher's labels: a pixel on which
 it is not believed is ``IGNORE``.
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from plantseg_next.data.streams import Drawn
-from plantseg_next.experiment import LossSettings
+from plantseg_next.data.dataset import Drawn
 from plantseg_next.models.segmenter import Scores
+from plantseg_next.settings import LossSettings
 from plantseg_next.structures import IGNORE, NO_LESION, Batch
 from plantseg_next.training import losses
 from plantseg_next.training.accumulation import StepLoss, Tally, accumulate_gradients
-from plantseg_next.training.lessons.lessons import Lessons
-from plantseg_next.training.lessons.taught import Taught
 from plantseg_next.training.losses import Overlap
+from plantseg_next.training.semi_supervised.pseudo_labeled_batch import Taught
+from plantseg_next.training.semi_supervised.pseudo_labels import Lessons
 
 LESSON_HEADS = {"lesion": 1.0, "leaf": 0.5}
 """What the teacher teaches of, and how much each counts."""
@@ -56,7 +56,7 @@ def learn(
     # The teacher speaks first, while there are no gradients in memory yet.
     taught = lessons.teach(drawn) if lessons is not None and weight is not None else []
     loss = accumulate_gradients(
-        [one.labelled for one in drawn],
+        [one.labeled for one in drawn],
         lambda batch: supervised_tally(
             student(batch.image), batch, weights, rows=rows, rarity=rarity
         ),
@@ -207,14 +207,14 @@ def lesson_loss(
 ) -> StepLoss:
     """Return the loss of tiles on which the teacher has spoken.
 
-    The sum of cross-entropies is divided by all pixels of the pictures, as FixMatch does
+    The sum of cross-entropies is divided by all pixels of the images, as FixMatch does
     it (Sohn et al. 2020, arXiv:2001.07685), so that a batch of which little is believed
     weighs little.
 
     Args:
         tally: Of all tiles of the step.
         weight: What the teacher's word is worth now, beside the supervised loss.
-        name: What the names of pictures are worth.
+        name: What the names of images are worth.
         seeds: What seeds are worth now.
     """
     sums = tally.sums

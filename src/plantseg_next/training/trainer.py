@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from plantseg_next.data.streams import Drawn
+from plantseg_next.data.dataset import Drawn
 from plantseg_next.errors import (
     DataError,
     OutputError,
@@ -20,34 +20,34 @@ from plantseg_next.errors import (
     StoppedError,
     TrainingError,
 )
-from plantseg_next.experiment import Experiment
 from plantseg_next.models.start import STARTS
 from plantseg_next.runtime import random_state, restore_random_state, same_bits
-from plantseg_next.training.checkpoints import Checkpoints
-from plantseg_next.training.interruption import Interruption
-from plantseg_next.training.learner import Learner
-from plantseg_next.training.pace import REHEARSED_STEPS, Pace, is_due
-from plantseg_next.training.recovery import (
-    SMALLER,
-    GoBackError,
-    lacks_memory,
-    within_memory,
-)
-from plantseg_next.training.watching.guards import NO_LESION_EVENT
-from plantseg_next.training.watching.watchers import (
+from plantseg_next.settings import Experiment
+from plantseg_next.training.callbacks.callback import (
     Ending,
     Event,
     Stepped,
     Validation,
     Watcher,
 )
+from plantseg_next.training.callbacks.diagnostics import NO_LESION_EVENT
+from plantseg_next.training.checkpoints import Checkpoints
+from plantseg_next.training.engine import Learner
+from plantseg_next.training.oom import (
+    SMALLER,
+    GoBackError,
+    lacks_memory,
+    within_memory,
+)
+from plantseg_next.training.signals import Interruption
+from plantseg_next.training.time_budget import REHEARSED_STEPS, Pace, is_due
 
 CHECKPOINT_SHARE = 0.01
 """Most of the time that goes into checkpoints between two validations."""
 NOT_FINITE_IN_A_ROW = 3
 MOST_RETURNS = 3
 MAX_UNREADABLE = 0.05
-"""Fraction of the pictures that may turn out unreadable during a run."""
+"""Fraction of the images that may turn out unreadable during a run."""
 RATE_AFTER_RETURN = 0.5
 NO_GAIN = (
     "On the validation images no step was as good as the model that training started "
@@ -61,7 +61,7 @@ class Outcome:
     """What a run came to.
 
     Args:
-        steps: Optimiser steps taken.
+        steps: Optimizer steps taken.
         best: The best validation.
         minutes: Wall time, validations included, of all parts of the run.
     """
@@ -77,7 +77,7 @@ class RunProgress:
 
     Args:
         step: Steps taken.
-        micro_batch: Labelled tiles at once.
+        micro_batch: Labeled tiles at once.
         asked_micro_batch: What the settings asked for, before memory had its say.
         not_finite: Steps in a row whose gradient was not finite.
         returns: Times that the run went back to a checkpoint.
@@ -86,7 +86,7 @@ class RunProgress:
         rate_factor: On the learning rate, lower in a run that went back.
         best_step: Step of the best validation; -1 before the first.
         start_score: Of the model that training started from, if it is one.
-        lost: Pictures that could not be read, and why.
+        lost: Images that could not be read, and why.
     """
 
     step: int = 0
@@ -108,7 +108,7 @@ class Trainer:
     Args:
         learner: What learns.
         batches: From a step to an iterator over what it and later ones learn from.
-        n_pictures: That are drawn from.
+        n_images: That are drawn from.
         validate: Judges the network as it stands.
         settings: The whole tree.
         checkpoints: Where they are kept.
@@ -123,13 +123,13 @@ class Trainer:
         settings: Experiment,
         checkpoints: Checkpoints,
         *,
-        n_pictures: int,
+        n_images: int,
         watchers: Sequence[Watcher] = (),
     ) -> None:
         training = settings.training
         self._learner = learner
         self._batches = batches
-        self._n_pictures = n_pictures
+        self._n_images = n_images
         self._validate = validate
         self._settings = settings
         self._checkpoints = checkpoints
@@ -149,7 +149,7 @@ class Trainer:
         Raises:
             StoppedError: If the user asked for it; the run can go on.
             TrainingError: If learning breaks down, or memory is too small.
-            DataError: If too many pictures cannot be read.
+            DataError: If too many images cannot be read.
             OutputError: If the disk is full; the checkpoints before are whole.
         """
         try:
@@ -218,7 +218,7 @@ class Trainer:
         self._note_lost(drawn)
         parts = self._step(drawn)
         progress, steps = self.progress, self._pace.steps
-        views = drawn.unlabelled
+        views = drawn.unlabeled
         stepped = Stepped(
             step=progress.step,
             steps=steps,
@@ -226,7 +226,7 @@ class Trainer:
             seconds=time.perf_counter() - began,
             elapsed_s=self._pace.seconds,
             waited_s=waited_s,
-            n_tiles=len(drawn.labelled) + (0 if views is None else len(views)),
+            n_tiles=len(drawn.labeled) + (0 if views is None else len(views)),
             micro_batch=progress.micro_batch,
         )
         for watcher in self._watchers:
@@ -272,7 +272,7 @@ class Trainer:
             progress.step += 1
             progress.not_finite = 0
             return parts
-        # The optimiser has changed some weights and not others.
+        # The optimizer has changed some weights and not others.
         progress.micro_batch = max(1, progress.micro_batch // 2)
         raise GoBackError(
             f"memory ran out while the weights were changed ({torn})", lower_rate=False
@@ -298,7 +298,7 @@ class Trainer:
     def _judge_start(self) -> None:
         """Validate the model that training starts from, to compare with later.
 
-        It is not among those that ``best`` is chosen from: a few pictures may prefer it by
+        It is not among those that ``best`` is chosen from: a few images may prefer it by
         chance, and masks of the crop at hand usually help. New classes are not predicted
         yet, so what the validation would warn of is not told.
         """
@@ -355,7 +355,7 @@ class Trainer:
                 f"At step {failed_at}, {back}, after going back {returns} times.",
                 needed="a loss that stays finite and a model that finds lesions"
                 if back.lower_rate
-                else "memory for the weights and their optimiser",
+                else "memory for the weights and their optimizer",
                 fix="a new run with --set training.rate at a third of its value, or "
                 "--set training.precision=float32"
                 if back.lower_rate
@@ -385,7 +385,7 @@ class Trainer:
         self._save()
 
     def _note_lost(self, drawn: Drawn) -> None:
-        """Tell of pictures that could not be read; stop when they are too many.
+        """Tell of images that could not be read; stop when they are too many.
 
         Raises:
             DataError: If a larger share than ``MAX_UNREADABLE`` is lost.
@@ -395,12 +395,12 @@ class Trainer:
             if key in lost:
                 continue
             lost[key] = reason
-            text = f"{reason} Another picture takes its place."
-            self.tell(Event("unreadable-picture", text))
-        if len(lost) > MAX_UNREADABLE * self._n_pictures:
+            text = f"{reason} Another image takes its place."
+            self.tell(Event("unreadable-image", text))
+        if len(lost) > MAX_UNREADABLE * self._n_images:
             self._save()
             raise DataError(
-                f"{len(lost)} of {self._n_pictures} pictures cannot be read; the last one: "
+                f"{len(lost)} of {self._n_images} images cannot be read; the last one: "
                 f"{next(reversed(lost.values()))}",
                 needed=f"at most {MAX_UNREADABLE:.0%} of them lost",
                 fix="mend or restore them, then the same command goes on from here",

@@ -1,0 +1,98 @@
+"""Progress bars of the command line. Nothing heavy is imported before one is shown."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from plantseg_next.training.callbacks.callback import Watcher
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from plantseg_next.training.callbacks.callback import Event, Stepped, Validation
+    from plantseg_next.workflows.train import Progress
+
+
+@contextmanager
+def bars() -> Iterator["Bar"]:
+    """Yield a place for bars and lines on the terminal, beside what is printed."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        yield bar
+
+
+@contextmanager
+def progress_bars() -> Iterator["Progress"]:
+    """Yield what ``api`` tells of its progress, shown as bars."""
+    with bars() as bar:
+        yield Told(bar)
+
+
+class Told:
+    """Turn ``api``'s progress into one bar a task.
+
+    Args:
+        bar: Where to draw.
+    """
+
+    def __init__(self, bar: "Bar") -> None:
+        self._bar = bar
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Move the bar of this task."""
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total)
+        self._bar.update(self._tasks[what], completed=done, visible=done < total)
+
+
+class TrainingBar(Watcher):
+    """Show how a run goes.
+
+    Args:
+        bar: Where to draw.
+    """
+
+    def __init__(self, bar: "Bar") -> None:
+        self._bar = bar
+        self._task: TaskID | None = None
+
+    def on_step(self, stepped: "Stepped") -> Sequence["Event"]:
+        """Move the bar; the loss is looked at now and then, for looking costs time."""
+        step, steps = stepped.step, stepped.steps
+        if self._task is None:
+            self._task = self._bar.add_task("training", total=steps)
+        if step % 10 == 0 and stepped.parts:
+            loss = sum(float(part) for part in stepped.parts.values())
+            self._bar.update(self._task, description=f"training, loss {loss:.3f}")
+        self._bar.update(self._task, completed=step, total=steps, visible=step < steps)
+        return ()
+
+    def on_validation(
+        self, step: int, validation: "Validation", *, best: bool
+    ) -> Sequence["Event"]:
+        """Print a line."""
+        figures = ", ".join(f"{n} {v:.3f}" for n, v in validation.figures.items())
+        mark = "  best so far" if best else "" if step else "  before training"
+        self._bar.console.print(f"step {step:>6}: {figures}{mark}")
+        return ()
+
+    def on_event(self, step: int, event: "Event") -> None:
+        """Print a line."""
+        self._bar.console.print(f"step {step:>6}: {event.text}", markup=False)

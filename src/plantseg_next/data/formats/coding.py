@@ -1,0 +1,266 @@
+"""What the mask values of a folder mean: stated in a file, or inferred and said so."""
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import yaml
+
+from plantseg_next.data.formats.folders import tidy_name
+from plantseg_next.data.image_io import read_mask
+from plantseg_next.data.manifest import MaskCoding, Role
+from plantseg_next.errors import DataError, PlantSegError, UsageError
+from plantseg_next.files import read_text
+
+CLASS_FILES = ("classes.yaml", "classes.yml", "classes.json", "classes.csv")
+LABEL_MAP = "labelmap.txt"
+"""What CVAT writes beside Pascal VOC's folders: a color a label."""
+SCANNED_MASKS = 200
+"""Masks that are looked at to infer a coding; a seeded choice if there are more."""
+
+MAX_CLASSES = 254
+"""Lesion classes that fit beside "no lesion" and ``IGNORE`` in eight bits."""
+
+_LEAF = {"leaf", "leaves", "healthy leaf", "healthy", "leaf area", "plant"}
+_BACKGROUND = {"background", "bg", "ground"}
+_IGNORE = {"ignore", "ignored", "void", "unknown", "unsure"}
+_MAX_IDS_IN_A_MASK = 32
+_ROLES = get_args(Role)
+_TWO: dict[int | str, str] = {0: "background", 1: "lesion"}
+_THREE: dict[int | str, str] = {0: "background", 1: "leaf", 2: "lesion"}
+_CONVENTIONS: Mapping[frozenset[int], Mapping[int | str, str]] = {
+    frozenset({0}): _TWO,
+    frozenset({0, 1}): _TWO,
+    frozenset({0, 255}): {0: "background", 255: "lesion"},
+    frozenset({0, 1, 255}): _TWO | {255: "ignore"},
+    frozenset({0, 2}): _THREE,
+    frozenset({1, 2}): _THREE,
+    frozenset({0, 1, 2}): _THREE,
+    frozenset({0, 1, 2, 255}): _THREE | {255: "ignore"},
+    frozenset({0, 128, 255}): {0: "background", 128: "leaf", 255: "lesion"},
+    frozenset({0, 127, 255}): {0: "background", 127: "leaf", 255: "lesion"},
+}
+
+
+def find_coding(
+    folder: Path, masks: Sequence[Path], classes: Path | None = None
+) -> MaskCoding:
+    """Return the coding stated for a folder, or else the one inferred from its masks.
+
+    Args:
+        folder: May hold one of ``CLASS_FILES``, or a ``LABEL_MAP``.
+        masks: All masks of the folder.
+        classes: A file of the same kind that takes precedence.
+
+    Raises:
+        DataError: If the class file is not a flat map of values to meanings.
+        UsageError: If nothing is stated and the masks are colored, or hold so many
+            values that they are no maps of ids.
+    """
+    stated = classes or stated_classes(folder)
+    if stated:
+        return read_coding(stated)
+    if (folder / LABEL_MAP).is_file():
+        return read_label_map(folder / LABEL_MAP)
+    return infer_coding(folder, masks)
+
+
+def stated_classes(folder: Path) -> Path | None:
+    """Return the class file of a folder, if it has one."""
+    found = (folder / name for name in CLASS_FILES)
+    return next((path for path in found if path.is_file()), None)
+
+
+def read_coding(path: Path) -> MaskCoding:
+    """Return the coding that a class file states.
+
+    The file maps each mask value, or color ``"#rrggbb"``, to ``background``, ``leaf``,
+    ``ignore`` or the name of a lesion class: as YAML, JSON, or CSV of two columns.
+
+    Raises:
+        DataError: If it is anything else.
+    """
+    try:
+        pairs = _read_pairs(path)
+        meaning = {_value(key): _meaning(text) for key, text in pairs.items()}
+    except (ValueError, yaml.YAMLError, OSError) as error:
+        raise DataError(
+            f"`{path}` is not a list of mask values and their meanings: {error}.",
+            needed='lines such as `0: background`, `1: leaf`, `"#ff0000": rust` '
+            "(colors in quotes)",
+            fix="write one line for each value that occurs in the masks",
+        ) from error
+    return _coding(meaning, f"stated in {path.name}", path)
+
+
+def read_label_map(path: Path) -> MaskCoding:
+    """Return the coding of lines such as ``rust:128,0,0::``.
+
+    Raises:
+        DataError: If it holds other lines.
+    """
+    meaning: dict[int | str, str] = {}
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            name, color, *_ = line.split(":")
+            red, green, blue = (int(part) for part in color.split(","))
+            meaning[f"#{bytes((red, green, blue)).hex()}"] = role_of(name)
+        except ValueError as error:
+            raise DataError(
+                f"`{path}`, line {number}: {line[:60]!r}.",
+                needed="a label and its color, as `rust:128,0,0::`",
+                fix="export the masks again, or write a classes.yaml instead",
+            ) from error
+    return _coding(meaning, f"stated in {path.name}", path)
+
+
+def role_of(name: str) -> str:
+    """Return the role that a name speaks of, or the tidy name of a lesion class."""
+    tidy = tidy_name(name)
+    for role, words in (("leaf", _LEAF), ("background", _BACKGROUND), ("ignore", _IGNORE)):
+        if tidy in words:
+            return role
+    return tidy
+
+
+def read_meanings(path: Path) -> dict[str, str]:
+    """Return what a class file says that each name of an annotation means.
+
+    As ``read_coding``, with names instead of values; they are compared in tidy form.
+
+    Raises:
+        DataError: If it is anything else.
+    """
+    try:
+        pairs = _read_pairs(path)
+        return {tidy_name(str(key)): _meaning(text) for key, text in pairs.items()}
+    except (ValueError, yaml.YAMLError, OSError) as error:
+        raise DataError(
+            f"`{path}` is not a list of names and their meanings: {error}.",
+            needed="lines such as `Early_Blight: early blight`, `leaf: leaf`",
+            fix="write one line for each name that the annotations have",
+        ) from error
+
+
+def infer_coding(folder: Path, masks: Sequence[Path]) -> MaskCoding:
+    """Return a coding guessed from the values that occur, saying so in its origin.
+
+    At most ``SCANNED_MASKS`` masks are read. Masks that cannot be read are passed over:
+    the checks name them.
+
+    Raises:
+        UsageError: If the masks are colored, or hold so many values that they cannot
+            be maps of ids.
+    """
+    chosen: Sequence[Path] = masks
+    if len(masks) > SCANNED_MASKS:
+        places = np.random.default_rng(0).choice(len(masks), SCANNED_MASKS, False)
+        chosen = [masks[i] for i in sorted(places)]
+    values: set[int] = set()
+    for path in chosen:
+        try:
+            mask = read_mask(path)
+        except PlantSegError:
+            continue
+        if mask.ndim == 3:
+            raise _needs_colors(folder, path)
+        found = np.unique(mask)
+        if len(found) > _MAX_IDS_IN_A_MASK:
+            raise _not_ids(path, len(found))
+        values.update(found.tolist())
+    return _guess(values or {0, 1})
+
+
+def _guess(values: set[int]) -> MaskCoding:
+    named = dict(_CONVENTIONS.get(frozenset(values), {}))
+    if not named:
+        named[0] = "background"
+        named.update((i, f"class {i}") for i in sorted(values - {0, 255}))
+        named.update({255: "ignore"} if 255 in values else {})
+    seen = ", ".join(str(value) for value in sorted(values))
+    read = ", ".join(dict.fromkeys(named.values()))
+    return _coding(
+        named,
+        f"inferred: mask values {seen} read as {read}; say otherwise in classes.yaml",
+        None,
+    )
+
+
+def _coding(meaning: Mapping[int | str, str], origin: str, path: Path | None) -> MaskCoding:
+    coding = MaskCoding(meaning, "leaf" in meaning.values(), origin)
+    if len(coding.lesions) > MAX_CLASSES or not (coding.lesions or coding.marks_leaf):
+        raise DataError(
+            f"`{path or 'the masks'}` name {len(coding.lesions)} lesion classes.",
+            needed=f"1 to {MAX_CLASSES} lesion classes, or at least the leaf",
+            fix="name the classes to learn, and call the rest background or ignore",
+        )
+    return coding
+
+
+def _read_pairs(path: Path) -> Mapping[Any, object]:
+    text = read_text(path)
+    if path.suffix.lower() == ".csv":
+        lines = [line for line in csv.reader(text.splitlines()) if line]
+        if any(len(line) != 2 for line in lines):
+            raise ValueError("a line has not two columns")
+        first = lines[0][0].strip() if lines else ""
+        has_header = not re.fullmatch(r"\d+|#[0-9a-fA-F]{6}", first)
+        return dict(lines[1 if has_header else 0 :])
+    table = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+    if not isinstance(table, dict) or not table:
+        raise ValueError(f"it holds {type(table).__name__} at the top")
+    return table
+
+
+def _value(key: object) -> int | str:
+    if isinstance(key, str):
+        key = key.strip().lower()
+        if re.fullmatch(r"#[0-9a-f]{6}", key):
+            return key
+        key = int(key) if key.isdecimal() else key
+    if isinstance(key, int) and not isinstance(key, bool) and 0 <= key <= 65535:
+        return key
+    raise ValueError(f"{key!r} is neither a value of 0 to 65535 nor a color #rrggbb")
+
+
+def _meaning(text: object) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{text!r} is not a name")
+    name = text.strip()
+    return name.lower() if name.lower() in _ROLES else name
+
+
+def _needs_colors(folder: Path, path: Path) -> UsageError:
+    colors, counts = np.unique(
+        read_mask(path, as_colors=True).reshape(-1, 3), axis=0, return_counts=True
+    )
+    order = counts.argsort()[::-1][:8]
+    share = 100 * counts / counts.sum()
+    lines = [
+        f'    "#{bytes(colors[i]).hex()}": {"background" if i == order[0] else "?"}'
+        f"    # {share[i]:.1f} % of the pixels"
+        for i in order
+    ]
+    more = f" and {len(colors) - 8} more" if len(colors) > 8 else ""
+    return UsageError(
+        f"The masks in `{folder}` are colored; `{path.name}` has {len(colors)} colors.",
+        needed="the meaning of each color: background, leaf, ignore or a lesion class",
+        fix=f"save these lines{more} as `{folder / 'classes.yaml'}`, with each ? "
+        "replaced:\n" + "\n".join(lines),
+    )
+
+
+def _not_ids(path: Path, n_values: int) -> UsageError:
+    return UsageError(
+        f"The mask `{path}` holds {n_values} different values.",
+        needed="a map of class ids, with few values; this looks like a photograph, or "
+        "like a mask that was resized with smoothing",
+        fix="export the masks again without smoothing, or state what the values mean "
+        "in classes.yaml",
+    )

@@ -1,0 +1,142 @@
+"""CVAT for images 1.1: one XML file for all images.
+
+The format is described at https://docs.cvat.ai/docs/dataset_management/formats/. CVAT's
+"Segmentation mask 1.1" is Pascal VOC's layout, and read as images and masks.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+
+from plantseg_next.data.formats.annotations import (
+    Annotated,
+    Area,
+    ellipse,
+    in_words,
+    patch,
+    read_outlines,
+    rectangle,
+)
+from plantseg_next.data.formats.folders import SPLIT_NAMES, split_of, unique_names
+from plantseg_next.data.manifest import Manifest, Origin
+from plantseg_next.errors import DataError
+
+HEAD_BYTES = 300
+_KINDS = {"polygon", "box", "ellipse", "mask", "polyline", "points"}
+
+
+def is_cvat(file: Path) -> bool:
+    """Return whether an XML file begins as CVAT's do."""
+    with file.open("rb") as opened:
+        return b"<annotations>" in opened.read(HEAD_BYTES)
+
+
+def read_cvat(
+    folder: Path,
+    images: Sequence[Path],
+    file: Path,
+    source: str,
+    classes: Path | None = None,
+) -> Manifest:
+    """Return images with the masks that CVAT's file outlines.
+
+    An image that is listed without a shape counts as not annotated: every image of a
+    task is listed. A tag is an image-level label.
+
+    Args:
+        folder: The data set.
+        images: All images in it.
+        file: CVAT's.
+        source: Name of the data set.
+        classes: A file that says what each label means.
+
+    Raises:
+        DataError: If the file is not as CVAT has it.
+    """
+    trouble = Counter[str]()
+    try:
+        tree = ET.parse(file).getroot()  # noqa: S314 - expat bounds what entities expand to
+        names = [label.findtext("name", "") for label in tree.iterfind("meta//label")]
+        said = {}
+        for entry in tree.iterfind("image"):
+            size_hw = (int(entry.attrib["height"]), int(entry.attrib["width"]))
+            areas = []
+            for shape in entry:
+                if shape.tag == "tag":
+                    continue
+                if shape.tag in _KINDS:
+                    areas.append(_area(shape, size_hw))
+                else:
+                    trouble[f"shapes of the kind {shape.tag}, not used"] += 1
+            said[entry.attrib["name"]] = (entry, areas, size_hw)
+    except (ET.ParseError, LookupError, ValueError) as error:
+        raise DataError(
+            f"`{file}` is not as CVAT has it: {error!r}.",
+            needed="images with name, width and height, and shapes with label and points",
+            fix='export the task again as "CVAT for images 1.1"',
+        ) from error
+
+    by_path = {p.relative_to(folder).as_posix(): p for p in images}
+    by_name = unique_names(images)
+    annotated: dict[Path, Annotated] = {}
+    missing = []
+    for name, (entry, areas, size_hw) in said.items():
+        image = by_path.get(name) or by_path.get(f"images/{name}")
+        image = image or by_name.get(Path(name).name)
+        if image is None:
+            missing.append(name)
+            continue
+        tag = entry.find("tag")
+        annotated[image] = Annotated(
+            image,
+            areas or None,
+            size_hw,
+            SPLIT_NAMES.get(entry.get("subset", "").lower())
+            or split_of(image.relative_to(folder)),
+            None if tag is None else tag.get("label"),
+        )
+    rows = [annotated.get(image, Annotated(image, None)) for image in images]
+    if bare := sum(one.areas is None for one in rows):
+        trouble["images without a shape, taken as unlabeled"] = bare
+    origin = Origin("CVAT for images: an XML file", (), tuple(missing), in_words(trouble))
+    return read_outlines(rows, folder, source, origin, names=names, classes=classes)
+
+
+def _area(shape: ET.Element, size_hw: tuple[int, int]) -> Area:
+    name = shape.attrib["label"]
+
+    def numbers(*names: str) -> list[float]:
+        return [float(shape.attrib[one]) for one in names]
+
+    match shape.tag:
+        case "polygon":
+            return Area(name, (_points(shape),))
+        case "box":
+            return Area(name, (rectangle(*numbers("xtl", "ytl", "xbr", "ybr")),))
+        case "ellipse":
+            return Area(name, (ellipse(*numbers("cx", "cy", "rx", "ry")),))
+        case "mask":
+            return Area(name, rle=_painted(shape, size_hw))
+        case "points":
+            return Area(name, strokes=tuple(_points(shape)[:, None]))
+        case _:
+            return Area(name, strokes=(_points(shape),))
+
+
+def _painted(shape: ET.Element, size_hw: tuple[int, int]) -> Mapping[str, Any]:
+    """Return a painted mask: run lengths row by row, of what is off first."""
+    left, top, width, height = (
+        int(shape.attrib[name]) for name in ("left", "top", "width", "height")
+    )
+    runs = [int(text) for text in shape.attrib["rle"].split(",")]
+    inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
+    return patch(inside, left, top, size_hw)
+
+
+def _points(shape: ET.Element) -> np.ndarray:
+    pairs = [pair.split(",") for pair in shape.attrib["points"].split(";")]
+    return np.array(pairs, float)

@@ -1,0 +1,158 @@
+"""The PlantSeg archive: official splits, masks of lesions, a table of metadata.
+
+Wei et al. 2026, Scientific Data 13:205, doi 10.1038/s41597-025-06513-4; the files are
+Zenodo 10.5281/zenodo.17719108. In a mask, 0 is background and a disease is its
+``Index`` in ``Metadata.csv`` plus 1; leaves are not marked, and no image is healthy.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from plantseg_next.data.formats.coding import read_coding
+from plantseg_next.data.formats.folders import (
+    find_images,
+    keys_of,
+    read_index,
+    split_of,
+    subfolder,
+    tidy_name,
+)
+from plantseg_next.data.formats.image_mask import Pairs, match_masks
+from plantseg_next.data.formats.index import split_named
+from plantseg_next.data.image_io import read_mask
+from plantseg_next.data.manifest import (
+    Manifest,
+    MaskCoding,
+    Origin,
+    Row,
+    common_classes,
+)
+from plantseg_next.errors import DataError, PlantSegError, UsageError
+
+_COLUMNS = {"name", "index", "plant", "disease"}
+
+
+def is_plantseg(folder: Path) -> bool:
+    """Return whether a folder is laid out as the PlantSeg archive."""
+    return _parts(folder) is not None
+
+
+def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Manifest:
+    """Return the archive's images in their official splits.
+
+    The class of an index is the name that most of its rows carry; 12 rows of the
+    published table carry an index that their mask contradicts, and the mask is right.
+    An index that no row explains is called "class N".
+
+    Args:
+        folder: Holds ``images``, ``annotations`` and ``Metadata.csv``.
+        source: Name of the data set.
+        classes: A class file that takes precedence over the table.
+
+    Raises:
+        DataError: If the table lacks one of its columns.
+        UsageError: If the folder is not such an archive.
+    """
+    parts = _parts(folder)
+    if parts is None:
+        raise UsageError(
+            f"`{folder}` is not laid out as the PlantSeg archive.",
+            needed="the folders images and annotations, and Metadata.csv",
+            fix="unpack the archive again, or let `read_folder` find the layout",
+        )
+    image_root, mask_root, table = parts
+    pair = Pairs(
+        tuple(find_images(image_root)),
+        tuple(find_images(mask_root)),
+        image_root,
+        mask_root,
+    )
+    mask_of = match_masks(pair)
+    entries = _entries(table)
+    names = _class_names(entries.values())
+    silent = [mask for i, mask in mask_of.items() if i.name not in entries]
+    _add_unexplained(names, silent)
+
+    rows = []
+    for image, key in keys_of(pair.images, image_root).items():
+        entry = entries.get(image.name, {})
+        index = entry.get("index", "")
+        split = split_of(image.relative_to(image_root))
+        rows.append(
+            Row(
+                key=key,
+                image=image,
+                source=source,
+                mask=mask_of.get(image),
+                split=split or split_named(entry.get("split", ""), table),
+                disease=names[int(index)] if index.isdecimal() else None,
+                plant=tidy_name(entry.get("plant", "")) or None,
+                stated=entry,
+            )
+        )
+    coding = read_coding(classes) if classes else _coding(names)
+    used, present = set(mask_of.values()), {image.name for image in pair.images}
+    origin = Origin(
+        "PlantSeg archive: official splits, one disease an image",
+        tuple(str(mask) for mask in pair.masks if mask not in used),
+        tuple(name for name in entries if name not in present),
+    )
+    codings = {source: coding}
+    return Manifest(tuple(rows), common_classes(rows, codings), codings, {source: origin})
+
+
+def _parts(folder: Path) -> tuple[Path, Path, Path] | None:
+    images = subfolder(folder, ["images"])
+    masks = subfolder(folder, ["annotations"])
+    tables = [p for p in folder.iterdir() if p.name.lower() == "metadata.csv"]
+    return (images, masks, tables[0]) if images and masks and tables else None
+
+
+def _entries(table: Path) -> dict[str, dict[str, str]]:
+    rows = read_index(table)
+    if not rows or not rows[0].keys() >= _COLUMNS:
+        raise DataError(
+            f"`{table}` has the columns {', '.join(rows[0]) if rows else 'none'}.",
+            needed="the columns Name, Index, Plant and Disease of the PlantSeg archive",
+            fix="take the file from the archive again (Zenodo 17719108)",
+        )
+    return {row["name"]: row for row in rows}
+
+
+def _class_names(entries: Iterable[dict[str, str]]) -> dict[int, str]:
+    votes: dict[int, Counter[str]] = {}
+    for entry in entries:
+        if entry["index"].isdecimal():
+            name = _full_name(entry["plant"], entry["disease"])
+            votes.setdefault(int(entry["index"]), Counter())[name] += 1
+    named = {index: names.most_common(1)[0][0] for index, names in votes.items()}
+    return {i: named.get(i, f"class {i}") for i in range(max(named, default=-1) + 1)}
+
+
+def _full_name(plant: str, disease: str) -> str:
+    plant, disease = tidy_name(plant), tidy_name(disease)
+    return disease if disease.startswith(plant) else f"{plant} {disease}"
+
+
+def _add_unexplained(names: dict[int, str], masks: list[Path]) -> None:
+    """Name the indices of masks that the table does not mention."""
+    for mask in masks:
+        try:
+            top = int(np.max(read_mask(mask)))
+        except PlantSegError:
+            continue
+        for index in range(len(names), top if top < 255 else 0):
+            names[index] = f"class {index}"
+
+
+def _coding(names: dict[int, str]) -> MaskCoding:
+    meaning: dict[int | str, str] = {0: "background"}
+    meaning |= {index + 1: name for index, name in names.items()}
+    if 255 not in meaning:
+        meaning[255] = "ignore"
+    return MaskCoding(
+        meaning, False, "PlantSeg: a mask value is the Index of Metadata.csv plus 1"
+    )

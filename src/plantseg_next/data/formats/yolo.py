@@ -1,0 +1,142 @@
+"""YOLO segmentation: a text file an image, an outline a line, in parts of its size.
+
+The format is described at https://docs.ultralytics.com/datasets/segment/. A line of five
+numbers is a box: it says where a lesion is, not what shape it has, and is not used.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from plantseg_next.data.formats.annotations import (
+    Annotated,
+    Area,
+    every,
+    in_words,
+    read_outlines,
+)
+from plantseg_next.data.formats.folders import find_files, same_name
+from plantseg_next.data.image_io import read_size
+from plantseg_next.data.manifest import Manifest, Origin
+from plantseg_next.errors import DataError
+from plantseg_next.files import read_text
+
+NAMES_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt")
+_BOX_NUMBERS = 5
+
+
+def label_files(folder: Path) -> list[Path]:
+    """Return the label files of a YOLO data set; empty if the folder is none.
+
+    They lie in folders called ``labels`` and are named after images.
+    """
+    found = [
+        path
+        for path in find_files(folder, ".txt")
+        if "labels" in (part.lower() for part in path.relative_to(folder).parts[:-1])
+    ]
+    return [path for path in found if path.name != "classes.txt"]
+
+
+def read_yolo(
+    folder: Path,
+    images: Sequence[Path],
+    files: Sequence[Path],
+    source: str,
+    classes: Path | None = None,
+) -> Manifest:
+    """Return images with the masks that YOLO's label files outline.
+
+    An image without a label file is not annotated; an empty file says that nothing is
+    there.
+
+    Args:
+        folder: The data set; its ``data.yaml`` or ``classes.txt`` names the classes.
+        images: All images in it.
+        files: Label files.
+        source: Name of the data set.
+        classes: A file that says what each name means.
+
+    Raises:
+        DataError: If a line is not as YOLO has it.
+    """
+    names = _names(folder)
+    trouble = Counter[str]()
+    by_name: dict[str, list[Path]] = {}
+    for image in images:
+        by_name.setdefault(same_name(image.name), []).append(image)
+    said: dict[Path, Annotated] = {}
+    missing = []
+    for file in files:
+        place = tuple(p for p in file.parent.parts if p.lower() != "labels")
+        same = [
+            image
+            for image in by_name.get(file.stem, ())
+            if tuple(p for p in image.parent.parts if p.lower() != "images") == place
+        ] or by_name.get(file.stem, [])
+        if len(same) != 1:
+            missing.append(file.name)
+            continue
+        size_hw = read_size(same[0])
+        areas = []
+        for number, line in enumerate(read_text(file).splitlines(), 1):
+            if not line.strip():
+                continue
+            area = _area(line, names, size_hw, f"`{file}`, line {number}")
+            if area is None:
+                trouble["lines that are a box and no outline, not used"] += 1
+            else:
+                areas.append(area)
+        said[same[0]] = Annotated(same[0], areas, size_hw)
+    annotated = every(images, said, folder)
+    origin = Origin(
+        "YOLO segmentation: a text file an image", (), tuple(missing), in_words(trouble)
+    )
+    return read_outlines(
+        annotated,
+        folder,
+        source,
+        origin,
+        names=[names[i] for i in sorted(names)],
+        classes=classes,
+    )
+
+
+def _names(folder: Path) -> dict[int, str]:
+    path = next((folder / n for n in NAMES_FILES if (folder / n).is_file()), None)
+    if path is None:
+        return {}
+    try:
+        text = read_text(path)
+        if path.suffix == ".txt":
+            return dict(enumerate(line.strip() for line in text.splitlines() if line))
+        found = yaml.safe_load(text)["names"]
+        pairs = found.items() if isinstance(found, dict) else enumerate(found)
+        return {int(i): str(name) for i, name in pairs}
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise DataError(
+            f"`{path}` does not name the classes: {error!r}.",
+            needed="`names:` with a name for each number",
+            fix="take the file that the annotation tool wrote",
+        ) from error
+
+
+def _area(
+    line: str, names: dict[int, str], size_hw: tuple[int, int], where: str
+) -> Area | None:
+    words = line.split()
+    try:
+        number, values = int(float(words[0])), np.array(words[1:], float)
+        if len(words) == _BOX_NUMBERS:
+            return None
+        points = values.reshape(-1, 2) * (size_hw[1], size_hw[0])
+    except ValueError as error:
+        raise DataError(
+            f"{where}: {line[:60]!r}.",
+            needed="the number of a class and pairs of x and y in parts of the image",
+            fix="export the labels again for segmentation, or remove the line",
+        ) from error
+    return Area(names.get(number, f"class {number}"), (points,))

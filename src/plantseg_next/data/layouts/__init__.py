@@ -1,5 +1,0 @@
-"""One small reader a published layout; each returns the one manifest."""
-
-from plantseg_next.data.layouts.recognise import read_folder, read_folders
-
-__all__ = ["read_folder", "read_folders"]

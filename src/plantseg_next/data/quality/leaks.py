@@ -1,0 +1,159 @@
+"""Leaks: images that are judged and also learned from."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from plantseg_next.data.quality.inspect import Facts
+from plantseg_next.data.quality.issues import Finding
+from plantseg_next.data.quality.near_duplicates import Fingerprint, near_duplicates
+
+TOLERATED_SHARE = 0.01
+"""Of validation or test, what may have a near-duplicate in another split.
+
+Below, a score moves by less than the scatter between two seeds; above, it flatters.
+"""
+
+_REGROUP = (
+    "give each scene one name in the column `group` of index.csv and draw the splits "
+    "again, or remove one of the two"
+)
+_JUDGED = ("val", "test")
+
+
+def same_scenes(facts: Sequence[Facts]) -> list[tuple[Facts, Facts]]:
+    """Return pairs of rows whose images are copies or near-duplicates.
+
+    Of many exact copies, each is paired with the first, and only the first is compared
+    with other images.
+    """
+    pairs: list[tuple[Facts, Facts]] = []
+    first: dict[str, tuple[Facts, Fingerprint]] = {}
+    for fact in facts:
+        if fact.print_ is None:
+            continue
+        if fact.sha256 in first:
+            pairs.append((first[fact.sha256][0], fact))
+        else:
+            first[fact.sha256] = (fact, fact.print_)
+    seen = list(first.values())
+    alike = near_duplicates([print_ for _, print_ in seen])
+    return pairs + [(seen[pair.first][0], seen[pair.second][0]) for pair in alike]
+
+
+def find_leaks(
+    facts: Sequence[Facts], pairs: Sequence[tuple[Facts, Facts]]
+) -> Iterator[Finding]:
+    """Yield what crosses from one split to another, and what is there twice.
+
+    Exact copies and stated groups that cross are errors. Near-duplicates are found by
+    likeness, so a few that cross are a warning; they are an error where they make up
+    more than ``TOLERATED_SHARE`` of validation or test. Rows of the split "unlabeled"
+    are learned from, and count as training; where there are no others, as in a series
+    of one plant, likeness is no news.
+
+    Args:
+        facts: Of all rows.
+        pairs: From ``same_scenes``.
+    """
+    yield from _groups(facts)
+    yield from _copies(facts)
+    if any(fact.row.split != "unlabeled" for fact in facts):
+        alike = [pair for pair in pairs if pair[0].sha256 != pair[1].sha256]
+        yield from _near_duplicates(facts, alike)
+
+
+def _groups(facts: Sequence[Facts]) -> Iterator[Finding]:
+    groups: dict[str, list[Facts]] = defaultdict(list)
+    for fact in facts:
+        if fact.row.group:
+            groups[fact.row.group_key].append(fact)
+    crossing = [group for group in groups.values() if _is_crossing(group)]
+    if crossing:
+        yield Finding(
+            "group-across-splits",
+            "error",
+            f"Groups with images in more than one split, so that scores would "
+            f"flatter: {len(crossing)}. The first: {crossing[0][0].row.group_key}.",
+            "draw the splits again by group, or mend the split column",
+            tuple(fact.row.image for group in crossing for fact in group),
+        )
+
+
+def _copies(facts: Sequence[Facts]) -> Iterator[Finding]:
+    by_digest: dict[str, list[Facts]] = defaultdict(list)
+    for fact in facts:
+        if fact.sha256:
+            by_digest[fact.sha256].append(fact)
+    copies = [group for group in by_digest.values() if len(group) > 1]
+    crossing = [group for group in copies if _is_crossing(group)]
+    if crossing:
+        yield Finding(
+            "copy-across-splits",
+            "error",
+            "Image files that are, byte for byte, in more than one split, so that "
+            f"scores would flatter: {len(crossing)}.",
+            _REGROUP,
+            tuple(fact.row.image for group in crossing for fact in group),
+        )
+    inside = [group for group in copies if not _is_crossing(group)]
+    if inside:
+        extra = sum(len(group) - 1 for group in inside)
+        yield Finding(
+            "copies",
+            "warning",
+            f"Image files that are exact copies of others in their split: {extra}.",
+            "remove the copies; until then they count twice",
+            tuple(fact.row.image for group in inside for fact in group),
+        )
+
+
+def _near_duplicates(
+    facts: Sequence[Facts], pairs: Sequence[tuple[Facts, Facts]]
+) -> Iterator[Finding]:
+    crossing = [pair for pair in pairs if _is_crossing(pair)]
+    if crossing:
+        yield _crossing_finding(facts, crossing)
+    inside = [p for p in pairs if not _is_crossing(p) and not _is_grouped(p)]
+    if inside:
+        free = all(fact.row.split is None for pair in inside for fact in pair)
+        when = "before splits are drawn" if free else "before splits are drawn anew"
+        yield Finding(
+            "near-duplicates",
+            "warning" if free else "note",
+            "Pairs of images that show the same scene (repeated, mirrored or turned) "
+            f"without a common group: {len(inside)}.",
+            f"give each scene one name in the column `group` of index.csv {when}",
+            tuple(fact.row.image for pair in inside for fact in pair),
+        )
+
+
+def _crossing_finding(
+    facts: Sequence[Facts], pairs: Sequence[tuple[Facts, Facts]]
+) -> Finding:
+    concerned = {fact.row.key: fact.row.split for pair in pairs for fact in pair}
+    total = {name: sum(f.row.split == name for f in facts) for name in _JUDGED}
+    share = {
+        name: sum(split == name for split in concerned.values()) / n
+        for name, n in total.items()
+        if n
+    }
+    told = " and ".join(f"{100 * s:.1f} % of {name}" for name, s in share.items() if s)
+    return Finding(
+        "near-duplicate-across-splits",
+        "error" if max(share.values()) > TOLERATED_SHARE else "warning",
+        "Pairs of images that show the same scene (repeated, mirrored or turned) in "
+        f"two splits: {len(pairs)}. They touch {told}, where scores would flatter.",
+        _REGROUP,
+        tuple(fact.row.image for pair in pairs for fact in pair),
+    )
+
+
+def _is_crossing(facts: Iterable[Facts]) -> bool:
+    """Return whether one is judged by what another, or another judgement, learns."""
+    splits = {fact.row.split for fact in facts} - {None}
+    uses = {"train" if split == "unlabeled" else split for split in splits}
+    return len(uses) > 1
+
+
+def _is_grouped(pair: tuple[Facts, Facts]) -> bool:
+    return pair[0].row.group_key == pair[1].row.group_key

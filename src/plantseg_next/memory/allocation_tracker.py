@@ -1,0 +1,318 @@
+"""Every byte that operations allocate and release, by what it is for."""
+
+import itertools
+import operator
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from plantseg_next.memory.allocator import CachingAllocator
+from plantseg_next.memory.fake_op_cache import recall
+
+KINDS = (
+    "weights",
+    "teacher",
+    "optimizer",
+    "gradients",
+    "images",
+    "activations",
+    "teaching",
+    "losses",
+    "backward",
+    "workspace",
+)
+"""What memory is for. activations: what the student keeps for the backward pass. teaching:
+what the teacher computes and what becomes of it. backward: on the way to the gradients.
+workspace: what libraries take to compute with."""
+ELSEWHERE = "elsewhere"  # not on the device
+ROUND = 512
+REPEATED = 2
+"""Further steps after which the allocator has taken all that it ever will: they find the
+pieces of the first in their way, and took up to a sixth more."""
+HERE = torch.device("cpu")
+PRODUCTS = tuple(getattr(torch.ops.aten, n) for n in ("mm", "addmm", "bmm", "baddbmm"))
+"""What a GPU's cuBLAS computes."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a step takes, in bytes, and costs.
+
+    Args:
+        peak: By kind, at the moment when most is in use.
+        resident: By kind, between two steps.
+        reserved: What a GPU's allocator takes from the device for a few such steps; see
+            ``CachingAllocator``.
+        course: Bytes of each of ``KINDS``, moment after moment, of the one step.
+        flops: Multiplications and additions of a step.
+        calls: Operations of a step: each costs time however small it is.
+    """
+
+    peak: Mapping[str, int]
+    resident: Mapping[str, int]
+    reserved: int
+    course: tuple[tuple[int, ...], ...]
+    flops: int
+    calls: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of all kinds."""
+        return sum(self.peak.values())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of all kinds."""
+        return sum(self.resident.values())
+
+    def grown(self, other: "Footprint", times: int) -> "Footprint":
+        """Return this one and so many times what ``other`` adds to it."""
+
+        def more(a: int, b: int) -> int:
+            return b + (times - 1) * max(0, b - a)
+
+        def each(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
+            return {kind: more(a[kind], b[kind]) for kind in KINDS}
+
+        peak = each(self.peak, other.peak)
+        added = [peak[kind] - other.peak[kind] for kind in KINDS]
+        return Footprint(
+            peak,
+            each(self.resident, other.resident),
+            # Segments are large: the difference of two says little.
+            other.reserved + sum(added),
+            tuple(tuple(map(operator.add, moment, added)) for moment in other.course),
+            more(self.flops, other.flops),
+            more(self.calls, other.calls),
+        )
+
+
+class _Held(NamedTuple):
+    """A storage in use."""
+
+    n_bytes: int
+    kind: str
+    block: Any
+    watch: Any
+    number: int
+
+
+class _Event(NamedTuple):
+    """A storage was taken, or given back: then it has no ``n_bytes``."""
+
+    number: int
+    n_bytes: int | None
+
+
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Write down every storage that is allocated and released while this is entered.
+
+    Args:
+        on_cpu: Whether to count what the CPU's library takes for its convolutions.
+        multiplying: Bytes that a GPU's library takes to multiply matrices and keeps, once
+            for forward and once for backward passes.
+    """
+
+    def __init__(self, *, on_cpu: bool = False, multiplying: int = 0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._on_cpu = on_cpu
+        self._multiplying = dict.fromkeys((False, True), multiplying)
+        self._held: dict[int, _Held] = {}
+        self._now: dict[str, int] = defaultdict(int)
+        self._total = 0
+        self._phase = "weights"
+        self._allocator = CachingAllocator()
+        self._numbers = itertools.count()
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the peak: the step begins here."""
+        self._peak = self._total
+        self._at_peak = dict(self._now)
+        self._course: list[tuple[int, ...]] = []
+        self._events: list[_Event] = []
+        self._flops = self._calls = 0
+
+    def found(self) -> Footprint:
+        """Return what has been written down since ``begin``; it ends there."""
+
+        def known(figures: Mapping[str, int]) -> dict[str, int]:
+            return {kind: figures.get(kind, 0) for kind in KINDS}
+
+        self._repeat()
+        return Footprint(
+            known(self._at_peak),
+            known(self._now),
+            self._allocator.reserved,
+            tuple(self._course),
+            self._flops,
+            self._calls,
+        )
+
+    @contextmanager
+    def phase(self, kind: str) -> Iterator[None]:
+        """Call what is allocated for a while by this kind."""
+        before, self._phase = self._phase, kind
+        try:
+            yield
+        finally:
+            self._phase = before
+
+    def call(self, tensor: Tensor, kind: str) -> None:
+        """Give what a tensor holds another kind."""
+        key = tensor.untyped_storage()._cdata
+        held = self._held.get(key)
+        if held is None:
+            return
+        self._release(key)
+        self._hold(key, held.n_bytes, kind, held.watch)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - as PyTorch calls it
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Run an operation, and write down what it allocates."""
+        if func is torch.ops.prim.device.default:
+            return getattr(args[0], "fake_device", HERE)  # asked more than anything
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True if args[0].dtype is torch.bool else 1  # fakes have no content
+        if func.namespace == "prim":
+            return func(*args, **(kwargs or {}))  # a question about a tensor
+        out = recall(func, args, kwargs or {})
+        self._calls += not func.is_view
+        if self._on_cpu and func is torch.ops.aten.convolution_backward.default:
+            n_bytes = cpu_workspace(args[1], args[2], groups=args[9], parts=cpu_parts())
+            self._take("workspace", n_bytes)
+            self._give("workspace", n_bytes)
+        self._flops += _flops(func, args, out)
+        if func._overloadpacket in PRODUCTS:
+            self._multiply()
+        for value in tree_iter(out):
+            if isinstance(value, Tensor):
+                self._notice(value)
+        return out
+
+    def _notice(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._held:
+            return
+        kind = "backward" if _in_backward() else self._phase
+        watch = weakref.ref(storage, lambda _: self._release(key))
+        self._hold(key, storage.nbytes(), kind, watch)
+
+    def _multiply(self) -> None:
+        """Take what the library keeps, the first time."""
+        n_bytes = self._multiplying.pop(_in_backward(), 0)
+        if n_bytes:
+            self._allocator.allocate(n_bytes)
+            self._take("workspace", n_bytes)
+
+    def _hold(self, key: int, n_bytes: int, kind: str, watch: object) -> None:
+        n_bytes = -(-n_bytes // ROUND) * ROUND
+        is_here = kind != ELSEWHERE
+        block = self._allocator.allocate(n_bytes) if is_here else None
+        number = next(self._numbers)
+        self._held[key] = _Held(n_bytes, kind, block, watch, number)
+        if not is_here:
+            return
+        self._events.append(_Event(number, n_bytes))
+        self._take(kind, n_bytes)
+
+    def _release(self, key: int) -> None:
+        held = self._held.pop(key)
+        if held.block is None:
+            return
+        self._events.append(_Event(held.number, None))
+        self._allocator.free(held.block)
+        self._give(held.kind, held.n_bytes)
+
+    def _repeat(self) -> None:
+        """Let the allocator go through the step again; what it left is released first."""
+        taken = {event.number for event in self._events if event.n_bytes is not None}
+        left = [held.block for held in self._held.values() if held.number in taken]
+        self._held.clear()
+        for _ in range(REPEATED):
+            for block in left:
+                self._allocator.free(block)
+            blocks = {}
+            for number, n_bytes in self._events:
+                if n_bytes is not None:
+                    blocks[number] = self._allocator.allocate(n_bytes)
+                elif number in blocks:
+                    self._allocator.free(blocks.pop(number))
+            left = list(blocks.values())
+
+    def _take(self, kind: str, n_bytes: int) -> None:
+        self._now[kind] += n_bytes
+        self._total += n_bytes
+        if self._total > self._peak:
+            self._peak = self._total
+            self._at_peak = dict(self._now)
+        self._course.append(tuple(self._now[kind] for kind in KINDS))
+
+    def _give(self, kind: str, n_bytes: int) -> None:
+        self._now[kind] -= n_bytes
+        self._total -= n_bytes
+
+
+def _in_backward() -> bool:
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _flops(func: Any, args: tuple[Any, ...], out: Any) -> int:  # noqa: ANN401
+    """Return the multiplications and additions of an operation, if it has many."""
+    aten = torch.ops.aten
+    if func is aten.convolution.default:
+        return 2 * int(out.numel()) * int(args[1][0].numel())
+    if func is aten.convolution_backward.default:
+        # PyTorch's own count takes a depthwise convolution for a dense one here.
+        slope, _, weight = args[:3]
+        return 2 * int(slope.numel()) * int(weight[0].numel()) * sum(args[10][:2])
+    count = flop_registry.get(func._overloadpacket)
+    return 0 if count is None else int(count(*args, out_val=out))
+
+
+def cpu_workspace(
+    image: Tensor, weight: Tensor, *, groups: int, parts: tuple[int, int]
+) -> int:
+    """Return what oneDNN takes to differentiate a large depthwise kernel, in bytes.
+
+    It sums the weights' gradient in parts. Smaller kernels and other convolutions take
+    little.
+
+    Args:
+        image: What the layer saw.
+        weight: Of the layer.
+        groups: Of the layer.
+        parts: See ``cpu_parts``.
+    """
+    size = weight.shape[2]
+    if groups == 1 or weight.shape[1] > 1 or size <= 3:
+        return 0
+    of_large, of_small = parts
+    n_parts = of_small if min(image.shape[2:]) < size else of_large
+    return n_parts * int(weight.numel()) * 4
+
+
+def cpu_parts() -> tuple[int, int]:
+    """Return how many parts these are here: of maps as large as the kernel, and smaller.
+
+    The rule was read off oneDNN's allocations (PyTorch 2.15, x86-64): exact for all sizes
+    tried, in float32, in which these layers are differentiated on a CPU.
+    """
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return 256, 256
+    return 64, 4 * torch.get_num_threads()

@@ -1,0 +1,138 @@
+"""A memory plan: the settings that fit, what that took, and its file."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plantseg_next.errors import UsageError
+from plantseg_next.files import write_atomically
+from plantseg_next.memory.allocation_tracker import KINDS, Footprint
+from plantseg_next.settings import Experiment, flat_settings
+from plantseg_next.training.run_record import PLAN
+
+UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Settings that fit, and what that took.
+
+    Args:
+        asked: The settings before.
+        settings: The settings that fit.
+        limit: The budget, in bytes.
+        before: What a step takes as asked.
+        after: What it takes as planned.
+        needs: Bytes that the run needs of the budget, as planned.
+        room: Bytes of the budget that a step may have at its peak.
+        slower: Time of a step, as planned, in parts of that as asked; an estimate.
+        given: What was given up and why, in words.
+        reading: Bytes of main memory that the run needs to read images, and their
+            limit; ``None`` if none was stated.
+    """
+
+    asked: Experiment
+    settings: Experiment
+    limit: int
+    before: Footprint
+    after: Footprint
+    needs: int
+    room: int
+    slower: float
+    given: tuple[str, ...]
+    reading: tuple[int, int] | None = None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The settings that differ from what was asked, by dotted name."""
+        before, after = flat_settings(self.asked), flat_settings(self.settings)
+        return {name: value for name, value in after.items() if value != before[name]}
+
+    def to_text(self) -> str:
+        """Return the plan for people: what a step takes, before and after, by kind."""
+        lines = [f"{'in MB':14s}{'as asked':>10s}{'planned':>10s}"]
+        for kind in KINDS:
+            before, after = self.before.peak[kind], self.after.peak[kind]
+            if before or after:
+                lines.append(f"{kind:14s}{before / 1e6:10,.1f}{after / 1e6:10,.1f}")
+        figures = (
+            ("at the peak", self.before.peak_bytes, self.after.peak_bytes),
+            ("between steps", self.before.resident_bytes, self.after.resident_bytes),
+            ("reserved", self.before.reserved, self.after.reserved),
+        )
+        lines += [f"{n:14s}{b / 1e6:10,.1f}{a / 1e6:10,.1f}" for n, b, a in figures]
+        needs = f"The run needs {in_mb(self.needs)} of {in_mb(self.limit)}."
+        lines += ["", needs, *self.given]
+        if self.reading is not None:
+            needs, limit = map(in_mb, self.reading)
+            lines.append(f"Reading images needs {needs} of {limit} of main memory.")
+        if self.slower > 1.005:
+            lines.append(f"By estimate, a step takes {self.slower:.1f} times as long.")
+        changes = [f"--set {n}={json.dumps(v)}" for n, v in self.changes.items()]
+        return "\n".join([*lines, "", *changes])
+
+    def write(self, path: Path) -> None:
+        """Write the plan; its ``settings`` may be edited."""
+        tree = {
+            "settings": self.changes,
+            "budget_mb": round(self.limit / 1e6, 1),
+            "needs_mb": round(self.needs / 1e6, 1),
+            "before_mb": _peaks(self.before),
+            "after_mb": _peaks(self.after),
+            "slower": round(self.slower, 2),
+            "given": list(self.given),
+        }
+        write_atomically(path, json.dumps(tree, indent=1).encode())
+
+
+def read_plan(path: Path, settings: Experiment) -> Experiment:
+    """Return the settings with those of a plan applied.
+
+    Raises:
+        UsageError: If the file is no plan, or names a setting that does not exist.
+    """
+    try:
+        changes = dict(json.loads(path.read_text("utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"`{path}` holds no plan: {error}",
+            needed=f"a {PLAN} that `plantseg-next plan` wrote",
+            fix="plantseg-next plan DATA --memory 2GB",
+        ) from error
+    return settings.with_settings([f"{n}={json.dumps(v)}" for n, v in changes.items()])
+
+
+def parse_bytes(text: str) -> int:
+    """Return a size in bytes.
+
+    Raises:
+        UsageError: If it is no positive number with a unit.
+
+    Example:
+        >>> parse_bytes("1.5GB"), parse_bytes("2 GiB")
+        (1500000000, 2147483648)
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(
+            f"The memory is {text!r}.",
+            needed="a number with a unit: KB, MB, GB, KiB, MiB or GiB",
+            fix="for example --memory 2GB",
+        )
+    return round(float(match[1]) * UNITS[match[2].upper()])
+
+
+def in_mb(n_bytes: int) -> str:
+    """Return bytes in words."""
+    return f"{n_bytes / 1e6:,.0f} MB"
+
+
+def _peaks(step: Footprint) -> dict[str, Any]:
+    return {
+        "peak": round(step.peak_bytes / 1e6, 1),
+        "resident": round(step.resident_bytes / 1e6, 1),
+        "reserved": round(step.reserved / 1e6, 1),
+        "peak_by_kind": {kind: round(step.peak[kind] / 1e6, 1) for kind in KINDS},
+    }

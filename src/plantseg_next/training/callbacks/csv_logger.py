@@ -1,0 +1,128 @@
+"""How a run went, in its folder: a history to read, the events, and the models."""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plantseg_next.files import explained, write_atomically
+from plantseg_next.models.bundle import Card, write_bundle
+from plantseg_next.settings import LossSettings
+from plantseg_next.training.callbacks.callback import Event, Stepped, Validation, Watcher
+from plantseg_next.training.callbacks.diagnostics import trends
+from plantseg_next.training.run_record import EVENTS, HISTORY
+
+_SUPERVISED = {f"loss_{name}" for name in LossSettings.model_fields}
+
+
+class History(Watcher):
+    """Keep what a run learns.
+
+    ``history.csv`` has a row a validation, and no time in it: the same seed gives the
+    same file. ``events.jsonl`` has a line for whatever looked wrong or was changed;
+    ``best`` and ``last`` are the models.
+
+    Args:
+        folder: Of the run.
+        network: Written at every validation.
+        card: What the models' cards say, less the figures.
+    """
+
+    def __init__(self, folder: Path, network: nn.Module, card: Card) -> None:
+        self._folder = folder
+        self._network = network
+        self._card = card
+        self._sums: dict[str, Tensor] = {}
+        self._n_steps = 0
+        self._rows: list[dict[str, float | int]] = []
+        self._told: set[str] = set()
+
+    def on_step(self, stepped: Stepped) -> Sequence[Event]:
+        """Add the parts of the loss to the running mean."""
+        if stepped.parts:
+            self._n_steps += 1
+        for name, part in stepped.parts.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(part)) + part
+        return ()
+
+    def on_validation(
+        self, step: int, validation: Validation, *, best: bool
+    ) -> Sequence[Event]:
+        """Write a row of history, the last model, and the best one if this is it."""
+        row: dict[str, float | int] = {
+            "step": step,
+            "best": int(best),
+            "score": round(validation.score, 5),
+            **{f"val_{n}": round(v, 5) for n, v in validation.figures.items()},
+            **{n: round(v, 5) for n, v in validation.details.items()},
+            **{
+                f"loss_{name}": round(float(total) / max(self._n_steps, 1), 5)
+                for name, total in self._sums.items()
+            },
+        }
+        self._sums, self._n_steps = {}, 0
+        self._rows.append(row)
+        card = replace(self._card, figures=dict(validation.figures))
+        with explained(self._folder):
+            write_table(self._folder / HISTORY, self._rows)
+            for name in ("last", "best") if best else ("last",):
+                write_bundle(self._folder / name, self._network, card)
+        return self._new_trends()
+
+    def _new_trends(self) -> list[Event]:
+        """Return what the course of the run says, each kind once until it ends."""
+        rows = [row for row in self._rows if row["step"]]  # step 0: of a model given
+        scores = [row["score"] for row in rows]
+        losses = [sum(v for name, v in row.items() if name in _SUPERVISED) for row in rows]
+        found = list(trends(scores, losses))
+        new = [event for event in found if event.kind not in self._told]
+        self._told = {event.kind for event in found}
+        return new
+
+    def on_event(self, step: int, event: Event) -> None:
+        """Add a line; whole lines survive whatever happens to the next one."""
+        line = {"time": round(time.time(), 1), "step": step, **asdict(event)}
+        with (
+            explained(self._folder),
+            (self._folder / EVENTS).open("a", encoding="utf-8") as file,
+        ):
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {
+            "rows": self._rows,
+            "sums": self._sums,
+            "n_steps": self._n_steps,
+            "told": sorted(self._told),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the history whose state it is; later rows are taken back."""
+        device = next(self._network.parameters()).device
+        self._rows = list(state["rows"])
+        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self._n_steps = state["n_steps"]
+        self._told = set(state["told"])
+        with explained(self._folder):
+            if self._rows:
+                write_table(self._folder / HISTORY, self._rows)
+            else:
+                (self._folder / HISTORY).unlink(missing_ok=True)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, float | int]]) -> None:
+    """Write rows as CSV, whole or not at all; a value that a row lacks stays empty."""
+    table = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, table.getvalue().encode())

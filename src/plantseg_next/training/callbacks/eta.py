@@ -1,0 +1,83 @@
+"""How long a run will still take, by what its last steps and validations took."""
+
+from collections import deque
+from statistics import fmean
+
+from plantseg_next.training.time_budget import validations_left
+
+RECENT = 50
+"""Steps whose mean is taken: caches fill in the first, and machines get other work."""
+
+
+class EtaEstimator:
+    """Estimate the time left, steps with and without unlabeled tiles apart.
+
+    Args:
+        validations: Of the run.
+        minutes: That the run was given, if it was: it ends with them.
+        unsup_start: Fraction of the steps before unlabeled tiles are learned from;
+            ``None`` if there are none.
+    """
+
+    def __init__(
+        self,
+        *,
+        validations: int,
+        minutes: float | None = None,
+        unsup_start: float | None = None,
+    ) -> None:
+        self._validations = validations
+        self._minutes = minutes
+        self._unsup_start = unsup_start
+        self._step_s: dict[bool, deque[float]] = {
+            kind: deque(maxlen=RECENT) for kind in (False, True)
+        }
+        self._validation_s: list[float] = []
+
+    def add_step(self, seconds: float, *, unsupervised: bool) -> None:
+        """Count a step."""
+        self._step_s[unsupervised].append(seconds)
+
+    def add_validation(self, seconds: float) -> None:
+        """Count a validation, with all that is written after it."""
+        self._validation_s.append(seconds)
+
+    def left_s(self, step: int, steps: int, elapsed_s: float) -> float | None:
+        """Return the seconds left, ``None`` while nothing is known.
+
+        Args:
+            step: Steps taken.
+            steps: Steps of the run, as far as is known.
+            elapsed_s: Of the run, all its parts together.
+        """
+        bound = None if self._minutes is None else max(0.0, 60 * self._minutes - elapsed_s)
+        timed = [*self._step_s[False], *self._step_s[True]]
+        if not timed:
+            return bound
+        supervised = steps - step
+        if self._unsup_start is not None:
+            supervised = min(max(round(self._unsup_start * steps) - step, 0), supervised)
+        left = supervised * fmean(self._step_s[False] or timed)
+        left += (steps - step - supervised) * fmean(self._step_s[True] or timed)
+        if self._validation_s:
+            n = validations_left(step, steps, self._validations)
+            left += n * fmean(self._validation_s)
+        return left if bound is None else min(left, bound)
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration as people say it.
+
+    Example:
+        >>> [in_words(s) for s in (4.0, 100.0, 5e3, 1e5)]
+        ['4 s', '1 min 40 s', '1 h 23 min', '1 d 3 h']
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        minutes, rest = divmod(whole, 60)
+        return f"{minutes} min {rest} s" if minutes < 10 and rest else f"{minutes} min"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"

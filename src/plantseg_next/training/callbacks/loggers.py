@@ -1,0 +1,198 @@
+"""A run told to other programs too: TensorBoard and MLflow, where they are installed."""
+
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from plantseg_next.errors import UsageError
+from plantseg_next.settings import Experiment, flat_settings
+from plantseg_next.training.callbacks.callback import (
+    Ending,
+    Event,
+    Stepped,
+    Validation,
+    Watcher,
+)
+
+LogTo = Literal["tensorboard", "mlflow"]
+EXPERIMENT = "plantseg-next"
+EVERY = 10
+"""Steps between two looks at the loss: looking makes a GPU wait."""
+
+
+def logger(kind: LogTo, run: Path, settings: Experiment) -> Watcher:
+    """Return a watcher that tells another program of a run.
+
+    Args:
+        kind: Which program.
+        run: Folder of the run. TensorBoard's files go into ``run/tensorboard``, MLflow's
+            store is ``mlflow.db`` beside the run, shared by its neighbors.
+        settings: Told to MLflow.
+
+    Raises:
+        UsageError: If the program is not installed.
+    """
+    needed = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy")}[kind]
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise UsageError(
+            f"--log {kind}: {', '.join(missing)} is not installed.",
+            needed=f"the optional extra `{kind}`",
+            fix=f"pip install 'plantseg-next[{kind}]'",
+        )
+    if kind == "tensorboard":
+        return TensorBoard(run / "tensorboard")
+    return MLflow(run.resolve().parent / "mlflow.db", run.name, settings)
+
+
+class TensorBoard(Watcher):
+    """Write TensorBoard's event files.
+
+    Args:
+        folder: For them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+
+    def on_step(self, stepped: Stepped) -> Sequence[Event]:
+        """Write the parts of the loss, now and then."""
+        if stepped.step % EVERY == 0:
+            for name, part in stepped.parts.items():
+                self._at(stepped.step).add_scalar(f"loss/{name}", float(part), stepped.step)
+        return ()
+
+    def on_validation(
+        self,
+        step: int,
+        validation: Validation,
+        *,
+        best: bool,  # noqa: ARG002
+    ) -> Sequence[Event]:
+        """Write the figures."""
+        writer = self._at(step)
+        for name, value in validation.figures.items():
+            writer.add_scalar(f"val/{name}", value, step)
+        for name, value in validation.details.items():
+            writer.add_scalar(f"teacher/{name}", value, step)
+        writer.flush()
+        return ()
+
+    def on_event(self, step: int, event: Event) -> None:
+        """Write it as text."""
+        self._at(step).add_text(event.kind, event.text, step)
+
+    def on_end(self, how: Ending, text: str) -> None:  # noqa: ARG002
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: ARG002
+        """Begin a new file at the step that the run goes on from."""
+        self.on_end("stopped", "")
+        self._writer = None
+
+    def _at(self, step: int) -> Any:  # noqa: ANN401 - an optional package has no type here
+        """Return the writer; a new one hides what an earlier one wrote from here on."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+        return self._writer
+
+
+class MLflow(Watcher):
+    """Write into an MLflow store; a run that goes on stays one run there.
+
+    Args:
+        store: SQLite file.
+        name: Of the run.
+        settings: Logged as parameters.
+    """
+
+    def __init__(self, store: Path, name: str, settings: Experiment) -> None:
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        # It would tell its makers of every run.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(tracking_uri=f"sqlite:///{store}")
+        self._name = name
+        self._settings = settings
+        self._run_id: str | None = None
+
+    def on_step(self, stepped: Stepped) -> Sequence[Event]:
+        """Log the parts of the loss, now and then."""
+        if stepped.step % EVERY == 0:
+            self._log(
+                stepped.step, "loss_", {n: float(p) for n, p in stepped.parts.items()}
+            )
+        return ()
+
+    def on_validation(
+        self,
+        step: int,
+        validation: Validation,
+        *,
+        best: bool,  # noqa: ARG002
+    ) -> Sequence[Event]:
+        """Log the figures."""
+        self._log(step, "val_", validation.figures)
+        self._log(step, "teacher_", validation.details)
+        return ()
+
+    def on_end(self, how: Ending, text: str) -> None:  # noqa: ARG002
+        """Say how it ended."""
+        state = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[how]
+        self._client.set_terminated(self._id, state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which run this is."""
+        return {"run_id": self._id}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the run, if the store still has it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.get_run(state["run_id"])
+        except MlflowException:
+            return
+        self._run_id = state["run_id"]
+        self._client.update_run(state["run_id"], "RUNNING")
+
+    @property
+    def _id(self) -> str:
+        """The run's id; the run is made when it is first spoken of."""
+        if self._run_id is None:
+            known = self._client.get_experiment_by_name(EXPERIMENT)
+            experiment = known or self._client.get_experiment(
+                self._client.create_experiment(EXPERIMENT)
+            )
+            run = self._client.create_run(experiment.experiment_id, run_name=self._name)
+            self._run_id = run.info.run_id
+            for name, value in flat_settings(self._settings).items():
+                self._client.log_param(run.info.run_id, name, value)
+        return self._run_id
+
+    def _log(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
+        """Log numbers; a name may not hold all that a class name may."""
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        metrics = [
+            Metric(_plain(prefix + name), value, now, step)
+            for name, value in values.items()
+            if math.isfinite(value)
+        ]
+        self._client.log_batch(self._id, metrics=metrics)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)

@@ -1,0 +1,73 @@
+"""The first steps of a run, bit for bit: what ``verify`` compares."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from plantseg_next.files import explained, write_atomically
+from plantseg_next.models.tensor_files import tensors_digest
+from plantseg_next.training.callbacks.callback import Event, Stepped, Watcher
+
+FIRST_STEPS = "first_steps.json"
+N_STEPS = 10
+
+
+class FirstSteps(Watcher):
+    """Keep the losses of the first steps, and the digest of the weights after them.
+
+    Args:
+        folder: Of the run.
+        network: In training.
+    """
+
+    def __init__(self, folder: Path, network: nn.Module) -> None:
+        self._path = folder / FIRST_STEPS
+        self._network = network
+        self._lines: list[str] = []
+
+    def on_step(self, stepped: Stepped) -> Sequence[Event]:
+        """Add a line a step, and write them all after the last one."""
+        if stepped.step != len(self._lines) + 1 or stepped.step > N_STEPS:
+            return ()
+        parts = (f"{name} {float(part).hex()}" for name, part in stepped.parts.items())
+        self._lines.append(", ".join(parts))
+        if stepped.step == N_STEPS:
+            tree = {
+                "losses": self._lines,
+                "weights": tensors_digest(self._network.state_dict()),
+            }
+            with explained(self._path.parent):
+                write_atomically(self._path, json.dumps(tree, indent=1).encode())
+        return ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {"lines": self._lines}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the steps so far."""
+        self._lines = list(state["lines"])
+
+
+def first_difference(one: Path, two: Path) -> str | None:
+    """Return in words where the first steps of two runs part; ``None`` if nowhere.
+
+    Raises:
+        OSError: If one of them kept none.
+    """
+    a, b = (json.loads((folder / FIRST_STEPS).read_text("utf-8")) for folder in (one, two))
+    for step, (x, y) in enumerate(zip(a["losses"], b["losses"], strict=True), 1):
+        for part, other in zip(x.split(", "), y.split(", "), strict=True):
+            if part != other:
+                name, was = part.split()
+                now = other.split()[-1]
+                return (
+                    f"step {step}: {name} was {float.fromhex(was):.9g} and is "
+                    f"{float.fromhex(now):.9g}"
+                )
+    if a["weights"] != b["weights"]:
+        return f"the weights after step {N_STEPS}, with equal losses before it"
+    return None

@@ -1,0 +1,207 @@
+"""How a run is doing, read from its folder by anyone at any time. No torch here."""
+
+import json
+import math
+import shlex
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from plantseg_next.errors import UsageError
+from plantseg_next.settings import Experiment, flat_settings
+from plantseg_next.training.callbacks.diagnostics import HOME
+from plantseg_next.training.callbacks.eta import in_words
+from plantseg_next.training.run_record import EVENTS, PLAN, RECORD, Record, is_held
+
+PROGRESS = "progress.json"
+SUMMARY = "summary.txt"
+FULL_MEMORY = 0.05
+"""Free part of the memory below which a death without a word was likely for its lack."""
+
+State = Literal["running", "finished", "stopped", "failed", "died"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run is doing.
+
+    Args:
+        folder: Of the run.
+        state: "died" is a process that is gone and did not say why.
+        record: What the run is.
+        progress: What it last said of itself.
+        events: What happened to it, oldest first.
+    """
+
+    folder: Path
+    state: State
+    record: Record
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    events: tuple[Mapping[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        """Return it for people."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.folder}: {self._headline()}"
+        if self.progress:
+            yield f"  step       {self.progress['step']} of {self.progress['steps'] or '?'}"
+        if self.state == "running" and self.progress.get("left_s") is not None:
+            yield f"  left       about {in_words(self.progress['left_s'])}"
+        for name in ("best", "last"):
+            if found := self.progress.get(name):
+                figures = ", ".join(f"{n} {v:.3f}" for n, v in found.items() if n != "step")
+                yield f"  {name:<9}  {figures}, at step {found['step']}"
+        yield from self._lines_without_masks()
+        if self.progress:
+            yield f"  uses       {self._resources()}"
+            yield from self._budget_lines()
+        yield f"  device     {self.record.facts.get('device', 'unknown')}"
+        yield f"  images   {self.record.sources.get('data')}"
+        if changed := _changed_settings(self.record.settings):
+            yield f"  settings   {', '.join(changed)}"
+        yield from self._event_lines()
+        yield f"  to do      {self._advice()}"
+
+    def _headline(self) -> str:
+        said = self.progress.get("text", "")
+        match self.state:
+            case "running":
+                return "running"
+            case "finished":
+                return f"finished. {said}"
+            case "stopped":
+                return f"stopped, as it was asked to. {said}"
+            case "failed":
+                return f"failed. {said}"
+            case "died":
+                ago = in_words(max(0.0, time.time() - self.progress.get("time", 0)))
+                if not self.progress:
+                    return "died before its first step"
+                return (
+                    f"died without a word, {ago} ago: it was killed, or the machine went "
+                    f"down.{self._suspicion()}"
+                )
+
+    def _suspicion(self) -> str:
+        free, used = self.progress["ram_free_mib"], self.progress["ram_mib"]
+        if free > FULL_MEMORY * (free + used):
+            return ""
+        return (
+            f" Memory was nearly full ({used} MiB in use, {free} free): the system ends "
+            "processes then."
+        )
+
+    def _resources(self) -> str:
+        p = self.progress
+        gpu = f", GPU {p['gpu_mib']} MiB" if p["gpu_mib"] else ""
+        return f"memory {p['ram_mib']} MiB{gpu}; free on disk {p['disk_free_mib']} MiB"
+
+    def _budget_lines(self) -> Iterator[str]:
+        """Say what was planned, and what was needed at most, in the same words."""
+        budget = self.record.settings.memory.budget_mb
+        plan = _read_json(self.folder / PLAN)
+        if budget is None or "needs_mb" not in plan:
+            return
+        p = self.progress
+        peak = p.get("gpu_peak_mib") or p.get("ram_peak_mib") or 0
+        yield (
+            f"  budget     {budget:,.0f} MB, planned {plan['needs_mb']:,.0f}, at most "
+            f"{peak * 2**20 / 1e6:,.0f} seen"
+        )
+
+    def _lines_without_masks(self) -> Iterator[str]:
+        """Say what the model makes of data sets of which nobody can say how right it is."""
+        shares = dict(self.progress.get("lesion_shares", {}))
+        home = shares.pop(HOME, math.nan)
+        for name, share in shares.items():
+            yield (
+                f"  no masks   {name}: {share:.1%} is called lesion; of the labeled "
+                f"images, {home:.1%}. How right that is, only masks tell"
+            )
+
+    def _event_lines(self) -> Iterator[str]:
+        counts = Counter(event["kind"] for event in self.events)
+        newest: dict[str, Mapping[str, Any]] = {}
+        for event in self.events:
+            newest.pop(event["kind"], None)  # to the end: they come in order of time
+            newest[event["kind"]] = event
+        for kind, event in newest.items():
+            times = f" ({counts[kind]} times, last)" if counts[kind] > 1 else ""
+            yield f"  event      step {event['step']}, {kind}{times}: {event['text']}"
+
+    def _advice(self) -> str:
+        command = self.record.facts.get("command") or []
+        if Path(command[0] if command else "").name == "plantseg-next":
+            again = shlex.join(["plantseg-next", *command[1:]])
+            again += f"   (in {self.record.facts.get('directory')})"
+        else:
+            again = "the call that started it"
+        match self.state:
+            case "running":
+                return f"nothing; plantseg-next watch {self.folder} follows it"
+            case "finished":
+                return f"plantseg-next evaluate {self.folder}"
+            case "failed":
+                return f"what the message says; then go on with: {again}"
+            case _:
+                held = self.progress.get("checkpoint")
+                where = f" from step {held['step']}" if held else ""
+                return f"go on{where} with: {again}"
+
+
+def read_status(folder: Path, *, alive: bool | None = None) -> Status:
+    """Return how the run in a folder is doing.
+
+    Args:
+        folder: Of the run.
+        alive: Whether its process lives; found out by default.
+
+    Raises:
+        UsageError: If there is no run in the folder.
+    """
+    record = Record.read(folder)
+    if record is None:
+        raise UsageError(
+            f"`{folder}` holds no run.",
+            needed=f"a folder that `train` wrote; it has a `{RECORD}`",
+            fix="check the path, or start one: plantseg-next train DATA --out RUN",
+        )
+    progress = _read_json(folder / PROGRESS)
+    state: State = progress.get("state", "running")
+    if alive is None:
+        alive = is_held(folder)
+    if alive:
+        state = "running"
+    elif state == "running":
+        state = "died"
+    return Status(folder, state, record, progress, tuple(_events(folder)))
+
+
+def _events(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events; a line that a crash of the machine cut short is passed over."""
+    path = folder / EVENTS
+    if not path.is_file():
+        return
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+            yield {"step": event["step"], "kind": event["kind"], "text": event["text"]}
+        except (ValueError, KeyError, TypeError):
+            continue
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _changed_settings(settings: Experiment) -> list[str]:
+    usual = flat_settings(Experiment())
+    return [f"{n}={v}" for n, v in flat_settings(settings).items() if v != usual[n]]

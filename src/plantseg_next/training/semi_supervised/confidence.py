@@ -1,0 +1,316 @@
+"""Gates: which pixels of the teacher to believe.
+
+A gate measures how *certain* the teacher is of each pixel, higher being surer, and
+believes what lies above a threshold. Certainties of different kinds have different units;
+they meet only as ranks among the teacher's pixels on labeled tiles, never as sums.
+
+Axes: b tile, k class, h row, w column, n pass with dropout.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from plantseg_next.structures import NO_LESION
+
+Kind = Literal["probability", "energy", "entropy", "dropout"]
+SAMPLE = 20_000
+"""Most pixels that a quantile is taken of: its error is then below half a percent."""
+BINS = 1024
+"""Of certainty, where the surest pixels of a class are looked for."""
+MEMORY = 0.99
+"""Share of a running figure that one more step keeps."""
+MIN_CLASS_FRACTION = 0.1
+"""Least fraction of the pixels of each class that is believed, where ``dynamic``."""
+
+
+def probability(logits: Float[Tensor, "b k h w"]) -> Float[Tensor, "b h w"]:
+    """Return the probability of the likeliest class, in [1 / k, 1]."""
+    return logits.float().softmax(1).amax(1)
+
+
+def energy(
+    logits: Float[Tensor, "b k h w"], *, temperature: float = 1.0
+) -> Float[Tensor, "b h w"]:
+    """Return the negative energy, ``T logsumexp(f / T)``: large where any score is large.
+
+    Source:
+        Liu et al. 2020, arXiv:2010.03759, for inputs; here for pixels. The original
+        system's ``-log(sum(softmax))`` is zero for every input, because a softmax sums to
+        one: it told no pixel from another. This is the formula that was meant.
+    """
+    return temperature * (logits.float() / temperature).logsumexp(1)
+
+
+def negative_entropy(logits: Float[Tensor, "b k h w"]) -> Float[Tensor, "b h w"]:
+    """Return minus the entropy over the classes, in parts of its maximum: [-1, 0]."""
+    log_prob = logits.float().log_softmax(1)
+    return (log_prob.exp() * log_prob).sum(1) / math.log(logits.shape[1])
+
+
+def steadiness(logits: Float[Tensor, "n b k h w"]) -> Float[Tensor, "b h w"]:
+    """Return minus the variance of the probabilities over passes, summed over classes.
+
+    Args:
+        logits: Of each pass with dropout; at least two.
+
+    Returns:
+        At most 0, which is perfect agreement.
+
+    Source:
+        Gal and Ghahramani 2016, arXiv:1506.02142.
+    """
+    return -logits.float().softmax(2).var(0, correction=0).sum(1)
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What the teacher says of the pixels of one head.
+
+    Args:
+        logits: ``(b, k, h, w)``, without dropout.
+        passes: ``(n, b, k, h, w)`` with dropout; ``None`` where no gate asks for them.
+    """
+
+    logits: Tensor
+    passes: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence["Opinion"]) -> "Opinion":
+        """Return the opinions on many tiles as one, in order."""
+        passes = [part.passes for part in parts if part.passes is not None]
+        return cls(
+            torch.cat([part.logits for part in parts]),
+            torch.cat(passes, dim=1) if passes else None,
+        )
+
+    @cached_property
+    def label(self) -> Int[Tensor, "b h w"]:
+        """The likeliest class."""
+        return self.logits.argmax(1)
+
+    @cached_property
+    def probability(self) -> Float[Tensor, "b h w"]:
+        """Of the likeliest class."""
+        return probability(self.logits)
+
+    def certainty(self, kind: Kind) -> Float[Tensor, "b h w"]:
+        """Return how sure the teacher is, in the units of the kind."""
+        if kind == "probability":
+            return self.probability
+        if kind == "energy":
+            return energy(self.logits)
+        if kind == "entropy":
+            return negative_entropy(self.logits)
+        assert self.passes is not None, "the dropout gate needs passes"  # noqa: S101
+        return steadiness(self.passes)
+
+
+class Ranks:
+    """Where a certainty stands among those of labeled tiles, foreground apart.
+
+    Background pixels are many and sure; among them every lesion would rank last. So
+    pixels called lesion are ranked among such, and the others among theirs.
+    """
+
+    def __init__(self, points: int = 101) -> None:
+        self._at = torch.linspace(0, 1, points)
+        self._tables: list[Tensor | None] = [None, None]  # no lesion, lesion
+
+    def learn(self, certainty: Float[Tensor, " p"], is_lesion: Bool[Tensor, " p"]) -> None:
+        """Move the tables towards the quantiles of these pixels."""
+        for group in (0, 1):
+            values = _some(certainty[is_lesion == bool(group)])
+            if not len(values):
+                continue
+            found = values.quantile(self._at.to(values.device)).cpu()
+            old = self._tables[group]
+            self._tables[group] = found if old is None else old.lerp(found, 1 - 0.9)
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """Return what a checkpoint must hold."""
+        return dict(zip(("none", "lesion"), self._tables, strict=True))
+
+    def load_state_dict(self, state: Mapping[str, Tensor | None]) -> None:
+        """Go on with the ranks whose state it is."""
+        self._tables = [state["none"], state["lesion"]]
+
+    def __call__(
+        self,
+        certainty: Float[Tensor, "*p"],
+        is_lesion: Bool[Tensor, "*p"],
+        *,
+        unknown: float = 0.0,
+    ) -> Float[Tensor, "*p"]:
+        """Return ranks in [0, 1]; ``unknown`` in a group that nothing was learned of."""
+        rank = torch.full_like(certainty, unknown)
+        for group, table in enumerate(self._tables):
+            if table is None:
+                continue
+            found = torch.searchsorted(
+                table.to(certainty.device), certainty.contiguous(), right=True
+            )
+            rank = torch.where(is_lesion == bool(group), found / len(table), rank)
+        return rank
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate keeps of an opinion on part of a step until it has heard the rest.
+
+    Args:
+        label: uint8 ``(b, h, w)``, the likeliest class.
+        certainty: ``(b, h, w)``, in [0, 1]: probability, or rank of the gate's kinds.
+        inside: Whether a pixel may be believed at all.
+        total: ``(k,)``, sum of the probabilities of the pixels inside, by class.
+        pixels: ``(k, bins)``, number of the pixels inside, by class and certainty.
+    """
+
+    label: Tensor
+    certainty: Tensor
+    inside: Tensor
+    total: Tensor
+    pixels: Tensor
+
+
+class Gate:
+    """Believe the pixels of which the teacher is certain enough; a gate a head.
+
+    Args:
+        kinds: Certainties to ask; several are combined as the mean of their ranks.
+        threshold: Least probability believed, in (0, 1). Other kinds believe the same
+            share of labeled pixels as this probability would, so that kinds differ in
+            which pixels they believe and not in how many.
+        n_classes: Classes of the head.
+        dynamic: Whether a class of which the teacher is seldom sure gets a lower
+            threshold, in proportion to its running certainty.
+        floor: Least share of the pixels of each class that is believed, so that a rare
+            disease keeps some; only where ``dynamic``.
+
+    Source:
+        Sohn et al. 2020 (FixMatch), arXiv:2001.07685, the fixed threshold; Zhang et al.
+        2021 (FlexMatch), arXiv:2110.08263, and Wang et al. 2023 (FreeMatch),
+        arXiv:2205.07246, the dynamic one; the floor and the equal shares are ours.
+    """
+
+    def __init__(
+        self,
+        kinds: tuple[Kind, ...],
+        *,
+        threshold: float,
+        n_classes: int,
+        dynamic: bool,
+        floor: float = MIN_CLASS_FRACTION,
+    ) -> None:
+        self.kinds = kinds
+        self.threshold = threshold
+        self.dynamic = dynamic
+        self.floor = floor
+        self._sureness = torch.ones(n_classes)  # running mean probability of a class
+        self._ranks = {kind: Ranks() for kind in ("probability", *kinds)}
+        self._combined = Ranks()  # a mean of ranks is itself no rank
+
+    @property
+    def needs_ranks(self) -> bool:
+        """Whether ``learn`` must be called now and then."""
+        return self.kinds != ("probability",)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        ranks: dict[str, Any] = {k: r.state_dict() for k, r in self._ranks.items()}
+        combined = self._combined.state_dict()
+        return {"sureness": self._sureness.clone(), "ranks": ranks, "combined": combined}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the gate whose state it is."""
+        self._sureness = state["sureness"].clone()
+        self._combined.load_state_dict(state["combined"])
+        for kind, ranks in self._ranks.items():
+            ranks.load_state_dict(state["ranks"][kind])
+
+    def learn(self, opinion: Opinion, known: Bool[Tensor, "b h w"]) -> None:
+        """Learn the ranks from the teacher's opinion on labeled tiles."""
+        is_lesion = (opinion.label != NO_LESION)[known]
+        for kind, ranks in self._ranks.items():
+            ranks.learn(opinion.certainty(kind)[known], is_lesion)
+        if known.any():
+            self._combined.learn(self._mean_rank(opinion)[known], is_lesion)
+
+    def weigh(self, opinion: Opinion, inside: Bool[Tensor, "b h w"]) -> "Verdict":
+        """Return what it takes to say later which pixels to believe."""
+        k = len(self._sureness)
+        label, probability = opinion.label, opinion.probability
+        certainty = probability
+        if self.needs_ranks:
+            certainty = self._combined(self._mean_rank(opinion), label != NO_LESION)
+        bins = (certainty * BINS).long().clamp(0, BINS - 1)
+        at = (label * BINS + bins).flatten()
+        none = torch.zeros(k * BINS, dtype=torch.long, device=inside.device)
+        return Verdict(
+            label.byte(),
+            certainty,
+            inside,
+            torch.zeros(k, device=inside.device).index_add(
+                0, label.flatten(), (probability * inside).flatten()
+            ),
+            none.index_add(0, at, inside.flatten().long()).view(k, BINS),
+        )
+
+    def notice(self, verdicts: Sequence["Verdict"]) -> None:
+        """Update how sure the teacher usually is of each class, once a step."""
+        old = self._sureness = self._sureness.to(verdicts[0].inside.device)
+        n = torch.stack([verdict.pixels.sum(1) for verdict in verdicts]).sum(0)
+        total = torch.stack([verdict.total for verdict in verdicts]).sum(0)
+        mean = total / n.clamp_min(1)
+        self._sureness = old.lerp(mean, 1 - MEMORY).where(n > 0, old)
+
+    def believes(self, verdicts: Sequence["Verdict"]) -> Iterator[Bool[Tensor, "b h w"]]:
+        """Yield of each part of a step which pixels to believe; none outside.
+
+        The floor is one of the whole step: how it was parted changes nothing.
+        """
+        lowest = self._lowest(torch.stack([verdict.pixels for verdict in verdicts]).sum(0))
+        for verdict in verdicts:
+            label, certainty = verdict.label.long(), verdict.certainty
+            bar = self._thresholds.to(certainty.device)[label]  # (b, h, w)
+            if self.needs_ranks:  # what was not learned is out of reach
+                is_lesion = label != NO_LESION
+                bar = self._ranks["probability"](bar, is_lesion, unknown=2.0)
+            believed = certainty >= bar
+            if self.dynamic and self.floor > 0:
+                bins = (certainty * BINS).clamp(0, BINS - 1)
+                believed |= (bins >= lowest[label]) & (certainty > 0)
+            yield believed & verdict.inside
+
+    @property
+    def _thresholds(self) -> Float[Tensor, " k"]:
+        if not self.dynamic:
+            return torch.full_like(self._sureness, self.threshold)
+        return self.threshold * self._sureness / self._sureness.max()
+
+    def _mean_rank(self, opinion: Opinion) -> Float[Tensor, "b h w"]:
+        is_lesion = opinion.label != NO_LESION
+        return torch.stack(
+            [self._ranks[k](opinion.certainty(k), is_lesion) for k in self.kinds]
+        ).mean(0)
+
+    def _lowest(self, pixels: Int[Tensor, "k bins"]) -> Int[Tensor, " k"]:
+        """Return the lowest bin of each class among its surest pixels.
+
+        They are at least as many as the floor asks for. Certainties, which lie in [0, 1]
+        here, are counted in bins: a quantile of each class in turn would ask the device
+        how many classes there are.
+        """
+        surer = pixels.flip(1).cumsum(1).flip(1)  # of a class, in this bin or above
+        return (surer >= self.floor * surer[:, :1]).sum(1) - 1
+
+
+def _some(values: Tensor) -> Tensor:
+    """Return at most ``SAMPLE`` of the values, evenly picked: the same every time."""
+    return values[:: max(1, -(-len(values) // SAMPLE))]

@@ -1,0 +1,85 @@
+"""Mixed tiles: what one tile holds is moved into another, and its label with it.
+
+A mix moves everything that is said of a pixel - image, label, what is ignored, what is
+doubted - by one mask. Chance is PyTorch's own, which a run keeps with its state.
+
+Axes: b tile, c channel, h row, w column.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torch.nn import functional as F
+
+from plantseg_next.structures import IGNORE
+from plantseg_next.training.semi_supervised.pseudo_labeled_batch import Taught
+
+BOX_AREA = (0.02, 0.4)  # parts of the tile
+BOX_ASPECT = (0.3, 1 / 0.3)  # height over width
+
+
+def draw_boxes(b: int, size_hw: tuple[int, int], *, chance: float) -> Bool[Tensor, "b h w"]:
+    """Return a box a tile, empty with the chance ``1 - chance``.
+
+    Source:
+        Yun et al. 2019 (CutMix), arXiv:1905.04899; sizes as in UniMatch (Yang et al.
+        2023, arXiv:2208.09910).
+    """
+    h, w = size_hw
+    boxes = torch.zeros(b, h, w, dtype=torch.bool)
+    for box in boxes:
+        drawn, area, aspect, y, x = torch.rand(5).tolist()
+        if drawn >= chance:
+            continue
+        area = (BOX_AREA[0] + area * (BOX_AREA[1] - BOX_AREA[0])) * h * w
+        low, high = (math.log(a) for a in BOX_ASPECT)
+        ratio = math.exp(low + aspect * (high - low))
+        box_h = min(h, max(1, round(math.sqrt(area * ratio))))
+        box_w = min(w, max(1, round(math.sqrt(area / ratio))))
+        top, left = int(y * (h - box_h + 1)), int(x * (w - box_w + 1))
+        box[top : top + box_h, left : left + box_w] = True
+    return boxes
+
+
+def cut_mix(tiles: Taught, boxes: Bool[Tensor, "b h w"]) -> Taught:
+    """Return the tiles with the content of each box taken from the tile before.
+
+    A tile that got a box shows two leaves, and has no name any longer.
+    """
+
+    def moved(own: Tensor) -> Tensor:
+        where = boxes if own.ndim == 3 else boxes[:, None]
+        return torch.where(where, own.roll(1, dims=0), own)
+
+    mixed = tiles.each(moved)
+    if mixed.disease is None:
+        return mixed
+    is_mixed = boxes.flatten(1).any(1)
+    return replace(mixed, disease=mixed.disease.masked_fill(is_mixed, IGNORE))
+
+
+def paint_ground(tiles: Taught, chosen: Bool[Tensor, " b"]) -> Taught:
+    """Return the tiles with what is surely off the leaf painted over, softly and at random.
+
+    Eight pixels of the background alone name half of PlantVillage (Noyan 2022,
+    arXiv:2206.04374): a head that learns names from such images must not see it.
+
+    Args:
+        tiles: Bytes, or in [0, 1].
+        chosen: Which tiles.
+    """
+    b, _, h, w = tiles.image.shape
+    device = tiles.image.device
+    color = torch.rand(b, 3, 1, 1, device=device)
+    cloud = F.interpolate(
+        torch.rand(b, 3, 4, 4, device=device), (h, w), mode="bilinear", align_corners=False
+    )
+    paint = (color + cloud) / 2
+    if not tiles.image.is_floating_point():
+        paint = (255 * paint).round()
+    ground = (tiles.leaf == 0) & chosen[:, None, None]
+    image = torch.where(ground[:, None], paint.to(tiles.image.dtype), tiles.image)
+    return replace(tiles, image=image)

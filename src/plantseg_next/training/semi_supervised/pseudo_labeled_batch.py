@@ -1,0 +1,67 @@
+"""Tiles whose labels come from the teacher."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from plantseg_next.models.segmenter import Scores
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What the student sees, and what the teacher says of it.
+
+    Args:
+        image: ``(b, 3, h, w)``, bytes or in [0, 1].
+        lesion: uint8 ``(b, h, w)``, ``IGNORE`` where the teacher is not believed.
+        leaf: The same for the leaf.
+        inside: bool ``(b, h, w)``, whether the pixel lies in the image at all.
+        scores: The teacher's logits, at its own resolution, where the method wants them.
+        disease: uint8 ``(b,)``, the name of the image, ``IGNORE`` where it has none or
+            where more than one leaf is in it; ``None`` where no image has a name.
+        seed: uint8 ``(b, h, w)``, lesion classes by the name alone; ``None`` likewise.
+    """
+
+    image: Tensor
+    lesion: Tensor
+    leaf: Tensor
+    inside: Tensor
+    scores: Scores | None = None
+    disease: Tensor | None = None
+    seed: Tensor | None = None
+
+    def each(self, moved: Callable[[Tensor], Tensor]) -> "Taught":
+        """Return the tiles with every map changed in the same way, without scores."""
+        image, lesion, leaf, inside = map(
+            moved, (self.image, self.lesion, self.leaf, self.inside)
+        )
+        seed = None if self.seed is None else moved(self.seed)
+        return Taught(image, lesion, leaf, inside, disease=self.disease, seed=seed)
+
+    def part(self, which: slice) -> "Taught":
+        """Return some of the tiles."""
+        return replace(
+            self.each(lambda own: own[which]),
+            scores=self.scores and Scores(*(m[which] for m in self.scores)),
+            disease=None if self.disease is None else self.disease[which],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Taught"]) -> "Taught":
+        """Return the tiles of many parts as one, in order."""
+        scores = [part.scores for part in parts if part.scores is not None]
+        names = [part.disease for part in parts if part.disease is not None]
+        seeds = [part.seed for part in parts if part.seed is not None]
+        return cls(
+            torch.cat([part.image for part in parts]),
+            torch.cat([part.lesion for part in parts]),
+            torch.cat([part.leaf for part in parts]),
+            torch.cat([part.inside for part in parts]),
+            Scores(*(torch.cat(maps) for maps in zip(*scores, strict=True)))
+            if scores
+            else None,
+            torch.cat(names) if names else None,
+            torch.cat(seeds) if seeds else None,
+        )

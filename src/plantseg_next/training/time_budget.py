@@ -1,0 +1,137 @@
+"""The pace of a run: its minutes become steps once, and its validations are spread."""
+
+import math
+import time
+from collections.abc import Mapping
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from plantseg_next.settings import TrainingSettings
+
+UNTIMED_STEPS = 10  # they pay for starting workers and choosing kernels
+TIMED_STEPS = 20
+REHEARSED_STEPS = UNTIMED_STEPS + TIMED_STEPS
+"""Steps at the start that do all the work of later ones: what those cost, and whether
+memory suffices for them, shows in the first minute."""
+FORESEEN_STEPS = 5
+"""After so many a first estimate is good enough to warn by: later steps are not slower."""
+FEW_STEPS = 300
+"""With fewer a run still gains much from each further minute: coffee leaves from an
+ImageNet start, validation Dice .853 after 188 steps, .891 after 375."""
+
+
+class Pace:
+    """Turn the minutes of a run into steps, once, from its first steps.
+
+    After that the number of steps stands, and with it the learning rate at every step: a
+    run does not depend on what else the machine does, nor on being interrupted.
+
+    Args:
+        settings: ``minutes`` and the greatest number of ``steps``.
+    """
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        self._settings = settings
+        self._is_fixed = settings.minutes is None
+        self._began = time.perf_counter()
+        self._earlier_s = 0.0
+        self._first_ends: list[float] = []  # of the steps before the timed ones
+        self._ends: list[float] = []  # of the timed steps
+        self._has_warned = False
+        self.steps = settings.steps
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, of all parts of the run."""
+        return self._earlier_s + time.perf_counter() - self._began
+
+    def foresee(self, step: int) -> str | None:
+        """Return what to do if few steps will fit into the minutes, early and once.
+
+        By the fastest of the first steps, so that a slow start alone does not warn.
+        """
+        if self._is_fixed or len(self._first_ends) >= FORESEEN_STEPS:
+            return None
+        self._first_ends.append(time.perf_counter())
+        if len(self._first_ends) < FORESEEN_STEPS:
+            return None
+        step_s = min(b - a for a, b in pairwise(self._first_ends))
+        return self._few(step, step_s, self._minutes * 60 - self.seconds, "about ")
+
+    def measures_at(self, step: int) -> bool:
+        """Return whether this step ends the timing; a validation is then timed too."""
+        if self._is_fixed or step < UNTIMED_STEPS:
+            return False
+        self._ends.append(time.perf_counter())
+        return step >= REHEARSED_STEPS and len(self._ends) > TIMED_STEPS // 2
+
+    def fix(self, step: int, *, validation_s: float) -> str | None:
+        """Fix the number of steps, now that steps and a validation have been timed.
+
+        Returns:
+            What to say and to do, if few steps fit into the minutes.
+        """
+        if self._is_fixed:
+            return None
+        # The median: now and then a step waits for a cold file or another program.
+        step_s = median(b - a for a, b in pairwise(self._ends))
+        left_s = self._minutes * 60 - self.seconds
+        left_s -= validation_s * self._settings.validations
+        few = None if self._has_warned else self._few(step, step_s, left_s)
+        self._is_fixed = True
+        self.steps = min(self.steps, step + max(1, int(left_s / step_s)))
+        return few
+
+    @property
+    def _minutes(self) -> float:
+        return self._settings.minutes or 0.0
+
+    def _few(self, step: int, step_s: float, left_s: float, about: str = "") -> str | None:
+        """Return what to do if few steps fit into what is left."""
+        fit = step + max(1, int(left_s / step_s))
+        wanted = min(FEW_STEPS, self.steps)
+        if fit >= wanted:
+            return None
+        self._has_warned = True
+        enough_s = self._minutes * 60 - left_s + (wanted - step) * step_s
+        return (
+            f"Only {about}{fit} steps of {step_s:.1f} s fit into {self._minutes:g} minutes "
+            f"here; a model gains much up to about {FEW_STEPS}. Give it "
+            f"`training.minutes={math.ceil(enough_s / 60)}`, or make steps faster with a "
+            "smaller `data.tile_px` or `training.batch` (--restart begins anew with them)."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {"steps": self.steps, "is_fixed": self._is_fixed, "seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on at the pace whose state it is."""
+        self.steps = state["steps"]
+        self._is_fixed = state["is_fixed"]
+        # A run that goes back does not get its time back.
+        self._earlier_s = max(state["seconds"], self.seconds)
+        self._began = time.perf_counter()
+
+
+def is_due(step: int, steps: int, validations: int) -> bool:
+    """Return whether a step is one of ``validations`` evenly spaced ones, or the last.
+
+    Example:
+        >>> [s for s in range(1, 11) if is_due(s, 10, 3)]
+        [4, 7, 10]
+    """
+    return (
+        step == steps or (step * validations) // steps > ((step - 1) * validations) // steps
+    )
+
+
+def validations_left(step: int, steps: int, validations: int) -> int:
+    """Return at how many of the steps after this one ``is_due`` is true.
+
+    Example:
+        >>> [validations_left(s, 10, 3) for s in (0, 4, 9, 10)]
+        [3, 2, 1, 0]
+    """
+    return min(steps - step, validations - (step * validations) // steps)

@@ -1,0 +1,123 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plantseg_next.data.formats.coding import find_coding, infer_coding, read_coding
+from plantseg_next.errors import DataError, UsageError
+
+FLAT = {0: "background", 1: "leaf", 2: "Rust"}
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, "utf-8")
+    return path
+
+
+def masks_of(folder: Path, *value_sets: list[int]) -> list[Path]:
+    paths = []
+    for i, values in enumerate(value_sets):
+        paths.append(folder / f"{i}.png")
+        Image.fromarray(np.array([values], np.uint8)).save(paths[-1])
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("classes.yaml", "0: background\n1: Leaf\n2: Rust\n"),
+        ("classes.json", '{"0": "background", "1": "leaf", "2": "Rust"}'),
+        ("classes.csv", "value,meaning\n0,background\n1,leaf\n2,Rust\n"),
+        ("classes.csv", "0,background\n1,leaf\n2,Rust\n"),
+    ],
+)
+def test_a_class_file_states_the_coding(tmp_path, name, text):
+    coding = read_coding(write(tmp_path / name, text))
+    assert coding.meaning == FLAT
+    assert coding.marks_leaf
+    assert coding.lesions == ("Rust",)
+    assert coding.origin == f"stated in {name}"
+
+
+def test_colors_are_stated_in_quotes(tmp_path):
+    text = '"#000000": background\n"#FF0000": rust\n"#ffffff": ignore\n'
+    coding = read_coding(write(tmp_path / "classes.yml", text))
+    assert coding.by_color
+    assert coding.meaning["#ff0000"] == "rust"
+    assert not coding.marks_leaf
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "- rust\n", "0: background\n1: {name: rust}\n", "leaf: 1\n", "-1: rust\n", "{"],
+)
+def test_other_class_files_are_refused(tmp_path, text):
+    path = write(tmp_path / "classes.yaml", text)
+    with pytest.raises(DataError, match="is not a list of mask values"):
+        read_coding(path)
+
+
+def test_a_coding_must_name_something_to_learn(tmp_path):
+    path = write(tmp_path / "classes.yaml", "0: background\n1: ignore\n")
+    with pytest.raises(DataError, match="name 0 lesion classes"):
+        read_coding(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "meaning"),
+    [
+        ([0, 1], {0: "background", 1: "lesion"}),
+        ([0, 255], {0: "background", 255: "lesion"}),
+        ([0, 1, 255], {0: "background", 1: "lesion", 255: "ignore"}),
+        ([0, 1, 2], {0: "background", 1: "leaf", 2: "lesion"}),
+        ([0, 2], {0: "background", 1: "leaf", 2: "lesion"}),
+        ([0, 128, 255], {0: "background", 128: "leaf", 255: "lesion"}),
+        ([0, 3, 7], {0: "background", 3: "class 3", 7: "class 7"}),
+        ([0], {0: "background", 1: "lesion"}),
+    ],
+)
+def test_values_are_read_by_the_usual_conventions(tmp_path, values, meaning):
+    coding = infer_coding(tmp_path, masks_of(tmp_path, values[:1], values))
+    assert coding.meaning == meaning
+    assert coding.marks_leaf == ("leaf" in meaning.values())
+
+
+def test_the_origin_of_a_guess_says_so(tmp_path):
+    coding = infer_coding(tmp_path, masks_of(tmp_path, [0, 1, 2]))
+    assert coding.origin == (
+        "inferred: mask values 0, 1, 2 read as background, leaf, lesion; "
+        "say otherwise in classes.yaml"
+    )
+
+
+def test_a_stated_coding_goes_before_a_guess(tmp_path):
+    masks = masks_of(tmp_path, [0, 1])
+    write(tmp_path / "classes.yaml", "0: background\n1: rust\n")
+    explicit = write(tmp_path / "mine.yaml", "0: background\n1: phoma\n")
+    assert find_coding(tmp_path, masks).lesions == ("rust",)
+    assert find_coding(tmp_path, masks, explicit).lesions == ("phoma",)
+
+
+def test_colored_masks_ask_for_a_class_file_and_draft_it(tmp_path):
+    pixels = np.zeros((4, 5, 3), np.uint8)
+    pixels[0, 0] = [255, 128, 0]
+    Image.fromarray(pixels).save(tmp_path / "m.png")
+    with pytest.raises(UsageError, match="are colored") as caught:
+        infer_coding(tmp_path, [tmp_path / "m.png"])
+    text = str(caught.value)
+    assert '"#000000": background    # 95.0 % of the pixels' in text
+    assert '"#ff8000": ?    # 5.0 % of the pixels' in text
+
+
+def test_a_photograph_is_no_mask(tmp_path):
+    masks = masks_of(tmp_path, list(range(100)))
+    with pytest.raises(UsageError, match="holds 100 different values"):
+        infer_coding(tmp_path, masks)
+
+
+def test_unreadable_masks_do_not_stop_the_guess(tmp_path):
+    masks = masks_of(tmp_path, [0, 255])
+    (tmp_path / "broken.png").write_bytes(b"")
+    coding = infer_coding(tmp_path, [tmp_path / "broken.png", *masks])
+    assert coding.meaning[255] == "lesion"

@@ -1,0 +1,68 @@
+from itertools import pairwise
+
+import pytest
+
+from plantseg_next.errors import UsageError
+from plantseg_next.memory.host_memory import batch_bytes, plan_reading, reading_bytes
+from plantseg_next.settings import Experiment
+
+MB = 10**6
+ASKED = Experiment().with_settings(
+    ["data.workers=4", "data.tile_px=256", "training.batch=32", "data.cache_mib=1024"]
+)
+
+
+def planned(limit_mb, settings=ASKED):
+    return plan_reading(settings, limit_mb * MB, resting=1000 * MB, with_lessons=True)
+
+
+def test_a_batch_has_the_bytes_of_its_images_and_masks():
+    # 3 of the image, 1 of the lesions, 1 of the leaf; weak, strong, and where it is.
+    assert batch_bytes(ASKED, with_lessons=True) == 32 * 256**2 * (5 + 7)
+    assert batch_bytes(ASKED, with_lessons=False) == 32 * 256**2 * 5
+
+
+def test_enough_memory_changes_nothing():
+    chosen, needs = planned(20_000)
+    assert chosen == ASKED
+    assert needs < 20_000 * MB
+
+
+@pytest.mark.parametrize("limit_mb", [8000, 5000, 3500, 2500, 1500])
+def test_what_is_planned_fits_and_the_cache_gets_the_rest(limit_mb):
+    chosen, needs = planned(limit_mb)
+    data = chosen.data
+    assert needs <= limit_mb * MB
+    assert 32 <= data.cache_mib <= ASKED.data.cache_mib
+    # A mebibyte more for every reader would be too much.
+    more = max(1, data.workers) * 1.25 * 2**20
+    assert data.cache_mib == ASKED.data.cache_mib or needs + more > limit_mb * MB
+
+
+def test_the_cache_gives_way_first_and_workers_last():
+    found = [planned(limit)[0].data for limit in range(8000, 1200, -100)]
+    order = [(d.workers, d.prefetch, d.cache_mib) for d in found]
+    for before, after in pairwise(order):
+        assert after[0] <= before[0]
+        if after[0] == before[0]:
+            assert after[1] <= before[1]
+            if after[1] == before[1]:
+                assert after[2] <= before[2]
+    assert order[0][0] == 4
+    assert order[-1][0] == 0
+
+
+def test_too_little_is_refused_with_what_would_do():
+    with pytest.raises(UsageError, match="does not fit into 1,000 MB") as refused:
+        planned(1000)
+    enough = int(
+        refused.value.needed.removeprefix("at least ").split(" ")[0].replace(",", "")
+    )
+    chosen, needs = planned(enough)
+    assert chosen.data.workers == 0
+    assert needs <= enough * MB
+
+
+def test_workers_share_what_they_import():
+    one, two = (reading_bytes(n, 2, 10 * MB) for n in (1, 2))
+    assert two < 2 * one

@@ -1,0 +1,160 @@
+import json
+
+import pytest
+
+from plantseg_next.errors import UsageError
+from plantseg_next.memory import planner
+from plantseg_next.memory.allocation_tracker import KINDS, Footprint
+from plantseg_next.memory.plan import parse_bytes, read_plan
+from plantseg_next.memory.planner import plan_memory
+from plantseg_next.runtime import Device
+from plantseg_next.settings import Experiment
+from plantseg_next.structures import ClassMap
+
+CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
+GPU = Device("cuda", "elsewhere", has_bfloat16=True)
+CPU = Device("cpu", "here", has_bfloat16=False)
+MB = 10**6
+
+
+def toy_trace(settings, _classes, _device, *, with_lessons, with_names):
+    """A step whose bytes and operations are simple sums."""
+    assert not with_names
+    size, memory = settings.training.tiles_at_once, settings.memory
+    parts = -(-settings.training.batch // size)
+    tile = (settings.data.tile_px / 64) ** 2
+    peak = dict.fromkeys(KINDS, 0)
+    peak["weights"] = peak["gradients"] = 10 * MB
+    peak["optimizer"] = 1 * MB if memory.optimizer == "adafactor" else 20 * MB
+    peak["teacher"] = 10 * MB if with_lessons and memory.teacher == "device" else 0
+    kept = 8 - len(memory.recomputed)
+    peak["activations"] = round(size * kept * tile * MB)
+    peak["images"] = round(settings.training.batch * 0.1 * tile * MB)
+    passes = (3 if parts == 1 else 4) + len(memory.recomputed) / 6
+    return Footprint(
+        peak,
+        peak | {"activations": 0},
+        sum(peak.values()),
+        (tuple(peak.values()),),
+        round(settings.training.batch * passes * 10**9),
+        100 * parts,
+    )
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    monkeypatch.setattr(planner, "trace", toy_trace)
+
+
+SETTINGS = Experiment().with_settings(["data.tile_px=192", "training.batch=16"])
+
+
+def planned(limit_mb, settings=SETTINGS, device=GPU, **options):
+    options = {"with_lessons": True} | options
+    return plan_memory(settings, CLASSES, device, round(limit_mb * MB), **options)
+
+
+def test_a_gpu_computes_while_it_is_asked_and_a_cpu_asks_itself():
+    on_cpu, on_gpu = planner.SPEEDS["cpu"], planner.SPEEDS["cuda"]
+    assert on_cpu.seconds(6 * 10**10, 10**6) == pytest.approx(1 + 15)
+    assert on_gpu.seconds(3 * 10**13, 10**6) == pytest.approx(40)
+    assert on_gpu.seconds(3 * 10**15, 10**6) == pytest.approx(100)
+
+
+@pytest.mark.usefixtures("toy")
+def test_what_fits_stays_as_it_is():
+    plan = planned(2000)
+    assert plan.changes == {"memory.budget_mb": 2000.0}
+    assert plan.given == ()
+    assert plan.slower == 1
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("limit_mb", [900, 500, 200, 100, 75, 60, 45])
+def test_a_plan_fits_its_budget_and_keeps_the_batch(limit_mb):
+    plan = planned(limit_mb)
+    assert plan.needs <= limit_mb * MB
+    assert plan.settings.training.batch == SETTINGS.training.batch
+    said = " ".join(plan.given)
+    assert ("Adafactor" in said) == (plan.settings.memory.optimizer == "adafactor")
+    assert ("main memory" in said) == (plan.settings.memory.teacher == "host")
+    assert ("Tiles of" in said) == (plan.settings.data.tile_px < 192)
+    assert f"needs {plan.needs / MB:,.0f} MB of {limit_mb} MB" in plan.to_text()
+
+
+@pytest.mark.usefixtures("toy")
+def test_less_memory_costs_more_time_and_then_more_than_time():
+    plans = [planned(mb) for mb in (2000, 900, 500, 200, 100, 75, 60)]
+    slower = [plan.slower for plan in plans]
+    assert slower == sorted(slower)
+    exact = [plan.settings.memory.optimizer == "adamw" for plan in plans]
+    assert exact == sorted(exact, reverse=True)
+    assert exact[0]
+    assert not exact[-1]
+
+
+@pytest.mark.usefixtures("toy")
+def test_what_cannot_fit_is_refused_with_what_would():
+    with pytest.raises(UsageError, match=r"does not fit into 20 MB") as refused:
+        planned(20)
+    least = parse_bytes(refused.value.fix.split()[1].rstrip(","))
+    assert planned(least / MB).needs <= least
+    with pytest.raises(UsageError):
+        planned(least / MB - 1)
+
+
+@pytest.mark.usefixtures("toy")
+def test_on_a_cpu_the_process_counts_and_the_cache_gets_the_rest():
+    plan = planned(9000, device=CPU, resting=500 * MB)
+    assert plan.needs <= 9000 * MB
+    assert plan.settings.data.cache_mib == SETTINGS.data.cache_mib
+    tight = planned(1200, device=CPU, resting=500 * MB)
+    assert tight.needs <= 1200 * MB
+    assert tight.settings.data.cache_mib < SETTINGS.data.cache_mib
+    assert tight.settings.memory.teacher == "device"  # it is in main memory already
+    with pytest.raises(UsageError, match=r"at least"):
+        planned(600, device=CPU, resting=500 * MB)
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_plan_is_written_edited_and_obeyed(tmp_path):
+    path = tmp_path / "plan.json"
+    plan = planned(200)
+    plan.write(path)
+    assert read_plan(path, SETTINGS) == plan.settings
+    tree = json.loads(path.read_text())
+    tree["settings"]["training.micro_batch"] = 1
+    path.write_text(json.dumps(tree))
+    assert read_plan(path, SETTINGS).training.micro_batch == 1
+    tree["settings"]["training.micro_bach"] = 1
+    path.write_text(json.dumps(tree))
+    with pytest.raises(UsageError, match=r"nearest is `training.micro_batch`"):
+        read_plan(path, SETTINGS)
+    path.write_text("[]")
+    with pytest.raises(UsageError, match=r"holds no plan"):
+        read_plan(path, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("2GB", 2e9), ("1.5 GiB", 1.5 * 2**30), ("900mb", 9e8), (".5kib", 512)],
+)
+def test_sizes_are_read_with_their_units(text, expected):
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["2", "2 G", "-1GB", "0GB", "two GB", ""])
+def test_a_size_without_a_unit_is_refused(text):
+    with pytest.raises(UsageError, match=r"The memory is") as refused:
+        parse_bytes(text)
+    assert "--memory 2GB" in refused.value.fix
+
+
+@pytest.mark.usefixtures("toy")
+def test_an_encoder_without_stages_to_recompute_is_planned_and_refused_in_numbers():
+    settings = SETTINGS.with_settings(["model.encoder=test_resnet", "model.start=random"])
+    plan = planned(150, settings)
+    assert plan.settings.memory.recomputed in {(), ("fine", "decoder")}
+    with pytest.raises(UsageError, match="does not fit") as caught:
+        planned(1, settings)
+    assert "at least" in caught.value.needed

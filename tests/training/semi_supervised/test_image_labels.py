@@ -1,0 +1,210 @@
+import copy
+import math
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import toy_encoder
+from plantseg_next.models.segmenter import build_segmenter
+from plantseg_next.settings import ModelSettings, NamesSettings
+from plantseg_next.structures import IGNORE, ClassMap
+from plantseg_next.training.callbacks.diagnostics import doubtful_seeds
+from plantseg_next.training.semi_supervised import image_labels
+from plantseg_next.training.semi_supervised.ema_teacher import Teacher
+from plantseg_next.training.semi_supervised.image_labels import (
+    WeakLabels,
+    seed_classes,
+)
+
+CLASSES = ClassMap(("rust", "mildew"), ("healthy", "mildew", "odd", "rust"), has_leaf=True)
+HEALTHY, MILDEW, ODD, RUST = range(4)
+NAMES = NamesSettings(share=0.5)
+
+
+def seeds_of(activation, disease, *, leaf=None, inside=None):
+    activation = torch.as_tensor(activation, dtype=torch.float32).view(1, -1, 10)
+    everywhere = torch.ones_like(activation, dtype=torch.bool)
+    return WeakLabels(NAMES, CLASSES).seeds(
+        activation,
+        everywhere if leaf is None else leaf,
+        everywhere if inside is None else inside,
+        torch.tensor([disease], dtype=torch.uint8),
+    )[0]
+
+
+def test_a_disease_is_seeded_as_the_lesion_of_its_name():
+    assert seed_classes(CLASSES) == (0, 2, IGNORE, 1)
+    one = ClassMap(("lesion",), ("Healthy_leaf", "scab"), has_leaf=False)
+    assert seed_classes(one) == (0, 1)
+
+
+def test_high_is_lesion_low_is_none_and_between_nobody_knows():
+    found = seeds_of(range(100), MILDEW).flatten()
+    assert (found[:50] == 0).all()
+    assert (found[50:94] == IGNORE).all()
+    assert (found[95:] == 2).all()
+
+
+def test_off_the_leaf_is_none_and_outside_the_image_nobody_knows():
+    leaf = torch.zeros(1, 10, 10, dtype=torch.bool)
+    leaf[:, :5] = True
+    inside = torch.ones_like(leaf)
+    inside[:, 9] = False
+    found = seeds_of(range(100), RUST, leaf=leaf, inside=inside)
+    assert (found[5:9] == 0).all()
+    assert (found[9] == IGNORE).all()
+    assert (found[4, 8:] == 1).all()  # the highest twentieth of the leaf
+
+
+def test_a_disease_is_told_from_healthy_or_from_all_others():
+    assert WeakLabels(NAMES, CLASSES).against(torch.device("cpu")).tolist() == [1, 0, 0, 0]
+    ill = ClassMap(("rust",), ("rust", "scab"))
+    assert WeakLabels(NAMES, ill).against(torch.device("cpu")).tolist() == [0.5, 0.5]
+
+
+def test_a_healthy_leaf_is_none_all_over():
+    assert (seeds_of(range(100), HEALTHY) == 0).all()
+
+
+@pytest.mark.parametrize("disease", [ODD, IGNORE])
+def test_a_name_that_says_nothing_seeds_nothing(disease):
+    assert (seeds_of(range(100), disease) == IGNORE).all()
+
+
+@pytest.mark.parametrize(
+    ("disease", "says", "denied"),
+    [
+        (HEALTHY, 0, []),
+        (HEALTHY, 2, range(100)),
+        (RUST, 0, range(25, 50)),  # on the leaf, which is the first half, the upper half
+        (RUST, 1, []),
+        (ODD, 0, []),
+        (IGNORE, 2, []),
+    ],
+)
+def test_what_a_name_denies(disease, says, denied):
+    activation = torch.arange(100.0).view(1, 10, 10)
+    label = torch.full((1, 10, 10), says, dtype=torch.uint8)
+    found = WeakLabels(NAMES, CLASSES).denied(
+        label, activation, activation < 50, torch.tensor([disease], dtype=torch.uint8)
+    )
+    assert found.flatten().nonzero().flatten().tolist() == list(denied)
+
+
+def test_of_an_ill_tile_without_a_leaf_nothing_is_denied():
+    label = torch.zeros(1, 10, 10, dtype=torch.uint8)
+    found = WeakLabels(NAMES, CLASSES).denied(
+        label, torch.rand(1, 10, 10), label > 0, torch.tensor([RUST], dtype=torch.uint8)
+    )
+    assert not found.any()
+
+
+def test_a_map_without_a_peak_and_a_tile_without_a_leaf_seed_nothing():
+    assert (seeds_of([0.0] * 100, RUST) == IGNORE).all()
+    leaf = torch.zeros(1, 10, 10, dtype=torch.bool)
+    assert (seeds_of(range(100), RUST, leaf=leaf) == IGNORE).all()
+
+
+@given(st.integers(0, 2**31), st.floats(0.6, 0.99), st.floats(0, 0.5))
+def test_seeds_are_as_many_as_the_quantiles_say(seed, high, low):
+    chance = torch.Generator().manual_seed(seed)
+    activation = torch.rand(400, generator=chance)
+    with patch.multiple(image_labels, HIGH=high, LOW=low):
+        found = seeds_of(activation, RUST)
+    assert (found == 1).float().mean() == pytest.approx(1 - high, abs=0.01)
+    assert (found == 0).float().mean() == pytest.approx(low, abs=0.01)
+
+
+def test_precision_and_recall_are_counted_and_a_bad_disease_is_left_out():
+    weak = WeakLabels(NAMES, CLASSES)
+    assert weak.trusted()[:4].tolist() == [True, False, False, False]  # none is judged yet
+    lesion = torch.zeros(2, 4, 4, dtype=torch.uint8)
+    lesion[0, 0] = 1  # four pixels of rust
+    lesion[1, 0] = 2  # and of mildew
+    seeds = torch.zeros_like(lesion)
+    seeds[0, 0, :3] = 1
+    seeds[0, 1, :1] = 1  # three of four are right
+    seeds[1, 3] = 2
+    seeds[1, 0, :1] = 2  # one of five is
+    figures = weak.judge(seeds, lesion, torch.tensor([RUST, MILDEW], dtype=torch.uint8))
+    assert figures == pytest.approx(
+        {
+            "seeds_right_mildew": 1 / 5,
+            "seeds_found_mildew": 1 / 4,
+            "seeds_right_rust": 3 / 4,
+            "seeds_found_rust": 3 / 4,
+        }
+    )
+    trusted = weak.trusted()
+    assert trusted[RUST]
+    assert not trusted[MILDEW]
+    assert trusted[HEALTHY]
+    assert not trusted[ODD]  # nobody knows
+    (event,) = doubtful_seeds(figures, 0.5)
+    assert event.text.startswith("Seeds of `mildew` are lesion in 20%")
+    (event,) = doubtful_seeds({"seeds_right_rust": math.nan, "seeds_right_rot": 0.5}, 0.5)
+    assert event.kind == "seeds-unjudged"
+    assert "how right seeds of `rust` are; none are learned from" in event.text
+    again = WeakLabels(NAMES, CLASSES)
+    again.load_state_dict(weak.state_dict())
+    assert torch.equal(again.trusted(), trusted)
+
+
+def test_where_a_disease_is_seen():
+    """The formula written out, with the gradient taken numerically."""
+    torch.manual_seed(0)
+    network = build_segmenter(
+        ModelSettings(encoder=toy_encoder.NAME, start="random", width=32, layers=1), CLASSES
+    ).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        stages = network.encoder((image - network.mean) / network.std)
+        stages = [s.double().contiguous() for s in stages]
+    summary, head = (
+        copy.deepcopy(part).double() for part in (network.summary, network.disease_head)
+    )
+
+    def told(*stages):
+        logits = head(summary(*stages))[0]
+        return logits[RUST] - logits[HEALTHY]
+
+    maps = []
+    for i, stage in enumerate(stages[:3]):
+        leaf = [s.clone().requires_grad_() for s in stages]
+        (gradient,) = torch.autograd.grad(told(*leaf), leaf[i])
+        for place in torch.randperm(stage.numel())[:40].tolist():
+            ends = []
+            for step in (1e-5, -1e-5):
+                moved = [s.clone() for s in stages]
+                moved[i].view(-1)[place] += step
+                ends.append(float(told(*moved).detach()))
+            numeric = (ends[0] - ends[1]) / 2e-5
+            assert numeric == pytest.approx(float(gradient.view(-1)[place]), abs=1e-6)
+        map_ = (gradient.clamp_min(0) * stage).sum(1, keepdim=True).clamp_min(0)
+        maps.append(
+            torch.nn.functional.interpolate(map_ / map_.max(), (16, 16), mode="bilinear")
+        )
+    against = WeakLabels(NAMES, CLASSES).against(image.device)
+    found = network.locate(image, torch.tensor([RUST]), against)
+    assert torch.allclose(found.double(), torch.cat(maps, 1).mean(1), atol=1e-4)
+    assert not network.locate(image, torch.tensor([IGNORE]), against).any()
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_teacher_that_is_away_sees_the_same(bfloat16):
+    torch.manual_seed(0)
+    network = build_segmenter(
+        ModelSettings(encoder=toy_encoder.NAME, start="random", width=32, layers=1), CLASSES
+    )
+    image = torch.rand(2, 3, 64, 64)
+    disease = torch.tensor([RUST, IGNORE], dtype=torch.uint8)
+    here, away = (
+        Teacher(network, decay=0.9, bfloat16=bfloat16, away=away) for away in (False, True)
+    )
+    against = torch.full((4,), 0.25)
+    assert torch.equal(
+        here.locate(image, disease, against), away.locate(image, disease, against)
+    )

@@ -1,0 +1,202 @@
+"""Runs with few masks and many images, the whole way."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import TINY
+from plantseg_next import api
+from plantseg_next.data import splits
+from plantseg_next.data.formats import read_folder
+from plantseg_next.data.manifest import Manifest
+from plantseg_next.models.bundle import read_card
+from plantseg_next.synthetic.leaves import write_drawn_folder
+from plantseg_next.training.callbacks.callback import Watcher
+from plantseg_next.workflows.setup import Sources
+
+pytestmark = pytest.mark.integration
+FEW = TINY.with_settings(["data.labeled_share=0.3", "unlabeled.starts=0"])
+
+
+def history(folder):
+    with (folder / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("method", ["mean_teacher", "weak_to_strong"])
+def test_hidden_masks_judge_the_teacher_and_teach_nobody(drawn_folder, tmp_path, method):
+    settings = FEW.with_settings([f"unlabeled.method={method}"])
+    said = []
+    trained = api.train(drawn_folder, tmp_path / "run", settings, say=said.append)
+    hidden = Manifest.read(trained.folder / "manifest.json").split("unlabeled")
+    assert f"{len(hidden)} images without masks to learn from" in said
+    for row in history(trained.folder):
+        assert 0 <= float(row["believed_no lesion"]) <= 1
+        assert 0 <= float(row["right_no lesion"]) <= 1
+    assert api.evaluate(trained.folder).n_images
+
+
+def test_the_supervised_twin_looks_at_no_other_image(drawn_folder, tmp_path):
+    said = []
+    settings = FEW.with_settings(["unlabeled.method=supervised"])
+    trained = api.train(drawn_folder, tmp_path / "run", settings, say=said.append)
+    assert not any("without masks" in line for line in said)
+    assert "taught" not in history(trained.folder)[0]
+
+
+def test_a_leaf_that_only_judges_know_gives_no_severity(drawn_folder, tmp_path):
+    whole = read_folder(drawn_folder)
+    coding = next(iter(whole.codings.values()))
+    of_lesions = replace(
+        coding,
+        meaning={v: "no lesion" if m == "leaf" else m for v, m in coding.meaning.items()},
+        marks_leaf=False,
+    )
+    rows = tuple(
+        replace(row, source="field" if row.split == "train" else row.source)
+        for row in whole.rows
+    )
+    mixed = replace(whole, rows=rows, codings=whole.codings | {"field": of_lesions})
+    mixed.write(tmp_path / "data" / "manifest.json")
+    said = []
+    trained = api.train(tmp_path / "data", tmp_path / "run", TINY, say=said.append)
+    assert any("marks the leaf: the model will know no severity" in line for line in said)
+    assert not read_card(trained.folder / "best").classes.has_leaf
+    assert api.evaluate(trained.folder).n_images
+    found = api.predict(trained.folder, drawn_folder / "images", tmp_path / "out")
+    assert {row["denominator"] for row in found.rows} == {"image"}
+    assert not any(row["severity_pct"] for row in found.rows)
+
+
+def test_a_folder_without_masks_joins_the_run(drawn_folder, tmp_path):
+    write_drawn_folder(tmp_path / "more", 4, seed=9, size_hw=(96, 96))
+    images = tmp_path / "more" / "images"
+    whole = FEW.with_settings(["data.labeled_share=1"])
+    run = api.train(drawn_folder, tmp_path / "first", whole)
+    test = Manifest.read(run.folder / "manifest.json").split("test").rows[0]
+    shutil.copy(test.image, images / "from_test.jpg")
+    said = []
+    sources = Sources(drawn_folder, unlabeled=[images])
+    trained = api.train(sources, tmp_path / "run", whole, say=said.append)
+    assert "4 images without masks to learn from" in said
+    (line,) = [line for line in said if "left out" in line]
+    assert "show the scene of a validation or test image: 1" in line
+    assert line.endswith("from_test.jpg")
+    added = Manifest.read(trained.folder / "manifest.json").split("unlabeled")
+    assert len(added) == 4
+    last = history(trained.folder)[-1]
+    for name in ("labeled", "images"):
+        assert 0 < float(last[f"doubt_of_{name}"]) < 1
+        assert 0 <= float(last[f"lesion_of_{name}"]) <= 1
+    summary = (trained.folder / "summary.txt").read_text()
+    assert "  no masks   images: " in summary
+
+
+def test_a_folder_without_plants_wrecks_nothing_and_is_told_of(drawn_folder, tmp_path):
+    bricks = tmp_path / "bricks"
+    bricks.mkdir()
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 40, (96, 96, 1), np.uint8)
+        Image.fromarray(np.array([150, 70, 60], np.uint8) + noise).save(bricks / f"{i}.png")
+    sources = Sources(drawn_folder, unlabeled=[bricks])
+    settings = FEW.with_settings(["data.labeled_share=1"])
+    trained = api.train(sources, tmp_path / "run", settings)
+    events = (trained.folder / "events.jsonl").read_text().splitlines()
+    (told, *_) = [json.loads(line) for line in events if "no-plants" in line]
+    assert "In 100% of what was looked at in the images of `bricks`" in told["text"]
+
+
+def test_two_strong_views_train(drawn_folder, tmp_path):
+    settings = FEW.with_settings(["unlabeled.strong_views=2", "training.micro_batch=1"])
+    trained = api.train(drawn_folder, tmp_path / "run", settings)
+    assert trained.outcome.steps == 6
+
+
+def test_a_image_with_points_is_learned_from_twice(drawn_folder, tmp_path):
+    """Its points are a label, and the rest of it is an image without one."""
+    shutil.copytree(drawn_folder, tmp_path / "leaves")
+    with (tmp_path / "leaves" / "classes.yaml").open("a") as classes:
+        classes.write("255: ignore\n")
+    for path in sorted((tmp_path / "leaves" / "masks").iterdir())[::2]:
+        mask = np.asarray(Image.open(path)).copy()
+        known = np.zeros(mask.shape, bool)
+        known[10:13, 10:13] = known[60:63, 60:63] = True
+        Image.fromarray(np.where(known, mask, 255).astype(mask.dtype)).save(path)
+    said = []
+    run = api.train(tmp_path / "leaves", tmp_path / "run", TINY, say=said.append)
+    rows = Manifest.read(run.folder / "manifest.json").split("train").rows
+    sparse = sum(row.sparse for row in rows)
+    assert 0 < sparse < len(rows)
+    first = next(line for line in said if "to learn from" in line)
+    assert first.startswith(
+        f"{len(rows)} labeled images to learn from ({sparse} of them by points"
+    )
+    assert f"{sparse} images without masks to learn from" in said
+    assert float(history(run.folder)[-1]["loss_points"]) > 0
+
+
+def test_points_may_be_all_there_is(drawn_folder, tmp_path):
+    manifest = splits.assign(read_folder(drawn_folder), seed=0)
+    rows = []
+    for row in manifest.rows:
+        if row.split == "train":
+            mask = np.asarray(Image.open(row.mask))
+            known = np.zeros(mask.shape, bool)
+            known[::12, ::12] = True
+            path = tmp_path / "masks" / f"{row.mask.stem}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(np.where(known, mask, 255).astype(np.uint8)).save(path)
+            row = replace(row, mask=path)  # noqa: PLW2901
+        rows.append(row)
+    codings = {
+        name: replace(coding, meaning={**coding.meaning, 255: "ignore"})
+        for name, coding in manifest.codings.items()
+    }
+    replace(manifest, rows=tuple(rows), codings=codings).write(tmp_path / "points.json")
+    run = api.train(tmp_path / "points.json", tmp_path / "run", TINY)
+    last = history(run.folder)[-1]
+    assert float(last["loss_points"]) > 0
+    assert float(last["loss_hardest_pixels"]) == 0
+
+
+def test_names_of_a_folder_are_learned_beside_masks(drawn_folder, tmp_path):
+    """Class folders join a data set with masks, killed and gone on with."""
+    write_drawn_folder(tmp_path / "more", 8, seed=9, size_hw=(96, 96))
+    for i, image in enumerate(sorted((tmp_path / "more" / "images").iterdir())):
+        folder = tmp_path / "village" / ("Plant___Rust" if i % 2 else "Plant___healthy")
+        folder.mkdir(parents=True, exist_ok=True)
+        image.rename(folder / image.name)
+    settings = FEW.with_settings(
+        [
+            "names.share=0.7",
+            "unlabeled.cut_mix=0",
+            "data.weights={village: [2.0, 1.0, 10]}",
+        ]
+    )
+    sources = Sources([drawn_folder, tmp_path / "village"])
+    said = []
+    whole = api.train(sources, tmp_path / "whole", settings, say=said.append)
+    assert any(line.endswith("of them with a name") for line in said)
+    assert any("no named image is of a data set with masks" in line for line in said)
+    row = history(whole.folder)[-1]
+    assert float(row["loss_lesson_name"]) > 0
+    assert float(row["loss_lesson_seeds"]) >= 0
+    assert "seeds_right_rust" in row
+
+    class Stop(Watcher):
+        def on_step(self, stepped):
+            if stepped.step == 3:
+                raise KeyboardInterrupt
+            return ()
+
+    with pytest.raises(KeyboardInterrupt):
+        api.train(sources, tmp_path / "parts", settings, watchers=[Stop()])
+    parts = api.train(sources, tmp_path / "parts", settings)
+    assert history(parts.folder) == history(whole.folder)  # says what parts first
+    digests = [read_card(run.folder / "last").sha256 for run in (whole, parts)]
+    assert digests[0] == digests[1]

@@ -1,0 +1,120 @@
+"""What a model is sure of becomes the next run's masks."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import TINY
+from plantseg_next import api
+from plantseg_next.data.formats import read_folder
+from plantseg_next.data.image_io import load_sample
+from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.mask_values import decode_mask
+from plantseg_next.errors import OutputError, UsageError
+from plantseg_next.models.bundle import read_card
+from plantseg_next.structures import IGNORE, ClassMap, Prediction
+from plantseg_next.synthetic.leaves import write_drawn_folder
+from plantseg_next.workflows.pseudo_label import coding_of, sure_mask
+from plantseg_next.workflows.setup import Sources
+
+pytestmark = pytest.mark.integration
+
+
+def prediction(lesion, leaf, name):
+    probability, leaf = (np.array([values], np.float16) for values in (lesion, leaf))
+    found = np.where(probability >= 0.5, np.array([name]), 0).astype(np.uint8)
+    return Prediction(found, probability, leaf)
+
+
+def test_masks_say_what_is_sure_and_nothing_else():
+    classes = ClassMap(("rust", "blight"), has_leaf=True)
+    #            lesion  lesion?  leaf  leaf?  ground  lesion off the leaf
+    lesion = [0.95, 0.80, 0.02, 0.02, 0.02, 0.95]
+    leaf = [0.99, 0.99, 0.97, 0.60, 0.03, 0.50]
+    found = prediction(lesion, leaf, [2, 2, 1, 1, 1, 1])
+    mask, certainty = sure_mask(found, threshold=0.9, has_leaf=True)
+    assert mask[0].tolist() == [3, IGNORE, 1, IGNORE, 0, 2]
+    assert certainty[0] == pytest.approx([0.95, 0.80, 0.97, 0.60, 0.97, 0.95], abs=2e-3)
+    decoded = decode_mask(mask, coding_of(classes), classes)
+    assert decoded[0][0].tolist() == [2, IGNORE, 0, IGNORE, 0, 1]
+    assert decoded[1][0].tolist() == [1, IGNORE, 1, IGNORE, 0, 1]
+    bare, _ = sure_mask(found, threshold=0.9, has_leaf=False)
+    assert bare[0].tolist() == [2, IGNORE, 0, 0, 0, 1]
+
+
+def test_a_folder_is_labeled_corrected_and_learned_from(
+    finished_run, drawn_folder, tmp_path
+):
+    write_drawn_folder(tmp_path / "more", 5, seed=7, size_hw=(96, 96))
+    images = tmp_path / "more" / "images"
+    (images / "broken.jpg").write_bytes(b"not an image")
+    found = api.pseudo_label(finished_run, images, tmp_path / "out", threshold=0.6)
+    assert len(found.rows) == 5
+    assert [name for name, _ in found.skipped] == ["broken.jpg"]
+    with (tmp_path / "out" / "pseudo_labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5
+    manifest = read_folder(tmp_path / "out")
+    sample = load_sample(manifest.rows[0], manifest)
+    believed = (sample.lesion != IGNORE).mean()
+    assert 100 * believed == pytest.approx(float(rows[0]["believed_pct"]), abs=0.01)
+
+    mask = manifest.rows[0].mask  # a person paints it over
+    Image.fromarray(np.full((96, 96), 2, np.uint8)).save(mask)
+    again = load_sample(manifest.rows[0], manifest)
+    assert (again.lesion == 1).all()
+
+    sources = Sources(drawn_folder, pseudo_labels=[tmp_path / "out"])
+    second = api.train(sources, tmp_path / "second", TINY)
+    first = Manifest.read(finished_run / "manifest.json")
+    assert second.n_train == len(first.split("train")) + 5
+    assert second.n_val == len(first.split("val"))
+    kept = Manifest.read(second.folder / "manifest.json")
+    assert kept.classes == first.classes
+
+
+def test_a_threshold_that_believes_everything_is_refused(
+    finished_run, drawn_folder, tmp_path
+):
+    with pytest.raises(UsageError, match=r"The threshold is 0\.5\."):
+        api.pseudo_label(finished_run, drawn_folder, tmp_path / "out", threshold=0.5)
+
+
+def test_images_that_have_masks_need_no_label(finished_run, drawn_folder, tmp_path):
+    with pytest.raises(UsageError, match="has a mask"):
+        api.pseudo_label(finished_run, drawn_folder, tmp_path / "out")
+
+
+def test_rounds_of_self_training_learn_from_hidden_images(drawn_folder, tmp_path):
+    few = TINY.with_settings(
+        [
+            "data.labeled_share=0.3",
+            "unlabeled.method=supervised",
+            "unlabeled.threshold=0.6",
+        ]
+    )
+    said = []
+    first, second = api.self_train(drawn_folder, tmp_path / "rounds", few, say=said.append)
+    hidden = Manifest.read(first.folder / "manifest.json").split("unlabeled")
+    assert second.n_train == first.n_train + len(hidden)
+    assert second.n_val == first.n_val
+    assert f"round 1: {len(hidden)} images labeled by run_0" in said
+    rows = Manifest.read(second.folder / "manifest.json").rows
+    assert len({row.image for row in rows}) == len(rows)  # none is there twice
+    assert not any(row.split == "unlabeled" for row in rows)
+    report = api.evaluate(second.folder)
+    assert report.n_images
+
+    # Killed while it labeled, it goes on there, and ends the same.
+    ended_with = read_card(second.folder / "last").sha256
+    shutil.rmtree(second.folder)
+    (tmp_path / "rounds" / "labels_1" / "manifest.json").unlink()
+    said.clear()
+    _, again = api.self_train(drawn_folder, tmp_path / "rounds", few, say=said.append)
+    assert read_card(again.folder / "last").sha256 == ended_with
+    (tmp_path / "rounds" / "thesis.txt").touch()
+    with pytest.raises(OutputError, match="already holds labels_1, run_0"):
+        api.self_train(drawn_folder, tmp_path / "rounds", few)

@@ -1,0 +1,220 @@
+"""A run goes on where it was interrupted, however it was."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import FEW, train_until
+from plantseg_next import api
+from plantseg_next.errors import DataError, UsageError
+from plantseg_next.files import write_atomically
+from plantseg_next.models.bundle import read_card
+from plantseg_next.settings import Experiment
+from plantseg_next.training import run_record
+from plantseg_next.training.callbacks.callback import Watcher
+from plantseg_next.training.run_record import alone_in
+from plantseg_next.workflows.setup import Sources
+
+pytestmark = pytest.mark.integration
+COMMAND = "import toy_encoder, plantseg_next.cli; plantseg_next.cli.main()"
+"""The command line where the toy encoder is known by its name."""
+
+
+def assert_same(one: Path, two: Path) -> None:
+    for model in ("best", "last"):
+        assert read_card(one / model).sha256 == read_card(two / model).sha256
+    assert (one / "history.csv").read_bytes() == (two / "history.csv").read_bytes()
+
+
+def kinds(folder: Path) -> list[str]:
+    lines = (folder / "events.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line)["kind"] for line in lines]
+
+
+def test_the_same_seed_gives_the_same_run(finished_semi_run, drawn_folder, tmp_path):
+    api.train(drawn_folder, tmp_path / "run", FEW)
+    assert_same(finished_semi_run, tmp_path / "run")
+
+
+def test_kernels_that_give_the_same_bits_may_be_asked_for(
+    finished_semi_run, drawn_folder, tmp_path
+):
+    asked = FEW.with_settings(["deterministic=true"])
+    seen, summaries = set(), []
+
+    class Spy(Watcher):
+        def on_step(self, _stepped):
+            seen.add(torch.are_deterministic_algorithms_enabled())
+            return ()
+
+        def on_validation(self, step, validation, *, best):  # noqa: ARG002
+            summaries.append((tmp_path / "run" / "summary.txt").read_text())
+            return ()
+
+    api.train(drawn_folder, tmp_path / "run", asked, watchers=[Spy()])
+    assert seen == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert_same(finished_semi_run, tmp_path / "run")  # on a CPU nothing changes
+    assert all("  as of      20" in text for text in summaries)
+    assert "  as of" not in (tmp_path / "run" / "summary.txt").read_text()
+
+
+def test_interrupted_three_times_it_ends_the_same(
+    finished_semi_run, drawn_folder, tmp_path
+):
+    for step in (1, 6, 11):
+        train_until(step, drawn_folder, tmp_path / "run")
+    api.train(drawn_folder, tmp_path / "run", FEW)
+    assert_same(finished_semi_run, tmp_path / "run")
+    assert kinds(tmp_path / "run").count("resumed") == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_is_ended_amid_a_run_loses_nothing(
+    finished_semi_run, drawn_folder, tmp_path, number
+):
+    FEW.write(tmp_path / "few.yaml")
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", COMMAND, "train", str(drawn_folder)]
+    command += ["--out", str(out), "--config", str(tmp_path / "few.yaml")]
+    # As the test's own process computes: another number of threads rounds otherwise.
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        while not list(out.glob("checkpoints/*-step-3.*")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate()
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM
+        assert b"of 12, asked by SIGTERM. The same command goes on from here." in said
+    else:
+        assert process.returncode == -signal.SIGKILL
+    api.train(drawn_folder, out, FEW)
+    assert_same(finished_semi_run, out)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
+    finished_semi_run, drawn_folder, tmp_path
+):
+    train_until(5, drawn_folder, tmp_path / "run")
+    newest = sorted((tmp_path / "run" / "checkpoints").glob("*.safetensors"))[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    api.train(drawn_folder, tmp_path / "run", FEW)
+    assert_same(finished_semi_run, tmp_path / "run")
+    of_coming_back = {"damaged-checkpoint", "resumed"}
+    told = [kind for kind in kinds(tmp_path / "run") if kind in of_coming_back]
+    assert told == ["damaged-checkpoint", "resumed"]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(drawn_folder, stopped_run):
+    out = stopped_run
+    for name in ("checkpoints/.000009-step-9.safetensors.1.partial", ".run.json.1.partial"):
+        (out / name).write_bytes(b"half")
+    (out / "mine.partial").touch()
+    api.train(drawn_folder, out, FEW)
+    assert [path.name for path in out.rglob("*.partial")] == ["mine.partial"]
+
+
+def test_another_configuration_is_refused_with_the_difference(
+    drawn_folder, stopped_run, tmp_path
+):
+    out = stopped_run
+    other = FEW.with_settings(["training.rate=0.1", "seed=7"])
+    with pytest.raises(UsageError, match="holds a run of another configuration") as caught:
+        api.train(Sources(drawn_folder, unlabeled=[tmp_path]), out, other)
+    assert "seed: 0 in the run, 7 now" in str(caught.value)
+    rate = FEW.training.rate
+    assert f"training.rate: {rate} in the run, 0.1 now" in str(caught.value)
+    assert f"--unlabeled: nothing in the run, ['{tmp_path}'] now" in str(caught.value)
+    assert "--restart to set it aside" in caught.value.fix
+
+
+def test_what_does_not_change_what_is_learned_may_change(drawn_folder, stopped_run):
+    out = stopped_run
+    api.train(drawn_folder, out, FEW.with_settings(["data.cache_mib=1"]))
+    assert kinds(out)[0] == "changed"
+
+
+def test_a_restart_sets_the_earlier_run_aside(drawn_folder, stopped_run, tmp_path):
+    out = stopped_run
+    said = []
+    other = FEW.with_settings(["training.steps=2", "training.validations=1"])
+    api.train(drawn_folder, out, other, restart=True, say=said.append)
+    assert said[0] == f"what was in {out} is now in {tmp_path / 'run.1'}"
+    assert Experiment.read(tmp_path / "run.1" / "settings.yaml") == FEW
+    assert Experiment.read(out / "settings.yaml") == other
+
+
+def test_images_that_changed_meanwhile_are_told_of(drawn_folder, tmp_path):
+    data = tmp_path / "leaves"
+    shutil.copytree(drawn_folder, data)
+    train_until(2, data, tmp_path / "run")
+    first = sorted((data / "masks").iterdir())[0]
+    first.write_bytes(first.read_bytes() + b" ")
+    api.train(data, tmp_path / "run", FEW)
+    lines = (tmp_path / "run" / "events.jsonl").read_text("utf-8").splitlines()
+    assert f"not what they were: {first.stem}" in json.loads(lines[0])["text"]
+
+
+def test_two_processes_do_not_train_in_one_folder(drawn_folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    with (
+        alone_in(tmp_path / "run"),
+        pytest.raises(UsageError, match="Another process is training in"),
+    ):
+        api.train(drawn_folder, tmp_path / "run", FEW)
+
+
+@pytest.mark.parametrize("n_writes", [0, 1, 2])
+def test_a_run_that_died_while_it_was_written_down_begins(
+    drawn_folder, tmp_path, monkeypatch, n_writes
+):
+    left = iter([True] * n_writes + [False])
+
+    def dying(path, content):
+        if not next(left):
+            raise KeyboardInterrupt
+        write_atomically(path, content)
+
+    for module in ("training.run_record", "settings", "data.manifest"):
+        monkeypatch.setattr(f"plantseg_next.{module}.write_atomically", dying)
+    with pytest.raises(KeyboardInterrupt):
+        api.train(drawn_folder, tmp_path / "run", FEW)
+    monkeypatch.undo()
+    train_until(2, drawn_folder, tmp_path / "run")
+    assert run_record.Record.read(tmp_path / "run").settings == FEW
+
+
+@pytest.mark.parametrize(("written_as", "words"), [(1, "an older"), (99, "a newer")])
+def test_a_run_of_another_version_is_refused(drawn_folder, stopped_run, written_as, words):
+    out = stopped_run
+    tree = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(tree | {"format": written_as}))
+    with pytest.raises(DataError, match=f"holds a run of {words} version"):
+        api.train(drawn_folder, out, FEW)
+    (out / "run.json").write_text("{")
+    with pytest.raises(DataError, match=r"run\.json` cannot be read"):
+        api.train(drawn_folder, out, FEW)
+
+
+def test_a_run_says_what_it_was_run_on(finished_semi_run):
+    tree = json.loads((finished_semi_run / "run.json").read_text())
+    assert tree["device"].startswith("CPU")
+    assert tree["versions"].keys() == {"torch", "timm", "numpy"}
+    assert tree["sources"]["classes"] is None
+    assert len(tree["pixels"]) == 6
