@@ -27,16 +27,16 @@ from plantseg_next.data.dataloader import loader
 from plantseg_next.data.dataset import MixedDataset, TileDataset, count_pixels
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.evaluation.report import judge
+from plantseg_next.evaluation.report import evaluate
 from plantseg_next.inference.backends import TorchBackend
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.models.segmenter import Scores, build_segmenter
 from plantseg_next.runtime import find_device, seed_everything
-from plantseg_next.settings import Experiment
+from plantseg_next.settings import Settings
 from plantseg_next.structures import ClassMap
-from plantseg_next.training.callbacks.callback import Event, Validation, Watcher
+from plantseg_next.training.callbacks.callback import Callback, Event, Validation
 from plantseg_next.training.checkpoints import Checkpoints
-from plantseg_next.training.engine import Learner
+from plantseg_next.training.engine import Engine
 from plantseg_next.training.trainer import Trainer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -66,7 +66,7 @@ class UNet(nn.Module):
         return Scores(maps[:, : self.lesion_logits], maps[:, -2:], disease)
 
 
-class BestWeights(Watcher):
+class BestWeights(Callback):
     """Keep the best model, in memory."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -90,7 +90,7 @@ def run(
     manifest: Manifest,
     pixels: tuple[int, ...],
     network: str,
-    settings: Experiment,
+    settings: Settings,
 ) -> dict[str, Any]:
     """Train one network and return its row."""
     seed_everything(settings.seed)
@@ -111,31 +111,31 @@ def run(
         settings.data.tile_px,
         settings.data.long_side_px,
     )
-    judged = judging.some_rows(
+    eval_items = judging.some_rows(
         manifest.split("val").labeled, settings.training.validation_images, settings.seed
     )
     best = BestWeights(net)
     with tempfile.TemporaryDirectory() as folder:
         outcome = Trainer(
-            Learner(net, settings, device),
+            Engine(net, settings, device),
             lambda start: loader(
                 data,
-                tiles=settings.training.batch,
+                batch_size=settings.training.batch,
                 start=start,
                 stop=settings.training.steps,
                 workers=settings.data.workers,
             ),
-            lambda _: judging.validate(predictor, judged),
+            lambda _: judging.validate(predictor, eval_items),
             settings,
             Checkpoints(Path(folder)),
             n_images=len(manifest.split("train").labeled),
-            watchers=[best],
+            callbacks=[best],
         ).run()
     net.load_state_dict(best.state)
     started = time.perf_counter()
     test = manifest.split("test").labeled
-    items = judging.judged(predictor, classes, test, classes)
-    report = judge(items, classes, severity=judging.severity_pct)
+    items = judging.eval_items(predictor, classes, test, classes)
+    report = evaluate(items, classes, severity=judging.severity_pct)
     return {
         "network": network,
         "seed": settings.seed,
@@ -153,7 +153,7 @@ def run(
             for row in report.diseases
         },
         "predict_s_a_image": round((time.perf_counter() - started) / len(test), 3),
-        "rate": settings.training.rate,
+        "rate": settings.training.lr,
         "precision": settings.training.precision,
         "torch_threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
@@ -181,11 +181,11 @@ def main() -> None:
             if any(r["network"] == network and r["seed"] == str(seed) for r in done):
                 continue
             print(f"{network}, seed {seed}", flush=True)
-            settings = Experiment().with_settings(
+            settings = Settings().with_settings(
                 [
                     f"seed={seed}",
                     f"training.minutes={arguments.minutes}",
-                    f"training.rate={RATE[network]}",
+                    f"training.lr={RATE[network]}",
                     "training.validations=4",
                     *arguments.settings,
                 ]

@@ -56,7 +56,7 @@ def main() -> None:
         test = manifest.split("test").labeled
         chosen = judging.some_rows(test if len(test) else manifest, arguments.images, 0)
         shown = []
-        for one in judging.judged(predictor, card.classes, chosen, ANY_LESION):
+        for one in judging.eval_items(predictor, card.classes, chosen, ANY_LESION):
             truth, found = one.sample, one.prediction
             confusion = confusion_matrix(truth.lesion, found.lesion, 2)
             dice = float(ClassScores(confusion).lesion_dice)  # NaN: no lesion mask is known

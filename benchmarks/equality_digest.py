@@ -22,9 +22,9 @@ import torch
 
 from plantseg_next import api
 from plantseg_next.models.bundle import read_weights
-from plantseg_next.settings import Experiment
+from plantseg_next.settings import Settings
 from plantseg_next.synthetic.leaves import write_drawn_folder
-from plantseg_next.workflows.setup import Sources
+from plantseg_next.workflows.setup import DataSources
 
 STEPS = 20
 SHARED = [
@@ -41,18 +41,18 @@ SHARED = [
 UNLABELED = [
     "model.encoder=test_convnext",
     "model.start=random",
-    "data.labeled_share=0.3",
-    "unlabeled.starts=0",
-    "unlabeled.ramp=0.1",
+    "data.labeled_fraction=0.3",
+    "semi.warmup_fraction=0",
+    "semi.rampup_fraction=0.1",
 ]
 RUNS = {
-    "supervised": ["unlabeled.method=supervised"],
-    "weak_to_strong": [*UNLABELED, "unlabeled.strong_views=2", "names.share=0.5"],
+    "supervised": ["semi.method=supervised"],
+    "weak_to_strong": [*UNLABELED, "semi.strong_views=2", "image_labels.fraction=0.5"],
     "mean_teacher": [
         *UNLABELED,
-        "unlabeled.method=mean_teacher",
-        "names.share=0.5",
-        "unlabeled.gate=[probability, energy, entropy, dropout]",
+        "semi.method=mean_teacher",
+        "image_labels.fraction=0.5",
+        "semi.confidence=[probability, energy, entropy, dropout]",
     ],
 }
 
@@ -85,8 +85,8 @@ def digests() -> dict[str, str]:
         work = Path(name)
         leaves, village = make_data(work)
         for run, changes in RUNS.items():
-            settings = Experiment().with_settings([*SHARED, *changes])
-            data = leaves if run == "supervised" else Sources([leaves, village])
+            settings = Settings().with_settings([*SHARED, *changes])
+            data = leaves if run == "supervised" else DataSources([leaves, village])
             api.train(data, work / run, settings)
             found[run] = digest(work / run / "last")
     return found

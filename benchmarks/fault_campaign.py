@@ -37,15 +37,15 @@ import yaml
 from PIL import Image
 
 from plantseg_next.models.bundle import read_card
-from plantseg_next.settings import Experiment
+from plantseg_next.settings import Settings
 from plantseg_next.synthetic.leaves import write_drawn_folder
 
 RESULTS = Path(__file__).parent / "results" / "fault_campaign.csv"
 FIVE = RESULTS.with_name("fault_campaign_five.csv")
 STEPS = 24
 SETTINGS = [
-    "data.tile_px=64", "data.labeled_share=0.3", "data.cache_mib=0", "data.workers=0",
-    "unlabeled.starts=0",
+    "data.tile_px=64", "data.labeled_fraction=0.3", "data.cache_mib=0", "data.workers=0",
+    "semi.warmup_fraction=0",
     "training.minutes=null", f"training.steps={STEPS}", "training.batch=4",
     "training.validations=4", "training.validation_images=6",
 ]  # fmt: skip
@@ -239,15 +239,15 @@ def injected(what: str) -> None:
 
     from plantseg_next import cli
     from plantseg_next.inference.backends import TorchBackend
-    from plantseg_next.training.engine import Learner
+    from plantseg_next.training.engine import Engine
 
     kind, *numbers = what.split(":")
     start, size = map(int, numbers)
-    find, score = Learner.find_gradients, TorchBackend.__call__
+    find, score = Engine.backward, TorchBackend.__call__
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
 
-    def find_gradients(self: Learner, drawn: Any, **how: Any) -> Any:  # noqa: ANN401
-        found = find(self, drawn, **how)
+    def backward(self: Engine, batch: Any, **how: Any) -> Any:  # noqa: ANN401
+        found = find(self, batch, **how)
         if kind == "nan" and start <= how["step"] < start + size:
             return found[0], False
         if kind == "memory" and how["step"] >= start and how["micro_batch"] > size:
@@ -263,7 +263,7 @@ def injected(what: str) -> None:
             raise error
         return score(self, tiles)
 
-    Learner.find_gradients = find_gradients  # type: ignore[method-assign]
+    Engine.backward = backward  # type: ignore[method-assign]
     TorchBackend.__call__ = scores  # type: ignore[method-assign]
     cli.main()
 
@@ -300,7 +300,7 @@ def strike(
     began = time.perf_counter()
     with place(work, small_disk=kind == "full_disk") as folder:
         shutil.copytree(work / "leaves", folder / "leaves")
-        Experiment().with_settings(SETTINGS).write(folder / "settings.yaml")
+        Settings().with_settings(SETTINGS).write(folder / "settings.yaml")
         case = Case(folder / "run", folder / "leaves", chance)
         case.settings = [f"training.checkpoint_minutes={chance.choice((0, 0, 1))}"]
         case.settings += ["data.workers=1"] if kind == "killed_worker" else []
@@ -363,7 +363,7 @@ def run_undisturbed(work: Path) -> tuple[str, ...]:
     with place(work, small_disk=False) as folder:
         # At the place where the others are: a run knows its images by their paths.
         shutil.copytree(work / "leaves", folder / "leaves")
-        Experiment().with_settings(SETTINGS).write(folder / "settings.yaml")
+        Settings().with_settings(SETTINGS).write(folder / "settings.yaml")
         case = Case(folder / "run", folder / "leaves", random.Random(0))  # noqa: S311
         if case.start().wait(LIMIT_S):
             raise SystemExit((folder / "log.txt").read_text())

@@ -20,7 +20,7 @@ from plantseg_next import api
 from plantseg_next.data import splits
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.settings import Experiment
+from plantseg_next.settings import Settings
 
 RESULTS = Path(__file__).parent / "results" / "few_masks.csv"
 START = {
@@ -34,13 +34,13 @@ def run(data: Path, out: Path, name: dict[str, str], settings: list[str]) -> dic
     """Train and judge once."""
     manifest = splits.assign(read_folder(data), seed=0)
     n_train = len(manifest.split("train").labeled)
-    chosen = Experiment().with_settings(
+    chosen = Settings().with_settings(
         [
             f"seed={name['seed']}",
-            f"data.labeled_share={int(name['masks']) / n_train}",
+            f"data.labeled_fraction={int(name['masks']) / n_train}",
             f"data.tile_px={name['tile']}",
             f"training.steps={name['steps']}",
-            f"unlabeled.method={name['method']}",
+            f"semi.method={name['method']}",
             "training.minutes=null",
             "training.validations=1",
             "training.validation_images=10",
@@ -48,12 +48,12 @@ def run(data: Path, out: Path, name: dict[str, str], settings: list[str]) -> dic
             *settings,
         ]
     )
-    trained = api.train(data, out, chosen, say=lambda line: print(" ", line, flush=True))
+    trained = api.train(data, out, chosen, log=lambda line: print(" ", line, flush=True))
     predictor, _ = api.load_predictor(out / "last")
     found = judge(predictor, Manifest.read(out / "manifest.json").split("test").labeled)
     return {
         "n_masks": trained.n_train,
-        "minutes": round(trained.outcome.minutes, 2),
+        "minutes": round(trained.summary.minutes, 2),
         **{
             column: found[column]
             for column in (

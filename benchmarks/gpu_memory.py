@@ -54,13 +54,13 @@ class Case:
 
 
 def _stated(asked: str, planned: str, budget_gb: float) -> tuple[Case, Case]:
-    lean = f"{asked} memory.recomputed={ALL_PARTS} {planned}"
+    lean = f"{asked} memory.activation_checkpointing={ALL_PARTS} {planned}"
     return Case(asked), Case(lean, 1000 * budget_gb)
 
 
 TINY = "model.encoder=convnextv2_tiny data.tile_px={} training.batch=32"
 BASE = "model.encoder=convnextv2_base data.tile_px=512 training.batch=32"
-LEAN = "memory.optimizer=adafactor memory.teacher=host"
+LEAN = "memory.optimizer=adafactor memory.ema_offload=true"
 ORIGINAL = "model.encoder=convnextv2_tiny data.tile_px=384 training.batch=192"
 CASES = (
     *(Case(text) for text in CONFIGURATIONS),
@@ -78,8 +78,8 @@ CASES = (
 
 def foreseen(case: Case) -> dict[str, int]:
     """Return what the plan says that a step takes, in bytes."""
-    settings, classes, with_lessons = understood(case.settings)
-    traced = partial(trace, classes=classes, device=GPU, with_lessons=with_lessons)
+    settings, classes, with_unlabeled = understood(case.settings)
+    traced = partial(trace, classes=classes, device=GPU, with_unlabeled=with_unlabeled)
     found = footprint(settings, traced)
     return {"peak": found.peak_bytes, "reserved": found.reserved}
 
@@ -92,7 +92,7 @@ def measured(case: Case) -> dict[str, Any]:
     torch.zeros(1, device="cuda")
     free, total = torch.cuda.mem_get_info()
     context = total - free - torch.cuda.memory_reserved()
-    learner, _, step = stepping(case.settings, device)
+    engine, _, step = stepping(case.settings, device)
 
     def timed() -> float:
         torch.cuda.synchronize()
@@ -117,7 +117,7 @@ def measured(case: Case) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
     }
-    learner.forget_gradients()
+    engine.zero_grad()
     held = torch.cuda.memory_allocated()
     torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001
     return found | {"workspaces": held - torch.cuda.memory_allocated()}
@@ -143,9 +143,9 @@ def measure(work: Path, cases: Sequence[int], at_once: int) -> None:
             "configuration": case.settings,
             "budget_mb": case.budget_mb or "",
             **{
-                f"{what}_{name}_mb": round(figures[name] / 1e6, 1)
+                f"{what}_{name}_mb": round(metrics[name] / 1e6, 1)
                 for name in ("peak", "reserved")
-                for what, figures in (("predicted", expected), ("measured", real))
+                for what, metrics in (("predicted", expected), ("measured", real))
             },
             "error_percent": round(100 * (expected["reserved"] / real["reserved"] - 1), 2),
             "workspaces_mb": round(real["workspaces"] / 1e6, 1),

@@ -30,11 +30,11 @@ from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest, merge
 from plantseg_next.data.quality.check import check
 from plantseg_next.evaluation.metrics import confusion_matrix, foreground_counts
-from plantseg_next.evaluation.report import Judged, judge
+from plantseg_next.evaluation.report import EvalItem, evaluate
 from plantseg_next.evaluation.report_tables import Report
-from plantseg_next.settings import Experiment
-from plantseg_next.workflows.evaluate import judged, severity_pct
-from plantseg_next.workflows.setup import Sources
+from plantseg_next.settings import Settings
+from plantseg_next.workflows.evaluate import eval_items, severity_pct
+from plantseg_next.workflows.setup import DataSources
 
 RESULTS = Path(__file__).parent / "results" / "label_efficiency.csv"
 Tally = dict[tuple[str, str], np.ndarray]
@@ -48,29 +48,29 @@ def one_data_set(folders: list[Path], path: Path) -> Manifest:
     parts = []
     for folder in folders:
         part = read_folder(folder)
-        part = splits.join_groups(part, check(part).same_scene)
+        part = splits.group_near_duplicates(part, check(part).same_scene)
         parts.append(part.only(replace(row, split=None) for row in part.rows))
     manifest = splits.assign(merge(parts), seed=0)
     manifest.write(path)
     return manifest
 
 
-def tallied(items: Iterable[Judged], tally: Tally, n_classes: int) -> Iterator[Judged]:
+def tallied(items: Iterable[EvalItem], stats: Tally, n_classes: int) -> Iterator[EvalItem]:
     """Pass judged images on, adding their lesion pixels to those of their group."""
     for item in items:
         pixels = confusion_matrix(item.sample.lesion, item.prediction.lesion, n_classes)
-        tally[item.source, item.group] += foreground_counts(pixels)
+        stats[item.source, item.group] += foreground_counts(pixels)
         yield item
 
 
 def settings_of(
     *, seed: int, share: str, steps: int, tile: int = 128, long_side: int = 384
-) -> Experiment:
+) -> Settings:
     """Return the settings that all runs share."""
-    return Experiment().with_settings(
+    return Settings().with_settings(
         [
             f"seed={seed}",
-            f"data.labeled_share={float(Fraction(share))}",
+            f"data.labeled_fraction={float(Fraction(share))}",
             f"data.tile_px={tile}",
             f"data.long_side_px={long_side}",
             "training.minutes=null",
@@ -84,36 +84,38 @@ def settings_of(
 def judge_last(run: Path, rows: Manifest) -> tuple[Report, Tally]:
     """Return the report of a run's last model, and the pixels of every group."""
     predictor, card = api.load_predictor(run / "last")
-    tally: Tally = defaultdict(lambda: np.zeros(3, np.int64))
-    items = judged(predictor, card.classes, rows, card.classes)
-    items = tallied(items, tally, card.classes.n_lesion_logits)
-    report = judge(items, card.classes, severity=severity_pct, home=card.sources)
-    return report, tally
+    stats: Tally = defaultdict(lambda: np.zeros(3, np.int64))
+    items = eval_items(predictor, card.classes, rows, card.classes)
+    items = tallied(items, stats, card.classes.n_lesion_logits)
+    report = evaluate(
+        items, card.classes, severity=severity_pct, source_domain=card.sources
+    )
+    return report, stats
 
 
-def write_counts(path: Path, *tallies: Tally) -> None:
+def write_counts(path: Path, *stats: Tally) -> None:
     """Write the pixels of every group of one judgement or more."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("source", "group", "overlap_px", "truth_px", "predicted_px"))
-        for tally in tallies:
-            writer.writerows((*names, *tally[names].tolist()) for names in sorted(tally))
+        for one in stats:
+            writer.writerows((*names, *one[names].tolist()) for names in sorted(one))
 
 
 def run(
-    data: Path | Sources, out: Path, settings: Experiment, counts: Path
+    data: Path | DataSources, out: Path, settings: Settings, counts: Path
 ) -> dict[str, Any]:
     """Train and judge once; keep the counts of every group, and return the figures."""
-    trained = api.train(data, out, settings, say=lambda line: print(" ", line, flush=True))
+    trained = api.train(data, out, settings, log=lambda line: print(" ", line, flush=True))
     manifest = Manifest.read(out / "manifest.json")
     val, _ = judge_last(out, manifest.split("val").labeled)
-    report, tally = judge_last(out, manifest.split("test").labeled)
-    write_counts(counts, tally)
+    report, stats = judge_last(out, manifest.split("test").labeled)
+    write_counts(counts, stats)
     several = len(report.classes) > 2  # "no lesion" is one
     by_source = {s.name: round(s.lesion_dice.value, 4) for s in report.sources}
     return {
-        "minutes": round(trained.outcome.minutes, 2),
+        "minutes": round(trained.summary.minutes, 2),
         "n_labeled": trained.n_train,
         **{f"dice_{name}": dice for name, dice in by_source.items()},
         "mean_dice": round(fmean(by_source.values()), 4),
@@ -168,7 +170,7 @@ def main() -> None:
             steps=arguments.steps,
             tile=arguments.tile,
             long_side=arguments.long_side,
-        ).with_settings([f"unlabeled.method={method}", *arguments.settings])
+        ).with_settings([f"semi.method={method}", *arguments.settings])
         words = (method, arguments.variant, share.replace("/", "of"), arguments.steps, seed)
         called = "-".join(str(word) for word in words if word != "")
         place = arguments.work / called  # a run that was killed goes on from here

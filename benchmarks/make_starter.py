@@ -13,7 +13,7 @@ precision. Each resumes when it is called again.
 
 The models in the package were made in two parts. First, from the ImageNet weights: 2,800
 scenes as commit 930152e drew them, 2,370 steps of 16 tiles of 256 px, 3.8 minutes on a GPU.
-Then, from what that gave (``--set model.start=RUN --set training.rate=5e-4``): 1,800 scenes
+Then, from what that gave (``--set model.start=RUN --set training.lr=5e-4``): 1,800 scenes
 as commit 2ee95d6 drew them, 1,351 steps of 8 tiles of 256 px, 40 minutes on a core of a
 CPU. ``starter-field`` differs in its second part: ``--plants``, 1,388 steps.
 """
@@ -30,7 +30,7 @@ from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest, common_classes, merge
 from plantseg_next.models.bundle import read_bundle, write_bundle
 from plantseg_next.models.pretrained import PACKAGED
-from plantseg_next.settings import Experiment
+from plantseg_next.settings import Settings
 from plantseg_next.synthetic.leaves import write_drawn_folder
 
 CHUNK = 100
@@ -71,7 +71,7 @@ def table(work: Path, coffee: Path, plants: list[Path]) -> Manifest:
         part = read_folder(folder)
         parts.append(part.only(row for row in part.rows if in_first_half(row.group)))
     bare = [part.only(replace(row, split=None) for row in part.rows) for part in parts]
-    return one_class(splits.assign(merge(bare), seed=0, shares=(0.9, 0.1, 0.0)))
+    return one_class(splits.assign(merge(bare), seed=0, fractions=(0.9, 0.1, 0.0)))
 
 
 def in_first_half(group: str) -> bool:
@@ -119,17 +119,17 @@ def train(
     path = work / f"{name}.json"
     if not path.exists():
         table(work, coffee, plants).write(path)
-    chosen = Experiment().with_settings(
+    chosen = Settings().with_settings(
         [
             "model.start=imagenet",
-            "unlabeled.method=supervised",
+            "semi.method=supervised",
             "data.balance=0",
             "data.long_side_px=1024",
             weights(Manifest.read(path), plants),
             *settings,
         ]
     )
-    api.train(path, work / name, chosen, say=lambda line: print(line, flush=True))
+    api.train(path, work / name, chosen, log=lambda line: print(line, flush=True))
 
 
 def keep(run: Path, out: Path, data_license: str) -> None:

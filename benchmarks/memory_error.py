@@ -22,60 +22,58 @@ import psutil
 import results_table
 import torch
 
-from plantseg_next.data.dataset import Drawn
+from plantseg_next.data.dataset import TrainBatch
 from plantseg_next.memory.allocator import MIB
 from plantseg_next.memory.trace import footprint, trace
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import Device, find_device
-from plantseg_next.settings import Experiment
-from plantseg_next.structures import Batch, ClassMap, Views
-from plantseg_next.training.engine import Learner, build_learner
+from plantseg_next.settings import Settings
+from plantseg_next.structures import Batch, ClassMap, UnlabeledBatch
+from plantseg_next.training.engine import Engine, build_engine
 
 RESULTS = Path(__file__).parent / "results" / "memory_error.csv"
 ALL_PARTS = "[stage_1,stage_2,stage_3,stage_4,decoder,fine]"
 CONFIGURATIONS = (
     "model.encoder=convnextv2_atto data.tile_px=192 training.batch=8",
     "model.encoder=convnextv2_atto data.tile_px=192 training.batch=8 "
-    "unlabeled.method=supervised",
-    "model.encoder=convnextv2_atto data.tile_px=128 training.batch=8 "
-    "unlabeled.strong_views=2",
+    "semi.method=supervised",
+    "model.encoder=convnextv2_atto data.tile_px=128 training.batch=8 semi.strong_views=2",
     "model.encoder=convnextv2_atto data.tile_px=256 training.batch=8 "
     "training.micro_batch=2",
     "model.encoder=convnextv2_atto data.tile_px=192 training.batch=4 "
     "training.precision=float32",
     "model.encoder=convnextv2_femto data.tile_px=192 training.batch=8 "
-    "training.micro_batch=1 unlabeled.method=mean_teacher",
+    "training.micro_batch=1 semi.method=mean_teacher",
     "model.encoder=convnextv2_nano data.tile_px=256 training.batch=4 "
     "training.micro_batch=2",
     "model.encoder=convnextv2_nano data.tile_px=256 training.batch=4 "
-    f"memory.recomputed={ALL_PARTS}",
+    f"memory.activation_checkpointing={ALL_PARTS}",
     "model.encoder=convnextv2_tiny data.tile_px=256 training.batch=2",
     "model.encoder=convnextv2_tiny data.tile_px=256 training.batch=6 "
-    f"training.micro_batch=1 memory.recomputed={ALL_PARTS}",
+    f"training.micro_batch=1 memory.activation_checkpointing={ALL_PARTS}",
     "model.encoder=convnextv2_tiny data.tile_px=256 training.batch=2 "
-    "memory.optimizer=adafactor memory.teacher=host",
-    "model.encoder=convnextv2_tiny data.tile_px=256 training.batch=2 memory.frozen=true",
+    "memory.optimizer=adafactor memory.ema_offload=true",
+    "model.encoder=convnextv2_tiny data.tile_px=256 training.batch=2 "
+    "memory.freeze_encoder=true",
     "model.encoder=convnextv2_atto data.tile_px=256 training.batch=4 "
-    "memory.loss_rows=64 classes=116",
+    "memory.loss_chunk_rows=64 classes=116",
     "model.encoder=convnextv2_atto data.tile_px=512 training.batch=2 "
     "model.encoder=convnextv2_base data.tile_px=256 training.batch=2 "
-    f"training.micro_batch=1 memory.recomputed={ALL_PARTS}",
+    f"training.micro_batch=1 memory.activation_checkpointing={ALL_PARTS}",
 )
 
 
-def understood(text: str) -> tuple[Experiment, ClassMap, bool]:
+def understood(text: str) -> tuple[Settings, ClassMap, bool]:
     """Return settings, classes and whether there are lessons."""
     pairs = text.split()
     n = next((int(p.split("=")[1]) for p in pairs if p.startswith("classes=")), 4)
-    settings = Experiment().with_settings(
-        [p for p in pairs if not p.startswith("classes=")]
-    )
+    settings = Settings().with_settings([p for p in pairs if not p.startswith("classes=")])
     names = tuple(f"disease {i}" for i in range(n - 1))
     classes = ClassMap(names, ("healthy", *names), has_leaf=True)
-    return settings, classes, settings.unlabeled.method != "supervised"
+    return settings, classes, settings.semi.method != "supervised"
 
 
-def tiles(settings: Experiment, *, with_lessons: bool) -> Drawn:
+def tiles(settings: Settings, *, with_unlabeled: bool) -> TrainBatch:
     """Return random tiles of the shapes that the loader gives."""
     b, size = settings.training.batch, settings.data.tile_px
 
@@ -84,32 +82,34 @@ def tiles(settings: Experiment, *, with_lessons: bool) -> Drawn:
 
     keys = ("",) * b
     labeled = Batch(some(b, 3), some(b), some(b), torch.zeros(b).byte(), keys)
-    if not with_lessons:
-        return Drawn(labeled)
-    strong = some(settings.unlabeled.strong_views, b, 3)
+    if not with_unlabeled:
+        return TrainBatch(labeled)
+    strong = some(settings.semi.strong_views, b, 3)
     names = torch.zeros(b).byte()
-    return Drawn(labeled, Views(some(b, 3), strong, some(b).bool(), names, keys))
+    return TrainBatch(
+        labeled, UnlabeledBatch(some(b, 3), strong, some(b).bool(), names, keys)
+    )
 
 
-def stepping(text: str, device: Device) -> tuple[Learner, Drawn, Callable[[], None]]:
+def stepping(text: str, device: Device) -> tuple[Engine, TrainBatch, Callable[[], None]]:
     """Return a learner, tiles for it, and what takes a step with them."""
-    settings, classes, with_lessons = understood(text)
+    settings, classes, with_unlabeled = understood(text)
     torch.manual_seed(0)
-    learner = build_learner(
+    engine = build_engine(
         build_segmenter(settings.model, classes),
         settings,
         device,
         classes,
-        with_lessons=with_lessons,
+        with_unlabeled=with_unlabeled,
     )
-    drawn = tiles(settings, with_lessons=with_lessons)
+    drawn = tiles(settings, with_unlabeled=with_unlabeled)
     size = settings.training.tiles_at_once
 
     def step() -> None:
-        learner.find_gradients(drawn, step=1, steps=3, micro_batch=size, rehearsal=True)
-        learner.apply(step=1, steps=3)
+        engine.backward(drawn, step=1, steps=3, micro_batch=size, profile=True)
+        engine.optimizer_step(step=1, steps=3)
 
-    return learner, drawn, step
+    return engine, drawn, step
 
 
 def measured(text: str) -> dict[str, float]:
@@ -117,28 +117,28 @@ def measured(text: str) -> dict[str, float]:
     process = psutil.Process()
     torch.randn(64, 64) @ torch.randn(64, 64)  # libraries are in memory before
     before = process.memory_info().rss
-    learner, drawn, step = stepping(text, find_device("cpu"))
+    engine, drawn, step = stepping(text, find_device("cpu"))
     step()
     began = time.perf_counter()
     step()
     seconds = time.perf_counter() - began
     status = Path("/proc/self/status").read_text()
     highest = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    learner.forget_gradients()
+    engine.zero_grad()
     gc.collect()
-    peak = allocated(step, learner, drawn)
+    peak = allocated(step, engine, drawn)
     return {"peak": peak, "grown": highest - before, "seconds": seconds}
 
 
-def allocated(step: Callable[[], object], learner: Learner, drawn: Drawn) -> int:
+def allocated(step: Callable[[], object], engine: Engine, drawn: TrainBatch) -> int:
     """Return the most that is in use during a step, in bytes.
 
     The profiler sees what is allocated while it looks; what a learner, gradients that it
     kept and its tiles hold before is added.
     """
     tiles = [vars(one) for one in drawn if one is not None]
-    gradients = [weight.grad for weight in learner.network.parameters()]
-    held = _bytes_of([learner.state_dict(), gradients, tiles], set())
+    gradients = [weight.grad for weight in engine.network.parameters()]
+    held = _bytes_of([engine.state_dict(), gradients, tiles], set())
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
@@ -186,10 +186,10 @@ def main() -> None:
             check=True,
         )
         real = json.loads(found.stdout.strip().splitlines()[-1])
-        settings, classes, with_lessons = understood(text)
+        settings, classes, with_unlabeled = understood(text)
         began = time.perf_counter()
         traced = partial(
-            trace, classes=classes, device=find_device("cpu"), with_lessons=with_lessons
+            trace, classes=classes, device=find_device("cpu"), with_unlabeled=with_unlabeled
         )
         foreseen = footprint(settings, traced)
         error = foreseen.peak_bytes / real["peak"] - 1

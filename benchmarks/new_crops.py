@@ -29,10 +29,10 @@ from label_efficiency import judge_last, one_data_set, settings_of
 from plantseg_next import api
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.models.bundle import read_bundle
-from plantseg_next.settings import Experiment
-from plantseg_next.training.callbacks.callback import Event, Validation, Watcher
+from plantseg_next.settings import Settings
+from plantseg_next.training.callbacks.callback import Callback, Event, Validation
 from plantseg_next.workflows.evaluate import some_rows
-from plantseg_next.workflows.validate import domains_of
+from plantseg_next.workflows.validate import unlabeled_set_metrics
 
 RESULTS = Path(__file__).parent / "results" / "new_crops.csv"
 SIGNS = "new_crops_signs.csv"
@@ -54,7 +54,7 @@ def without_masks(manifest: Manifest, target: str) -> Manifest:
     return manifest.only(rows)
 
 
-class Course(Watcher):
+class Course(Callback):
     """Keep what is said of the target at every validation, and how right it is.
 
     Args:
@@ -73,14 +73,14 @@ class Course(Watcher):
         signs: Path,
         target: Manifest,
         learned: Manifest,
-        settings: Experiment,
+        settings: Settings,
     ) -> None:
         self._run = run
         self._name = name
         self._signs = signs
         self._target = target
         bare = target.only(replace(row, mask=None, disease=None) for row in target.rows)
-        self._domains = domains_of(
+        self._unlabeled_metrics = unlabeled_set_metrics(
             learned, bare, settings, (1,) * target.classes.n_lesion_logits
         )
         self.newest: dict[str, Any] = {}
@@ -95,12 +95,12 @@ class Course(Watcher):
         """Judge the model that the run has just written."""
         network, _ = read_bundle(self._run / "last")
         network.eval().requires_grad_(False)
-        found = self._domains(network, at_once=8)
+        found = self._unlabeled_metrics(network, at_once=8)
         self.newest = {name: round(value, 4) for name, value in found.items()}
         report, _ = judge_last(self._run, self._target)
         row = {
             "step": step,
-            "home_dice": round(validation.figures["lesion_dice"], 4),
+            "home_dice": round(validation.metrics["lesion_dice"], 4),
             "target_dice": round(report.sources[0].lesion_dice.value, 4),
             **{
                 name.replace(self._target.rows[0].source, "target"): value
@@ -146,7 +146,7 @@ def main() -> None:
         print(name, flush=True)
         settings = settings_of(seed=seed, share="1", steps=arguments.steps).with_settings(
             [
-                f"unlabeled.method={WAYS[way]}",
+                f"semi.method={WAYS[way]}",
                 "training.validations=8",
                 *arguments.settings,
             ]
@@ -160,17 +160,17 @@ def main() -> None:
         signs = arguments.out.with_name(SIGNS)
         course = Course(place, name, signs, target_val, learned, settings)
         trained = api.train(
-            data, place, settings, watchers=[course], say=lambda line: print(" ", line)
+            data, place, settings, callbacks=[course], log=lambda line: print(" ", line)
         )
         report, _ = judge_last(place, Manifest.read(data).split("test").labeled)
         by_source = {s.name: round(s.lesion_dice.value, 4) for s in report.sources}
         found: dict[str, Any] = {
-            "minutes": round(trained.outcome.minutes, 2),
+            "minutes": round(trained.summary.minutes, 2),
             "target": by_source.pop(target),
             "source": round(float(np.mean(list(by_source.values()))), 4),
-            "ratio": round(report.abroad.value, 4),
-            "ratio_low": round(report.abroad.low, 4),
-            "ratio_high": round(report.abroad.high, 4),
+            "ratio": round(report.target_domain.value, 4),
+            "ratio_low": round(report.target_domain.low, 4),
+            "ratio_high": round(report.target_domain.high, 4),
         }
         print(" ", found, flush=True)
         results_table.append(arguments.out, name | found | results_table.stamp())

@@ -35,7 +35,7 @@ def main() -> None:
     predictor, card = api.load_predictor(arguments.run / "last")
     chosen = judging.some_rows(hidden, arguments.images, 0)
     shown = []
-    for one in judging.judged(predictor, card.classes, chosen, card.classes):
+    for one in judging.eval_items(predictor, card.classes, chosen, card.classes):
         truth = one.sample
         mask, _ = sure_mask(one.prediction, threshold=arguments.threshold, has_leaf=False)
         known = (truth.lesion != IGNORE) & (mask != IGNORE)

@@ -38,7 +38,7 @@ from plantseg_next.data import splits
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest, Row, common_classes
-from plantseg_next.data.quality.leakage import keep_apart
+from plantseg_next.data.quality.leakage import drop_leaks
 from plantseg_next.structures import IGNORE
 
 RESULTS = Path(__file__).parent / "results" / "streams.csv"
@@ -126,7 +126,7 @@ def seeds_in(run: Path) -> Iterator[tuple[str, str]]:
     """Yield how right the seeds of each disease were, and how much they found."""
     last = results_table.read(run / "history.csv")[-1]
     for name, value in last.items():
-        if name.startswith(("seeds_right_", "seeds_found_")) and value:
+        if name.startswith(("cam_seed_precision/", "cam_seed_recall/")) and value:
             yield name.removeprefix("seeds_"), f"{float(value):.3f}"
 
 
@@ -157,14 +157,14 @@ def run_of(
     called = "-".join(str(word).replace(" ", "_") for word in named)
     data = arguments.work / f"{called}.json"
     if not data.exists():
-        manifest, left = keep_apart(manifest)
+        manifest, left = drop_leaks(manifest)
         print(f"  {len(left)} images left out", flush=True)
         manifest.write(data)
     settings = settings_of(seed=seed, share="1", steps=arguments.steps).with_settings(
-        [f"unlabeled.method={method}", "names.share=0.5", *arguments.settings]
+        [f"semi.method={method}", "image_labels.fraction=0.5", *arguments.settings]
     )
     place: Path = arguments.work / called
-    api.train(data, place, settings, say=lambda line: print(" ", line, flush=True))
+    api.train(data, place, settings, log=lambda line: print(" ", line, flush=True))
     return place
 
 
@@ -209,25 +209,25 @@ def main() -> None:
             continue
         print(name, flush=True)
         place = run_of(stream, share, seed, arguments, whole, village)
-        found = judged(place, wild, counts_path(arguments.out, name))
+        found = eval_items(place, wild, counts_path(arguments.out, name))
         print(" ", found, flush=True)
         results_table.append(arguments.out, name | found | results_table.stamp())
 
 
-def judged(place: Path, wild: Manifest, counts: Path) -> dict[str, Any]:
+def eval_items(place: Path, wild: Manifest, counts: Path) -> dict[str, Any]:
     """Judge a run's last model, keep the counts of every test group; return the figures."""
     manifest = Manifest.read(place / "manifest.json")
-    test, tally = judge_last(place, manifest.split("test").labeled)
+    test, stats = judge_last(place, manifest.split("test").labeled)
     val, _ = judge_last(place, manifest.split("val").labeled)
-    abroad, wild_tally = judge_last(place, wild)
-    write_counts(counts, tally, wild_tally)
+    target_domain, wild_tally = judge_last(place, wild)
+    write_counts(counts, stats, wild_tally)
     by_source = {s.name: round(s.lesion_dice.value, 4) for s in test.sources}
     return {
         "n_masks": len(manifest.split("train").labeled),
         **{f"dice_{source}": dice for source, dice in by_source.items()},
         "mean_dice": round(fmean(by_source.values()), 4),
         "val_mean_dice": round(fmean(s.lesion_dice.value for s in val.sources), 4),
-        "wild_dice": round(fmean(s.lesion_dice.value for s in abroad.sources), 4),
+        "wild_dice": round(fmean(s.lesion_dice.value for s in target_domain.sources), 4),
         "seeds": " ".join(f"{n.replace(' ', '_')}={v}" for n, v in seeds_in(place)),
     }
 

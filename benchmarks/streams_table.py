@@ -102,12 +102,12 @@ def print_seeds(rows: list[Run]) -> None:
             what, disease = name.split("_", 1)
             if not math.isnan(float(value)):
                 found[called(row), disease][what].append(float(value))
-    for (stream, disease), figures in sorted(found.items()):
+    for (stream, disease), metrics in sorted(found.items()):
         right, all_found = (
             f"{fmean(values):.2f} ({' '.join(f'{v:.2f}' for v in values)})"
             if values
             else ""
-            for values in (figures["right"], figures["found"])
+            for values in (metrics["right"], metrics["found"])
         )
         print(f"| {stream} | {disease} | {right} | {all_found} |")
 

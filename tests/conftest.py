@@ -11,8 +11,8 @@ from plantseg_next import api
 from plantseg_next.errors import StoppedError
 from plantseg_next.settings import (
     DataSettings,
-    Experiment,
     ModelSettings,
+    Settings,
     TrainingSettings,
 )
 from plantseg_next.synthetic.leaves import write_drawn_folder
@@ -22,7 +22,7 @@ from plantseg_next.training.trainer import Trainer
 # make them a hundred times slower.
 torch.set_num_threads(1)
 
-TINY = Experiment(
+TINY = Settings(
     device="cpu",
     data=DataSettings(tile_px=64, workers=0),
     model=ModelSettings(encoder=toy_encoder.NAME, start="random", width=32, layers=1),
@@ -35,8 +35,8 @@ same bits every time; see test_gpu.py for the rest."""
 
 FEW = TINY.with_settings(
     [
-        "data.labeled_share=0.3",
-        "unlabeled.starts=0",
+        "data.labeled_fraction=0.3",
+        "semi.warmup_fraction=0",
         "training.steps=12",
         "training.validations=3",
         "training.checkpoint_minutes=0",
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.unit)
 
 
-def train_until(step: int, data: Path, out: Path, settings: Experiment = FEW) -> None:
+def train_until(step: int, data: Path, out: Path, settings: Settings = FEW) -> None:
     """Train, and stop after a step as if the user had asked for it."""
     run = Trainer.run
     with pytest.MonkeyPatch.context() as patch:

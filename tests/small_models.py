@@ -3,7 +3,7 @@
 import torch
 
 import toy_encoder
-from plantseg_next.models.bundle import Card, write_bundle
+from plantseg_next.models.bundle import ModelCard, write_bundle
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.models.start import starting_network, with_start
 from plantseg_next.settings import ModelSettings
@@ -17,10 +17,10 @@ def write_model(folder, classes, **changes):
     settings = ModelSettings(**(SHAPE | {"start": "random"} | changes))
     network = build_segmenter(settings, classes).eval()
     with torch.no_grad():
-        for head in (network.lesion_head, network.context):
+        for head in (network.lesion_head, network.class_bias_from_global):
             head.weight.normal_(0, 0.5)
             head.bias.normal_()
-    card = Card(classes, settings, 64, None, "a.b", "cc-by-nc-4.0", "ab" * 32)
+    card = ModelCard(classes, settings, 64, None, "a.b", "cc-by-nc-4.0", "ab" * 32)
     write_bundle(folder, network, card)
     return network
 

@@ -14,7 +14,7 @@ from plantseg_next import __version__, cli
 from plantseg_next.errors import StoppedError
 from plantseg_next.models.bundle import read_card
 from plantseg_next.models.start import STARTER_FOLDER
-from plantseg_next.training.run_record import facts
+from plantseg_next.training.run_record import environment_info
 
 pytestmark = pytest.mark.integration
 
@@ -85,7 +85,7 @@ def test_the_doctor_fails_where_training_would(call, tmp_path):
     [
         (["check", "nowhere"], "`nowhere` does not exist"),
         (["train"], "train was called without a data set"),
-        (["train", ".", "--set", "training.rat=1"], "the nearest is `training.rate`"),
+        (["train", ".", "--set", "training.rat=1"], "the nearest is `training.lr`"),
         (["train", ".", "--config", "none.yaml"], "none.yaml"),
         (["evaluate", ".", "--split", "tests"], "--split is 'tests'"),
         (["predict", "nowhere", "."], "holds no trained model"),
@@ -111,9 +111,9 @@ def test_an_empty_folder_is_explained(call, tmp_path):
 
 
 def test_all_settings_can_be_read(call):
-    code, out, _ = call("train", "--settings", "--set", "training.rate=3e-4")
+    code, out, _ = call("train", "--settings", "--set", "training.lr=3e-4")
     assert code == 0
-    assert "rate: 0.0003" in out
+    assert "lr: 0.0003" in out
 
 
 def test_the_whole_way_on_the_command_line(call, drawn_folder, tmp_path):
@@ -207,4 +207,4 @@ def test_a_run_begun_with_restart_is_resumed_without_it(call, monkeypatch, drawn
     ):
         assert said in call("train", drawn_folder, "--out", "r", *words)[2]
     monkeypatch.setattr(sys, "argv", ["plantseg-next", "train", "d", "--restart"])
-    assert facts("cpu", 1)["command"] == ["plantseg-next", "train", "d"]
+    assert environment_info("cpu", 1)["command"] == ["plantseg-next", "train", "d"]

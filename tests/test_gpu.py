@@ -25,8 +25,8 @@ FEW = TINY.with_settings(
     [
         "device=cuda",
         "deterministic=true",
-        "data.labeled_share=0.3",
-        "unlabeled.starts=0",
+        "data.labeled_fraction=0.3",
+        "semi.warmup_fraction=0",
         "training.steps=12",
         "training.validations=3",
         "training.checkpoint_minutes=0",

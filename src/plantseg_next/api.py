@@ -19,43 +19,57 @@ from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
 from plantseg_next.data.quality.check import check as check_manifest
 from plantseg_next.data.quality.issues import CheckReport
 from plantseg_next.errors import UsageError, did_you_mean
-from plantseg_next.evaluation.report import judge
+from plantseg_next.evaluation import report
 from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.files import prepare_output
 from plantseg_next.inference.predictor import Predictor
-from plantseg_next.inference.records import Written
-from plantseg_next.models.bundle import CARD, Card, find_bundle, read_bundle
+from plantseg_next.inference.records import PredictionTable
+from plantseg_next.models.bundle import CARD, ModelCard, find_bundle, read_bundle
 from plantseg_next.models.start import STARTER_FOLDER, STARTERS, named_model, with_start
 from plantseg_next.runtime import Device, find_device
-from plantseg_next.settings import Experiment
-from plantseg_next.workflows.evaluate import images_to_judge, judged, severity_pct
+from plantseg_next.settings import Settings
+from plantseg_next.workflows.evaluate import eval_items, images_to_evaluate, severity_pct
 from plantseg_next.workflows.predict import write_measures
 from plantseg_next.workflows.pseudo_label import write_pseudo_labels
-from plantseg_next.workflows.setup import Sources, gather
+from plantseg_next.workflows.setup import DataSources, build_manifest
 from plantseg_next.workflows.train import (
     Progress,
-    Trained,
-    Verified,
+    ReproducibilityResult,
+    TrainResult,
     plan_for,
-    told_of,
+    progress_for,
     train,
     verify,
 )
 
 if TYPE_CHECKING:
     from plantseg_next.memory.plan import MemoryPlan
-    from plantseg_next.training.callbacks.callback import Watcher
+    from plantseg_next.training.callbacks.callback import Callback
 
 
 __all__ = [
-    "DemoResult", "Progress", "Sources", "Trained", "Verified", "Written",
-    "check", "demo", "evaluate", "find_model", "load_predictor", "plan", "predict",
-    "pseudo_label", "self_train", "train", "verify",
+    "DataSources",
+    "DemoResult",
+    "PredictionTable",
+    "Progress",
+    "ReproducibilityResult",
+    "TrainResult",
+    "check",
+    "demo",
+    "evaluate",
+    "find_model",
+    "load_predictor",
+    "plan",
+    "predict",
+    "pseudo_label",
+    "self_train",
+    "train",
+    "verify",
 ]  # fmt: skip
 
 
 def check(
-    data: Path | Sources,
+    data: Path | DataSources,
     *,
     classes: Path | None = None,
     seed: int = 0,
@@ -69,15 +83,15 @@ def check(
         seed: Of the run to come; it draws the splits where the data set states none.
         progress: Told of every image.
     """
-    sources = Sources(data, classes) if isinstance(data, Path) else data
+    sources = DataSources(data, classes) if isinstance(data, Path) else data
     manifest = splits.assign(sources.read(), seed=seed)
-    return check_manifest(manifest, on_progress=told_of(progress, "checking"))
+    return check_manifest(manifest, on_progress=progress_for(progress, "checking"))
 
 
 def plan(
-    data: Path | Sources,
+    data: Path | DataSources,
     memory: int,
-    settings: Experiment | None = None,
+    settings: Settings | None = None,
     *,
     ram: int | None = None,
     classes: Path | None = None,
@@ -99,10 +113,10 @@ def plan(
         UsageError: If nothing fits; it names the least budget that does.
         DataError: If a file cannot be used.
     """
-    settings = settings or Experiment()
+    settings = settings or Settings()
     settings = settings.model_copy(update={"model": with_start(settings.model)})
-    sources = Sources(data, classes) if isinstance(data, Path) else data
-    manifest = gather(sources, settings)
+    sources = DataSources(data, classes) if isinstance(data, Path) else data
+    manifest = build_manifest(sources, settings)
     return plan_for(manifest, settings, memory, ram=ram, unlabeled=unlabeled, device=device)
 
 
@@ -131,13 +145,17 @@ def evaluate(
         UsageError: If there is nothing to judge by, or training images are in it.
     """
     folder = find_model(model)
-    rows = images_to_judge(folder, data, split, classes=classes)
+    rows = images_to_evaluate(folder, data, split, classes=classes)
     predictor, card = load_predictor(folder)
     judged_as = card.classes
     if card.classes.lesions != rows.classes.lesions:
         judged_as = replace(card.classes, lesions=("any lesion",))
-    items = judged(predictor, card.classes, rows, judged_as, told_of(progress, "judging"))
-    return judge(items, judged_as, severity=severity_pct, home=card.sources)
+    items = eval_items(
+        predictor, card.classes, rows, judged_as, progress_for(progress, "judging")
+    )
+    return report.evaluate(
+        items, judged_as, severity=severity_pct, source_domain=card.sources
+    )
 
 
 def predict(
@@ -147,7 +165,7 @@ def predict(
     *,
     min_lesion_px: int = 20,
     progress: Progress | None = None,
-) -> Written:
+) -> PredictionTable:
     """Measure every image of a folder: masks, overlays, and the tables of severity.
 
     Args:
@@ -174,7 +192,7 @@ def predict(
         out,
         name=_naming(images),
         min_lesion_px=min_lesion_px,
-        told=told_of(progress, "measuring"),
+        told=progress_for(progress, "measuring"),
     )
 
 
@@ -185,7 +203,7 @@ def pseudo_label(
     *,
     threshold: float = 0.9,
     progress: Progress | None = None,
-) -> Written:
+) -> PredictionTable:
     """Label images with what a model is sure of, for the next run to learn from.
 
     Args:
@@ -219,20 +237,20 @@ def pseudo_label(
         out,
         name=_naming(images),
         threshold=threshold,
-        told=told_of(progress, "labeling"),
+        told=progress_for(progress, "labeling"),
     )
 
 
 def self_train(
-    data: Path | Sources,
+    data: Path | DataSources,
     out: Path,
-    settings: Experiment | None = None,
+    settings: Settings | None = None,
     *,
     rounds: int = 1,
-    watchers: Sequence["Watcher"] = (),
-    say: Callable[[str], None] = lambda _: None,
+    callbacks: Sequence["Callback"] = (),
+    log: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
-) -> tuple[Trained, ...]:
+) -> tuple[TrainResult, ...]:
     """Train, label the images without masks, and train anew on both; in rounds.
 
     Every run starts from the beginning: errors of an earlier one live on in its labels
@@ -243,11 +261,11 @@ def self_train(
         out: New folder, or one to go on with; ``run_0`` is the run without pseudo-labels,
             ``labels_1`` what it labeled, ``run_1`` the run that learned from that, and
             so on.
-        settings: Of every run; ``unlabeled.threshold`` is the least probability that
+        settings: Of every run; ``semi.threshold`` is the least probability that
             becomes a label.
         rounds: Times that images are labeled, at least 1.
-        watchers: Hear of every run.
-        say: Hears what a person should know.
+        callbacks: Hear of every run.
+        log: Hears what a person should know.
         progress: Told how far each part is.
 
     Returns:
@@ -258,14 +276,14 @@ def self_train(
         model and a strongly disturbed student are enough; whole images are not
         ranked here, pixels are.
     """
-    sources = Sources(data) if isinstance(data, Path) else data
-    settings = settings or Experiment()
-    threshold = settings.unlabeled.threshold
+    sources = DataSources(data) if isinstance(data, Path) else data
+    settings = settings or Settings()
+    threshold = settings.semi.threshold
     _refuse_threshold(threshold)
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
     if not all(name.startswith(("run_", "labels_")) for name in names):
         prepare_output(out)
-    runs: list[Trained] = []
+    runs: list[TrainResult] = []
     learned_from = sources
     for i in range(rounds + 1):
         if runs:
@@ -276,15 +294,15 @@ def self_train(
                     last, runs[0].folder, labels, threshold=threshold, progress=progress
                 )
             n = len(Manifest.read(labels / MANIFEST_FILE))
-            say(f"round {i}: {n} images labeled by {last.name}")
+            log(f"round {i}: {n} images labeled by {last.name}")
             learned_from = replace(sources, pseudo_labels=(*sources.pseudo_labels, labels))
         runs.append(
             train(
                 learned_from,
                 out / f"run_{i}",
                 settings,
-                watchers=watchers,
-                say=say,
+                callbacks=callbacks,
+                log=log,
                 progress=progress,
             )
         )
@@ -319,9 +337,9 @@ class DemoResult:
 
     before: Report
     after: Report
-    measured: Written
-    refined: Written
-    trained: Trained
+    measured: PredictionTable
+    refined: PredictionTable
+    trained: TrainResult
     folder: Path
 
 
@@ -330,9 +348,9 @@ def demo(
     *,
     steps: int = 200,
     leaves: int = 200,
-    watchers: Sequence["Watcher"] = (),
-    say: Callable[[str], None] = lambda _: None,
-    on_measured: Callable[[Written, Report], None] = lambda *_: None,
+    callbacks: Sequence["Callback"] = (),
+    log: Callable[[str], None] = lambda _: None,
+    on_measured: Callable[[PredictionTable, Report], None] = lambda *_: None,
     progress: Progress | None = None,
 ) -> DemoResult:
     """Measure drawn leaves with the starter model, refine it on a few masks, measure again.
@@ -341,8 +359,8 @@ def demo(
         out: New folder for leaves, run, reports and predictions.
         steps: Of the training.
         leaves: Leaves drawn; 15 % of them are test leaves.
-        watchers: Hear of the training.
-        say: Hears what is being done.
+        callbacks: Hear of the training.
+        log: Hears what is being done.
         on_measured: Hears what the starter measured, before training begins.
         progress: Told how far each part is.
     """
@@ -350,7 +368,7 @@ def demo(
     from plantseg_next.workflows.demo import refine
 
     prepare_output(out)
-    say(f"drawing {leaves} leaves with exact masks")
+    log(f"drawing {leaves} leaves with exact masks")
     write_drawn_folder(out / "leaves", leaves, seed=0, size_hw=(256, 256))
     manifest = splits.assign(read_folder(out / "leaves"), seed=0)
     test = manifest.split("test")
@@ -359,13 +377,13 @@ def demo(
     )
     on_measured(measured, before)
     fraction = min(1.0, DEMO_MASKS / len(manifest.split("train").labeled))
-    say(f"refining it on about {DEMO_MASKS} masks, for {steps} steps")
+    log(f"refining it on about {DEMO_MASKS} masks, for {steps} steps")
     trained = train(
         out / "leaves",
         out / "run",
         refine(steps, fraction),
-        watchers=watchers,
-        say=say,
+        callbacks=callbacks,
+        log=log,
         progress=progress,
     )
     after, refined = _judge_and_measure(
@@ -376,28 +394,28 @@ def demo(
 
 def _judge_and_measure(
     model: Path, rows: Manifest, out: Path, *, progress: Progress | None
-) -> tuple[Report, Written]:
+) -> tuple[Report, PredictionTable]:
     """Judge a model on any lesion, and write its table, masks, overlays and report."""
     predictor, card = load_predictor(model)
     judged_as = replace(card.classes, lesions=("any lesion",))
-    items = judged(
+    items = eval_items(
         predictor,
         card.classes,
         rows,
         judged_as,
-        told_of(progress, "judging"),
+        progress_for(progress, "judging"),
     )
-    report = judge(items, judged_as, severity=severity_pct)
+    found = report.evaluate(items, judged_as, severity=severity_pct)
     written = write_measures(
         predictor,
         card,
         rows,
         out,
         name=lambda row: row.image.name,
-        told=told_of(progress, "measuring"),
+        told=progress_for(progress, "measuring"),
     )
-    report.write(out / "report")
-    return report, written
+    found.write(out / "report")
+    return found, written
 
 
 def _naming(images: Path) -> Callable[[Row], str]:
@@ -439,7 +457,7 @@ def find_model(path: Path) -> Path:
     )
 
 
-def load_predictor(model: Path) -> tuple[Predictor, Card]:
+def load_predictor(model: Path) -> tuple[Predictor, ModelCard]:
     """Return a predictor on the best device there is, and the model's card."""
     from plantseg_next.inference.predictor import make_predictor
 

@@ -23,7 +23,7 @@ from pydantic import (
 from plantseg_next.errors import UsageError
 from plantseg_next.files import write_atomically
 
-Recomputed = Literal["stage_1", "stage_2", "stage_3", "stage_4", "decoder", "fine"]
+Checkpointable = Literal["stage_1", "stage_2", "stage_3", "stage_4", "decoder", "fine"]
 """Parts of the network whose values need not be kept for the backward pass."""
 Weight = float | tuple[float, float, int]
 """Of a data set: a number, or a first one, a last one, and over how many draws it goes
@@ -37,7 +37,7 @@ class _Part(BaseModel):
 class DataSettings(_Part):
     """Which images, and how they are cut."""
 
-    labeled_share: float = Field(1.0, gt=0, le=1)
+    labeled_fraction: float = Field(1.0, gt=0, le=1)
     """Part of the training masks used; the rest are treated as unlabeled."""
     tile_px: int = Field(192, ge=64, multiple_of=32)
     """Side of a tile, in training and in prediction."""
@@ -122,7 +122,7 @@ class ModelSettings(_Part):
 class LossSettings(_Part):
     """Weights of the parts; 0 leaves a part out."""
 
-    hardest_pixels: float = Field(1.0, ge=0)
+    ohem_ce: float = Field(1.0, ge=0)
     focal_tversky: float = Field(1.0, ge=0)
     leaf: float = Field(0.5, ge=0)
     """Cross-entropy and Dice of the leaf head."""
@@ -133,13 +133,13 @@ class LossSettings(_Part):
 
     @model_validator(mode="after")
     def _teaches(self) -> "LossSettings":
-        parts = ("hardest_pixels", "focal_tversky", "leaf", "disease")
+        parts = ("ohem_ce", "focal_tversky", "leaf", "disease")
         if not any(getattr(self, name) > 0 for name in parts):
             raise ValueError(f"one of {', '.join(parts)} above 0")
         return self
 
 
-class UnlabeledSettings(_Part):
+class SemiSettings(_Part):
     """What is learned from images without masks; nothing where there are none."""
 
     method: Literal["supervised", "mean_teacher", "weak_to_strong"] = "weak_to_strong"
@@ -150,41 +150,41 @@ class UnlabeledSettings(_Part):
     """Tiles without labels a tile with."""
     strong_views: int = Field(1, ge=1, le=2)
     """Harder views of a tile; two see complementary halves of the features."""
-    light: float = Field(2.0, ge=0)
+    strong_aug: float = Field(2.0, ge=0)
     """How hard the light of these views is, in multiples of that of labeled tiles."""
-    weight: float = Field(1.0, ge=0)
+    consistency_weight: float = Field(1.0, ge=0)
     """Of what the teacher says, beside true labels, when the ramp is over; 0 asks it
     nothing and keeps it, as the running mean of a supervised run."""
-    starts: float = Field(0.1, ge=0, le=1)
+    warmup_fraction: float = Field(0.1, ge=0, le=1)
     """Part of the run before the teacher is asked; in any case not before it finds a
     lesion on labeled tiles."""
-    ramp: float = Field(0.2, ge=0, le=1)
+    rampup_fraction: float = Field(0.2, ge=0, le=1)
     """Part of the run over which its weight then rises."""
-    decay: float = Field(0.999, ge=0, lt=1)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
     """Share of the old teacher that a step keeps; less in a short run."""
-    gate: tuple[Literal["probability", "energy", "entropy", "dropout"], ...] = Field(
+    confidence: tuple[Literal["probability", "energy", "entropy", "dropout"], ...] = Field(
         ("probability",), min_length=1
     )
     """By what the teacher is believed; several are combined as the mean of ranks."""
     threshold: float = Field(0.9, gt=0, lt=1)
     """Least probability believed; other gates believe as many pixels as this one."""
-    dynamic: bool = True
+    adaptive_threshold: bool = True
     """Whether classes of which the teacher is seldom sure get a lower threshold."""
     cut_mix: float = Field(0.5, ge=0, le=1)
     """Chance that a tile takes a box from another one."""
 
 
-class NamesSettings(_Part):
+class ImageLabelSettings(_Part):
     """What is learned from the names of images without masks, as class folders have.
 
-    Nothing where there are none, or where ``unlabeled.method`` is supervised.
+    Nothing where there are none, or where ``semi.method`` is supervised.
     """
 
-    share: float = Field(0.0, ge=0, le=1)
+    fraction: float = Field(0.0, ge=0, le=1)
     """Part of the tiles without masks that show an image with a name, where there are
     images with and without. 0: names are not learned from. Off: it cost Dice in six of
     six runs."""
-    seeds: float = Field(0.5, ge=0)
+    cam_seeds: float = Field(0.5, ge=0)
     """Weight, at first, of the pixels by which the name is told; 0 takes the name only."""
 
 
@@ -201,7 +201,7 @@ class TrainingSettings(_Part):
     micro_batch: int | None = Field(None, ge=1)
     """Labeled tiles a forward pass; gradients are accumulated up to ``batch``. null:
     all. Halved during the run when memory runs out."""
-    rate: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, gt=0)
     """Peak learning rate of the decoder."""
     layer_decay: float | None = Field(None, gt=0, le=1)
     """Factor on the rate from each layer of the encoder (stem or stage, as timm groups
@@ -215,7 +215,7 @@ class TrainingSettings(_Part):
     checkpoint_minutes: float = Field(1.0, ge=0)
     """Between two checkpoints, besides those at validations; more where writing them
     would take over a hundredth of the time. 0: after every step."""
-    after_collapse: Literal["go_on", "go_back"] = "go_on"
+    on_collapse: Literal["continue", "rollback"] = "continue"
     """What to do when a validation finds no lesion at all and an earlier one did: go on
     and say so, or go back to the best checkpoint with half the rate."""
     validation_images: int = Field(40, ge=1)
@@ -236,23 +236,23 @@ class MemorySettings(_Part):
     budget_mb: float | None = Field(None, gt=0)
     """Most that the run may take, in 10^6 bytes: of the GPU, or on a CPU all of the
     process. A GPU refuses more; on a CPU it is told. `plan` finds what fits."""
-    recomputed: tuple[Recomputed, ...] = ()
+    activation_checkpointing: tuple[Checkpointable, ...] = ()
     """Parts of the network that are computed again in the backward pass instead of kept:
     slower by their forward pass."""
-    loss_rows: int | None = Field(None, ge=16, multiple_of=16)
+    loss_chunk_rows: int | None = Field(None, ge=16, multiple_of=16)
     """Rows of a tile whose losses are computed at once, where there are many classes.
     null: all."""
-    teacher: Literal["device", "host"] = "device"
-    """Where the teacher's weights wait. host: in main memory, in float32; to look at
-    tiles they visit the GPU, in the precision that it computes in."""
+    ema_offload: bool = False
+    """Whether the EMA teacher's weights are kept in main memory, in float32, and copied to
+    the GPU to predict, in the precision that it computes in."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     """adamw keeps two numbers a weight. adafactor keeps a row and a column of them, where
     the encoder has linear layers: tiny and larger. It learns otherwise."""
-    frozen: bool = False
+    freeze_encoder: bool = False
     """Whether the encoder stays as it starts: for published weights only. Learns less."""
 
 
-class Experiment(_Part):
+class Settings(_Part):
     """Everything that fixes a run besides the data."""
 
     seed: int = Field(0, ge=0, lt=2**32)
@@ -263,8 +263,8 @@ class Experiment(_Part):
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
-    unlabeled: UnlabeledSettings = UnlabeledSettings()
-    names: NamesSettings = NamesSettings()
+    semi: SemiSettings = SemiSettings()
+    image_labels: ImageLabelSettings = ImageLabelSettings()
     training: TrainingSettings = TrainingSettings()
     memory: MemorySettings = MemorySettings()
 
@@ -277,7 +277,7 @@ class Experiment(_Part):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     @classmethod
-    def read(cls, path: Path) -> "Experiment":
+    def read(cls, path: Path) -> "Settings":
         """Read a tree; what it leaves out has its default.
 
         Raises:
@@ -294,7 +294,7 @@ class Experiment(_Part):
         return cls.from_tree({} if tree is None else tree, origin=str(path))
 
     @classmethod
-    def from_tree(cls, tree: Any, *, origin: str) -> "Experiment":  # noqa: ANN401
+    def from_tree(cls, tree: Any, *, origin: str) -> "Settings":  # noqa: ANN401
         """Return the typed tree of plain values.
 
         Args:
@@ -309,7 +309,7 @@ class Experiment(_Part):
         except ValidationError as error:
             raise _explain(error, origin) from error
 
-    def with_settings(self, pairs: list[str]) -> "Experiment":
+    def with_settings(self, pairs: list[str]) -> "Settings":
         """Return the tree with ``part.name=value`` applied.
 
         Values are read as YAML, so ``null``, ``3e-4`` and ``[0.5, 2]`` mean what they
@@ -319,7 +319,7 @@ class Experiment(_Part):
             UsageError: If a pair has no ``=``, an unknown key or a wrong value.
 
         Example:
-            >>> Experiment().with_settings(["training.rate=3e-4"]).training.rate
+            >>> Settings().with_settings(["training.lr=3e-4"]).training.lr
             0.0003
         """
         tree = self.model_dump()
@@ -329,7 +329,7 @@ class Experiment(_Part):
                 raise UsageError(
                     f"--set got {pair!r}.",
                     needed="key=value",
-                    fix="for example --set training.rate=3e-4",
+                    fix="for example --set training.lr=3e-4",
                 )
             try:
                 value = yaml.safe_load(_yaml_number(text))
@@ -340,17 +340,17 @@ class Experiment(_Part):
                     fix="quote the pair, and close every bracket",
                 ) from error
             _place(tree, name.strip(), value)
-        return Experiment.from_tree(tree, origin="--set")
+        return Settings.from_tree(tree, origin="--set")
 
 
-def flat_settings(settings: Experiment) -> dict[str, Any]:
+def flat_settings(settings: Settings) -> dict[str, Any]:
     """Return the values of all settings by dotted name."""
     return _flatten(settings)
 
 
 def setting_names() -> list[str]:
     """Return the dotted names of all settings."""
-    return list(flat_settings(Experiment()))
+    return list(flat_settings(Settings()))
 
 
 def _flatten(part: BaseModel, prefix: str = "") -> dict[str, Any]:
@@ -381,7 +381,62 @@ def _place(tree: dict[str, Any], name: str, value: object) -> None:
     tree[last] = value
 
 
+RENAMED = {
+    "data.labelled_share": "data.labeled_fraction",
+    "loss.hardest_pixels": "loss.ohem_ce",
+    "unlabelled.light": "semi.strong_aug",
+    "unlabelled.weight": "semi.consistency_weight",
+    "unlabelled.starts": "semi.warmup_fraction",
+    "unlabelled.ramp": "semi.rampup_fraction",
+    "unlabelled.decay": "semi.ema_decay",
+    "unlabelled.gate": "semi.confidence",
+    "unlabelled.dynamic": "semi.adaptive_threshold",
+    "unlabelled.method": "semi.method",
+    "unlabelled.ratio": "semi.ratio",
+    "unlabelled.strong_views": "semi.strong_views",
+    "unlabelled.threshold": "semi.threshold",
+    "unlabelled.cut_mix": "semi.cut_mix",
+    "unlabelled": "semi",
+    "names.share": "image_labels.fraction",
+    "names.seeds": "image_labels.cam_seeds",
+    "names": "image_labels",
+    "training.rate": "training.lr",
+    "training.after_collapse": "training.on_collapse",
+    "training.validation_pictures": "training.validation_images",
+    "memory.recomputed": "memory.activation_checkpointing",
+    "memory.loss_rows": "memory.loss_chunk_rows",
+    "memory.teacher": "memory.ema_offload",
+    "memory.optimiser": "memory.optimizer",
+    "memory.frozen": "memory.freeze_encoder",
+}
+"""What settings were called before 2026-11-27."""
+REMOVED = frozenset(
+    {
+        "data.max_tiles", "data.background_share", "data.unreadable_share",
+        "model.drop_path", "loss.hardest_share", "loss.dice", "loss.boundary",
+        "unlabelled.floor", "unlabelled.passes", "unlabelled.divide_by",
+        "unlabelled.dice", "unlabelled.copy_paste", "names.backgrounds",
+        "names.seeds_by", "names.smoothing", "names.fades", "names.high", "names.low",
+        "names.denies", "names.least_precision", "training.warmup_share",
+        "training.clip", "memory.channels_last", "memory.clears_cache",
+    }
+)  # fmt: skip
+"""Settings that there are no longer; each has its earlier default for good."""
+
+
 def _unknown(name: str, origin: str) -> UsageError:
+    if name in RENAMED:
+        return UsageError(
+            f"{origin}: `{name}` is an old name.",
+            needed=f"`{RENAMED[name]}`, which it is called now",
+            fix=f"write {RENAMED[name]}; `plantseg-next train --settings` lists all",
+        )
+    if name in REMOVED:
+        return UsageError(
+            f"{origin}: there is no setting `{name}` any longer.",
+            needed="settings that there are; this one has its earlier default for good",
+            fix="leave it out; `plantseg-next train --settings` lists all",
+        )
     names = setting_names()
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
     by_ending = [n for n in names if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]

@@ -80,7 +80,7 @@ class Sample:
     disease: int = IGNORE
 
 
-class Lost(NamedTuple):
+class SkippedImage(NamedTuple):
     """An image that could not be read, and was replaced by another.
 
     Args:
@@ -102,9 +102,9 @@ class Batch:
         leaf: uint8 ``(b, h, w)``, 0, 1 or ``IGNORE``.
         disease: uint8 ``(b,)``, index or ``IGNORE``.
         keys: Manifest rows the tiles came from.
-        points: uint8 ``(b, h, w)``, what points and scribbles say, class ids or
+        sparse_target: uint8 ``(b, h, w)``, what points and scribbles say, class ids or
             ``IGNORE``; such tiles have no other ``lesion``. ``None`` in a run without.
-        lost: Rows that could not be read when these were drawn.
+        skipped: Rows that could not be read when these were drawn.
     """
 
     image: "Tensor"
@@ -112,20 +112,20 @@ class Batch:
     leaf: "Tensor"
     disease: "Tensor"
     keys: tuple[str, ...]
-    points: "Tensor | None" = None
-    lost: tuple[Lost, ...] = ()
+    sparse_target: "Tensor | None" = None
+    skipped: tuple[SkippedImage, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
-    def said(self) -> "Tensor":
+    def target(self) -> "Tensor":
         """What masks and points say, class ids or ``IGNORE``."""
-        if self.points is None:
+        if self.sparse_target is None:
             return self.lesion
-        return self.lesion.where(self.lesion != IGNORE, self.points)
+        return self.lesion.where(self.lesion != IGNORE, self.sparse_target)
 
-    def part(self, which: slice) -> "Batch":
+    def select(self, which: slice) -> "Batch":
         """Return some of the tiles."""
         return Batch(
             self.image[which],
@@ -133,39 +133,39 @@ class Batch:
             self.leaf[which],
             self.disease[which],
             self.keys[which],
-            None if self.points is None else self.points[which],
+            None if self.sparse_target is None else self.sparse_target[which],
         )
 
 
 @dataclass(frozen=True)
-class Views:
+class UnlabeledBatch:
     """Tiles without masks, each from one place under several lights.
 
     Args:
         weak: Bytes ``(b, 3, h, w)``, as the camera saw it: the teacher looks at this.
         strong: ``(v, b, 3, h, w)``, changed light and camera: the student looks at these.
-        inside: bool ``(b, h, w)``, whether a pixel lies in the image at all.
+        valid: bool ``(b, h, w)``, whether a pixel lies in the image at all.
         disease: uint8 ``(b,)``, ``IGNORE`` of an image without a name.
         keys: Manifest rows the tiles came from.
-        lost: Rows that could not be read when these were drawn.
+        skipped: Rows that could not be read when these were drawn.
     """
 
     weak: "Tensor"
     strong: "Tensor"
-    inside: "Tensor"
+    valid: "Tensor"
     disease: "Tensor"
     keys: tuple[str, ...]
-    lost: tuple[Lost, ...] = ()
+    skipped: tuple[SkippedImage, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def part(self, which: slice) -> "Views":
+    def select(self, which: slice) -> "UnlabeledBatch":
         """Return some of the tiles."""
-        return Views(
+        return UnlabeledBatch(
             self.weak[which],
             self.strong[:, which],
-            self.inside[which],
+            self.valid[which],
             self.disease[which],
             self.keys[which],
         )

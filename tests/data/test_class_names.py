@@ -65,7 +65,7 @@ def test_one_name_for_what_differs_in_spelling():
 def test_what_may_be_misspelt(one, other, are_alike):
     manifest = manifest_of(a=(one,), b=[other])
     assert list(alike(manifest)) == ([(one, other)] if are_alike else [])
-    codes = [f.code for f in check(manifest).findings]
+    codes = [f.code for f in check(manifest).issues]
     assert ("names-alike" in codes) == are_alike
 
 
@@ -133,6 +133,6 @@ def test_images_that_two_rows_call_differently_are_listed(tmp_path):
         image.rename(tmp_path / source / folder / image.name)
         shutil.rmtree(tmp_path / "d")
     report = check(read_folders([tmp_path / "a", tmp_path / "b"]))
-    (found,) = [f for f in report.findings if f.code == "labels-disagree"]
+    (found,) = [f for f in report.issues if f.code == "labels-disagree"]
     assert "same scene under other labels: 1." in found.text
     assert "is rust, " in found.text

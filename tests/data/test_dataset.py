@@ -11,18 +11,18 @@ import yaml
 from PIL import Image
 
 from plantseg_next.data import dataloader, splits
-from plantseg_next.data.augment import strong_light
+from plantseg_next.data.augment import strong_photometry
 from plantseg_next.data.dataloader import loader
 from plantseg_next.data.dataset import (
-    Drawn,
     MixedDataset,
     SampleCache,
     TileDataset,
+    TrainBatch,
     ViewDataset,
     collate,
     collate_views,
     count_pixels,
-    split,
+    to_micro_batches,
 )
 from plantseg_next.data.formats import read_folder
 from plantseg_next.errors import DataError
@@ -50,7 +50,7 @@ def mixed(folder, *, ratio=2, n_strong=2):
     tiles = dataset(folder)
     return MixedDataset(
         tiles,
-        ViewDataset(dataset(folder), n_strong=n_strong, strong=strong_light(2.0)),
+        ViewDataset(dataset(folder), n_strong=n_strong, strong=strong_photometry(2.0)),
         ratio,
     )
 
@@ -58,23 +58,25 @@ def mixed(folder, *, ratio=2, n_strong=2):
 def same_drawn(a, b):
     views = (a.unlabeled, b.unlabeled)
     return same(a.labeled, b.labeled) and all(
-        torch.equal(*(getattr(v, n) for v in views)) for n in ("weak", "strong", "inside")
+        torch.equal(*(getattr(v, n) for v in views)) for n in ("weak", "strong", "valid")
     )
 
 
 def test_unlabeled_views_come_in_their_ratio(drawn_folder):
-    ((batch, views),) = loader(mixed(drawn_folder), tiles=4, start=0, stop=1, workers=0)
+    ((batch, views),) = loader(
+        mixed(drawn_folder), batch_size=4, start=0, stop=1, workers=0
+    )
     assert len(batch) == 4
     assert len(views) == 8
     assert views.strong.shape == (2, 8, 3, 64, 64)
-    assert views.inside.dtype == torch.bool
+    assert views.valid.dtype == torch.bool
 
 
 def test_views_show_one_place_under_other_lights(drawn_folder):
     """A strong view has its edges where the weak one has them."""
     tiles = dataset(drawn_folder)
     for draw in range(6):
-        views = ViewDataset(tiles, n_strong=1, strong=strong_light(2.0))[draw]
+        views = ViewDataset(tiles, n_strong=1, strong=strong_photometry(2.0))[draw]
         weak, strong = (
             v.float().mean(0).flatten() for v in (views.weak[0], views.strong[0, 0])
         )
@@ -86,7 +88,7 @@ def test_what_lies_outside_the_image_is_known(drawn_folder):
     """Where a labeled tile of the same draw is ignored, a view is outside."""
     tiles = dataset(drawn_folder)
     for draw in range(6):
-        inside = ViewDataset(tiles, n_strong=1, strong=strong_light(2.0))[draw].inside
+        inside = ViewDataset(tiles, n_strong=1, strong=strong_photometry(2.0))[draw].valid
         assert torch.equal(inside, tiles[draw].leaf != IGNORE)
 
 
@@ -100,22 +102,22 @@ def test_a_draw_depends_on_its_number_alone(drawn_folder):
 
 def test_batches_go_on_where_they_stopped(drawn_folder):
     data = mixed(drawn_folder)
-    whole = list(loader(data, tiles=4, start=0, stop=4, workers=0))
-    rest = list(loader(data, tiles=4, start=2, stop=4, workers=0))
+    whole = list(loader(data, batch_size=4, start=0, stop=4, workers=0))
+    rest = list(loader(data, batch_size=4, start=2, stop=4, workers=0))
     assert all(same_drawn(a, b) for a, b in zip(whole[2:], rest, strict=True))
 
 
 @pytest.mark.integration
 def test_workers_change_nothing(drawn_folder):
     data = mixed(drawn_folder)
-    alone = list(loader(data, tiles=4, start=0, stop=2, workers=0))
-    helped = list(loader(data, tiles=4, start=0, stop=2, workers=1))
+    alone = list(loader(data, batch_size=4, start=0, stop=2, workers=0))
+    helped = list(loader(data, batch_size=4, start=0, stop=2, workers=1))
     assert all(same_drawn(a, b) for a, b in zip(alone, helped, strict=True))
 
 
 def test_a_batch_holds_what_the_network_wants(drawn_folder):
     data = MixedDataset(dataset(drawn_folder))
-    ((batch, views),) = loader(data, tiles=6, start=0, stop=1, workers=0)
+    ((batch, views),) = loader(data, batch_size=6, start=0, stop=1, workers=0)
     assert views is None
     assert len(batch) == 6
     assert batch.image.shape == (6, 3, 64, 64)
@@ -198,14 +200,16 @@ def test_points_stand_apart_from_masks(drawn_folder):
     rows = [replace(row, sparse=i % 2 == 0) for i, row in enumerate(manifest.rows)]
     sparse = {row.key for row in rows if row.sparse}
     marked = TileDataset(manifest.only(rows), SETTINGS, seed=0, pixels=(9, 1, 1, 1, 1, 1))
-    assert dataset(drawn_folder)[0].points is None
+    assert dataset(drawn_folder)[0].sparse_target is None
     seen = set()
     for draw in range(40):
         tiles = marked[draw]
         is_sparse = tiles.keys[0] in sparse
         seen.add(is_sparse)
         said, silent = (
-            (tiles.points, tiles.lesion) if is_sparse else (tiles.lesion, tiles.points)
+            (tiles.sparse_target, tiles.lesion)
+            if is_sparse
+            else (tiles.lesion, tiles.sparse_target)
         )
         assert (silent == IGNORE).all()
         assert (said != IGNORE).any()
@@ -220,7 +224,7 @@ def test_a_image_that_breaks_later_is_named(drawn_folder, tmp_path, workers):
     for path in (tmp_path / "leaves" / "images").iterdir():
         path.write_bytes(b"gone")
     with pytest.raises(DataError, match=r"\.jpg"):
-        next(loader(data, tiles=2, start=0, stop=1, workers=workers))
+        next(loader(data, batch_size=2, start=0, stop=1, workers=workers))
 
 
 @pytest.mark.integration
@@ -231,8 +235,8 @@ def test_a_broken_image_gives_its_place_to_another(drawn_folder, tmp_path):
     broken.image.write_bytes(b"gone")
     lost = 0
     for expected, found in zip(
-        loader(whole, tiles=4, start=0, stop=12, workers=0),
-        loader(data, tiles=4, start=0, stop=12, workers=0),
+        loader(whole, batch_size=4, start=0, stop=12, workers=0),
+        loader(data, batch_size=4, start=0, stop=12, workers=0),
         strict=True,
     ):
         assert len(found.labeled) == 4
@@ -240,19 +244,19 @@ def test_a_broken_image_gives_its_place_to_another(drawn_folder, tmp_path):
         assert broken.key not in found.labeled.keys + found.unlabeled.keys
         met = expected.labeled.keys + expected.unlabeled.keys
         # Two tiles a visit: a visit that met it tells of it once.
-        assert len(found.lost) == met.count(broken.key) / 2
-        assert all(broken.image.name in reason for _, reason in found.lost)
-        lost += len(found.lost)
-        if not found.lost:
+        assert len(found.skipped) == met.count(broken.key)
+        assert all(broken.image.name in reason for _, reason in found.skipped)
+        lost += len(found.skipped)
+        if not found.skipped:
             assert same_drawn(expected, found)
     assert lost
 
 
 def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(drawn_folder):
     data = MixedDataset(dataset(drawn_folder))
-    expected = list(loader(data, tiles=2, start=0, stop=24, workers=0))
+    expected = list(loader(data, batch_size=2, start=0, stop=24, workers=0))
     told, found = [], []
-    for batch in loader(data, tiles=2, start=0, stop=24, workers=1, tell=told.append):
+    for batch in loader(data, batch_size=2, start=0, stop=24, workers=1, log=told.append):
         found.append(batch)
         if len(found) in (2, 8):
             _, worker = psutil.Process().children(recursive=True)[-2:]
@@ -280,7 +284,7 @@ class SlowInWorkers(MixedDataset):
 def test_a_slow_worker_is_waited_for(drawn_folder, monkeypatch):
     monkeypatch.setattr(dataloader, "LOOK_S", 1)
     data, told = SlowInWorkers(dataset(drawn_folder)), []
-    assert list(loader(data, tiles=2, start=0, stop=1, workers=1, tell=told.append))
+    assert list(loader(data, batch_size=2, start=0, stop=1, workers=1, log=told.append))
     assert told == []
 
 
@@ -290,18 +294,18 @@ def test_a_hung_worker_is_given_up(drawn_folder, monkeypatch):
     monkeypatch.setattr(dataloader, "HUNG_S", 1)
     data, told = SlowInWorkers(dataset(drawn_folder)), []
     data.seconds = 100
-    assert list(loader(data, tiles=2, start=0, stop=1, workers=1, tell=told.append))
+    assert list(loader(data, batch_size=2, start=0, stop=1, workers=1, log=told.append))
     assert told[0].startswith("A process that reads images gave no answer")
     assert told[1].endswith("Going on with no workers; no batch is lost.")
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_a_step_in_parts_is_the_step(drawn_folder, size):
-    (drawn,) = loader(mixed(drawn_folder), tiles=4, start=0, stop=1, workers=0)
-    parts = split(drawn, size)
+    (drawn,) = loader(mixed(drawn_folder), batch_size=4, start=0, stop=1, workers=0)
+    parts = to_micro_batches(drawn, size)
     assert max(len(part.labeled) for part in parts) == size
     assert all(len(part.unlabeled) == 2 * len(part.labeled) for part in parts)
-    again = Drawn(
+    again = TrainBatch(
         collate([part.labeled for part in parts]),
         collate_views([part.unlabeled for part in parts]),
     )

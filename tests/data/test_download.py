@@ -6,8 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from plantseg_next.data import download
-from plantseg_next.data.download import ARCHIVES, Archive, archive_named, fetch
+from plantseg_next.data import download as module
+from plantseg_next.data.download import ARCHIVES, Archive, archive_named, download
 from plantseg_next.errors import DataError, OutputError, UsageError
 
 
@@ -76,7 +76,7 @@ def archive(server):
 
 def test_an_archive_is_fetched_checked_and_unpacked(archive, tmp_path):
     told = []
-    folder = fetch(archive, tmp_path / "set", told=lambda *n: told.append(n))
+    folder = download(archive, tmp_path / "set", on_progress=lambda *n: told.append(n))
     assert (folder / "set/Metadata.csv").read_text() == "Name,Index"
     assert told[-1] == (len(CONTENT), len(CONTENT))
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
@@ -84,7 +84,7 @@ def test_an_archive_is_fetched_checked_and_unpacked(archive, tmp_path):
 
 def test_a_line_that_breaks_is_taken_up_where_it_was(archive, server, tmp_path):
     server.breaks_after = 4000
-    fetch(archive, tmp_path / "set")
+    download(archive, tmp_path / "set")
     starts = [int(asked[6:-1]) for asked in server.asked]
     assert starts == list(range(0, len(CONTENT), 4000))
 
@@ -95,25 +95,25 @@ def test_what_came_is_kept_for_the_next_time(archive, server, tmp_path):
     part.write_bytes(CONTENT[:7000])
     server.refuses = 503
     with pytest.raises(DataError, match="could not be loaded: 503") as caught:
-        fetch(archive, tmp_path / "set")
+        download(archive, tmp_path / "set")
     assert "run the same command again: it goes on where it was" in str(caught.value)
     assert part.read_bytes() == CONTENT[:7000]
     server.refuses = 0
-    fetch(archive, tmp_path / "set")
+    download(archive, tmp_path / "set")
     assert server.asked[1] == "bytes=7000-"
 
 
 def test_a_server_without_ranges_sends_it_anew(archive, server, tmp_path):
     server.knows_ranges = False
     (tmp_path / "set.zip.part").write_bytes(b"x" * 100)
-    fetch(archive, tmp_path / "set")
+    download(archive, tmp_path / "set")
     assert len(server.asked) == 1
 
 
 def test_another_file_is_refused_and_removed(archive, tmp_path):
     (tmp_path / "set.zip.part").write_bytes(b"x" * len(CONTENT))
     with pytest.raises(DataError, match="has the sha256 ") as caught:
-        fetch(archive, tmp_path / "set")
+        download(archive, tmp_path / "set")
     assert archive.digest in str(caught.value)
     assert not (tmp_path / "set.zip.part").exists()
     assert not any((tmp_path / "set").iterdir())
@@ -122,8 +122,8 @@ def test_another_file_is_refused_and_removed(archive, tmp_path):
 def test_a_server_that_sends_nothing_is_given_up(archive, server, tmp_path):
     server.breaks_after = 0
     with pytest.raises(DataError, match="could not be loaded"):
-        fetch(archive, tmp_path / "set")
-    assert len(server.asked) == download.TRIES
+        download(archive, tmp_path / "set")
+    assert len(server.asked) == module.TRIES
 
 
 def test_a_full_disk_and_a_folder_in_use_are_refused_before(
@@ -131,13 +131,13 @@ def test_a_full_disk_and_a_folder_in_use_are_refused_before(
 ):
     usage = type("Usage", (), {"free": 10})
     with monkeypatch.context() as patch:
-        patch.setattr(download.shutil, "disk_usage", lambda _: usage)
+        patch.setattr(module.shutil, "disk_usage", lambda _: usage)
         with pytest.raises(OutputError, match=r"0.0 GB are free for"):
-            fetch(archive, tmp_path / "set")
+            download(archive, tmp_path / "set")
     (tmp_path / "used").mkdir()
     (tmp_path / "used/file").touch()
     with pytest.raises(OutputError):
-        fetch(archive, tmp_path / "used")
+        download(archive, tmp_path / "used")
     assert server.asked == []
 
 

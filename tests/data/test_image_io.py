@@ -8,11 +8,11 @@ from PIL import Image, ImageOps
 
 from plantseg_next.data.image_io import (
     load_sample,
+    orient_mask,
     read_header,
     read_image,
     read_mask,
     read_size,
-    turn_mask,
 )
 from plantseg_next.data.manifest import Manifest, MaskCoding, Row, common_classes
 from plantseg_next.errors import DataError, UsageError
@@ -240,7 +240,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
     with pytest.raises(DataError, match="has 9 x 6 pixels, but its image"):
         load_sample(row, manifest_of(row))
     with pytest.raises(DataError, match="has 10 x 6"):
-        turn_mask(np.zeros((6, 9), np.uint8), (6, 10), row)
+        orient_mask(np.zeros((6, 9), np.uint8), (6, 10), row)
 
 
 def test_a_label_that_the_manifest_does_not_list_is_refused(tmp_path):
@@ -252,5 +252,5 @@ def test_a_label_that_the_manifest_does_not_list_is_refused(tmp_path):
 
 def test_the_header_tells_format_and_turn(tmp_path):
     header = read_header(save_turned(tmp_path / "leaf.png", 6))
-    assert (header.file_format, header.mode, header.turn) == ("PNG", "RGB", 6)
+    assert (header.file_format, header.mode, header.exif_orientation) == ("PNG", "RGB", 6)
     assert (header.height, header.width) == (10, 6)

@@ -7,7 +7,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from plantseg_next.data.manifest import Manifest, Row
-from plantseg_next.data.splits import SHARES, assign, join_groups, labeled_fraction
+from plantseg_next.data.splits import (
+    FRACTIONS,
+    assign,
+    group_near_duplicates,
+    labeled_fraction,
+)
 from plantseg_next.errors import UsageError
 from plantseg_next.structures import ClassMap
 
@@ -63,7 +68,7 @@ def test_shares_are_met_within_a_group(facts, seed):
     assume(any(has_mask for *_, has_mask in facts))
     rows = [row for row in assign(drawn(facts), seed=seed).rows if is_labeled(row)]
     largest = max(Counter(row.group_key for row in rows).values(), default=0)
-    for name, share in zip(("train", "val", "test"), SHARES, strict=True):
+    for name, share in zip(("train", "val", "test"), FRACTIONS, strict=True):
         n = sum(row.split == name for row in rows)
         assert abs(n - share * len(rows)) <= 4 / 3 * largest
 
@@ -88,7 +93,7 @@ def leaves(n: int, **changes) -> list[Row]:
 def test_labels_are_spread_evenly():
     rows = [replace(r, disease="rust" if int(r.key) % 4 else "phoma") for r in leaves(400)]
     counts = Counter((r.split, r.disease) for r in assign(manifest_of(rows), seed=1).rows)
-    for name, share in zip(("train", "val", "test"), SHARES, strict=True):
+    for name, share in zip(("train", "val", "test"), FRACTIONS, strict=True):
         assert abs(counts[name, "rust"] - 300 * share) <= 1
         assert abs(counts[name, "phoma"] - 100 * share) <= 2
 
@@ -142,16 +147,16 @@ def test_joining_chains_pairs_and_whole_groups():
     rows = [replace(r, group=("x", "x", "y", "", "", "z")[int(r.key)]) for r in leaves(6)]
     other = replace(rows[0], key="t/0", source="t", group="")
     pairs = [("0", "2"), ("3", "1"), ("4", "t/0")]
-    joined = join_groups(manifest_of([*rows, other]), pairs).rows
+    joined = group_near_duplicates(manifest_of([*rows, other]), pairs).rows
     groups = [row.group_key for row in joined]
     assert len(set(groups[:4])) == 1
     assert len(set(groups[3:])) == 4
-    assert join_groups(manifest_of(rows), []) == manifest_of(rows)
+    assert group_near_duplicates(manifest_of(rows), []) == manifest_of(rows)
 
 
 def test_wrong_shares_are_refused():
     with pytest.raises(UsageError, match=r"sum to 1\.2"):
-        assign(manifest_of(leaves(1)), seed=0, shares=(0.8, 0.2, 0.2))
+        assign(manifest_of(leaves(1)), seed=0, fractions=(0.8, 0.2, 0.2))
 
 
 @given(FACTS, st.integers(0, 5))

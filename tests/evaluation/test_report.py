@@ -11,7 +11,7 @@ import pytest
 
 from plantseg_next.errors import DataError, OutputError
 from plantseg_next.evaluation.metrics import ClassScores, confusion_matrix
-from plantseg_next.evaluation.report import Judged, judge
+from plantseg_next.evaluation.report import EvalItem, evaluate
 from plantseg_next.evaluation.severity_agreement import severity_agreement
 from plantseg_next.structures import ClassMap, Prediction, Sample
 
@@ -34,7 +34,7 @@ def make_image(seed, *, group=None, leaf=True, lesions=True, head=True, source="
     on_leaf[:2] = 0
     probability = np.where(on_leaf, 0.9, 0.1).astype(np.float16)
     unknown = np.full(truth.shape, 255, np.uint8)
-    return Judged(
+    return EvalItem(
         Sample(
             key=f"{source}/{seed}",
             image=np.zeros((24, 20, 3), np.uint8),
@@ -54,8 +54,8 @@ def make_image(seed, *, group=None, leaf=True, lesions=True, head=True, source="
     )
 
 
-def report_of(items, home=()):
-    return judge(items, CLASSES, severity=plain_severity, home=home)
+def report_of(items, source_domain=()):
+    return evaluate(items, CLASSES, severity=plain_severity, source_domain=source_domain)
 
 
 def test_scores_are_those_of_all_pixels_at_once():
@@ -127,7 +127,7 @@ def test_ignored_pixels_are_hidden_from_the_predicted_severity():
 def test_a_model_without_a_leaf_has_no_severity_and_says_so():
     items = [make_image(i) for i in range(3)]
     blind = [
-        Judged(
+        EvalItem(
             item.sample,
             Prediction(item.prediction.lesion, item.prediction.lesion_probability, None),
             item.source,
@@ -160,15 +160,15 @@ def test_data_sets_abroad_are_compared_with_those_at_home():
     """The ratio of means, by hand; an interval needs groups of both kinds."""
     items = [make_image(i) for i in range(6)]
     items += [make_image(i, source=f"crop {i % 2}") for i in range(6, 12)]
-    report = report_of(items, home={"field", "elsewhere"})
+    report = report_of(items, source_domain={"field", "elsewhere"})
     dice = {row.name: row.lesion_dice.value for row in report.sources}
     expected = (dice["crop 0"] + dice["crop 1"]) / 2 / dice["field"]
-    assert report.abroad.value == pytest.approx(expected)
-    assert report.abroad.low < expected < report.abroad.high
+    assert report.target_domain.value == pytest.approx(expected)
+    assert report.target_domain.low < expected < report.target_domain.high
     assert "Dice, of that at home" in report.to_text()
     for home in ((), {"field", "crop 0", "crop 1"}):
-        report = report_of(items, home=home)
-        assert math.isnan(report.abroad.value)
+        report = report_of(items, source_domain=home)
+        assert math.isnan(report.target_domain.value)
         assert "at home" not in report.to_text()
 
 
@@ -236,7 +236,7 @@ def test_an_unknown_leaf_value_names_the_image():
 def test_a_prediction_of_another_size_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     small = np.zeros((3, 3), np.uint8)
-    item = Judged(
+    item = EvalItem(
         make_image(1).sample, Prediction(small, small.astype(np.float16), None), "a", "b"
     )
     with pytest.raises(ValueError, match="never resize the truth"):

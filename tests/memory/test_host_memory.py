@@ -3,23 +3,23 @@ from itertools import pairwise
 import pytest
 
 from plantseg_next.errors import UsageError
-from plantseg_next.memory.host_memory import batch_bytes, plan_reading, reading_bytes
-from plantseg_next.settings import Experiment
+from plantseg_next.memory.host_memory import batch_bytes, plan_host_memory, reading_bytes
+from plantseg_next.settings import Settings
 
 MB = 10**6
-ASKED = Experiment().with_settings(
+ASKED = Settings().with_settings(
     ["data.workers=4", "data.tile_px=256", "training.batch=32", "data.cache_mib=1024"]
 )
 
 
 def planned(limit_mb, settings=ASKED):
-    return plan_reading(settings, limit_mb * MB, resting=1000 * MB, with_lessons=True)
+    return plan_host_memory(settings, limit_mb * MB, resting=1000 * MB, with_unlabeled=True)
 
 
 def test_a_batch_has_the_bytes_of_its_images_and_masks():
     # 3 of the image, 1 of the lesions, 1 of the leaf; weak, strong, and where it is.
-    assert batch_bytes(ASKED, with_lessons=True) == 32 * 256**2 * (5 + 7)
-    assert batch_bytes(ASKED, with_lessons=False) == 32 * 256**2 * 5
+    assert batch_bytes(ASKED, with_unlabeled=True) == 32 * 256**2 * (5 + 7)
+    assert batch_bytes(ASKED, with_unlabeled=False) == 32 * 256**2 * 5
 
 
 def test_enough_memory_changes_nothing():

@@ -8,7 +8,7 @@ from plantseg_next.memory.allocation_tracker import KINDS, Footprint
 from plantseg_next.memory.plan import parse_bytes, read_plan
 from plantseg_next.memory.planner import plan_memory
 from plantseg_next.runtime import Device
-from plantseg_next.settings import Experiment
+from plantseg_next.settings import Settings
 from plantseg_next.structures import ClassMap
 
 CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
@@ -17,20 +17,20 @@ CPU = Device("cpu", "here", has_bfloat16=False)
 MB = 10**6
 
 
-def toy_trace(settings, _classes, _device, *, with_lessons, with_names):
+def toy_trace(settings, _classes, _device, *, with_unlabeled, with_image_labels):
     """A step whose bytes and operations are simple sums."""
-    assert not with_names
+    assert not with_image_labels
     size, memory = settings.training.tiles_at_once, settings.memory
     parts = -(-settings.training.batch // size)
     tile = (settings.data.tile_px / 64) ** 2
     peak = dict.fromkeys(KINDS, 0)
     peak["weights"] = peak["gradients"] = 10 * MB
     peak["optimizer"] = 1 * MB if memory.optimizer == "adafactor" else 20 * MB
-    peak["teacher"] = 10 * MB if with_lessons and memory.teacher == "device" else 0
-    kept = 8 - len(memory.recomputed)
+    peak["teacher"] = 10 * MB if with_unlabeled and not memory.ema_offload else 0
+    kept = 8 - len(memory.activation_checkpointing)
     peak["activations"] = round(size * kept * tile * MB)
     peak["images"] = round(settings.training.batch * 0.1 * tile * MB)
-    passes = (3 if parts == 1 else 4) + len(memory.recomputed) / 6
+    passes = (3 if parts == 1 else 4) + len(memory.activation_checkpointing) / 6
     return Footprint(
         peak,
         peak | {"activations": 0},
@@ -46,11 +46,11 @@ def toy(monkeypatch):
     monkeypatch.setattr(planner, "trace", toy_trace)
 
 
-SETTINGS = Experiment().with_settings(["data.tile_px=192", "training.batch=16"])
+SETTINGS = Settings().with_settings(["data.tile_px=192", "training.batch=16"])
 
 
 def planned(limit_mb, settings=SETTINGS, device=GPU, **options):
-    options = {"with_lessons": True} | options
+    options = {"with_unlabeled": True} | options
     return plan_memory(settings, CLASSES, device, round(limit_mb * MB), **options)
 
 
@@ -65,7 +65,7 @@ def test_a_gpu_computes_while_it_is_asked_and_a_cpu_asks_itself():
 def test_what_fits_stays_as_it_is():
     plan = planned(2000)
     assert plan.changes == {"memory.budget_mb": 2000.0}
-    assert plan.given == ()
+    assert plan.concessions == ()
     assert plan.slower == 1
 
 
@@ -75,9 +75,9 @@ def test_a_plan_fits_its_budget_and_keeps_the_batch(limit_mb):
     plan = planned(limit_mb)
     assert plan.needs <= limit_mb * MB
     assert plan.settings.training.batch == SETTINGS.training.batch
-    said = " ".join(plan.given)
+    said = " ".join(plan.concessions)
     assert ("Adafactor" in said) == (plan.settings.memory.optimizer == "adafactor")
-    assert ("main memory" in said) == (plan.settings.memory.teacher == "host")
+    assert ("main memory" in said) == (plan.settings.memory.ema_offload)
     assert ("Tiles of" in said) == (plan.settings.data.tile_px < 192)
     assert f"needs {plan.needs / MB:,.0f} MB of {limit_mb} MB" in plan.to_text()
 
@@ -111,7 +111,7 @@ def test_on_a_cpu_the_process_counts_and_the_cache_gets_the_rest():
     tight = planned(1200, device=CPU, resting=500 * MB)
     assert tight.needs <= 1200 * MB
     assert tight.settings.data.cache_mib < SETTINGS.data.cache_mib
-    assert tight.settings.memory.teacher == "device"  # it is in main memory already
+    assert not tight.settings.memory.ema_offload  # it is in main memory already
     with pytest.raises(UsageError, match=r"at least"):
         planned(600, device=CPU, resting=500 * MB)
 
@@ -154,7 +154,7 @@ def test_a_size_without_a_unit_is_refused(text):
 def test_an_encoder_without_stages_to_recompute_is_planned_and_refused_in_numbers():
     settings = SETTINGS.with_settings(["model.encoder=test_resnet", "model.start=random"])
     plan = planned(150, settings)
-    assert plan.settings.memory.recomputed in {(), ("fine", "decoder")}
+    assert plan.settings.memory.activation_checkpointing in {(), ("fine", "decoder")}
     with pytest.raises(UsageError, match="does not fit") as caught:
         planned(1, settings)
     assert "at least" in caught.value.needed

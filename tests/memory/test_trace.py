@@ -9,15 +9,15 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional as F
 
 import toy_encoder
-from plantseg_next.data.dataset import Drawn
-from plantseg_next.memory.allocation_tracker import REPEATED, Ledger
+from plantseg_next.data.dataset import TrainBatch
+from plantseg_next.memory.allocation_tracker import REPEATED, AllocationTracker
 from plantseg_next.memory.allocator import MIB, CachingAllocator
 from plantseg_next.memory.trace import IN_FLOAT32, footprint, trace
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import Device
-from plantseg_next.settings import Experiment
-from plantseg_next.structures import Batch, ClassMap, Views
-from plantseg_next.training.engine import build_learner
+from plantseg_next.settings import Settings
+from plantseg_next.structures import Batch, ClassMap, UnlabeledBatch
+from plantseg_next.training.engine import build_engine
 
 pytestmark = pytest.mark.integration
 
@@ -25,7 +25,7 @@ CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
 CPU = Device("cpu", "here", has_bfloat16=False)
 GPU = Device("cuda", "elsewhere", has_bfloat16=True)
 ALL_PARTS = ("stage_1", "stage_2", "stage_3", "stage_4", "decoder", "fine")
-SMALL = Experiment().with_settings(
+SMALL = Settings().with_settings(
     [
         "model.encoder=convnextv2_atto",
         "model.start=random",
@@ -47,7 +47,7 @@ def real_tiles(b, size):
     def tiles(*shape):
         return torch.randint(0, 2, (*shape, size, size), dtype=torch.uint8)
 
-    return Drawn(
+    return TrainBatch(
         Batch(
             tiles(b, 3),
             tiles(b),
@@ -55,7 +55,7 @@ def real_tiles(b, size):
             torch.zeros(b, dtype=torch.uint8),
             ("",) * b,
         ),
-        Views(
+        UnlabeledBatch(
             tiles(b, 3), tiles(1, b, 3), tiles(b).bool(), torch.zeros(b).byte(), ("",) * b
         ),
     )
@@ -68,29 +68,29 @@ def allocated_in_a_step(settings, path):
     """
     torch.manual_seed(0)
     network = build_segmenter(settings.model, CLASSES)
-    learner = build_learner(network, settings, CPU, CLASSES, with_lessons=True)
+    engine = build_engine(network, settings, CPU, CLASSES, with_unlabeled=True)
     b = settings.training.batch
     drawn = real_tiles(b, settings.data.tile_px)
 
     def step():
-        learner.find_gradients(
+        engine.backward(
             drawn,
             step=1,
             steps=3,
             micro_batch=settings.training.tiles_at_once,
-            rehearsal=True,
+            profile=True,
         )
-        learner.apply(step=1, steps=3)
+        engine.optimizer_step(step=1, steps=3)
 
     step()
-    learner.forget_gradients()
+    engine.zero_grad()
     gc.collect()
     tensors = [*network.parameters(), *network.buffers()]
-    tensors += [*learner.judged.parameters(), *learner.judged.buffers()]
-    for state in learner.state_dict()["optimizer"]["state"].values():
+    tensors += [*engine.eval_model.parameters(), *engine.eval_model.buffers()]
+    for state in engine.state_dict()["optimizer"]["state"].values():
         tensors += state.values()
     tensors += [drawn.labeled.image, drawn.labeled.lesion, drawn.labeled.leaf]
-    tensors += [drawn.unlabeled.weak, drawn.unlabeled.strong, drawn.unlabeled.inside]
+    tensors += [drawn.unlabeled.weak, drawn.unlabeled.strong, drawn.unlabeled.valid]
     before = sum(tensor.nbytes for tensor in tensors)
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
@@ -109,7 +109,7 @@ def test_a_step_takes_what_it_is_predicted_to_take(tmp_path, precision, micro_ba
         f"training.micro_batch={micro_batch}", f"training.precision={precision}"
     )
     measured = allocated_in_a_step(settings, tmp_path / "profile.json")
-    found = trace(settings, CLASSES, CPU, with_lessons=True)
+    found = trace(settings, CLASSES, CPU, with_unlabeled=True)
     assert found.peak_bytes == pytest.approx(measured, rel=0.02)
 
 
@@ -122,7 +122,7 @@ def test_trace_of_an_efficientnet_is_what_a_step_takes(tmp_path, micro_batch, no
     if norm == "batch":
         settings = settings.with_settings(["model.start=imagenet"])
     measured = allocated_in_a_step(settings, tmp_path / "profile.json")
-    found = trace(settings, CLASSES, CPU, with_lessons=True)
+    found = trace(settings, CLASSES, CPU, with_unlabeled=True)
     assert found.peak_bytes == pytest.approx(measured, rel=0.02)
 
 
@@ -135,10 +135,10 @@ def test_trace_of_an_efficientnet_with_stages_recomputed_is_less():
             "training.batch=2",
             *pairs,
         )
-        return trace(settings, CLASSES, GPU, with_lessons=True)
+        return trace(settings, CLASSES, GPU, with_unlabeled=True)
 
     plain = found()
-    stages = found("memory.recomputed=[stage_1,stage_2,stage_3,stage_4]")
+    stages = found("memory.activation_checkpointing=[stage_1,stage_2,stage_3,stage_4]")
     assert stages.peak_bytes < plain.peak_bytes
     assert stages.peak["activations"] < 0.8 * plain.peak["activations"]
     assert stages.flops > plain.flops
@@ -146,7 +146,7 @@ def test_trace_of_an_efficientnet_with_stages_recomputed_is_less():
 
 def test_the_ledger_agrees_with_an_independent_one():
     peaks = []
-    for tracker in (MemTracker(), Ledger()):
+    for tracker in (MemTracker(), AllocationTracker()):
         with FakeTensorMode(), tracker:
             network = torch.nn.Sequential(
                 torch.nn.Conv2d(3, 16, 3, padding=1),
@@ -157,7 +157,7 @@ def test_the_ledger_agrees_with_an_independent_one():
             if isinstance(tracker, MemTracker):
                 tracker.track_external(network, x)
             network(x).square().mean().backward()
-        if isinstance(tracker, Ledger):
+        if isinstance(tracker, AllocationTracker):
             peaks.append(tracker.found().peak_bytes)
         else:
             found = tracker.get_tracker_snapshot("peak")
@@ -167,7 +167,7 @@ def test_the_ledger_agrees_with_an_independent_one():
 
 def reserved(seed: int, *, steps: int, foreseen: bool) -> int:
     """Return what steps of random tensors reserve, and perhaps further ones."""
-    counted = Ledger()
+    counted = AllocationTracker()
     with FakeTensorMode(), counted:
         left: list[torch.Tensor] = []
         for _ in range(steps):
@@ -196,7 +196,7 @@ def test_what_further_steps_reserve_is_foreseen_from_one():
 
 
 def test_what_multiplies_matrices_on_a_gpu_is_counted_once_a_direction():
-    counted = Ledger(multiplying=2**20)
+    counted = AllocationTracker(multiplying=2**20)
     with FakeTensorMode(), counted:
         layer = torch.nn.Linear(8, 8)
         for _ in range(2):
@@ -206,12 +206,12 @@ def test_what_multiplies_matrices_on_a_gpu_is_counted_once_a_direction():
 
 def test_what_is_remembered_changes_nothing(monkeypatch):
     settings = TOY.with_settings(["training.micro_batch=1", "training.precision=bfloat16"])
-    again = [trace(settings, CLASSES, GPU, with_lessons=True) for _ in range(2)]
+    again = [trace(settings, CLASSES, GPU, with_unlabeled=True) for _ in range(2)]
     monkeypatch.setattr(
         "plantseg_next.memory.allocation_tracker.recall",
         lambda func, args, kwargs: func(*args, **kwargs),
     )
-    afresh = trace(settings, CLASSES, GPU, with_lessons=True)
+    afresh = trace(settings, CLASSES, GPU, with_unlabeled=True)
     assert again[0] == again[1]
     # Less than afresh only by views that fake tensors take for copies: small ones here.
     assert again[0].peak == pytest.approx(afresh.peak, rel=1e-3, abs=2**16)
@@ -219,7 +219,7 @@ def test_what_is_remembered_changes_nothing(monkeypatch):
 
 
 def test_equal_numbers_of_another_kind_are_told_apart():
-    counted = Ledger()
+    counted = AllocationTracker()
     with FakeTensorMode(), counted:
         x = torch.zeros(3, dtype=torch.int64)
         kinds = [torch.add(x, one).dtype for one in (1, 1.0, True, 1, 1.0)]
@@ -231,8 +231,8 @@ def test_equal_numbers_of_another_kind_are_told_apart():
 
 def test_many_micro_batches_are_foreseen_from_few():
     settings = TOY.with_settings(["training.batch=5", "training.micro_batch=1"])
-    whole = trace(settings, CLASSES, GPU, with_lessons=True)
-    foreseen = footprint(settings, lambda s: trace(s, CLASSES, GPU, with_lessons=True))
+    whole = trace(settings, CLASSES, GPU, with_unlabeled=True)
+    foreseen = footprint(settings, lambda s: trace(s, CLASSES, GPU, with_unlabeled=True))
     assert foreseen.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.001)
     assert whole.reserved <= foreseen.reserved <= 1.06 * whole.reserved
     assert foreseen.flops == pytest.approx(whole.flops, rel=0.01)
@@ -241,11 +241,11 @@ def test_many_micro_batches_are_foreseen_from_few():
 def test_recomputed_parts_save_activations_and_cost_time():
     def found(*pairs):
         settings = with_("training.precision=bfloat16", "data.tile_px=192", *pairs)
-        return trace(settings, CLASSES, GPU, with_lessons=True)
+        return trace(settings, CLASSES, GPU, with_unlabeled=True)
 
     plain = found()
     assert plain.peak["activations"] > 0.1 * plain.peak_bytes
-    recomputed = found(f"memory.recomputed=[{','.join(ALL_PARTS)}]")
+    recomputed = found(f"memory.activation_checkpointing=[{','.join(ALL_PARTS)}]")
     assert recomputed.peak_bytes < plain.peak_bytes
     assert recomputed.flops > 1.1 * plain.flops
 
@@ -258,16 +258,16 @@ def test_what_is_given_up_saves_what_it_should():
             "training.batch=2",
             *pairs,
         )
-        return trace(settings, CLASSES, GPU, with_lessons=True)
+        return trace(settings, CLASSES, GPU, with_unlabeled=True)
 
     plain = found()
-    away = found("memory.teacher=host")
+    away = found("memory.ema_offload=true")
     assert plain.peak["teacher"] == pytest.approx(plain.peak["weights"], rel=0.01)
     assert away.peak["teacher"] == 0
     lean = found("memory.optimizer=adafactor")
     assert plain.peak["optimizer"] > 1.9 * plain.peak["weights"]
     assert lean.peak["optimizer"] < 0.2 * lean.peak["weights"]
-    frozen = found("memory.frozen=true")
+    frozen = found("memory.freeze_encoder=true")
     assert frozen.peak["gradients"] < 0.2 * plain.peak["weights"]
     assert frozen.resident["teacher"] < 0.2 * plain.resident["teacher"]
 
@@ -278,7 +278,7 @@ def test_on_a_gpu_attention_that_repeats_its_bits_keeps_its_weights():
 
     def peak(device, *pairs):
         asked = settings.with_settings(list(pairs))
-        return trace(asked, CLASSES, device, with_lessons=False).peak_bytes
+        return trace(asked, CLASSES, device, with_unlabeled=False).peak_bytes
 
     tokens = (256 // 16) ** 2 + (256 // 32) ** 2
     weights = 4 * tokens**2  # one head of 32 channels, float32
@@ -328,7 +328,7 @@ def test_a_trace_leaves_no_trace():
     expected = torch.rand(3)
     torch.manual_seed(0)
     norm = torch.nn.functional.layer_norm
-    trace(TOY, CLASSES, GPU, with_lessons=False)
+    trace(TOY, CLASSES, GPU, with_unlabeled=False)
     assert torch.equal(torch.rand(3), expected)
     assert torch.nn.functional.layer_norm is norm
 

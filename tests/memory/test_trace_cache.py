@@ -2,7 +2,7 @@ import pytest
 
 from plantseg_next.memory import trace_cache
 from plantseg_next.memory.allocation_tracker import KINDS, Footprint
-from plantseg_next.memory.trace_cache import folder, known_or_found
+from plantseg_next.memory.trace_cache import cached_trace, folder
 
 PEAK = dict.fromkeys(KINDS, 3)
 STEP = Footprint(PEAK, PEAK, 100, ((1,) * len(KINDS), (3,) * len(KINDS)), 10**12, 7)
@@ -21,10 +21,10 @@ def finder():
 
 def test_a_step_is_found_once_and_kept_whole():
     find, asked = finder()
-    assert known_or_found({"tile": 64}, find) == STEP
-    assert known_or_found({"tile": 64}, find) == STEP
+    assert cached_trace({"tile": 64}, find) == STEP
+    assert cached_trace({"tile": 64}, find) == STEP
     assert len(asked) == 1
-    assert known_or_found({"tile": 96}, find) == STEP
+    assert cached_trace({"tile": 96}, find) == STEP
     assert len(asked) == 2
 
 
@@ -32,18 +32,18 @@ def test_other_code_finds_anew(monkeypatch):
     find, asked = finder()
     for code in ("one", "other"):
         monkeypatch.setattr(trace_cache, "_code", lambda code=code: (code,))
-        known_or_found({}, find)
+        cached_trace({}, find)
     assert len(asked) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"no gzip", None])
 def test_a_damaged_file_costs_time_and_nothing_else(content):
     find, asked = finder()
-    known_or_found({}, find)
+    cached_trace({}, find)
     (kept,) = folder().iterdir()
     kept.write_bytes(kept.read_bytes()[:-9] if content is None else content)
-    assert known_or_found({}, find) == STEP
-    assert known_or_found({}, find) == STEP
+    assert cached_trace({}, find) == STEP
+    assert cached_trace({}, find) == STEP
     assert len(asked) == 2
 
 
@@ -51,8 +51,8 @@ def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     find, asked = finder()
-    assert known_or_found({}, find) == STEP
-    assert known_or_found({}, find) == STEP
+    assert cached_trace({}, find) == STEP
+    assert cached_trace({}, find) == STEP
     assert len(asked) == 2
 
 
@@ -60,7 +60,7 @@ def test_the_oldest_go_first(monkeypatch):
     monkeypatch.setattr(trace_cache, "MOST_KEPT", 2)
     find, asked = finder()
     for i in range(4):
-        known_or_found({"i": i}, find)
+        cached_trace({"i": i}, find)
     assert len(list(folder().iterdir())) == 2
-    known_or_found({"i": 3}, find)
+    cached_trace({"i": 3}, find)
     assert len(asked) == 4

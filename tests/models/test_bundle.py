@@ -8,7 +8,13 @@ from torch import nn
 import toy_encoder
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.files import write_atomically
-from plantseg_next.models.bundle import CARD, Card, read_bundle, read_card, read_weights
+from plantseg_next.models.bundle import (
+    CARD,
+    ModelCard,
+    read_bundle,
+    read_card,
+    read_weights,
+)
 from plantseg_next.models.bundle import write_bundle as write
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.settings import ModelSettings
@@ -22,7 +28,7 @@ def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle")
     settings = ModelSettings(encoder=toy_encoder.NAME, start="random", width=32, layers=1)
     network = build_segmenter(settings, CLASSES)
-    card = Card(CLASSES, settings, 64, None, sources=("a",), figures={"dice": 0.5})
+    card = ModelCard(CLASSES, settings, 64, None, sources=("a",), metrics={"dice": 0.5})
     return folder, network, write(folder, network, card)
 
 
@@ -86,7 +92,7 @@ def test_bundle_of_any_first_weights_keeps_their_topology(tmp_path, start, norm)
     for name, buffer in network.named_buffers():
         if name.endswith("running_mean"):
             buffer.uniform_()
-    write(tmp_path, network, Card(CLASSES, settings, 64, None))
+    write(tmp_path, network, ModelCard(CLASSES, settings, 64, None))
     again, _ = read_bundle(tmp_path)
     assert any(isinstance(module, norm) for module in again.encoder.modules())
     x = torch.rand(1, 3, 64, 64)
@@ -99,7 +105,7 @@ def test_bundle_that_started_from_a_model_is_read_without_it(tmp_path):
         encoder="test_efficientnet", weights="none", width=32, layers=1, start="/gone/run"
     )
     network = build_segmenter(settings, CLASSES, fetch=False)
-    write(tmp_path, network, Card(CLASSES, settings, 64, None))
+    write(tmp_path, network, ModelCard(CLASSES, settings, 64, None))
     _, card = read_bundle(tmp_path)
     assert card.model == settings
 
@@ -148,7 +154,7 @@ def test_a_model_that_is_replaced_is_the_old_or_the_new_one(
     """Whichever of its two files the writer had come to when it died."""
     _, network, card = bundle
     old = write(tmp_path, network, card)
-    torch.nn.init.ones_(network.detail[0].weight)
+    torch.nn.init.ones_(network.stem_stride2[0].weight)
     left = iter([True] * written + [False])
 
     def dying(path, content):
@@ -165,6 +171,6 @@ def test_a_model_that_is_replaced_is_the_old_or_the_new_one(
 def test_a_replaced_model_leaves_nothing_behind(bundle, tmp_path):
     _, network, card = bundle
     write(tmp_path, network, card)
-    torch.nn.init.zeros_(network.detail[0].weight)
+    torch.nn.init.zeros_(network.stem_stride2[0].weight)
     new = write(tmp_path, network, card)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([CARD, new.weights])

@@ -20,7 +20,7 @@ from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.settings import LossSettings, ModelSettings
 from plantseg_next.structures import Batch, ClassMap
 from plantseg_next.training.accumulation import accumulate_gradients
-from plantseg_next.training.step import supervised_loss, supervised_tally
+from plantseg_next.training.step import supervised_loss, supervised_stats
 
 LITE1 = "tf_efficientnet_lite1"
 TOY = "test_efficientnet"
@@ -428,9 +428,9 @@ def test_encoder_batch_norm_gives_micro_batches_the_gradient_of_the_batch(toy_fi
     def gradients(n):
         network.zero_grad()
         accumulate_gradients(
-            [batch.part(slice(i, i + n)) for i in range(0, 4, n)],
-            lambda part: supervised_tally(network(part.image), part, weights),
-            lambda tally: supervised_loss(tally, weights),
+            [batch.select(slice(i, i + n)) for i in range(0, 4, n)],
+            lambda part: supervised_stats(network(part.image), part, weights),
+            lambda stats: supervised_loss(stats, weights),
             lambda loss: loss.backward(),
         )
         return {name: p.grad.clone() for name, p in network.named_parameters()}
@@ -473,7 +473,7 @@ def test_encoder_convnextv2_has_no_response_norm_of_timm():
 )
 def test_encoder_depths_fall_towards_the_decoder(name, in_order):
     encoder = build_encoder(name)
-    depths = encoder.depths()
+    depths = encoder.layer_depths()
     assert set(depths) == {n for n, _ in encoder.named_parameters()}
     found = [
         {d for n, d in depths.items() if n.startswith(f"network.{layer}.")}
@@ -485,8 +485,8 @@ def test_encoder_depths_fall_towards_the_decoder(name, in_order):
 
 @pytest.mark.parametrize("name", [TOY, "resnet18"])
 def test_encoder_depths_are_the_same_with_pretrained_weights(name):
-    plain = build_encoder(name).depths()
-    assert build_encoder(name, weights="packaged", fetch=False).depths() == plain
+    plain = build_encoder(name).layer_depths()
+    assert build_encoder(name, weights="packaged", fetch=False).layer_depths() == plain
 
 
 @pytest.mark.parametrize("name", [TOY, "test_convnext", "convnextv2_atto"])

@@ -111,7 +111,7 @@ def test_what_is_recomputed_changes_nothing(encoder, parts):
     image = torch.rand(2, 3, 64, 64)
     found = []
     for recomputed in ((), parts):
-        network.recompute(recomputed)
+        network.set_checkpointing(recomputed)
         network.zero_grad()
         torch.manual_seed(1)
         scores = network(image)
@@ -124,7 +124,7 @@ def test_what_is_recomputed_changes_nothing(encoder, parts):
 @pytest.mark.parametrize("rows", [slice(0, 16), slice(24, 40), slice(48, 64), slice(5, 7)])
 def test_a_stripe_is_a_part_of_the_whole(rows):
     scores = Scores(torch.randn(2, 3, 32, 16), torch.randn(2, 2, 32, 16), torch.zeros(2, 0))
-    whole, stripe = scores.resized((64, 32)), scores.stripe(rows, (64, 32))
+    whole, stripe = scores.resized((64, 32)), scores.row_slice(rows, (64, 32))
     assert torch.equal(stripe.lesion, whole.lesion[:, :, rows])
     assert torch.equal(stripe.leaf, whole.leaf[:, :, rows])
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from plantseg_next.errors import UsageError
-from plantseg_next.models.bundle import Card, read_bundle, read_card, write_bundle
+from plantseg_next.models.bundle import ModelCard, read_bundle, read_card, write_bundle
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.models.start import (
     SOURCE,
@@ -115,7 +115,7 @@ def test_start_takes_frozen_statistics_too(tmp_path):
         for name, buffer in old.named_buffers():
             if "running" in name:
                 buffer.uniform_(0.5, 1.5)
-    write_bundle(tmp_path, old, Card(classes, settings, 64, None))
+    write_bundle(tmp_path, old, ModelCard(classes, settings, 64, None))
     new, _ = started(tmp_path, classes)
     assert torch.equal(scores(new).lesion, scores(old).lesion)
 
@@ -137,7 +137,9 @@ def test_start_from_a_model_that_started_from_one_keeps_the_normalization(tmp_pa
     write_model(tmp_path / "first", classes, encoder="test_efficientnet")
     settings = with_start(ModelSettings(start=str(tmp_path / "first")))
     network, source = starting_network(settings, classes)
-    card = Card(classes, settings, 64, None, source.name, source.license, source.sha256)
+    card = ModelCard(
+        classes, settings, 64, None, source.name, source.license, source.sha256
+    )
     write_bundle(tmp_path / "second", network, card)
     third, _ = started(tmp_path / "second", classes)
     assert torch.equal(scores(third).lesion, scores(network.eval()).lesion)

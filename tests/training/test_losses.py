@@ -14,19 +14,19 @@ from plantseg_next.training import losses
 
 
 def soft_dice(logits, target, **options):
-    return losses.soft_dice(losses.count_overlap(logits, target), **options)
+    return losses.soft_dice(losses.overlap(logits, target), **options)
 
 
 def focal_tversky(logits, target, **options):
-    return losses.focal_tversky(losses.count_overlap(logits, target), **options)
+    return losses.focal_tversky(losses.overlap(logits, target), **options)
 
 
-def hardest_pixels(logits, target, **options):
+def ohem_ce(logits, target, **options):
     n_known = (target != IGNORE).sum().float()
-    return losses.hardest_pixels(losses.cross_entropy(logits, target), n_known, **options)
+    return losses.ohem_ce(losses.cross_entropy(logits, target), n_known, **options)
 
 
-PIXEL_LOSSES = (soft_dice, focal_tversky, hardest_pixels)
+PIXEL_LOSSES = (soft_dice, focal_tversky, ohem_ce)
 
 
 def draw(seed: int, k: int = 3, *, ignored: float = 0.2):
@@ -92,14 +92,14 @@ def test_misses_cost_more_than_false_positives():
     assert loss_when_called(one_missed) > 1.5 * loss_when_called(one_false)
 
 
-@given(seed=st.integers(0, 10_000), share=st.sampled_from([0.1, 0.25, 0.5, 1.0]))
+@given(seed=st.integers(0, 10_000), fraction=st.sampled_from([0.1, 0.25, 0.5, 1.0]))
 @settings(max_examples=20, deadline=None)
-def test_hardest_pixels_are_a_share_of_the_valid_ones(seed, share):
+def test_ohem_ce_are_a_share_of_the_valid_ones(seed, fraction):
     logits, target = draw(seed)
     loss = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
     valid = np.sort(loss[target != IGNORE].numpy())[::-1]
-    kept = valid[: max(1, math.ceil(share * len(valid) - 1e-6))]
-    found = hardest_pixels(logits, target, share=share).item()
+    kept = valid[: max(1, math.ceil(fraction * len(valid) - 1e-6))]
+    found = ohem_ce(logits, target, fraction=fraction).item()
     assert found == pytest.approx(kept.mean(), rel=1e-5)
 
 
@@ -166,8 +166,8 @@ def test_a_sample_with_as_many_lesions_as_not_asks_for_the_true_shares(none, les
     shares = torch.tensor(pixels, dtype=torch.float64)
     logits = shares.log().view(1, -1, 1, 1).requires_grad_()
     where = torch.ones(1, 1, 1, dtype=torch.bool)
-    rarity = losses.rarity_of(torch.tensor([none, sum(lesions)]))
-    found = losses.as_if_common(logits, where, rarity)
+    log_prior_odds = losses.class_log_prior_odds(torch.tensor([none, sum(lesions)]))
+    found = losses.logit_adjustment(logits, where, log_prior_odds)
     chance = shares.clone()
     chance[0] = 0.5 * shares.sum()
     chance[1:] *= 0.5 * shares.sum() / shares[1:].sum()
@@ -182,14 +182,14 @@ def test_a_sample_with_as_many_lesions_as_not_asks_for_the_true_shares(none, les
 def test_only_points_are_seen_as_if_lesions_were_common():
     logits = torch.randn(1, 3, 2, 2)
     where = torch.tensor([[[True, False], [False, False]]])
-    found = losses.as_if_common(logits, where, torch.tensor(2.0))
+    found = losses.logit_adjustment(logits, where, torch.tensor(2.0))
     assert torch.equal(found[:, :, ~where[0]], logits[:, :, ~where[0]])
     assert found[0, :, 0, 0] - logits[0, :, 0, 0] == pytest.approx(
         torch.tensor([0.0, 2, 2])
     )
-    assert losses.as_if_common(logits, where, None) is logits
+    assert losses.logit_adjustment(logits, where, None) is logits
 
 
 @pytest.mark.parametrize("pixels", [(10, 0), (0, 10), (10, 10)])
 def test_where_nobody_knows_how_rare_lesions_are_nothing_is_corrected(pixels):
-    assert losses.rarity_of(torch.tensor(pixels)) == 0.0
+    assert losses.class_log_prior_odds(torch.tensor(pixels)) == 0.0

@@ -11,7 +11,7 @@ from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.settings import LossSettings, ModelSettings
 from plantseg_next.structures import IGNORE, Batch, ClassMap
 from plantseg_next.training.accumulation import StepLoss, accumulate_gradients
-from plantseg_next.training.step import supervised_loss, supervised_tally
+from plantseg_next.training.step import supervised_loss, supervised_stats
 
 CLASSES = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
 WEIGHTS = LossSettings()
@@ -28,7 +28,7 @@ def make_batch(n: int, seed: int = 0, size: int = 64) -> Batch:
         leaf=torch.randint(0, 2, (n, size, size), generator=generator),
         disease=torch.randint(0, 2, (n,), generator=generator),
         keys=tuple(map(str, range(n))),
-        points=dots(n, size, generator),
+        sparse_target=dots(n, size, generator),
     )
 
 
@@ -41,14 +41,16 @@ def dots(n: int, size: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
-    return [batch.part(slice(i, i + size)) for i in range(0, len(batch), size)]
+    return [batch.select(slice(i, i + size)) for i in range(0, len(batch), size)]
 
 
 def accumulate(network, batches: list[Batch], rows: int | None = None) -> StepLoss:
     return accumulate_gradients(
         batches,
-        lambda batch: supervised_tally(network(batch.image), batch, WEIGHTS, rows=rows),
-        lambda tally: supervised_loss(tally, WEIGHTS),
+        lambda batch: supervised_stats(
+            network(batch.image), batch, WEIGHTS, loss_chunk_rows=rows
+        ),
+        lambda stats: supervised_loss(stats, WEIGHTS),
         lambda loss: loss.backward(),
     )
 
@@ -114,13 +116,13 @@ def test_both_passes_of_a_micro_batch_drop_the_same():
     ).train()
     seen: list[torch.Tensor] = []
 
-    def watching(image):
+    def watched(image):
         scores = network(image)
         seen.append(scores.lesion.detach())
         return scores
 
     batch = make_batch(2)
-    accumulate(watching, split(batch, 1))
+    accumulate(watched, split(batch, 1))
     first, second, first_again, second_again = seen
     assert torch.equal(first, first_again)
     assert torch.equal(second, second_again)
@@ -144,8 +146,8 @@ def test_a_row_teaches_only_the_heads_it_is_annotated_for():
     assert found["leaf_head.weight"].any()
 
 
-@pytest.mark.parametrize("rarity", [0.0, 1.5])
-def test_points_on_lesions_and_on_none_count_alike(rarity):
+@pytest.mark.parametrize("log_prior_odds", [0.0, 1.5])
+def test_points_on_lesions_and_on_none_count_alike(log_prior_odds):
     torch.manual_seed(0)
     network = build_segmenter(
         ModelSettings(encoder=toy_encoder.NAME, start="random", width=32), CLASSES
@@ -154,14 +156,16 @@ def test_points_on_lesions_and_on_none_count_alike(rarity):
     weights = LossSettings(points=0.5)
     with torch.no_grad():
         scores = network(batch.image)
-        tally = supervised_tally(scores, batch, weights, rarity=torch.tensor(rarity))
-        loss = supervised_loss(tally, weights)
+        stats = supervised_stats(
+            scores, batch, weights, log_prior_odds=torch.tensor(log_prior_odds)
+        )
+        loss = supervised_loss(stats, weights)
         others = weights.model_copy(update={"points": 0.0})
-        rest = supervised_loss(supervised_tally(scores, batch, others), others)
+        rest = supervised_loss(supervised_stats(scores, batch, others), others)
     logits = scores.resized((64, 64)).lesion.clone()
-    logits[:, 1:] += rarity
+    logits[:, 1:] += log_prior_odds
     chance = logits.log_softmax(1).movedim(1, -1)  # (b, h, w, k)
-    points = batch.points.numpy()
+    points = batch.sparse_target.numpy()
     of_kind = [
         [
             -chance[b, y, x, points[b, y, x]]
@@ -181,11 +185,13 @@ def test_a_part_of_weight_zero_is_left_out():
     )
     batch = make_batch(1)
     weights = LossSettings()
-    tally = supervised_tally(network(batch.image), batch, weights)
-    loss = supervised_loss(tally, weights)
-    parts = {"hardest_pixels", "focal_tversky", "leaf", "disease", "points"}
+    stats = supervised_stats(network(batch.image), batch, weights)
+    loss = supervised_loss(stats, weights)
+    parts = {"ohem_ce", "focal_tversky", "leaf", "disease", "points"}
     assert set(loss.parts) == parts
-    bare = supervised_tally(network(batch.image), replace(batch, points=None), weights)
+    bare = supervised_stats(
+        network(batch.image), replace(batch, sparse_target=None), weights
+    )
     assert set(supervised_loss(bare, weights).parts) == parts - {"points"}
 
 
@@ -194,4 +200,4 @@ def test_collate_keeps_the_order():
     again = collate(split(batch, 1))
     assert again.keys == batch.keys
     assert torch.equal(again.lesion, batch.lesion)
-    assert torch.equal(again.points, batch.points)
+    assert torch.equal(again.sparse_target, batch.sparse_target)

@@ -20,27 +20,27 @@ from plantseg_next.errors import (
     TrainingError,
     UsageError,
 )
-from plantseg_next.models.bundle import Card, read_card
+from plantseg_next.models.bundle import ModelCard, read_card
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import Device, find_device, seed_everything
 from plantseg_next.settings import (
     DataSettings,
-    Experiment,
     ModelSettings,
+    Settings,
     TrainingSettings,
 )
-from plantseg_next.training.callbacks.callback import Event, Validation, Watcher
-from plantseg_next.training.callbacks.csv_logger import History
+from plantseg_next.training.callbacks.callback import Callback, Event, Validation
+from plantseg_next.training.callbacks.csv_logger import CsvLogger
 from plantseg_next.training.callbacks.diagnostics import NO_LESION_EVENT
 from plantseg_next.training.checkpoints import Checkpoints
-from plantseg_next.training.engine import Learner, parameter_groups, uses_bfloat16
-from plantseg_next.training.time_budget import Pace, is_due, validations_left
+from plantseg_next.training.engine import Engine, parameter_groups, uses_bfloat16
+from plantseg_next.training.time_budget import TimeBudget, is_due, validations_left
 from plantseg_next.training.trainer import Trainer
 
 pytestmark = pytest.mark.integration
 
 CPU = Device("cpu", "test", has_bfloat16=False)
-SETTINGS = Experiment(
+SETTINGS = Settings(
     data=DataSettings(tile_px=64, workers=0),
     model=ModelSettings(encoder=toy_encoder.NAME, start="random", width=32, layers=1),
     training=TrainingSettings(
@@ -50,21 +50,21 @@ SETTINGS = Experiment(
 CONVNEXT = SETTINGS.with_settings(["model.encoder=test_convnext"])
 
 
-class Heard(Watcher):
+class Recorder(Callback):
     def __init__(self):
         self.steps, self.validations, self.losses, self.events = [], [], [], []
         self.micro_batches = []
 
-    def on_step(self, stepped):
-        self.steps.append((stepped.step, stepped.steps))
-        self.micro_batches.append(stepped.micro_batch)
-        if stepped.parts:
-            parts = stepped.parts
-            self.losses.append(float(parts["hardest_pixels"] + parts["leaf"]))
+    def on_step(self, info):
+        self.steps.append((info.step, info.steps))
+        self.micro_batches.append(info.micro_batch)
+        if info.losses:
+            parts = info.losses
+            self.losses.append(float(parts["ohem_ce"] + parts["leaf"]))
         return ()
 
     def on_validation(self, step, validation, *, best):
-        self.validations.append((step, validation.score, best))
+        self.validations.append((step, validation.monitored_metric, best))
         return ()
 
     def on_event(self, step, event):
@@ -88,8 +88,8 @@ class Run:
     ):
         seed_everything(settings.seed)
         self.network = build_segmenter(settings.model, manifest.classes)
-        self.learner = Learner(self.network, settings, CPU)
-        self.heard = Heard()
+        self.engine = Engine(self.network, settings, CPU)
+        self.recorder = Recorder()
         self.folder = folder
         data = MixedDataset(
             TileDataset(manifest, settings.data, seed=0, pixels=(9, 1, 1, 1, 1, 1))
@@ -104,16 +104,16 @@ class Run:
         def drawn(start):
             stop = settings.training.steps
             tiles = settings.training.batch
-            return loader(data, tiles=tiles, start=start, stop=stop, workers=0)
+            return loader(data, batch_size=tiles, start=start, stop=stop, workers=0)
 
         self.trainer = Trainer(
-            self.learner,
+            self.engine,
             batches or drawn,
             validate,
             settings,
             Checkpoints(folder),
             n_images=len(manifest),
-            watchers=[self.heard],
+            callbacks=[self.recorder],
         )
 
     def __call__(self, **arguments):
@@ -131,17 +131,17 @@ def equal(one, two):
 def test_a_run_steps_validates_and_tells(manifest, tmp_path):
     run = Run(manifest, tmp_path)
     outcome = run()
-    assert run.heard.steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert run.heard.validations == [(2, 0.1, True), (4, 0.9, True)]
+    assert run.recorder.steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert run.recorder.validations == [(2, 0.1, True), (4, 0.9, True)]
     assert outcome.steps == 4
-    assert outcome.best.score == 0.9
-    assert run.heard.events == []
+    assert outcome.best.monitored_metric == 0.9
+    assert run.recorder.events == []
 
 
 def test_the_best_is_not_always_the_last(manifest, tmp_path):
     run = Run(manifest, tmp_path, scores=(0.9, 0.1))
-    assert run().best.score == 0.9
-    assert [best for *_, best in run.heard.validations] == [True, False]
+    assert run().best.monitored_metric == 0.9
+    assert [best for *_, best in run.recorder.validations] == [True, False]
 
 
 def test_the_same_seed_gives_the_same_weights(manifest, tmp_path):
@@ -157,10 +157,10 @@ def test_a_batch_seen_again_and_again_is_learned(manifest, tmp_path):
     data = MixedDataset(
         TileDataset(manifest, settings.data, seed=0, pixels=(9, 1, 1, 1, 1, 1))
     )
-    (batch,) = loader(data, tiles=4, start=0, stop=1, workers=0)
+    (batch,) = loader(data, batch_size=4, start=0, stop=1, workers=0)
     run = Run(manifest, tmp_path, settings, batches=lambda _: repeat(batch))
     run()
-    assert sum(run.heard.losses[-3:]) < 0.5 * sum(run.heard.losses[:3])
+    assert sum(run.recorder.losses[-3:]) < 0.5 * sum(run.recorder.losses[:3])
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
@@ -173,22 +173,22 @@ def test_a_run_goes_on_where_it_stopped_bit_for_bit(manifest, tmp_path, stop):
     second = Run(manifest, tmp_path / "parts", scores=(0.1, 0.9)[stop >= 2 :])
     outcome = second()
     assert equal(second.weights, whole.weights)
-    assert outcome.best.score == 0.9
-    assert second.heard.kinds == ["resumed"]
-    assert second.heard.losses == whole.heard.losses[stop:]
+    assert outcome.best.monitored_metric == 0.9
+    assert second.recorder.kinds == ["resumed"]
+    assert second.recorder.losses == whole.recorder.losses[stop:]
 
 
 def test_a_finished_run_is_not_trained_again(manifest, tmp_path):
     Run(manifest, tmp_path)()
     again = Run(manifest, tmp_path)
-    assert again().best.score == 0.9
-    assert again.heard.steps == []
+    assert again().best.monitored_metric == 0.9
+    assert again.recorder.steps == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_step_and_loses_nothing(manifest, tmp_path, number):
     run = Run(manifest, tmp_path)
-    run.heard.on_step = lambda _: signal.raise_signal(number) or ()
+    run.recorder.on_step = lambda _: signal.raise_signal(number) or ()
     before = signal.getsignal(number)
     with pytest.raises(
         StoppedError, match=f"step 1 of 4, asked by {number.name}"
@@ -206,7 +206,7 @@ def test_a_second_signal_is_let_through(manifest, tmp_path):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    run.heard.on_step = twice
+    run.recorder.on_step = twice
     # Where tests run in the background, SIGINT is ignored from the start.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -218,7 +218,7 @@ def test_a_second_signal_is_let_through(manifest, tmp_path):
 
 def out_of_memory_above(tiles):
     """Return a way to find gradients that a device of so many tiles would have."""
-    real = Learner.find_gradients
+    real = Engine.backward
 
     def find(self, drawn, *, micro_batch, **rest):
         found = real(self, drawn, micro_batch=micro_batch, **rest)
@@ -239,11 +239,11 @@ def test_too_little_memory_halves_the_micro_batch_and_keeps_the_step(
     whole = Run(manifest, tmp_path / "whole", settings)
     whole()
     small = Run(manifest, tmp_path / "small", settings)
-    monkeypatch.setattr(Learner, "find_gradients", out_of_memory_above(1))
+    monkeypatch.setattr(Engine, "backward", out_of_memory_above(1))
     small()
-    assert small.heard.micro_batches == [1, 1, 1, 1]
-    assert small.heard.kinds == ["out-of-memory", "out-of-memory"]
-    assert small.heard.events[0][2].startswith(
+    assert small.recorder.micro_batches == [1, 1, 1, 1]
+    assert small.recorder.kinds == ["out-of-memory", "out-of-memory"]
+    assert small.recorder.events[0][2].startswith(
         "Memory ran out in a training step (CUDA out of memory. Tried to allocate 96.00 "
         "MiB). Going on with 2 at once"
     )
@@ -256,7 +256,7 @@ def test_too_little_memory_for_one_tile_names_what_to_change(
     manifest, tmp_path, monkeypatch
 ):
     run = Run(manifest, tmp_path)
-    monkeypatch.setattr(Learner, "find_gradients", out_of_memory_above(0))
+    monkeypatch.setattr(Engine, "backward", out_of_memory_above(0))
     with pytest.raises(
         TrainingError, match="does not suffice for a training step"
     ) as caught:
@@ -266,19 +266,19 @@ def test_too_little_memory_for_one_tile_names_what_to_change(
 
 
 def test_memory_that_runs_out_amid_the_weights_goes_back(manifest, tmp_path, monkeypatch):
-    real, failures = Learner.apply, iter([False, True])
+    real, failures = Engine.optimizer_step, iter([False, True])
 
     def tearing(self, **arguments):
         real(self, **arguments)
         if next(failures, False):
             raise MemoryError
 
-    monkeypatch.setattr(Learner, "apply", tearing)
+    monkeypatch.setattr(Engine, "optimizer_step", tearing)
     run = Run(manifest, tmp_path)
     run()
-    assert run.heard.kinds == ["went-back"]
-    assert [step for step, _ in run.heard.steps] == [1, 1, 2, 3, 4]
-    assert run.trainer.progress.rate_factor == 1
+    assert run.recorder.kinds == ["rollback"]
+    assert [step for step, _ in run.recorder.steps] == [1, 1, 2, 3, 4]
+    assert run.trainer.progress.lr_scale == 1
     assert run.trainer.progress.micro_batch == 1
 
 
@@ -286,13 +286,13 @@ def test_another_error_is_not_taken_for_lack_of_memory(manifest, tmp_path, monke
     def broken(*_, **__):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(Learner, "find_gradients", broken)
+    monkeypatch.setattr(Engine, "backward", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         Run(manifest, tmp_path)()
 
 
 def not_finite_at(steps):
-    real = Learner.find_gradients
+    real = Engine.backward
 
     def find(self, drawn, *, step, **rest):
         losses, is_finite = real(self, drawn, step=step, **rest)
@@ -302,12 +302,12 @@ def not_finite_at(steps):
 
 
 def test_one_infinite_gradient_costs_one_step(manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(Learner, "find_gradients", not_finite_at(lambda: {1}))
+    monkeypatch.setattr(Engine, "backward", not_finite_at(lambda: {1}))
     run = Run(manifest, tmp_path)
     run()
-    assert run.heard.kinds == ["not-finite"]
-    assert [step for step, _ in run.heard.steps] == [1, 2, 3, 4]
-    assert len(run.heard.losses) == 3
+    assert run.recorder.kinds == ["not-finite"]
+    assert [step for step, _ in run.recorder.steps] == [1, 2, 3, 4]
+    assert len(run.recorder.losses) == 3
 
 
 def test_a_network_of_infinities_keeps_its_weights_until_it_gives_up(manifest, tmp_path):
@@ -325,14 +325,16 @@ def test_three_infinite_gradients_go_back_with_a_lower_rate(
     run = Run(manifest, tmp_path, SETTINGS.with_settings(["training.steps=8"]))
     bad = {5, 6, 7}
     monkeypatch.setattr(
-        Learner,
-        "find_gradients",
-        not_finite_at(lambda: bad if run.trainer.progress.returns == 0 else set()),
+        Engine,
+        "backward",
+        not_finite_at(lambda: bad if run.trainer.progress.rollbacks == 0 else set()),
     )
     run()
-    assert run.heard.kinds == [*["not-finite"] * 3, "went-back"]
-    assert "goes on from step 4, with 0.5 of the learning rate" in run.heard.events[-1][2]
-    assert run.trainer.progress.rate_factor == 0.5
+    assert run.recorder.kinds == [*["not-finite"] * 3, "rollback"]
+    assert (
+        "goes on from step 4, with 0.5 of the learning rate" in run.recorder.events[-1][2]
+    )
+    assert run.trainer.progress.lr_scale == 0.5
     assert run.trainer.progress.step == 8
 
 
@@ -341,36 +343,36 @@ def test_trouble_that_comes_again_goes_back_further(manifest, tmp_path, monkeypa
     run = Run(manifest, tmp_path, settings, scores=repeat(0.5))
     bad = {5, 6, 7}
     monkeypatch.setattr(
-        Learner,
-        "find_gradients",
-        not_finite_at(lambda: bad if run.trainer.progress.returns < 2 else set()),
+        Engine,
+        "backward",
+        not_finite_at(lambda: bad if run.trainer.progress.rollbacks < 2 else set()),
     )
     run()
-    back = [text for _, kind, text in run.heard.events if kind == "went-back"]
+    back = [text for _, kind, text in run.recorder.events if kind == "rollback"]
     assert "goes on from step 4" in back[0]
     assert "goes on from step 2" in back[1]
-    assert run.trainer.progress.rate_factor == 0.25
+    assert run.trainer.progress.lr_scale == 0.25
 
 
 def test_the_number_of_returns_survives_a_crash(manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(Learner, "find_gradients", not_finite_at(lambda: {0, 1, 2, 3}))
+    monkeypatch.setattr(Engine, "backward", not_finite_at(lambda: {0, 1, 2, 3}))
     with pytest.raises(TrainingError):
         Run(manifest, tmp_path, scores=repeat(0.5))()
-    assert Checkpoints(tmp_path).load()["progress"]["returns"] == 3
+    assert Checkpoints(tmp_path).load()["progress"]["rollbacks"] == 3
 
 
 def test_a_collapse_goes_back_where_that_is_asked(manifest, tmp_path):
-    settings = SETTINGS.with_settings(["training.after_collapse=go_back"])
+    settings = SETTINGS.with_settings(["training.on_collapse=rollback"])
     run = Run(manifest, tmp_path, settings, scores=(0.4, 0.0, 0.6))
-    assert run().best.score == 0.6
-    assert run.heard.kinds == [NO_LESION_EVENT, "went-back"]
-    assert [step for step, _ in run.heard.steps] == [1, 2, 3, 4, 3, 4]
+    assert run().best.monitored_metric == 0.6
+    assert run.recorder.kinds == [NO_LESION_EVENT, "rollback"]
+    assert [step for step, _ in run.recorder.steps] == [1, 2, 3, 4, 3, 4]
 
 
 def test_a_collapse_is_only_told_otherwise(manifest, tmp_path):
     run = Run(manifest, tmp_path, scores=(0.4, 0.0))
     run()
-    assert run.heard.kinds == [NO_LESION_EVENT]
+    assert run.recorder.kinds == [NO_LESION_EVENT]
 
 
 @pytest.fixture
@@ -385,9 +387,9 @@ def test_a_image_that_turns_unreadable_is_replaced_and_told_once(rotting, tmp_pa
     run = Run(rotting, tmp_path / "run", settings, scores=(0.5,))
     rotting.rows[7].image.write_bytes(b"rot")
     run()
-    assert run.heard.kinds == ["unreadable-image"]
-    assert "Another image takes its place" in run.heard.events[0][2]
-    assert list(run.trainer.progress.lost) == [rotting.rows[7].key]
+    assert run.recorder.kinds == ["unreadable-image"]
+    assert "Another image takes its place" in run.recorder.events[0][2]
+    assert list(run.trainer.progress.skipped) == [rotting.rows[7].key]
 
 
 def test_too_many_unreadable_images_stop_the_run(rotting, tmp_path):
@@ -423,20 +425,20 @@ def test_a_new_micro_batch_is_taken_up(manifest, tmp_path):
         Run(manifest, tmp_path)(stop_after=2)
     run = Run(manifest, tmp_path, SETTINGS.with_settings(["training.micro_batch=1"]))
     run()
-    assert run.heard.micro_batches == [1, 1]
+    assert run.recorder.micro_batches == [1, 1]
 
 
 def test_minutes_become_steps_once(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
-    pace = Pace(TrainingSettings(minutes=10, validations=4))
+    pace = TimeBudget(TrainingSettings(minutes=10, validations=4))
     ends = []
     for step in range(1, 41):
         now += 30.0 if step == 17 else 2.0  # one step waits for a cold file
-        if pace.measures_at(step):
+        if pace.ends_profile(step):
             ends.append(step)
             now += 3.0
-            pace.fix(step, validation_s=3.0)
+            pace.set_steps(step, validation_s=3.0)
     assert ends == [30]
     assert pace.steps == 30 + (600 - (29 * 2 + 30 + 3) - 4 * 3) // 2
 
@@ -445,13 +447,13 @@ def test_minutes_that_are_too_few_are_said_in_numbers(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
 
-    def said(step_s: float, **settings: int) -> tuple[Pace, str | None]:
+    def said(step_s: float, **settings: int) -> tuple[TimeBudget, str | None]:
         nonlocal now
-        pace = Pace(TrainingSettings(minutes=12, validations=1, **settings))
+        pace = TimeBudget(TrainingSettings(minutes=12, validations=1, **settings))
         for step in range(1, 31):
             now += step_s
-            if pace.measures_at(step):
-                return pace, pace.fix(step, validation_s=0.0)
+            if pace.ends_profile(step):
+                return pace, pace.set_steps(step, validation_s=0.0)
         raise AssertionError("a run in minutes is timed")
 
     pace, few = said(6.0)
@@ -472,12 +474,12 @@ def test_minutes_that_are_too_few_are_said_after_five_steps(monkeypatch):
 
     def said(*seconds: float) -> list[str | None]:
         nonlocal now
-        pace, found = Pace(TrainingSettings(minutes=12, validations=1)), []
+        pace, found = TimeBudget(TrainingSettings(minutes=12, validations=1)), []
         for step, step_s in enumerate(seconds, start=1):
             now += step_s
-            found.append(pace.foresee(step))
-            if pace.measures_at(step):
-                found.append(pace.fix(step, validation_s=0.0))
+            found.append(pace.warn_if_few_steps(step))
+            if pace.ends_profile(step):
+                found.append(pace.set_steps(step, validation_s=0.0))
         return found
 
     *quiet, few = said(60.0, 6.0, 6.0, 6.0, 6.0)
@@ -493,30 +495,30 @@ def test_minutes_that_are_too_few_are_said_after_five_steps(monkeypatch):
 def test_the_pace_is_kept_by_a_run_that_goes_on(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
-    first = Pace(TrainingSettings(minutes=10, validations=4))
+    first = TimeBudget(TrainingSettings(minutes=10, validations=4))
     for step in range(1, 31):
         now += 2.0
-        if first.measures_at(step):
-            first.fix(step, validation_s=3.0)
+        if first.ends_profile(step):
+            first.set_steps(step, validation_s=3.0)
     kept, now = first.state_dict(), 5000.0
-    second = Pace(TrainingSettings(minutes=10, validations=4))
+    second = TimeBudget(TrainingSettings(minutes=10, validations=4))
     second.load_state_dict(kept)
     now += 1.0
     assert second.steps == first.steps
-    assert not second.measures_at(31)
+    assert not second.ends_profile(31)
     assert second.seconds == kept["seconds"] + 1
 
 
 def test_a_run_stopped_while_it_was_timed_is_timed_again(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
-    pace = Pace(TrainingSettings(minutes=10, validations=4))
+    pace = TimeBudget(TrainingSettings(minutes=10, validations=4))
     ends = []
     for step in range(29, 60):
         now += 2.0
-        if pace.measures_at(step):
+        if pace.ends_profile(step):
             ends.append(step)
-            pace.fix(step, validation_s=3.0)
+            pace.set_steps(step, validation_s=3.0)
     assert ends == [39]
 
 
@@ -536,11 +538,11 @@ def test_validations_to_come_are_those_that_are_due(steps, n, data):
 
 def test_deep_layers_learn_slowly_from_published_weights():
     network = build_segmenter(CONVNEXT.model, _classes())
-    fine = CONVNEXT.with_settings(["training.layer_decay=0.5", "training.rate=1"])
+    fine = CONVNEXT.with_settings(["training.layer_decay=0.5", "training.lr=1"])
     groups = parameter_groups(network, fine)
     assert sorted({g["peak"] for g in groups}) == [2.0**-n for n in (5, 4, 3, 2, 1, 0)]
     flat = {g["peak"] for g in parameter_groups(network, CONVNEXT)}
-    assert flat == {SETTINGS.training.rate}
+    assert flat == {SETTINGS.training.lr}
     n_in_groups = sum(p.numel() for g in groups for p in g["params"])
     assert n_in_groups == sum(p.numel() for p in network.parameters())
     for group in groups:
@@ -553,7 +555,7 @@ def test_deep_layers_learn_slowly_from_published_weights():
 )
 def test_layer_decay_by_default_is_for_pretrained_weights_alone(start, decay):
     settings = SETTINGS.with_settings(
-        ["model.encoder=test_efficientnet", f"model.start={start}", "training.rate=1"]
+        ["model.encoder=test_efficientnet", f"model.start={start}", "training.lr=1"]
     )
     network = build_segmenter(settings.model, _classes(), fetch=False)
     groups = parameter_groups(network, settings)
@@ -565,7 +567,7 @@ def test_layer_decay_by_default_is_for_pretrained_weights_alone(start, decay):
 
 def test_layer_decay_makes_the_stem_slowest():
     network = build_segmenter(CONVNEXT.model, _classes())
-    fine = CONVNEXT.with_settings(["training.layer_decay=0.5", "training.rate=1"])
+    fine = CONVNEXT.with_settings(["training.layer_decay=0.5", "training.lr=1"])
     peaks = {
         id(p): group["peak"]
         for group in parameter_groups(network, fine)
@@ -580,22 +582,22 @@ def test_layer_decay_makes_the_stem_slowest():
 
 @pytest.mark.parametrize("name", ["convnextv2_atto", "tf_efficientnet_lite1"])
 def test_bfloat16_on_a_cpu_is_used_where_it_computes_in_it(name):
-    auto = Experiment(model=ModelSettings(encoder=name))
+    auto = Settings(model=ModelSettings(encoder=name))
     assert uses_bfloat16(auto, Device("cpu", "new", has_bfloat16=True))
     assert not uses_bfloat16(auto, CPU)
 
 
 @pytest.mark.parametrize("name", ["convnextv2_atto", "tf_efficientnet_lite1"])
 def test_bfloat16_on_a_gpu_is_used_where_it_computes_in_it(name):
-    auto = Experiment(model=ModelSettings(encoder=name))
+    auto = Settings(model=ModelSettings(encoder=name))
     assert uses_bfloat16(auto, Device("cuda", "new", has_bfloat16=True))
     assert not uses_bfloat16(auto, Device("cuda", "old", has_bfloat16=False))
 
 
 def test_bfloat16_may_be_forced_and_forbidden():
-    forced = Experiment(training=TrainingSettings(precision="bfloat16"))
+    forced = Settings(training=TrainingSettings(precision="bfloat16"))
     assert uses_bfloat16(forced, CPU)
-    forbidden = Experiment(training=TrainingSettings(precision="float32"))
+    forbidden = Settings(training=TrainingSettings(precision="float32"))
     assert not uses_bfloat16(forbidden, Device("cuda", "new", has_bfloat16=True))
 
 
@@ -608,14 +610,14 @@ def test_a_gpu_that_is_not_there_is_refused():
 
 def test_the_history_keeps_figures_and_models(manifest, tmp_path):
     run = Run(manifest, tmp_path, scores=(0.9, 0.1))
-    card = Card(manifest.classes, SETTINGS.model, 64, None)
-    run.trainer._watchers = [History(tmp_path, run.network, card)]
+    card = ModelCard(manifest.classes, SETTINGS.model, 64, None)
+    run.trainer._callbacks = [CsvLogger(tmp_path, run.network, card)]
     run()
     with (tmp_path / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["best"]) for row in rows] == [("2", "1"), ("4", "0")]
     assert float(rows[0]["loss_focal_tversky"]) > 0
-    assert read_card(tmp_path / "best").figures == {"lesion_dice": 0.9}
+    assert read_card(tmp_path / "best").metrics == {"lesion_dice": 0.9}
     assert read_card(tmp_path / "last").sha256 != read_card(tmp_path / "best").sha256
 
 

@@ -16,11 +16,11 @@ from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.models.bundle import read_card
 from plantseg_next.synthetic.leaves import write_drawn_folder
-from plantseg_next.training.callbacks.callback import Watcher
-from plantseg_next.workflows.setup import Sources
+from plantseg_next.training.callbacks.callback import Callback
+from plantseg_next.workflows.setup import DataSources
 
 pytestmark = pytest.mark.integration
-FEW = TINY.with_settings(["data.labeled_share=0.3", "unlabeled.starts=0"])
+FEW = TINY.with_settings(["data.labeled_fraction=0.3", "semi.warmup_fraction=0"])
 
 
 def history(folder):
@@ -30,23 +30,23 @@ def history(folder):
 
 @pytest.mark.parametrize("method", ["mean_teacher", "weak_to_strong"])
 def test_hidden_masks_judge_the_teacher_and_teach_nobody(drawn_folder, tmp_path, method):
-    settings = FEW.with_settings([f"unlabeled.method={method}"])
+    settings = FEW.with_settings([f"semi.method={method}"])
     said = []
-    trained = api.train(drawn_folder, tmp_path / "run", settings, say=said.append)
+    trained = api.train(drawn_folder, tmp_path / "run", settings, log=said.append)
     hidden = Manifest.read(trained.folder / "manifest.json").split("unlabeled")
     assert f"{len(hidden)} images without masks to learn from" in said
     for row in history(trained.folder):
-        assert 0 <= float(row["believed_no lesion"]) <= 1
-        assert 0 <= float(row["right_no lesion"]) <= 1
+        assert 0 <= float(row["pl_coverage/no lesion"]) <= 1
+        assert 0 <= float(row["pl_precision/no lesion"]) <= 1
     assert api.evaluate(trained.folder).n_images
 
 
 def test_the_supervised_twin_looks_at_no_other_image(drawn_folder, tmp_path):
     said = []
-    settings = FEW.with_settings(["unlabeled.method=supervised"])
-    trained = api.train(drawn_folder, tmp_path / "run", settings, say=said.append)
+    settings = FEW.with_settings(["semi.method=supervised"])
+    trained = api.train(drawn_folder, tmp_path / "run", settings, log=said.append)
     assert not any("without masks" in line for line in said)
-    assert "taught" not in history(trained.folder)[0]
+    assert "pl_mask_ratio" not in history(trained.folder)[0]
 
 
 def test_a_leaf_that_only_judges_know_gives_no_severity(drawn_folder, tmp_path):
@@ -64,7 +64,7 @@ def test_a_leaf_that_only_judges_know_gives_no_severity(drawn_folder, tmp_path):
     mixed = replace(whole, rows=rows, codings=whole.codings | {"field": of_lesions})
     mixed.write(tmp_path / "data" / "manifest.json")
     said = []
-    trained = api.train(tmp_path / "data", tmp_path / "run", TINY, say=said.append)
+    trained = api.train(tmp_path / "data", tmp_path / "run", TINY, log=said.append)
     assert any("marks the leaf: the model will know no severity" in line for line in said)
     assert not read_card(trained.folder / "best").classes.has_leaf
     assert api.evaluate(trained.folder).n_images
@@ -76,13 +76,13 @@ def test_a_leaf_that_only_judges_know_gives_no_severity(drawn_folder, tmp_path):
 def test_a_folder_without_masks_joins_the_run(drawn_folder, tmp_path):
     write_drawn_folder(tmp_path / "more", 4, seed=9, size_hw=(96, 96))
     images = tmp_path / "more" / "images"
-    whole = FEW.with_settings(["data.labeled_share=1"])
+    whole = FEW.with_settings(["data.labeled_fraction=1"])
     run = api.train(drawn_folder, tmp_path / "first", whole)
     test = Manifest.read(run.folder / "manifest.json").split("test").rows[0]
     shutil.copy(test.image, images / "from_test.jpg")
     said = []
-    sources = Sources(drawn_folder, unlabeled=[images])
-    trained = api.train(sources, tmp_path / "run", whole, say=said.append)
+    sources = DataSources(drawn_folder, unlabeled=[images])
+    trained = api.train(sources, tmp_path / "run", whole, log=said.append)
     assert "4 images without masks to learn from" in said
     (line,) = [line for line in said if "left out" in line]
     assert "show the scene of a validation or test image: 1" in line
@@ -91,8 +91,8 @@ def test_a_folder_without_masks_joins_the_run(drawn_folder, tmp_path):
     assert len(added) == 4
     last = history(trained.folder)[-1]
     for name in ("labeled", "images"):
-        assert 0 < float(last[f"doubt_of_{name}"]) < 1
-        assert 0 <= float(last[f"lesion_of_{name}"]) <= 1
+        assert 0 < float(last[f"mean_entropy/{name}"]) < 1
+        assert 0 <= float(last[f"lesion_fraction/{name}"]) <= 1
     summary = (trained.folder / "summary.txt").read_text()
     assert "  no masks   images: " in summary
 
@@ -103,8 +103,8 @@ def test_a_folder_without_plants_wrecks_nothing_and_is_told_of(drawn_folder, tmp
     for i in range(3):
         noise = np.random.default_rng(i).integers(0, 40, (96, 96, 1), np.uint8)
         Image.fromarray(np.array([150, 70, 60], np.uint8) + noise).save(bricks / f"{i}.png")
-    sources = Sources(drawn_folder, unlabeled=[bricks])
-    settings = FEW.with_settings(["data.labeled_share=1"])
+    sources = DataSources(drawn_folder, unlabeled=[bricks])
+    settings = FEW.with_settings(["data.labeled_fraction=1"])
     trained = api.train(sources, tmp_path / "run", settings)
     events = (trained.folder / "events.jsonl").read_text().splitlines()
     (told, *_) = [json.loads(line) for line in events if "no-plants" in line]
@@ -112,9 +112,9 @@ def test_a_folder_without_plants_wrecks_nothing_and_is_told_of(drawn_folder, tmp
 
 
 def test_two_strong_views_train(drawn_folder, tmp_path):
-    settings = FEW.with_settings(["unlabeled.strong_views=2", "training.micro_batch=1"])
+    settings = FEW.with_settings(["semi.strong_views=2", "training.micro_batch=1"])
     trained = api.train(drawn_folder, tmp_path / "run", settings)
-    assert trained.outcome.steps == 6
+    assert trained.summary.steps == 6
 
 
 def test_a_image_with_points_is_learned_from_twice(drawn_folder, tmp_path):
@@ -128,7 +128,7 @@ def test_a_image_with_points_is_learned_from_twice(drawn_folder, tmp_path):
         known[10:13, 10:13] = known[60:63, 60:63] = True
         Image.fromarray(np.where(known, mask, 255).astype(mask.dtype)).save(path)
     said = []
-    run = api.train(tmp_path / "leaves", tmp_path / "run", TINY, say=said.append)
+    run = api.train(tmp_path / "leaves", tmp_path / "run", TINY, log=said.append)
     rows = Manifest.read(run.folder / "manifest.json").split("train").rows
     sparse = sum(row.sparse for row in rows)
     assert 0 < sparse < len(rows)
@@ -161,7 +161,7 @@ def test_points_may_be_all_there_is(drawn_folder, tmp_path):
     run = api.train(tmp_path / "points.json", tmp_path / "run", TINY)
     last = history(run.folder)[-1]
     assert float(last["loss_points"]) > 0
-    assert float(last["loss_hardest_pixels"]) == 0
+    assert float(last["loss_ohem_ce"]) == 0
 
 
 def test_names_of_a_folder_are_learned_beside_masks(drawn_folder, tmp_path):
@@ -173,29 +173,29 @@ def test_names_of_a_folder_are_learned_beside_masks(drawn_folder, tmp_path):
         image.rename(folder / image.name)
     settings = FEW.with_settings(
         [
-            "names.share=0.7",
-            "unlabeled.cut_mix=0",
+            "image_labels.fraction=0.7",
+            "semi.cut_mix=0",
             "data.weights={village: [2.0, 1.0, 10]}",
         ]
     )
-    sources = Sources([drawn_folder, tmp_path / "village"])
+    sources = DataSources([drawn_folder, tmp_path / "village"])
     said = []
-    whole = api.train(sources, tmp_path / "whole", settings, say=said.append)
+    whole = api.train(sources, tmp_path / "whole", settings, log=said.append)
     assert any(line.endswith("of them with a name") for line in said)
     assert any("no named image is of a data set with masks" in line for line in said)
     row = history(whole.folder)[-1]
-    assert float(row["loss_lesson_name"]) > 0
-    assert float(row["loss_lesson_seeds"]) >= 0
-    assert "seeds_right_rust" in row
+    assert float(row["loss_unsup_disease"]) > 0
+    assert float(row["loss_unsup_cam_seeds"]) >= 0
+    assert "cam_seed_precision/rust" in row
 
-    class Stop(Watcher):
-        def on_step(self, stepped):
-            if stepped.step == 3:
+    class Stop(Callback):
+        def on_step(self, info):
+            if info.step == 3:
                 raise KeyboardInterrupt
             return ()
 
     with pytest.raises(KeyboardInterrupt):
-        api.train(sources, tmp_path / "parts", settings, watchers=[Stop()])
+        api.train(sources, tmp_path / "parts", settings, callbacks=[Stop()])
     parts = api.train(sources, tmp_path / "parts", settings)
     assert history(parts.folder) == history(whole.folder)  # says what parts first
     digests = [read_card(run.folder / "last").sha256 for run in (whole, parts)]

@@ -55,7 +55,7 @@ def test_a_run_obeys_its_plan_and_reports_on_it(drawn_folder, tmp_path):
     assert status.record.settings.data.cache_mib >= LEAST_CACHE_MIB
     assert f"budget     3,000 MB, planned {plan['needs_mb']:,.0f}, at most" in str(status)
     history = (run / "history.csv").read_bytes()
-    assert api.train(drawn_folder, run, TINY, memory=memory).outcome.steps == 6
+    assert api.train(drawn_folder, run, TINY, memory=memory).summary.steps == 6
     assert (run / "history.csv").read_bytes() == history
     with pytest.raises(UsageError, match=r"began with 3,000 MB, and is now to have 2,500"):
         api.train(drawn_folder, run, TINY, memory=2500 * 10**6)

@@ -10,7 +10,7 @@ from PIL import Image
 from plantseg_next.data.formats import read_folder
 from plantseg_next.inference.backends import TileScores
 from plantseg_next.inference.predictor import Predictor
-from plantseg_next.models.bundle import Card
+from plantseg_next.models.bundle import ModelCard
 from plantseg_next.settings import ModelSettings
 from plantseg_next.structures import ClassMap
 from plantseg_next.workflows.predict import write_measures
@@ -40,7 +40,7 @@ def measured(folder, images, min_lesion_px, long_side_px=SEEN_PX):
     (folder / "images").mkdir(parents=True)
     for name, image in images.items():
         Image.fromarray(image).save(folder / "images" / f"{name}.png")
-    card = Card(CLASSES, ModelSettings(), 32, long_side_px)
+    card = ModelCard(CLASSES, ModelSettings(), 32, long_side_px)
     write_measures(
         Predictor(red_is_a_lesion, CLASSES, 32, long_side_px),
         replace(card, sha256="ab" * 32),

@@ -18,7 +18,7 @@ from plantseg_next.models.bundle import read_card
 from plantseg_next.structures import IGNORE, ClassMap, Prediction
 from plantseg_next.synthetic.leaves import write_drawn_folder
 from plantseg_next.workflows.pseudo_label import coding_of, sure_mask
-from plantseg_next.workflows.setup import Sources
+from plantseg_next.workflows.setup import DataSources
 
 pytestmark = pytest.mark.integration
 
@@ -59,15 +59,15 @@ def test_a_folder_is_labeled_corrected_and_learned_from(
     assert len(rows) == 5
     manifest = read_folder(tmp_path / "out")
     sample = load_sample(manifest.rows[0], manifest)
-    believed = (sample.lesion != IGNORE).mean()
-    assert 100 * believed == pytest.approx(float(rows[0]["believed_pct"]), abs=0.01)
+    trusted = (sample.lesion != IGNORE).mean()
+    assert 100 * trusted == pytest.approx(float(rows[0]["mask_pct"]), abs=0.01)
 
     mask = manifest.rows[0].mask  # a person paints it over
     Image.fromarray(np.full((96, 96), 2, np.uint8)).save(mask)
     again = load_sample(manifest.rows[0], manifest)
     assert (again.lesion == 1).all()
 
-    sources = Sources(drawn_folder, pseudo_labels=[tmp_path / "out"])
+    sources = DataSources(drawn_folder, pseudo_labels=[tmp_path / "out"])
     second = api.train(sources, tmp_path / "second", TINY)
     first = Manifest.read(finished_run / "manifest.json")
     assert second.n_train == len(first.split("train")) + 5
@@ -91,13 +91,13 @@ def test_images_that_have_masks_need_no_label(finished_run, drawn_folder, tmp_pa
 def test_rounds_of_self_training_learn_from_hidden_images(drawn_folder, tmp_path):
     few = TINY.with_settings(
         [
-            "data.labeled_share=0.3",
-            "unlabeled.method=supervised",
-            "unlabeled.threshold=0.6",
+            "data.labeled_fraction=0.3",
+            "semi.method=supervised",
+            "semi.threshold=0.6",
         ]
     )
     said = []
-    first, second = api.self_train(drawn_folder, tmp_path / "rounds", few, say=said.append)
+    first, second = api.self_train(drawn_folder, tmp_path / "rounds", few, log=said.append)
     hidden = Manifest.read(first.folder / "manifest.json").split("unlabeled")
     assert second.n_train == first.n_train + len(hidden)
     assert second.n_val == first.n_val
@@ -113,7 +113,7 @@ def test_rounds_of_self_training_learn_from_hidden_images(drawn_folder, tmp_path
     shutil.rmtree(second.folder)
     (tmp_path / "rounds" / "labels_1" / "manifest.json").unlink()
     said.clear()
-    _, again = api.self_train(drawn_folder, tmp_path / "rounds", few, say=said.append)
+    _, again = api.self_train(drawn_folder, tmp_path / "rounds", few, log=said.append)
     assert read_card(again.folder / "last").sha256 == ended_with
     (tmp_path / "rounds" / "thesis.txt").touch()
     with pytest.raises(OutputError, match="already holds labels_1, run_0"):

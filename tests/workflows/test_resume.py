@@ -17,11 +17,11 @@ from plantseg_next import api
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.files import write_atomically
 from plantseg_next.models.bundle import read_card
-from plantseg_next.settings import Experiment
+from plantseg_next.settings import Settings
 from plantseg_next.training import run_record
-from plantseg_next.training.callbacks.callback import Watcher
-from plantseg_next.training.run_record import alone_in
-from plantseg_next.workflows.setup import Sources
+from plantseg_next.training.callbacks.callback import Callback
+from plantseg_next.training.run_record import run_lock
+from plantseg_next.workflows.setup import DataSources
 
 pytestmark = pytest.mark.integration
 COMMAND = "import toy_encoder, plantseg_next.cli; plantseg_next.cli.main()"
@@ -50,7 +50,7 @@ def test_kernels_that_give_the_same_bits_may_be_asked_for(
     asked = FEW.with_settings(["deterministic=true"])
     seen, summaries = set(), []
 
-    class Spy(Watcher):
+    class Spy(Callback):
         def on_step(self, _stepped):
             seen.add(torch.are_deterministic_algorithms_enabled())
             return ()
@@ -59,7 +59,7 @@ def test_kernels_that_give_the_same_bits_may_be_asked_for(
             summaries.append((tmp_path / "run" / "summary.txt").read_text())
             return ()
 
-    api.train(drawn_folder, tmp_path / "run", asked, watchers=[Spy()])
+    api.train(drawn_folder, tmp_path / "run", asked, callbacks=[Spy()])
     assert seen == {True}
     assert not torch.are_deterministic_algorithms_enabled()
     assert_same(finished_semi_run, tmp_path / "run")  # on a CPU nothing changes
@@ -134,12 +134,12 @@ def test_another_configuration_is_refused_with_the_difference(
     drawn_folder, stopped_run, tmp_path
 ):
     out = stopped_run
-    other = FEW.with_settings(["training.rate=0.1", "seed=7"])
+    other = FEW.with_settings(["training.lr=0.1", "seed=7"])
     with pytest.raises(UsageError, match="holds a run of another configuration") as caught:
-        api.train(Sources(drawn_folder, unlabeled=[tmp_path]), out, other)
+        api.train(DataSources(drawn_folder, unlabeled=[tmp_path]), out, other)
     assert "seed: 0 in the run, 7 now" in str(caught.value)
-    rate = FEW.training.rate
-    assert f"training.rate: {rate} in the run, 0.1 now" in str(caught.value)
+    rate = FEW.training.lr
+    assert f"training.lr: {rate} in the run, 0.1 now" in str(caught.value)
     assert f"--unlabeled: nothing in the run, ['{tmp_path}'] now" in str(caught.value)
     assert "--restart to set it aside" in caught.value.fix
 
@@ -154,10 +154,10 @@ def test_a_restart_sets_the_earlier_run_aside(drawn_folder, stopped_run, tmp_pat
     out = stopped_run
     said = []
     other = FEW.with_settings(["training.steps=2", "training.validations=1"])
-    api.train(drawn_folder, out, other, restart=True, say=said.append)
+    api.train(drawn_folder, out, other, restart=True, log=said.append)
     assert said[0] == f"what was in {out} is now in {tmp_path / 'run.1'}"
-    assert Experiment.read(tmp_path / "run.1" / "settings.yaml") == FEW
-    assert Experiment.read(out / "settings.yaml") == other
+    assert Settings.read(tmp_path / "run.1" / "settings.yaml") == FEW
+    assert Settings.read(out / "settings.yaml") == other
 
 
 def test_images_that_changed_meanwhile_are_told_of(drawn_folder, tmp_path):
@@ -174,7 +174,7 @@ def test_images_that_changed_meanwhile_are_told_of(drawn_folder, tmp_path):
 def test_two_processes_do_not_train_in_one_folder(drawn_folder, tmp_path):
     (tmp_path / "run").mkdir()
     with (
-        alone_in(tmp_path / "run"),
+        run_lock(tmp_path / "run"),
         pytest.raises(UsageError, match="Another process is training in"),
     ):
         api.train(drawn_folder, tmp_path / "run", FEW)
@@ -197,7 +197,7 @@ def test_a_run_that_died_while_it_was_written_down_begins(
         api.train(drawn_folder, tmp_path / "run", FEW)
     monkeypatch.undo()
     train_until(2, drawn_folder, tmp_path / "run")
-    assert run_record.Record.read(tmp_path / "run").settings == FEW
+    assert run_record.RunRecord.read(tmp_path / "run").settings == FEW
 
 
 @pytest.mark.parametrize(("written_as", "words"), [(1, "an older"), (99, "a newer")])

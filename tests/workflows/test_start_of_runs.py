@@ -16,7 +16,7 @@ from plantseg_next.models.start import (
 )
 from plantseg_next.settings import ModelSettings
 from plantseg_next.structures import ClassMap
-from plantseg_next.training.run_record import Record
+from plantseg_next.training.run_record import RunRecord
 from plantseg_next.training.trainer import Trainer
 from small_models import SHAPE, scores, started, write_model
 
@@ -41,8 +41,8 @@ def from_model(folder, **changes):
 
 def test_start_of_a_run_from_another_is_written_down(first, drawn_folder, tmp_path):
     said = []
-    api.train(drawn_folder, tmp_path / "run", from_model(first), say=said.append)
-    model = Record.read(tmp_path / "run").settings.model
+    api.train(drawn_folder, tmp_path / "run", from_model(first), log=said.append)
+    model = RunRecord.read(tmp_path / "run").settings.model
     assert {name: getattr(model, name) for name in SHAPE} == SHAPE
     assert model.start == str(first)
     card = read_card(tmp_path / "run" / "last")
@@ -55,7 +55,7 @@ def test_start_of_a_run_from_another_is_written_down(first, drawn_folder, tmp_pa
 
 def test_start_of_a_run_uses_what_the_model_learned(first, drawn_folder, tmp_path):
     """Not only its shape: without a rate, the model stays what it was."""
-    settings = from_model(first, **{"training.rate": 1e-12, "loss.disease": 0})
+    settings = from_model(first, **{"training.lr": 1e-12, "loss.disease": 0})
     api.train(drawn_folder, tmp_path / "run", settings)
     new, _ = read_bundle(tmp_path / "run" / "last")
     old, _ = read_bundle(first / "best")
@@ -108,23 +108,23 @@ def test_start_within_the_run_that_restart_archives_is_found(
     shutil.copytree(first, run)
     digest = read_card(run / (where or "best")).sha256
     trained = api.train(drawn_folder, run, from_model(run / where), restart=True)
-    assert trained.outcome.steps == 6
+    assert trained.summary.steps == 6
     assert read_card(run / "last").weights_sha256 == digest
     (archived,) = (path for path in tmp_path.iterdir() if path != run and path.is_dir())
-    start = Record.read(run).settings.model.start
+    start = RunRecord.read(run).settings.model.start
     assert start == str(archived / where)
     assert (archived / "best").is_dir()
     # The run is known again by the path that it wrote down.
-    assert api.train(drawn_folder, run, from_model(start)).outcome.steps == 6
+    assert api.train(drawn_folder, run, from_model(start)).summary.steps == 6
 
 
 def test_start_of_a_plan_has_the_shape_of_the_model(first, drawn_folder, monkeypatch):
     planned = []
 
-    def heard(_manifest, settings, *_, **__):
+    def recorder(_manifest, settings, *_, **__):
         planned.append(settings.model)
 
-    monkeypatch.setattr(api, "plan_for", heard)
+    monkeypatch.setattr(api, "plan_for", recorder)
     api.plan(drawn_folder, 10**10, from_model(first))
     (model,) = planned
     assert {name: getattr(model, name) for name in SHAPE} == SHAPE
@@ -140,7 +140,7 @@ def test_start_of_a_finished_run_is_reported_after_its_model_was_deleted(
     settings = from_model(tmp_path / "first")
     api.train(drawn_folder, tmp_path / "run", settings)
     shutil.rmtree(tmp_path / "first")
-    assert api.train(drawn_folder, tmp_path / "run", settings).outcome.steps == 6
+    assert api.train(drawn_folder, tmp_path / "run", settings).summary.steps == 6
     assert api.evaluate(tmp_path / "run").n_images > 0
 
 
@@ -205,7 +205,7 @@ def test_start_carries_the_data_sets_of_the_earlier_model(tmp_path):
 
 def test_start_of_a_run_is_validated_before_the_first_step(drawn_folder, tmp_path):
     """Training that makes a model worse is said to."""
-    settings = from_model("starter", **{"training.rate": 5.0})
+    settings = from_model("starter", **{"training.lr": 5.0})
     found = api.train(drawn_folder, tmp_path / "run", settings)
     rows = (tmp_path / "run" / "history.csv").read_text().splitlines()
     assert rows[1].split(",")[:2] == ["0", "0"]
@@ -215,7 +215,7 @@ def test_start_of_a_run_is_validated_before_the_first_step(drawn_folder, tmp_pat
     )
     assert said == (max(scores[1:]) < scores[0])
     assert said
-    assert found.outcome.best.score == pytest.approx(max(scores[1:]), abs=1e-4)
+    assert found.summary.best.monitored_metric == pytest.approx(max(scores[1:]), abs=1e-4)
 
 
 def test_start_data_is_not_judged_unseen_by_a_later_model(first, drawn_folder, tmp_path):

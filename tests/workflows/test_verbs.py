@@ -26,13 +26,13 @@ from plantseg_next.models.start import (
 )
 from plantseg_next.structures import ClassMap
 from plantseg_next.synthetic.leaves import draw_leaf
-from plantseg_next.training.callbacks.callback import Watcher
+from plantseg_next.training.callbacks.callback import Callback
 from plantseg_next.workflows import demo as demo_workflow
 
 pytestmark = pytest.mark.integration
 
 
-class Heard(Watcher):
+class Recorder(Callback):
     def __init__(self):
         self.events = []
 
@@ -42,16 +42,16 @@ class Heard(Watcher):
 
 @pytest.mark.curves
 def test_training_leaves_a_run(drawn_folder, tmp_path):
-    heard = Heard()
-    trained = api.train(drawn_folder, tmp_path / "run", TINY, watchers=[heard])
+    recorder = Recorder()
+    trained = api.train(drawn_folder, tmp_path / "run", TINY, callbacks=[recorder])
     folder = trained.folder
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "settings.yaml", "manifest.json", "run.json", "history.csv",
         "resources.csv", "progress.json", "summary.txt", "curves.png",
         "checkpoints", "best", "last", ".lock", "start.json",
-    } | ({"events.jsonl"} if heard.events else set())  # fmt: skip
-    assert trained.outcome.steps == 6
+    } | ({"events.jsonl"} if recorder.events else set())  # fmt: skip
+    assert trained.summary.steps == 6
     splits = {row.split for row in Manifest.read(folder / "manifest.json").rows}
     assert splits == {"train", "val", "test"}
     assert api.check(drawn_folder).spoils_training is False
@@ -251,7 +251,7 @@ def test_demo_goes_the_whole_way(tmp_path, monkeypatch):
     done = api.demo(
         tmp_path / "demo",
         leaves=40,
-        say=said.append,
+        log=said.append,
         on_measured=lambda *found: measured.append(found),
     )
     for name, table, report in (

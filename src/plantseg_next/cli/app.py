@@ -8,7 +8,7 @@ import typer
 from plantseg_next import __version__
 
 if TYPE_CHECKING:
-    from plantseg_next.settings import Experiment
+    from plantseg_next.settings import Settings
 
 app = typer.Typer(
     name="plantseg-next",
@@ -48,7 +48,7 @@ Config = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="One setting, as training.rate=3e-4. Repeatable."),
+    typer.Option("--set", help="One setting, as training.lr=3e-4. Repeatable."),
 ]
 Unlabeled = Annotated[
     list[Path] | None,
@@ -66,9 +66,9 @@ def print_version(
         raise typer.Exit
 
 
-def settings_of(config: Path | None, pairs: list[str]) -> "Experiment":
+def settings_of(config: Path | None, pairs: list[str]) -> "Settings":
     """Return the settings of a file, or the defaults, with some of them changed."""
-    from plantseg_next.settings import Experiment
+    from plantseg_next.settings import Settings
 
-    base = Experiment() if config is None else Experiment.read(config)
+    base = Settings() if config is None else Settings.read(config)
     return base.with_settings(pairs)

@@ -27,7 +27,7 @@ def check(
     from plantseg_next import api
 
     with progress_bars() as progress:
-        sources = api.Sources(data, classes, names=names)
+        sources = api.DataSources(data, classes, names=names)
         report = api.check(sources, progress=progress)
     print(report.to_json() if json else report.to_text())
     raise typer.Exit(1 if report.spoils_training else 0)
@@ -45,7 +45,7 @@ def fetch(
     It is unpacked only if its digest is the published one.
     """
     from plantseg_next.data.download import archive_named
-    from plantseg_next.data.download import fetch as fetch_archive
+    from plantseg_next.data.download import download as fetch_archive
 
     archive = archive_named(name)
     print(f"license: {archive.license}\ncite:    {archive.citation}\n{archive.about}")
@@ -53,7 +53,9 @@ def fetch(
         folder = fetch_archive(
             archive,
             out or Path(name),
-            told=lambda done, total: progress("fetching MB", done // 10**6, total // 10**6),
+            on_progress=lambda done, total: progress(
+                "fetching MB", done // 10**6, total // 10**6
+            ),
         )
     print(f"{folder}\nnext:  plantseg-next check {folder}")
 
@@ -74,7 +76,7 @@ def names(
     from plantseg_next import api
     from plantseg_next.data.class_names import alike, names_in_words, propose, write_names
 
-    manifest = api.Sources(data, classes).read()
+    manifest = api.DataSources(data, classes).read()
     found = propose(manifest)
     print(names_in_words(found), end="")
     for one, other in alike(manifest):

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from plantseg_next.training.callbacks.callback import Watcher
+from plantseg_next.training.callbacks.callback import Callback
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from plantseg_next.training.callbacks.callback import Event, Stepped, Validation
+    from plantseg_next.training.callbacks.callback import Event, StepInfo, Validation
     from plantseg_next.workflows.train import Progress
 
 
@@ -62,7 +62,7 @@ class Told:
         self._bar.update(self._tasks[what], completed=done, visible=done < total)
 
 
-class TrainingBar(Watcher):
+class TrainingBar(Callback):
     """Show how a run goes.
 
     Args:
@@ -73,13 +73,13 @@ class TrainingBar(Watcher):
         self._bar = bar
         self._task: TaskID | None = None
 
-    def on_step(self, stepped: "Stepped") -> Sequence["Event"]:
+    def on_step(self, info: "StepInfo") -> Sequence["Event"]:
         """Move the bar; the loss is looked at now and then, for looking costs time."""
-        step, steps = stepped.step, stepped.steps
+        step, steps = info.step, info.steps
         if self._task is None:
             self._task = self._bar.add_task("training", total=steps)
-        if step % 10 == 0 and stepped.parts:
-            loss = sum(float(part) for part in stepped.parts.values())
+        if step % 10 == 0 and info.losses:
+            loss = sum(float(part) for part in info.losses.values())
             self._bar.update(self._task, description=f"training, loss {loss:.3f}")
         self._bar.update(self._task, completed=step, total=steps, visible=step < steps)
         return ()
@@ -88,9 +88,9 @@ class TrainingBar(Watcher):
         self, step: int, validation: "Validation", *, best: bool
     ) -> Sequence["Event"]:
         """Print a line."""
-        figures = ", ".join(f"{n} {v:.3f}" for n, v in validation.figures.items())
+        metrics = ", ".join(f"{n} {v:.3f}" for n, v in validation.metrics.items())
         mark = "  best so far" if best else "" if step else "  before training"
-        self._bar.console.print(f"step {step:>6}: {figures}{mark}")
+        self._bar.console.print(f"step {step:>6}: {metrics}{mark}")
         return ()
 
     def on_event(self, step: int, event: "Event") -> None:

@@ -19,10 +19,10 @@ from plantseg_next.cli.app import (
 )
 from plantseg_next.cli.progress import Told, TrainingBar, bars
 from plantseg_next.errors import UsageError
-from plantseg_next.training.callbacks.callback import Watcher
+from plantseg_next.training.callbacks.callback import Callback
 
 if TYPE_CHECKING:
-    from plantseg_next.settings import Experiment
+    from plantseg_next.settings import Settings
 
 Memory = Annotated[
     str,
@@ -68,7 +68,7 @@ def plan(
 
     elsewhere = Device("cuda", "a GPU", has_bfloat16=True) if gpu else None
     found = api.plan(
-        api.Sources(data, classes, names=names),
+        api.DataSources(data, classes, names=names),
         parse_bytes(memory),
         settings_of(config, set_ or []),
         ram=None if ram is None else parse_bytes(ram),
@@ -79,9 +79,9 @@ def plan(
     if out is not None:
         found.write(out)
     if explain is not None:
-        from plantseg_next.memory.plot import draw_plan
+        from plantseg_next.memory.plot import plot_plan
 
-        draw_plan(found, explain)
+        plot_plan(found, explain)
 
 
 @app.command()
@@ -124,7 +124,7 @@ def train(
     Called again in the same way, it goes on where it was interrupted.
     """
     from plantseg_next import api
-    from plantseg_next.workflows.setup import Sources
+    from plantseg_next.workflows.setup import DataSources
 
     chosen = settings_of(config, set_ or [])
     budget = main_memory = None
@@ -152,19 +152,19 @@ def train(
     loggers = _loggers(log or [], out, chosen)
     with bars() as bar:
         trained = api.train(
-            Sources(data, classes, unlabeled or (), pseudo_labels or (), names),
+            DataSources(data, classes, unlabeled or (), pseudo_labels or (), names),
             out,
             chosen,
             memory=budget,
             ram=main_memory,
             restart=restart,
-            watchers=[TrainingBar(bar), *loggers],
-            say=bar.console.print,
+            callbacks=[TrainingBar(bar), *loggers],
+            log=bar.console.print,
             progress=Told(bar),
         )
-    best = ", ".join(f"{n} {v:.3f}" for n, v in trained.outcome.best.figures.items())
+    best = ", ".join(f"{n} {v:.3f}" for n, v in trained.summary.best.metrics.items())
     print(
-        f"{trained.outcome.steps} steps in {trained.outcome.minutes:.1f} minutes\n"
+        f"{trained.summary.steps} steps in {trained.summary.minutes:.1f} minutes\n"
         f"best on the validation split: {best}\n"
         f"model: {trained.folder / 'best'}\n"
         f"next:  plantseg-next evaluate {trained.folder}"
@@ -187,20 +187,20 @@ def self_train(
 ) -> None:
     """Train, label images without masks, train on both, again."""
     from plantseg_next import api
-    from plantseg_next.workflows.setup import Sources
+    from plantseg_next.workflows.setup import DataSources
 
     with bars() as bar:
         runs = api.self_train(
-            Sources(data, unlabeled=unlabeled or (), names=names),
+            DataSources(data, unlabeled=unlabeled or (), names=names),
             out,
             settings_of(config, set_ or []),
             rounds=rounds,
-            watchers=[TrainingBar(bar)],
-            say=bar.console.print,
+            callbacks=[TrainingBar(bar)],
+            log=bar.console.print,
             progress=Told(bar),
         )
     for run in runs:
-        best = ", ".join(f"{n} {v:.3f}" for n, v in run.outcome.best.figures.items())
+        best = ", ".join(f"{n} {v:.3f}" for n, v in run.summary.best.metrics.items())
         print(f"{run.folder}: best on the validation split: {best}")
     print(f"next:  plantseg-next evaluate {runs[-1].folder}")
 
@@ -248,7 +248,7 @@ def verify(run: Run) -> None:
     from plantseg_next import api
 
     with bars() as bar:
-        found = api.verify(run, say=bar.console.print)
+        found = api.verify(run, log=bar.console.print)
     for line in found.conditions:
         print(f"not as it was: {line}")
     if found.difference is None:
@@ -258,7 +258,7 @@ def verify(run: Run) -> None:
     raise typer.Exit(1)
 
 
-def _loggers(names: list[str], run: Path, settings: "Experiment") -> list[Watcher]:
+def _loggers(names: list[str], run: Path, settings: "Settings") -> list[Callback]:
     if not names:
         return []
     from plantseg_next.training.callbacks.loggers import logger

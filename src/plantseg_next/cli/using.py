@@ -13,7 +13,7 @@ from plantseg_next.errors import UsageError
 
 if TYPE_CHECKING:
     from plantseg_next.api import DemoResult
-    from plantseg_next.inference.records import Written
+    from plantseg_next.inference.records import PredictionTable
 
 
 @app.command()
@@ -125,8 +125,8 @@ def demo(
             out,
             steps=steps,
             leaves=leaves,
-            watchers=[TrainingBar(bar)],
-            say=bar.console.print,
+            callbacks=[TrainingBar(bar)],
+            log=bar.console.print,
             on_measured=lambda table, _: bar.console.print(
                 "measured by the starter model, before any training:\n" + _table(table)
             ),
@@ -193,14 +193,14 @@ def _one_split(name: str) -> Literal["train", "val", "test", "all"]:
             )
 
 
-def _end(found: "Written") -> Never:
+def _end(found: "PredictionTable") -> Never:
     """Name the images that were skipped; end with exit code 1 if there are any."""
     for name, reason in found.skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)
     raise typer.Exit(1 if found.skipped else 0)
 
 
-def _table(found: "Written", most: int = 12) -> str:
+def _table(found: "PredictionTable", most: int = 12) -> str:
     """Return the first rows of the severity table as aligned text."""
     lines = [f"{'image':<40} {'severity':>10} {'lesions':>8}"]
     for row in found.rows[:most]:

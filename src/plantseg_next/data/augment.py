@@ -112,7 +112,7 @@ UNCHANGED = Photometry(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """The weak view: as the camera saw it."""
 
 
-def strong_light(factor: float) -> Photometry:
+def strong_photometry(factor: float) -> Photometry:
     """Return the light of the strong view, ``factor`` times as hard as that of training.
 
     Hue is left as it is, and color is not taken away as it is elsewhere: lesions are

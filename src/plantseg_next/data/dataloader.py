@@ -14,7 +14,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from plantseg_next.data.dataset import Drawn, MixedDataset, collate, collate_views
+from plantseg_next.data.dataset import MixedDataset, TrainBatch, collate, collate_views
 from plantseg_next.errors import PlantSegError
 
 START = "forkserver"
@@ -28,14 +28,14 @@ HUNG_S = 600
 def loader(
     dataset: MixedDataset,
     *,
-    tiles: int,
+    batch_size: int,
     start: int,
     stop: int,
     workers: int | None,
     prefetch: int = 4,
-    tell: Callable[[str], None] = lambda _: None,
-) -> Iterator[Drawn]:
-    """Yield batches of ``tiles`` labeled tiles, from batch ``start`` up to ``stop``.
+    log: Callable[[str], None] = lambda _: None,
+) -> Iterator[TrainBatch]:
+    """Yield batches of ``batch_size`` labeled tiles, from batch ``start`` up to ``stop``.
 
     A worker that dies or hangs is replaced, and the batches that it owed are drawn again:
     nothing is lost and nothing comes twice. If it happens again, there are half as many
@@ -43,13 +43,13 @@ def loader(
 
     Args:
         dataset: Where tiles come from.
-        tiles: Labeled tiles a batch.
+        batch_size: Labeled tiles a batch.
         start: First batch.
         stop: Batch after the last.
         workers: Processes beside the main one; 0 reads in the main process. ``None``:
             see ``usual_workers``.
         prefetch: Batches that each of them reads ahead.
-        tell: Hears of workers that had to be replaced, and why.
+        log: Hears of workers that had to be replaced, and why.
 
     Raises:
         DataError: If one image after the other cannot be read, from whichever process.
@@ -58,7 +58,7 @@ def loader(
         workers = usual_workers()
     deaths = 0
     while start < stop:
-        batches = _in_order(dataset, tiles, range(start, stop), workers, prefetch)
+        batches = _in_order(dataset, batch_size, range(start, stop), workers, prefetch)
         try:
             for batch in batches:
                 start += 1
@@ -66,7 +66,7 @@ def loader(
         except LostWorkerError as lost:
             deaths += 1
             workers = workers if deaths == 1 else workers // 2
-            tell(f"{lost} Going on with {workers or 'no'} workers; no batch is lost.")
+            log(f"{lost} Going on with {workers or 'no'} workers; no batch is lost.")
 
 
 def usual_workers() -> int:
@@ -83,7 +83,7 @@ class LostWorkerError(Exception):
 
 def _in_order(
     dataset: MixedDataset, visits: int, numbers: range, workers: int, prefetch: int
-) -> Iterator[Drawn]:
+) -> Iterator[TrainBatch]:
     """Yield batches of so many visits, by number, from one set of workers.
 
     Raises:
@@ -93,7 +93,7 @@ def _in_order(
         # What they import is then held once by all of them.
         get_context(START).set_forkserver_preload([MixedDataset.__module__])
     batches = DataLoader(
-        _Draws(dataset),
+        _BatchSequence(dataset),
         batch_size=visits,
         sampler=range(numbers.start * visits, numbers.stop * visits),
         num_workers=workers,
@@ -119,8 +119,8 @@ def _in_order(
 
 
 def _next_or_lost(
-    iterator: Iterator[Drawn | PlantSegError], *, has_workers: bool
-) -> Drawn | PlantSegError | None:
+    iterator: Iterator[TrainBatch | PlantSegError], *, has_workers: bool
+) -> TrainBatch | PlantSegError | None:
     """Return the next batch, ``None`` after the last.
 
     Raises:
@@ -164,13 +164,13 @@ def _cause(error: Exception, iterator: object) -> str:
     return f"A process that reads images ended with exit code {ended[0]}."
 
 
-class _Draws(Dataset[Drawn | PlantSegError]):
+class _BatchSequence(Dataset[TrainBatch | PlantSegError]):
     """Hand a user's error over as a value: PyTorch would bury it in a traceback."""
 
     def __init__(self, tiles: MixedDataset) -> None:
         self._tiles = tiles
 
-    def __getitem__(self, draw: int) -> Drawn | PlantSegError:
+    def __getitem__(self, draw: int) -> TrainBatch | PlantSegError:
         try:
             return self._tiles[draw]
         except PlantSegError as error:
@@ -178,15 +178,15 @@ class _Draws(Dataset[Drawn | PlantSegError]):
 
 
 def _collate_or_error(
-    drawn: Sequence[Drawn | PlantSegError],
-) -> Drawn | PlantSegError:
-    found: list[Drawn] = []
+    drawn: Sequence[TrainBatch | PlantSegError],
+) -> TrainBatch | PlantSegError:
+    found: list[TrainBatch] = []
     for one in drawn:
         if isinstance(one, PlantSegError):
             return one
         found.append(one)
     views = [one.unlabeled for one in found if one.unlabeled is not None]
-    return Drawn(
+    return TrainBatch(
         collate([one.labeled for one in found]), collate_views(views) if views else None
     )
 

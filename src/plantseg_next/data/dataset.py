@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from plantseg_next.data.augment import UNCHANGED, Geometry, Photometry
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest, Row
-from plantseg_next.data.sampler import Mixture
+from plantseg_next.data.sampler import MixtureSampler
 from plantseg_next.data.tiling import (
     CELL,
     Placement,
@@ -33,7 +33,7 @@ from plantseg_next.data.tiling import (
 )
 from plantseg_next.errors import PlantSegError
 from plantseg_next.settings import DataSettings
-from plantseg_next.structures import IGNORE, Batch, Lost, Sample, Views
+from plantseg_next.structures import IGNORE, Batch, Sample, SkippedImage, UnlabeledBatch
 
 SPARSE = 0.05
 """Labeled part of an image below which its mask is points or scribbles."""
@@ -41,7 +41,7 @@ TRIES = 20
 """Images in a row that may be unreadable before a draw gives up."""
 
 
-class Held(NamedTuple):
+class CachedSample(NamedTuple):
     """A decoded image, and where in it the information is."""
 
     sample: Sample
@@ -62,13 +62,13 @@ class SampleCache:
         budget_mib: Room for images, a process; 0 keeps none.
     """
 
-    def __init__(self, read: Callable[[Row], Held], budget_mib: float) -> None:
+    def __init__(self, read: Callable[[Row], CachedSample], budget_mib: float) -> None:
         self._read = read
         self._budget = budget_mib * 2**20
-        self._held: OrderedDict[str, Held] = OrderedDict()
+        self._held: OrderedDict[str, CachedSample] = OrderedDict()
         self._bytes = 0
 
-    def get(self, row: Row) -> Held:
+    def get(self, row: Row) -> CachedSample:
         """Return the row's image, decoded now or earlier."""
         if row.key in self._held:
             self._held.move_to_end(row.key)
@@ -86,20 +86,20 @@ class SampleCache:
         return held
 
 
-class Visit(NamedTuple):
+class SampledImage(NamedTuple):
     """One draw's look at one image.
 
     Args:
         sample: The image.
         placement: Where its tile lies.
         rng: The draw's chance.
-        lost: Images that were drawn first and could not be read.
+        skipped: Images that were drawn first and could not be read.
     """
 
     sample: Sample
     placement: Placement
     rng: np.random.Generator
-    lost: tuple[Lost, ...]
+    skipped: tuple[SkippedImage, ...]
 
 
 class TileDataset(Dataset[Batch]):
@@ -112,7 +112,7 @@ class TileDataset(Dataset[Batch]):
         pixels: Labeled pixels of each lesion class, "no lesion" first; rare classes
             are drawn more often.
         photometry: Light and camera.
-        named_share: As in ``Mixture``.
+        named_fraction: As in ``Mixture``.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class TileDataset(Dataset[Batch]):
         seed: int,
         pixels: Sequence[int],
         photometry: Photometry = Photometry(),  # noqa: B008 - frozen
-        named_share: float | None = None,
+        named_fraction: float | None = None,
     ) -> None:
         self.rows = manifest.rows
         self.settings = settings
@@ -134,35 +134,37 @@ class TileDataset(Dataset[Batch]):
         self._manifest = manifest
         self._sparse = {row.key for row in manifest.rows if row.sparse}
         self._cache = SampleCache(self._read, settings.cache_mib)
-        self._mixture = Mixture(manifest.rows, settings, named_share=named_share)
+        self._mixture = MixtureSampler(
+            manifest.rows, settings, named_fraction=named_fraction
+        )
 
-    def __getitem__(self, draw: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch:
         """Return the tile of one visit to one image."""
-        visit = self.visit(draw)
+        visit = self.sample(index)
         tile = draw_tile(visit.sample, visit.placement, self.settings.tile_px)
-        return replace(self._to_batch(tile, visit.rng), lost=visit.lost)
+        return replace(self._to_batch(tile, visit.rng), skipped=visit.skipped)
 
-    def visit(self, draw: int) -> Visit:
+    def sample(self, draw: int) -> SampledImage:
         """Return the image of a draw; one that cannot be read is replaced by another.
 
         Raises:
             DataError: If one after the other cannot be read.
         """
         rng = np.random.default_rng((self.seed, draw))
-        lost: list[Lost] = []
+        lost: list[SkippedImage] = []
         while True:
             row = self.rows[self._mixture.index(draw, rng.random())]
             try:
                 sample, information = self._cache.get(row)
             except PlantSegError as error:
-                lost.append(Lost(row.key, error.came))
+                lost.append(SkippedImage(row.key, error.came))
                 if len(lost) == TRIES:
                     raise
             else:
-                placement = self._place(information, rng)
-                return Visit(sample, placement, rng, tuple(lost))
+                placement = self._place_tile(information, rng)
+                return SampledImage(sample, placement, rng, tuple(lost))
 
-    def _place(
+    def _place_tile(
         self, information: Float32[np.ndarray, "gh gw"], rng: np.random.Generator
     ) -> Placement:
         """Return an informative place of one image."""
@@ -171,12 +173,12 @@ class TileDataset(Dataset[Batch]):
         center = choose_center(information, reach_cells=reach, rng=rng)
         return self.geometry.draw(center, scale, rng)
 
-    def _read(self, row: Row) -> Held:
+    def _read(self, row: Row) -> CachedSample:
         sample = load_sample(row, self._manifest)
         sample = shrink_sample(sample, self.settings.long_side_px)
         if (sample.lesion == IGNORE).all():
-            return Held(sample, saliency(sample.image))
-        return Held(sample, lesion_information(sample.lesion, self._weights))
+            return CachedSample(sample, saliency(sample.image))
+        return CachedSample(sample, lesion_information(sample.lesion, self._weights))
 
     def _to_batch(self, tile: Sample, rng: np.random.Generator) -> Batch:
         lesion, points = tile.lesion, None
@@ -190,11 +192,11 @@ class TileDataset(Dataset[Batch]):
             leaf=torch.from_numpy(tile.leaf)[None],
             disease=torch.tensor([tile.disease], dtype=torch.uint8),
             keys=(tile.key,),
-            points=None if points is None else torch.from_numpy(points)[None],
+            sparse_target=None if points is None else torch.from_numpy(points)[None],
         )
 
 
-class ViewDataset(Dataset[Views]):
+class ViewDataset(Dataset[UnlabeledBatch]):
     """Weak and strong views of tiles without masks, by draw number.
 
     Args:
@@ -208,14 +210,14 @@ class ViewDataset(Dataset[Views]):
         self._n_strong = n_strong
         self._strong = strong
 
-    def __getitem__(self, draw: int) -> Views:
+    def __getitem__(self, index: int) -> UnlabeledBatch:
         """Return the views of one visit to one image."""
-        sample, placement, rng, lost = self._tiles.visit(draw)
+        sample, placement, rng, lost = self._tiles.sample(index)
         size = self._tiles.settings.tile_px
         image = draw_tile(sample, placement, size).image
         strong = [self._strong.apply(image, rng) for _ in range(self._n_strong)]
         inside = covered(sample.image.shape[:2], placement, size)
-        return Views(
+        return UnlabeledBatch(
             UNCHANGED.apply(image, rng)[None],
             torch.stack(strong)[:, None],
             torch.from_numpy(inside)[None],
@@ -225,7 +227,7 @@ class ViewDataset(Dataset[Views]):
         )
 
 
-class Drawn(NamedTuple):
+class TrainBatch(NamedTuple):
     """What one forward pass learns from.
 
     Args:
@@ -234,16 +236,16 @@ class Drawn(NamedTuple):
     """
 
     labeled: Batch
-    unlabeled: Views | None = None
+    unlabeled: UnlabeledBatch | None = None
 
     @property
-    def lost(self) -> tuple[Lost, ...]:
+    def skipped(self) -> tuple[SkippedImage, ...]:
         """Images that could not be read when this was drawn."""
         views = self.unlabeled
-        return self.labeled.lost + (views.lost if views is not None else ())
+        return self.labeled.skipped + (views.skipped if views is not None else ())
 
 
-class MixedDataset(Dataset[Drawn]):
+class MixedDataset(Dataset[TrainBatch]):
     """One visit to a labeled image, and ``ratio`` visits to unlabeled ones.
 
     Args:
@@ -259,44 +261,44 @@ class MixedDataset(Dataset[Drawn]):
         self._unlabeled = unlabeled
         self._ratio = ratio
 
-    def __getitem__(self, draw: int) -> Drawn:
+    def __getitem__(self, index: int) -> TrainBatch:
         """Return what a draw number stands for."""
         views = None
         if self._unlabeled is not None:
-            first = draw * self._ratio
+            first = index * self._ratio
             views = collate_views(
                 [self._unlabeled[i] for i in range(first, first + self._ratio)]
             )
-        return Drawn(self._labeled[draw], views)
+        return TrainBatch(self._labeled[index], views)
 
 
 def collate(batches: Sequence[Batch]) -> Batch:
     """Return one batch of many, in order; values stay bytes until they are used."""
-    points = [batch.points for batch in batches if batch.points is not None]
+    points = [batch.sparse_target for batch in batches if batch.sparse_target is not None]
     return Batch(
         image=torch.cat([batch.image for batch in batches]),
         lesion=torch.cat([batch.lesion for batch in batches]),
         leaf=torch.cat([batch.leaf for batch in batches]),
         disease=torch.cat([batch.disease for batch in batches]),
         keys=tuple(key for batch in batches for key in batch.keys),
-        points=torch.cat(points) if points else None,
-        lost=tuple(lost for batch in batches for lost in batch.lost),
+        sparse_target=torch.cat(points) if points else None,
+        skipped=tuple(lost for batch in batches for lost in batch.skipped),
     )
 
 
-def collate_views(views: Sequence[Views]) -> Views:
+def collate_views(views: Sequence[UnlabeledBatch]) -> UnlabeledBatch:
     """Return the views of many tiles as one, in order."""
-    return Views(
+    return UnlabeledBatch(
         weak=torch.cat([v.weak for v in views]),
         strong=torch.cat([v.strong for v in views], dim=1),
-        inside=torch.cat([v.inside for v in views]),
+        valid=torch.cat([v.valid for v in views]),
         disease=torch.cat([v.disease for v in views]),
         keys=tuple(key for v in views for key in v.keys),
-        lost=tuple(lost for v in views for lost in v.lost),
+        skipped=tuple(lost for v in views for lost in v.skipped),
     )
 
 
-def split(drawn: Drawn, size: int) -> list[Drawn]:
+def to_micro_batches(drawn: TrainBatch, size: int) -> list[TrainBatch]:
     """Return a step's tiles in parts of at most ``size`` labeled ones, in order.
 
     Views go with the labeled tiles they were drawn with.
@@ -304,15 +306,16 @@ def split(drawn: Drawn, size: int) -> list[Drawn]:
     n = len(drawn.labeled)
     ratio = len(drawn.unlabeled) // n if drawn.unlabeled is not None else 0
     return [
-        Drawn(
-            drawn.labeled.part(slice(i, i + size)),
-            drawn.unlabeled and drawn.unlabeled.part(slice(i * ratio, (i + size) * ratio)),
+        TrainBatch(
+            drawn.labeled.select(slice(i, i + size)),
+            drawn.unlabeled
+            and drawn.unlabeled.select(slice(i * ratio, (i + size) * ratio)),
         )
         for i in range(0, n, size)
     ]
 
 
-class Counted(NamedTuple):
+class LabelStats(NamedTuple):
     """What masks hold.
 
     Args:
@@ -326,7 +329,7 @@ class Counted(NamedTuple):
 
 def count_pixels(
     manifest: Manifest, *, on_progress: Callable[[int, int], None] | None = None
-) -> Counted:
+) -> LabelStats:
     """Return what the masks hold.
 
     Reads every image and mask once, so that a broken one is found before training.
@@ -346,4 +349,4 @@ def count_pixels(
             sparse.add(row.key)
         if on_progress is not None:
             on_progress(i + 1, len(manifest))
-    return Counted(tuple(int(n) for n in total[:n_ids]), frozenset(sparse))
+    return LabelStats(tuple(int(n) for n in total[:n_ids]), frozenset(sparse))

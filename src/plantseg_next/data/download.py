@@ -76,18 +76,18 @@ ARCHIVES = {
 }
 
 
-def fetch(
+def download(
     archive: Archive,
     folder: Path,
     *,
-    told: Callable[[int, int], None] = lambda *_: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Path:
     """Return a folder with the unpacked archive, loaded now or earlier in part.
 
     Args:
         archive: What to fetch.
         folder: New, or of a fetch that broke off.
-        told: Hears how many bytes there are, and of how many.
+        on_progress: Hears how many bytes there are, and of how many.
 
     Raises:
         DataError: If the server does not answer, or sends something else.
@@ -98,7 +98,7 @@ def fetch(
     with explained(part):
         part.parent.mkdir(parents=True, exist_ok=True)
         _refuse_full_disk(archive, part)
-        _load(archive, part, told)
+        _load(archive, part, on_progress)
     _refuse_other(archive, part)
     _unpack(part, folder)
     part.unlink()

@@ -45,14 +45,14 @@ class Header:
         width: Columns of the upright image.
         file_format: Pillow's name of the format, from the content: "JPEG", "PNG".
         mode: Pillow's name of the pixel layout: "RGB", "P", "I;16".
-        turn: EXIF orientation that reading must undo, 1 (none) to 8.
+        exif_orientation: EXIF orientation that reading must undo, 1 (none) to 8.
     """
 
     height: int
     width: int
     file_format: str
     mode: str
-    turn: int
+    exif_orientation: int
 
 
 def read_header(path: Path) -> Header:
@@ -99,7 +99,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
         try:
             image.load()
             rgb = _to_rgb(image, path)
-            return _turned(np.array(rgb), turn)
+            return apply_orientation(np.array(rgb), turn)
         except _BROKEN as error:
             raise _undecodable(path, error) from error
 
@@ -168,12 +168,12 @@ def load_sample(row: Row, manifest: Manifest) -> Sample:
     coding = manifest.codings[row.source]
     values = read_mask(row.mask, as_colors=coding.by_color)
     if values.shape[:2] != image.shape[:2]:
-        values = turn_mask(values, image.shape[:2], row)
+        values = orient_mask(values, image.shape[:2], row)
     lesion, leaf = decode_mask(values, coding, manifest.classes, name=str(row.mask))
     return Sample(row.key, image, lesion, leaf, disease)
 
 
-def turn_mask(
+def orient_mask(
     values: MaskValues | MaskColors, size_hw: tuple[int, int], row: Row
 ) -> Shaped[np.ndarray, "upright_h upright_w *c"]:
     """Return a mask turned as its image is, where only that makes the sizes agree.
@@ -186,7 +186,7 @@ def turn_mask(
     Raises:
         DataError: If the mask does not fit the turned image either.
     """
-    turn = read_header(row.image).turn
+    turn = read_header(row.image).exif_orientation
     mask_hw = values.shape[:2]
     if turn < 5 or mask_hw[::-1] != size_hw:
         raise DataError(
@@ -195,7 +195,7 @@ def turn_mask(
             needed="a mask of the size of its image",
             fix="export the mask at the size of the image, or pair the right files",
         )
-    return _turned(values, turn)
+    return apply_orientation(values, turn)
 
 
 def _disease_id(row: Row, classes: ClassMap) -> int:
@@ -218,7 +218,7 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, int]]:
             # Large images and untidy metadata are no news to the user.
             warnings.simplefilter("ignore")
             image = Image.open(path)
-            turn = _exif_turn(image)
+            turn = _exif_orientation(image)
     except FileNotFoundError as error:
         raise missing_path(path, "an image") from error
     except Image.DecompressionBombError as error:
@@ -233,7 +233,7 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, int]]:
         yield image, turn
 
 
-def _exif_turn(image: Image.Image) -> int:
+def _exif_orientation(image: Image.Image) -> int:
     # Pillow turns TIFF files by itself. For PNG, `PngImageFile.getexif` would decode
     # the whole image to look for EXIF behind it; the base class reads the header.
     if image.format == "TIFF":
@@ -242,7 +242,7 @@ def _exif_turn(image: Image.Image) -> int:
     return turn if turn in range(1, 9) else 1
 
 
-def _turned(
+def apply_orientation(
     pixels: Shaped[np.ndarray, "h w *c"], turn: int
 ) -> Shaped[np.ndarray, "upright_h upright_w *c"]:
     """Undo an EXIF turn; the definition of the eight turns is Exif 2.32, table 6."""

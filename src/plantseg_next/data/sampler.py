@@ -13,13 +13,13 @@ from plantseg_next.data.manifest import Row
 from plantseg_next.errors import unknown_name
 from plantseg_next.settings import DataSettings, Weight
 
-SPARSE_SHARE = 0.25
+SPARSE_FRACTION = 0.25
 """Most of the draws that show a mask of points or scribbles, where there are whole ones:
 a tile in which a hundred pixels are known must not take the place of one that is all
 known."""
 
 
-class Mixture:
+class MixtureSampler:
     """Choose rows by draw number and chance.
 
     Of the rows of a stream, one of a data set and disease with ``n`` images is drawn in
@@ -28,7 +28,7 @@ class Mixture:
     Args:
         rows: At least one.
         settings: Balance and weights.
-        named_share: Part of the draws that show a row with an image-level label, where
+        named_fraction: Part of the draws that show a row with an image-level label, where
             there are rows with and without; ``None``: labels do not count, but a mask of
             points does, see ``SPARSE_SHARE``.
     """
@@ -38,14 +38,14 @@ class Mixture:
         rows: Sequence[Row],
         settings: DataSettings,
         *,
-        named_share: float | None = None,
+        named_fraction: float | None = None,
     ) -> None:
-        if named_share is None:
+        if named_fraction is None:
             apart = [row.sparse for row in rows]
-            share = min(SPARSE_SHARE, sum(apart) / len(rows))
+            share = min(SPARSE_FRACTION, sum(apart) / len(rows))
         else:
             apart = [row.disease is not None for row in rows]
-            share = named_share
+            share = named_fraction
         streams = [
             [i for i, is_ in enumerate(apart) if is_ == which] for which in (False, True)
         ]
@@ -54,16 +54,16 @@ class Mixture:
         self._share = share
         self._streams = [_Stream(rows, these, settings) for these in streams]
 
-    def index(self, draw: int, chance: float) -> int:
+    def index(self, step: int, uniform: float) -> int:
         """Return the row of a draw.
 
         Args:
-            draw: Its number. Of any so many draws in a row, the stated part is named (or
+            step: Its number. Of any so many draws in a row, the stated part is named (or
                 sparse), to the nearest one.
-            chance: In [0, 1).
+            uniform: In [0, 1).
         """
-        before, after = int(draw * self._share), int((draw + 1) * self._share)
-        return self._streams[after > before].index(draw, chance)
+        before, after = int(step * self._share), int((step + 1) * self._share)
+        return self._streams[after > before].index(step, uniform)
 
 
 class _Stream:

@@ -13,14 +13,14 @@ from hashlib import sha256
 from plantseg_next.data.manifest import Manifest, Row, Split
 from plantseg_next.errors import UsageError
 
-SHARES = (0.7, 0.15, 0.15)
+FRACTIONS = (0.7, 0.15, 0.15)
 """Usual shares of training, validation and test."""
 
 Groups = dict[str, list[Row]]
 
 
 def assign(
-    manifest: Manifest, *, seed: int, shares: tuple[float, float, float] = SHARES
+    manifest: Manifest, *, seed: int, fractions: tuple[float, float, float] = FRACTIONS
 ) -> Manifest:
     """Return the manifest with a split for every row.
 
@@ -34,7 +34,7 @@ def assign(
     Args:
         manifest: Rows of any number of data sets; each is divided by itself.
         seed: Draws another division.
-        shares: Of training, validation and test; they sum to 1.
+        fractions: Of training, validation and test; they sum to 1.
 
     Returns:
         The number of rows of a split misses its share by less than 4/3 of the largest
@@ -43,19 +43,19 @@ def assign(
     Raises:
         UsageError: If the shares do not sum to 1, or one is negative.
     """
-    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise UsageError(
-            f"`shares` are {shares}, and sum to {sum(shares):g}.",
+            f"`shares` are {fractions}, and sum to {sum(fractions):g}.",
             needed="three shares of at least 0 that sum to 1",
             fix="use for example 0.7, 0.15, 0.15",
         )
     split_of: dict[str, Split] = {}
     for rows in _by(manifest.rows, lambda row: row.source).values():
-        split_of |= _assign_source(rows, seed, shares)
+        split_of |= _assign_source(rows, seed, fractions)
     return manifest.only(replace(row, split=split_of[row.key]) for row in manifest.rows)
 
 
-def labeled_fraction(manifest: Manifest, share: float, *, seed: int) -> Manifest:
+def labeled_fraction(manifest: Manifest, fraction: float, *, seed: int) -> Manifest:
     """Return the manifest with the masks of some training rows hidden.
 
     Hidden rows get the split "unlabeled"; their mask path stays in the row. For one
@@ -64,22 +64,22 @@ def labeled_fraction(manifest: Manifest, share: float, *, seed: int) -> Manifest
 
     Args:
         manifest: With splits.
-        share: Of the training rows with masks that keep them, in (0, 1].
+        fraction: Of the training rows with masks that keep them, in (0, 1].
         seed: Draws another choice.
 
     Raises:
-        UsageError: If ``share`` is outside (0, 1].
+        UsageError: If ``fraction`` is outside (0, 1].
     """
-    if not 0 < share <= 1:
+    if not 0 < fraction <= 1:
         raise UsageError(
-            f"`share` is {share:g}.",
+            f"`share` is {fraction:g}.",
             needed="a share of the labeled training images, above 0 and at most 1",
             fix="use for example 0.125 for one eighth",
         )
     candidates = [r for r in manifest.rows if r.split == "train" and r.mask]
     kept: set[str] = set()
     for groups in _strata(candidates, seed):
-        wanted = share * sum(len(rows) for rows in groups.values())
+        wanted = fraction * sum(len(rows) for rows in groups.values())
         taken = 0
         for rows in groups.values():
             if taken and taken + len(rows) / 2 > wanted:
@@ -93,7 +93,7 @@ def labeled_fraction(manifest: Manifest, share: float, *, seed: int) -> Manifest
     )
 
 
-def join_groups(manifest: Manifest, pairs: Iterable[tuple[str, str]]) -> Manifest:
+def group_near_duplicates(manifest: Manifest, pairs: Iterable[tuple[str, str]]) -> Manifest:
     """Return the manifest with rows that show the same scene in one group.
 
     Whole groups are joined, and pairs chain. Rows of different data sets, which never

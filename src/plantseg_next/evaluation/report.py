@@ -47,7 +47,7 @@ Severity = Callable[
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvalItem:
     """One image with its truth and what was predicted for it.
 
     Args:
@@ -90,12 +90,12 @@ class _Counts:
 _Groups = defaultdict[str, _Counts]
 
 
-def judge(
-    items: Iterable[Judged],
+def evaluate(
+    items: Iterable[EvalItem],
     classes: ClassMap,
     *,
     severity: Severity,
-    home: Collection[str] = (),
+    source_domain: Collection[str] = (),
     seed: int = 0,
 ) -> Report:
     """Return the report of a stream of judged images.
@@ -108,7 +108,7 @@ def judge(
         items: Read once, in order; images are not kept.
         classes: The classes of truth and prediction alike.
         severity: How severity is measured; used on truth and prediction alike.
-        home: Data sets whose masks the model learned from.
+        source_domain: Data sets whose masks the model learned from.
         seed: Of the intervals.
 
     Raises:
@@ -171,7 +171,7 @@ def judge(
         ),
         severity=_severity_scores(rows, seed),
         classes=_class_rows(confusion, classes),
-        abroad=_abroad(by_source, home, seed),
+        target_domain=_target_domain(by_source, source_domain, seed),
         sources=_subset_rows(by_source, seed),
         diseases=_subset_rows(by_disease, seed),
         images=tuple(rows),
@@ -193,7 +193,7 @@ def _confusion(
         ) from error
 
 
-def _count(item: Judged, pixels: Int64[np.ndarray, "k k"]) -> _Counts:
+def _count(item: EvalItem, pixels: Int64[np.ndarray, "k k"]) -> _Counts:
     truth, prediction = item.sample, item.prediction
     counts = _Counts.none(len(pixels))
     if pixels.any():
@@ -212,7 +212,9 @@ def _count(item: Judged, pixels: Int64[np.ndarray, "k k"]) -> _Counts:
     return counts
 
 
-def _row(item: Judged, counts: _Counts, classes: ClassMap, severity: Severity) -> ImageRow:
+def _row(
+    item: EvalItem, counts: _Counts, classes: ClassMap, severity: Severity
+) -> ImageRow:
     scores = item.prediction.disease_probability
     true_severity, predicted_severity = _severities(item, severity)
     return ImageRow(
@@ -227,7 +229,7 @@ def _row(item: Judged, counts: _Counts, classes: ClassMap, severity: Severity) -
     )
 
 
-def _severities(item: Judged, severity: Severity) -> tuple[float, float]:
+def _severities(item: EvalItem, severity: Severity) -> tuple[float, float]:
     """Return true and predicted severity; NaN where there is none."""
     truth, leaf = item.sample, item.prediction.leaf
     if (truth.lesion == IGNORE).all() or (truth.leaf == IGNORE).all():
@@ -310,13 +312,15 @@ def _subset_rows(subsets: Mapping[str, _Groups], seed: int) -> tuple[SubsetRow, 
     return tuple(rows)
 
 
-def _abroad(by_source: Mapping[str, _Groups], home: Collection[str], seed: int) -> Estimate:
-    """Return the lesion Dice abroad over that at home, each the mean of its data sets.
+def _target_domain(
+    by_source: Mapping[str, _Groups], source_domain: Collection[str], seed: int
+) -> Estimate:
+    """Return lesion Dice of target domains over source domains, each a mean of data sets.
 
     It may exceed 1. NaN without data sets of both kinds.
     """
     names = [n for n in by_source if any(c.images[0] for c in by_source[n].values())]
-    at_home = np.array([name in home for name in names], bool)
+    at_home = np.array([name in source_domain for name in names], bool)
     if not at_home.any() or at_home.all():
         return _estimate([], dice, seed)
     counts = []

@@ -119,8 +119,9 @@ class Report:
         n_groups: Groups they fall into.
         confusion: Pixels, rows by true class, columns by predicted class.
         disease_accuracy: Share of images whose image-level label was predicted.
-        abroad: Lesion Dice on data sets whose masks the model did not learn from, over
-            that on those whose masks it did; NaN unless both kinds are there.
+        target_domain: Lesion Dice on data sets whose masks the model did not learn
+            from, over that on those whose masks it did; NaN unless both kinds are
+            there.
     """
 
     n_images: int
@@ -140,7 +141,7 @@ class Report:
     leaf_boundary_f1: Estimate
     disease_accuracy: Estimate
     severity: SeverityScores
-    abroad: Estimate
+    target_domain: Estimate
     classes: tuple[ClassRow, ...]
     sources: tuple[SubsetRow, ...]
     diseases: tuple[SubsetRow, ...]
@@ -219,9 +220,10 @@ class Report:
                     [title, "images", "lesion Dice", "95 % interval", "lesion IoU"],
                     [_subset_cells(row) for row in rows],
                 )
-        if self.abroad.n_groups:
+        if self.target_domain.n_groups:
             yield _estimates(
-                "Data sets without learned masks", ("Dice, of that at home", self.abroad)
+                "Data sets without learned masks",
+                ("Dice, of that at home", self.target_domain),
             )
 
     def _severity(self) -> str:

@@ -16,7 +16,7 @@ from jaxtyping import Float16, Float32, UInt8
 
 from plantseg_next.data.tiling import TileGrid, shrink_scale, shrink_to
 from plantseg_next.inference.backends import Backend, TorchBackend
-from plantseg_next.models.bundle import Card
+from plantseg_next.models.bundle import ModelCard
 from plantseg_next.structures import ClassMap, Prediction
 
 if TYPE_CHECKING:
@@ -129,7 +129,11 @@ def _grow(
 
 
 def make_predictor(
-    network: "nn.Module", card: Card, device: str, *, tiles_at_once: int = TILES_AT_ONCE
+    network: "nn.Module",
+    card: ModelCard,
+    device: str,
+    *,
+    tiles_at_once: int = TILES_AT_ONCE,
 ) -> Predictor:
     """Return a predictor for a network in memory, which is on the device already."""
     return Predictor(

@@ -37,7 +37,7 @@ Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
-class Written:
+class PredictionTable:
     """What became of a folder of images.
 
     Args:

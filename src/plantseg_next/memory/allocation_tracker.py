@@ -52,7 +52,7 @@ class Footprint:
         resident: By kind, between two steps.
         reserved: What a GPU's allocator takes from the device for a few such steps; see
             ``CachingAllocator``.
-        course: Bytes of each of ``KINDS``, moment after moment, of the one step.
+        timeline: Bytes of each of ``KINDS``, moment after moment, of the one step.
         flops: Multiplications and additions of a step.
         calls: Operations of a step: each costs time however small it is.
     """
@@ -60,7 +60,7 @@ class Footprint:
     peak: Mapping[str, int]
     resident: Mapping[str, int]
     reserved: int
-    course: tuple[tuple[int, ...], ...]
+    timeline: tuple[tuple[int, ...], ...]
     flops: int
     calls: int
 
@@ -90,7 +90,7 @@ class Footprint:
             each(self.resident, other.resident),
             # Segments are large: the difference of two says little.
             other.reserved + sum(added),
-            tuple(tuple(map(operator.add, moment, added)) for moment in other.course),
+            tuple(tuple(map(operator.add, moment, added)) for moment in other.timeline),
             more(self.flops, other.flops),
             more(self.calls, other.calls),
         )
@@ -113,7 +113,7 @@ class _Event(NamedTuple):
     n_bytes: int | None
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Write down every storage that is allocated and released while this is entered.
 
     Args:
@@ -145,8 +145,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def found(self) -> Footprint:
         """Return what has been written down since ``begin``; it ends there."""
 
-        def known(figures: Mapping[str, int]) -> dict[str, int]:
-            return {kind: figures.get(kind, 0) for kind in KINDS}
+        def known(metrics: Mapping[str, int]) -> dict[str, int]:
+            return {kind: metrics.get(kind, 0) for kind in KINDS}
 
         self._repeat()
         return Footprint(

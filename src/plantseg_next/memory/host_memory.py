@@ -6,7 +6,7 @@ On a CPU the process's budget holds for all; see ``planner.py``.
 from plantseg_next.data.dataloader import usual_workers
 from plantseg_next.errors import UsageError
 from plantseg_next.memory.plan import in_mb
-from plantseg_next.settings import Experiment
+from plantseg_next.settings import Settings
 
 LEAST_CACHE_MIB = 32.0
 LIBRARIES = 450 * 10**6
@@ -22,9 +22,9 @@ IN_MAIN = 3
 """Batches in the main process: the step's, and the next on its way."""
 
 
-def plan_reading(
-    settings: Experiment, limit: int, *, resting: int, with_lessons: bool
-) -> tuple[Experiment, int]:
+def plan_host_memory(
+    settings: Settings, limit: int, *, resting: int, with_unlabeled: bool
+) -> tuple[Settings, int]:
     """Return settings that read images within a budget, and the bytes they need of it.
 
     First the cache of decoded images gives way, then what is read ahead, then workers
@@ -35,13 +35,13 @@ def plan_reading(
         limit: Bytes of main memory, of all processes together. What CUDA's own libraries
             take there is not seen.
         resting: Bytes that the main process has before anything is learned.
-        with_lessons: Whether tiles without masks are read too.
+        with_unlabeled: Whether tiles without masks are read too.
 
     Raises:
         UsageError: If not even one process that reads an image at a time fits.
     """
     asked = settings.data
-    batch = batch_bytes(settings, with_lessons=with_lessons)
+    batch = batch_bytes(settings, with_unlabeled=with_unlabeled)
     workers = usual_workers() if asked.workers is None else asked.workers
     least = min(LEAST_CACHE_MIB, asked.cache_mib)
     needs = 0
@@ -66,12 +66,12 @@ def plan_reading(
     )
 
 
-def batch_bytes(settings: Experiment, *, with_lessons: bool) -> int:
+def batch_bytes(settings: Settings, *, with_unlabeled: bool) -> int:
     """Return the bytes of what a step learns from: images and masks."""
     a_tile = settings.data.tile_px**2
     labeled = 3 + 2
-    views = 3 * (1 + settings.unlabeled.strong_views) + 1 if with_lessons else 0
-    per_tile = labeled + settings.unlabeled.ratio * views
+    views = 3 * (1 + settings.semi.strong_views) + 1 if with_unlabeled else 0
+    per_tile = labeled + settings.semi.ratio * views
     return settings.training.batch * a_tile * per_tile
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from plantseg_next.errors import UsageError
 from plantseg_next.files import write_atomically
 from plantseg_next.memory.allocation_tracker import KINDS, Footprint
-from plantseg_next.settings import Experiment, flat_settings
+from plantseg_next.settings import Settings, flat_settings
 from plantseg_next.training.run_record import PLAN
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -20,7 +20,7 @@ class MemoryPlan:
     """Settings that fit, and what that took.
 
     Args:
-        asked: The settings before.
+        requested: The settings before.
         settings: The settings that fit.
         limit: The budget, in bytes.
         before: What a step takes as asked.
@@ -28,26 +28,26 @@ class MemoryPlan:
         needs: Bytes that the run needs of the budget, as planned.
         room: Bytes of the budget that a step may have at its peak.
         slower: Time of a step, as planned, in parts of that as asked; an estimate.
-        given: What was given up and why, in words.
+        concessions: What was given up and why, in words.
         reading: Bytes of main memory that the run needs to read images, and their
             limit; ``None`` if none was stated.
     """
 
-    asked: Experiment
-    settings: Experiment
+    requested: Settings
+    settings: Settings
     limit: int
     before: Footprint
     after: Footprint
     needs: int
     room: int
     slower: float
-    given: tuple[str, ...]
+    concessions: tuple[str, ...]
     reading: tuple[int, int] | None = None
 
     @property
     def changes(self) -> dict[str, Any]:
         """The settings that differ from what was asked, by dotted name."""
-        before, after = flat_settings(self.asked), flat_settings(self.settings)
+        before, after = flat_settings(self.requested), flat_settings(self.settings)
         return {name: value for name, value in after.items() if value != before[name]}
 
     def to_text(self) -> str:
@@ -57,14 +57,14 @@ class MemoryPlan:
             before, after = self.before.peak[kind], self.after.peak[kind]
             if before or after:
                 lines.append(f"{kind:14s}{before / 1e6:10,.1f}{after / 1e6:10,.1f}")
-        figures = (
+        metrics = (
             ("at the peak", self.before.peak_bytes, self.after.peak_bytes),
             ("between steps", self.before.resident_bytes, self.after.resident_bytes),
             ("reserved", self.before.reserved, self.after.reserved),
         )
-        lines += [f"{n:14s}{b / 1e6:10,.1f}{a / 1e6:10,.1f}" for n, b, a in figures]
+        lines += [f"{n:14s}{b / 1e6:10,.1f}{a / 1e6:10,.1f}" for n, b, a in metrics]
         needs = f"The run needs {in_mb(self.needs)} of {in_mb(self.limit)}."
-        lines += ["", needs, *self.given]
+        lines += ["", needs, *self.concessions]
         if self.reading is not None:
             needs, limit = map(in_mb, self.reading)
             lines.append(f"Reading images needs {needs} of {limit} of main memory.")
@@ -82,12 +82,12 @@ class MemoryPlan:
             "before_mb": _peaks(self.before),
             "after_mb": _peaks(self.after),
             "slower": round(self.slower, 2),
-            "given": list(self.given),
+            "given": list(self.concessions),
         }
         write_atomically(path, json.dumps(tree, indent=1).encode())
 
 
-def read_plan(path: Path, settings: Experiment) -> Experiment:
+def read_plan(path: Path, settings: Settings) -> Settings:
     """Return the settings with those of a plan applied.
 
     Raises:

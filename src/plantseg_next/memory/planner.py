@@ -16,12 +16,12 @@ from plantseg_next.memory.allocation_tracker import Footprint, cpu_parts
 from plantseg_next.memory.host_memory import LEAST_CACHE_MIB
 from plantseg_next.memory.plan import MemoryPlan, in_mb
 from plantseg_next.memory.trace import footprint, of_batch, trace
-from plantseg_next.memory.trace_cache import known_or_found
+from plantseg_next.memory.trace_cache import cached_trace
 from plantseg_next.runtime import Device
-from plantseg_next.settings import Experiment, Recomputed
+from plantseg_next.settings import Checkpointable, Settings
 from plantseg_next.structures import ClassMap
 
-RECOMPUTED: tuple[tuple[Recomputed, ...], ...] = (
+RECOMPUTED: tuple[tuple[Checkpointable, ...], ...] = (
     (),
     ("fine", "decoder"),
     ("fine", "decoder", "stage_1", "stage_2"),
@@ -75,13 +75,13 @@ Python's, which asks for each operation: measured were 39 to 43 in steps of smal
 
 
 def plan_memory(
-    settings: Experiment,
+    settings: Settings,
     classes: ClassMap,
     device: Device,
     limit: int,
     *,
-    with_lessons: bool,
-    with_names: bool = False,
+    with_unlabeled: bool,
+    with_image_labels: bool = False,
     resting: int = 0,
 ) -> MemoryPlan:
     """Return the fastest settings whose step fits a budget.
@@ -92,14 +92,17 @@ def plan_memory(
         device: Where to train; need not be here. On a GPU the budget is what PyTorch
             reserves there, the driver's context beside it; on a CPU it is the process.
         limit: The budget, in bytes.
-        with_lessons: Whether there is anything without masks to learn from.
-        with_names: Whether some of that has names.
+        with_unlabeled: Whether there is anything without masks to learn from.
+        with_image_labels: Whether some of that has names.
         resting: Bytes that the process has before anything is learned; for a CPU.
 
     Raises:
         UsageError: If nothing fits; it names the least budget that does.
     """
-    there = {"with_lessons": with_lessons, "with_names": with_names}
+    there = {
+        "with_unlabeled": with_unlabeled,
+        "with_image_labels": with_image_labels,
+    }
     search = _Search(classes, device, limit, there, resting=resting)
     before = search.step(settings)
     if search.fits(settings):
@@ -146,7 +149,7 @@ class _Search:
         self._resting = resting
         self._speed = SPEEDS[device.kind]
         self._rows = LOSS_ROWS if classes.n_lesion_logits >= MANY_CLASSES else None
-        self._with_lessons = there["with_lessons"]
+        self._with_unlabeled = there["with_unlabeled"]
         of_all = {
             "classes": [classes.n_lesion_logits, len(classes.diseases), classes.has_leaf],
             "device": [device.kind, device.has_bfloat16],
@@ -154,23 +157,23 @@ class _Search:
             **there,
         }
 
-        def traced(settings: Experiment) -> Footprint:
-            return known_or_found(
+        def traced(settings: Settings) -> Footprint:
+            return cached_trace(
                 of_all | {"settings": settings.model_dump(mode="json")},
                 lambda: trace(settings, classes, device, **there),
             )
 
         self._trace = cache(traced)
 
-    def step(self, settings: Experiment) -> Footprint:
+    def step(self, settings: Settings) -> Footprint:
         """Return what a step takes; equal ones are traced once."""
         return footprint(_essential(settings), self._trace)
 
-    def needs(self, settings: Experiment) -> int:
+    def needs(self, settings: Settings) -> int:
         """Return what the run needs of the budget, in bytes."""
         return self._needed(self.step(settings), settings)
 
-    def _needed(self, step: Footprint, settings: Experiment) -> int:
+    def _needed(self, step: Footprint, settings: Settings) -> int:
         if self._device.kind == "cuda":
             return step.reserved
         return round(self._fixed + _growth(settings) * step.peak_bytes)
@@ -180,35 +183,33 @@ class _Search:
         """What a process on a CPU needs beside a step."""
         return self._resting + LIBRARIES + READING + 2 * LEAST_CACHE_MIB * 2**20
 
-    def _room(self, settings: Experiment) -> int:
+    def _room(self, settings: Settings) -> int:
         """Return what a step may have at its peak."""
         if self._device.kind == "cuda":
             return self._limit
         return round((self._limit - self._fixed) / _growth(settings))
 
-    def fits(self, settings: Experiment) -> bool:
+    def fits(self, settings: Settings) -> bool:
         """Return whether the run stays within the budget."""
         return self.needs(settings) <= self._limit
 
-    def seconds(self, settings: Experiment) -> float:
+    def seconds(self, settings: Settings) -> float:
         """Return roughly what a step costs."""
         return self._cost(self.step(settings), settings)
 
-    def _cost(self, step: Footprint, settings: Experiment) -> float:
+    def _cost(self, step: Footprint, settings: Settings) -> float:
         seconds = self._speed.seconds(step.flops, step.calls)
-        if settings.memory.teacher == "host" and self._with_lessons:
+        if settings.memory.ema_offload and self._with_unlabeled:
             # To the device in half precision, and the student's weights back.
             seconds += 1.5 * step.peak["weights"] / self._speed.copied
         return seconds
 
-    def concessions(
-        self, settings: Experiment
-    ) -> Iterator[tuple[tuple[str, ...], Experiment]]:
+    def concessions(self, settings: Settings) -> Iterator[tuple[tuple[str, ...], Settings]]:
         """Yield settings that take less and less, with what each gives up."""
         yield (), settings
         given: tuple[str, ...] = ()
-        if self._device.kind == "cuda" and self._with_lessons:
-            settings = _with(settings, teacher="host")
+        if self._device.kind == "cuda" and self._with_unlabeled:
+            settings = _with(settings, ema_offload=True)
             given += ("The teacher waits in main memory: exact, a little slower.",)
             yield given, settings
         if settings.memory.optimizer == "adamw":
@@ -232,24 +233,24 @@ class _Search:
                 data = settings.data.model_copy(update={"tile_px": px})
                 yield (*given, said), settings.model_copy(update={"data": data})
 
-    def smallest(self, tried: Experiment) -> Experiment:
+    def smallest(self, tried: Settings) -> Settings:
         """Return the settings that take least without changing what is learned."""
         recomputed = self._recomputed(tried)[-1]
         return _with(tried, micro_batch=1, recomputed=recomputed, rows=self._rows)
 
-    def _recomputed(self, tried: Experiment) -> tuple[tuple[Recomputed, ...], ...]:
+    def _recomputed(self, tried: Settings) -> tuple[tuple[Checkpointable, ...], ...]:
         """Return what can be computed again; not all encoders have such stages."""
         if _has_stages(tried.model.encoder):
             return RECOMPUTED
         return tuple(p for p in RECOMPUTED if not any(n.startswith("stage_") for n in p))
 
-    def fastest(self, tried: Experiment) -> Experiment:
+    def fastest(self, tried: Settings) -> Settings:
         """Return the fastest settings that fit, of all micro-batches and recomputations.
 
         They are ranked by short traces, of two micro-batches each; what is chosen is
         traced whole.
         """
-        options: list[tuple[float, int, Experiment]] = []
+        options: list[tuple[float, int, Settings]] = []
         for recomputed in self._recomputed(tried):
             for n in reversed(_sizes(tried.training.batch)):
                 found = _with(tried, micro_batch=n, recomputed=recomputed, rows=self._rows)
@@ -262,7 +263,7 @@ class _Search:
                 return found
         return self.smallest(tried)
 
-    def _guess(self, settings: Experiment) -> Footprint:
+    def _guess(self, settings: Settings) -> Footprint:
         """Return about what a step takes, from steps of one and two tiles at once.
 
         By the tile at once, the peak grows in a straight line; by the tile that waits,
@@ -291,8 +292,8 @@ class _Search:
 
     def plan(
         self,
-        asked: Experiment,
-        chosen: Experiment,
+        asked: Settings,
+        chosen: Settings,
         before: Footprint,
         given: tuple[str, ...],
     ) -> MemoryPlan:
@@ -313,8 +314,8 @@ class _Search:
         )
 
 
-def _growth(settings: Experiment) -> float:
-    return GROWTH if settings.memory.loss_rows is None else GROWTH_IN_STRIPES
+def _growth(settings: Settings) -> float:
+    return GROWTH if settings.memory.loss_chunk_rows is None else GROWTH_IN_STRIPES
 
 
 def _sizes(batch: int) -> list[int]:
@@ -326,19 +327,19 @@ def _sizes(batch: int) -> list[int]:
 
 
 def _with(
-    settings: Experiment,
+    settings: Settings,
     *,
     micro_batch: int | None = None,
-    recomputed: tuple[Recomputed, ...] | None = None,
+    recomputed: tuple[Checkpointable, ...] | None = None,
     rows: int | None = None,
-    **memory: str,
-) -> Experiment:
+    **memory: bool | str,
+) -> Settings:
     """Return the settings with some of what memory is traded for changed."""
     changed: dict[str, Any] = dict(memory)
     if recomputed is not None:
-        changed["recomputed"] = recomputed
+        changed["activation_checkpointing"] = recomputed
     if rows is not None:
-        changed["loss_rows"] = rows
+        changed["loss_chunk_rows"] = rows
     training = settings.training
     if micro_batch is not None:
         size = None if micro_batch == training.batch else micro_batch
@@ -351,17 +352,17 @@ def _with(
     )
 
 
-def _essential(settings: Experiment) -> Experiment:
+def _essential(settings: Settings) -> Settings:
     """Return the settings without what a step does not depend on, as a key."""
-    plain = Experiment()
+    plain = Settings()
     return plain.model_copy(
         update={
             "deterministic": settings.deterministic,
             "data": plain.data.model_copy(update={"tile_px": settings.data.tile_px}),
             "model": settings.model,
             "loss": settings.loss,
-            "unlabeled": settings.unlabeled,
-            "names": settings.names,
+            "semi": settings.semi,
+            "image_labels": settings.image_labels,
             "memory": settings.memory.model_copy(update={"budget_mb": None}),
             "training": plain.training.model_copy(
                 update={
@@ -373,7 +374,7 @@ def _essential(settings: Experiment) -> Experiment:
     )
 
 
-def _exact(asked: Experiment, chosen: Experiment) -> list[str]:
+def _exact(asked: Settings, chosen: Settings) -> list[str]:
     """Return in words what was changed without changing what is learned."""
     said = []
     size, batch = chosen.training.micro_batch, chosen.training.batch
@@ -382,9 +383,11 @@ def _exact(asked: Experiment, chosen: Experiment) -> list[str]:
             f"{size} of {batch} tiles at once: the same gradient, with one more forward "
             "pass."
         )
-    if chosen.memory.recomputed != asked.memory.recomputed:
-        parts = ", ".join(chosen.memory.recomputed).replace("_", " ")
+    if chosen.memory.activation_checkpointing != asked.memory.activation_checkpointing:
+        parts = ", ".join(chosen.memory.activation_checkpointing).replace("_", " ")
         said.append(f"Computed again instead of kept: {parts}. The same gradient.")
-    if chosen.memory.loss_rows != asked.memory.loss_rows:
-        said.append(f"Losses of {chosen.memory.loss_rows} rows at a time: the same loss.")
+    if chosen.memory.loss_chunk_rows != asked.memory.loss_chunk_rows:
+        said.append(
+            f"Losses of {chosen.memory.loss_chunk_rows} rows at a time: the same loss."
+        )
     return said

@@ -25,7 +25,7 @@ COLORS = {
 }
 
 
-def draw_plan(plan: MemoryPlan, path: Path) -> None:
+def plot_plan(plan: MemoryPlan, path: Path) -> None:
     """Draw a step as asked for beside the step as planned.
 
     Raises:
@@ -48,9 +48,9 @@ def draw_plan(plan: MemoryPlan, path: Path) -> None:
 
 def _draw_step(place: Axes, step: Footprint, room: int) -> None:
     """Draw what each kind takes, one above the other, and what it may have as a line."""
-    every = max(1, len(step.course) // MOMENTS)
+    every = max(1, len(step.timeline) // MOMENTS)
     # The highest moment of each stretch: the peak must not fall between two.
-    stretches = [step.course[i : i + every] for i in range(0, len(step.course), every)]
+    stretches = [step.timeline[i : i + every] for i in range(0, len(step.timeline), every)]
     moments = [max(some, key=sum) for some in stretches]
     place.stackplot(
         range(len(moments)),

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from plantseg_next.data.dataset import Drawn
-from plantseg_next.memory.allocation_tracker import ELSEWHERE, Footprint, Ledger
+from plantseg_next.data.dataset import TrainBatch
+from plantseg_next.memory.allocation_tracker import ELSEWHERE, AllocationTracker, Footprint
 from plantseg_next.models import cpu_backward
 from plantseg_next.models.segmenter import Segmenter, build_segmenter
 from plantseg_next.runtime import PRODUCTS_BYTES, Device, same_bits
-from plantseg_next.settings import Experiment
-from plantseg_next.structures import Batch, ClassMap, Views
-from plantseg_next.training.engine import Learner, build_learner, uses_bfloat16
+from plantseg_next.settings import Settings
+from plantseg_next.structures import Batch, ClassMap, UnlabeledBatch
+from plantseg_next.training.engine import Engine, build_engine, uses_bfloat16
 
 IN_FLOAT32 = ("layer_norm", "group_norm", "interpolate")
 """Functions of the network that autocast computes in float32 on a GPU, but not on a CPU."""
@@ -39,7 +39,7 @@ UNSEEN = 1.03
 steps of many parts leave more pieces. Measured; see benchmarks/results/gpu_memory.csv."""
 
 
-def footprint(settings: Experiment, traced: Callable[[Experiment], Footprint]) -> Footprint:
+def footprint(settings: Settings, traced: Callable[[Settings], Footprint]) -> Footprint:
     """Return what a step of these settings takes and costs.
 
     A step of many micro-batches is traced with two and with three of them: what each
@@ -60,12 +60,12 @@ def footprint(settings: Experiment, traced: Callable[[Experiment], Footprint]) -
 
 
 def trace(
-    settings: Experiment,
+    settings: Settings,
     classes: ClassMap,
     device: Device,
     *,
-    with_lessons: bool,
-    with_names: bool = False,
+    with_unlabeled: bool,
+    with_image_labels: bool = False,
 ) -> Footprint:
     """Return what a step takes, from running all of it on fake tensors.
 
@@ -76,93 +76,97 @@ def trace(
         settings: The whole tree.
         classes: Of the network.
         device: Where it is to run; need not be here.
-        with_lessons: Whether there is anything without masks to learn from.
-        with_names: Whether some of that has names.
+        with_unlabeled: Whether there is anything without masks to learn from.
+        with_image_labels: Whether some of that has names.
     """
     with torch.device("meta"):
         model = settings.model
         network = build_segmenter(model, classes, fetch=False)
     on_cpu = device.kind == "cpu"
     setattr(network.encoder, "traced_for_gpu", not on_cpu)  # noqa: B010
-    ledger = Ledger(on_cpu=on_cpu, multiplying=0 if on_cpu else PRODUCTS_BYTES)
+    tracker = AllocationTracker(on_cpu=on_cpu, multiplying=0 if on_cpu else PRODUCTS_BYTES)
     casts = not on_cpu and uses_bfloat16(settings, device)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.enter_context(ledger)
+        stack.enter_context(tracker)
         stack.enter_context(_gpu_casts() if casts else nullcontext())
         stack.enter_context(same_bits(settings.deterministic, device))
         _make_fake(network)
         # The fakes lie on the CPU, where gradients can be followed without a GPU.
         here = Device("cpu", device.name, device.has_bfloat16)
-        learner = build_learner(
+        engine = build_engine(
             network,
             settings,
             here,
             classes,
-            with_lessons=with_lessons,
-            with_names=with_names,
+            with_unlabeled=with_unlabeled,
+            with_image_labels=with_image_labels,
         )
-        watch = _Watch(ledger, learner, has_host=not on_cpu)
+        watch = _Watch(tracker, engine, has_host=not on_cpu)
         watch.take_first_step()
-        with ledger.phase("images"):
-            drawn = _fake_tiles(settings, with_lessons=with_lessons)
-        ledger.begin()
+        with tracker.phase("images"):
+            drawn = _fake_tiles(settings, with_unlabeled=with_unlabeled)
+        tracker.begin()
         size = settings.training.tiles_at_once
-        with ledger.phase("losses"):
-            learner.find_gradients(drawn, step=1, steps=3, micro_batch=size, rehearsal=True)
-            learner.apply(step=1, steps=3)
-        return ledger.found()
+        with tracker.phase("losses"):
+            engine.backward(drawn, step=1, steps=3, micro_batch=size, profile=True)
+            engine.optimizer_step(step=1, steps=3)
+        return tracker.found()
 
 
 class _Watch:
     """Tell the ledger what a learner's memory is for."""
 
-    def __init__(self, ledger: Ledger, learner: Learner, *, has_host: bool) -> None:
-        self._ledger = ledger
-        self._learner = learner
-        network = learner.network
+    def __init__(
+        self, tracker: AllocationTracker, engine: Engine, *, has_host: bool
+    ) -> None:
+        self._tracker = tracker
+        self._engine = engine
+        network = engine.network
         self._bracket(network, "activations")
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                     self._call_gradient
                 )
-        if learner.lessons is not None:
-            lessons, teacher = learner.lessons, learner.lessons.teacher
-            for name in ("begin_step", "teach"):
-                setattr(lessons, name, self._as_teaching(getattr(lessons, name)))
-            place = ELSEWHERE if teacher.away and has_host else "teacher"
+        if engine.pseudo_labeler is not None:
+            pseudo_labeler, teacher = engine.pseudo_labeler, engine.pseudo_labeler.teacher
+            for name in ("begin_step", "make_targets"):
+                setattr(
+                    pseudo_labeler, name, self._as_teaching(getattr(pseudo_labeler, name))
+                )
+            place = ELSEWHERE if teacher.offload_to_cpu and has_host else "teacher"
             own = {id(p) for p in network.parameters()}
             for tensor in (*teacher.network.parameters(), *teacher.network.buffers()):
                 if id(tensor) not in own:
-                    ledger.call(tensor, place)
+                    tracker.call(tensor, place)
 
     def take_first_step(self) -> None:
         """Let the optimizer make its state, as it does in the first step of a run."""
-        network = self._learner.network
-        with self._ledger.phase("gradients"):
+        network = self._engine.network
+        with self._tracker.phase("gradients"):
             for parameter in network.parameters():
                 if parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
-        with self._ledger.phase("optimizer"):
-            self._learner.apply(step=0, steps=3)
-        self._learner.forget_gradients()
+        with self._tracker.phase("optimizer"):
+            self._engine.optimizer_step(step=0, steps=3)
+        self._engine.zero_grad()
 
     def _as_teaching(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def taught(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as it is called
-            with self._ledger.phase("teaching"):
+        def pseudo_labeled(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as it is called
+            with self._tracker.phase("teaching"):
                 return method(*args, **kwargs)
 
-        return taught
+        return pseudo_labeled
 
     def _bracket(self, network: nn.Module, kind: str) -> None:
         """Call what a network allocates in its forward pass by this kind."""
         opened: list[Any] = []
 
         def before(_module: nn.Module, _inputs: object) -> None:
-            bracket = self._ledger.phase(kind)
+            bracket = self._tracker.phase(kind)
             bracket.__enter__()
             opened.append(bracket)
 
@@ -174,7 +178,7 @@ class _Watch:
 
     def _call_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self._ledger.call(parameter.grad, "gradients")
+            self._tracker.call(parameter.grad, "gradients")
 
 
 @contextmanager
@@ -216,7 +220,7 @@ def _make_fake(network: Segmenter) -> None:
     setattr(network, "_apply", lambda *_: network)  # noqa: B010
 
 
-def _fake_tiles(settings: Experiment, *, with_lessons: bool) -> Drawn:
+def _fake_tiles(settings: Settings, *, with_unlabeled: bool) -> TrainBatch:
     """Return what a step learns from, as the loader gives it."""
     b, size = settings.training.batch, settings.data.tile_px
 
@@ -230,20 +234,20 @@ def _fake_tiles(settings: Experiment, *, with_lessons: bool) -> Drawn:
         disease=torch.zeros(b, dtype=torch.uint8),
         keys=("",) * b,
     )
-    if not with_lessons:
-        return Drawn(labeled)
-    n = b * settings.unlabeled.ratio
-    views = Views(
+    if not with_unlabeled:
+        return TrainBatch(labeled)
+    n = b * settings.semi.ratio
+    views = UnlabeledBatch(
         weak=tiles(n, 3),
-        strong=tiles(settings.unlabeled.strong_views, n, 3),
-        inside=tiles(n).bool(),
+        strong=tiles(settings.semi.strong_views, n, 3),
+        valid=tiles(n).bool(),
         disease=torch.zeros(n, dtype=torch.uint8),
         keys=("",) * n,
     )
-    return Drawn(labeled, views)
+    return TrainBatch(labeled, views)
 
 
-def of_batch(settings: Experiment, batch: int) -> Experiment:
+def of_batch(settings: Settings, batch: int) -> Settings:
     """Return the settings with another batch."""
     training = settings.training.model_copy(update={"batch": batch})
     return settings.model_copy(update={"training": training})

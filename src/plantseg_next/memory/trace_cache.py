@@ -25,7 +25,7 @@ MOST_KEPT = 300
 """Steps; each takes some 50 KB."""
 
 
-def known_or_found(about: Mapping[str, Any], find: Callable[[], Footprint]) -> Footprint:
+def cached_trace(about: Mapping[str, Any], find: Callable[[], Footprint]) -> Footprint:
     """Return what a step takes: as kept if it is, else found and kept.
 
     A folder that cannot be read or written, or a damaged file, costs time and nothing
@@ -39,7 +39,7 @@ def known_or_found(about: Mapping[str, Any], find: Callable[[], Footprint]) -> F
     path = folder() / f"{name}.json.gz"
     with suppress(OSError, EOFError, ValueError, KeyError, TypeError):
         tree = json.loads(gzip.decompress(path.read_bytes()))
-        return Footprint(**tree | {"course": tuple(map(tuple, tree["course"]))})
+        return Footprint(**tree | {"timeline": tuple(map(tuple, tree["timeline"]))})
     found = find()
     with suppress(OSError):
         packed = gzip.compress(json.dumps(asdict(found)).encode(), 4)
@@ -53,7 +53,7 @@ def known_or_found(about: Mapping[str, Any], find: Callable[[], Footprint]) -> F
 def folder() -> Path:
     """Return where they are kept: under ``XDG_CACHE_HOME``, or ``.cache`` at home."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "plantseg-next" / "steps"
+    return Path(caches) / "plantseg-next" / "traces"
 
 
 @cache

@@ -29,10 +29,23 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 CARD = "model.json"
+OLD_NAMES = {
+    "summary": "global_stats",
+    "context": "class_bias_from_global",
+    "detail": "stem_stride2",
+    "narrow": "reduce",
+    "join": "fuse",
+    "mix": "proj",
+    "think": "mlp",
+    "norm_think": "norm_mlp",
+    "norm_attend": "norm_attn",
+}
+"""Parts of the network as models written before 2026-11-27 name them, and as they are
+named now; such models are converted when they are read."""
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """What one must know to use a model, readable without torch.
 
     Args:
@@ -44,7 +57,7 @@ class Card:
         weights_license: License of those first weights; it binds the trained model.
         weights_sha256: Digest of the file that they came in; empty without one.
         sources: Data sets it learned from, those of the model it started from included.
-        figures: How it was judged when it was written.
+        metrics: How it was judged when it was written.
         sha256: Digest of the weights file; filled in by ``write_bundle``.
         format: Version of the folder's layout.
     """
@@ -57,7 +70,7 @@ class Card:
     weights_license: str = "none"
     weights_sha256: str = ""
     sources: tuple[str, ...] = ()
-    figures: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     sha256: str = ""
     format: int = FORMAT
 
@@ -67,7 +80,7 @@ class Card:
         return f"model-{self.sha256[:16]}.safetensors"
 
 
-def write_bundle(folder: Path, network: "nn.Module", card: Card) -> Card:
+def write_bundle(folder: Path, network: "nn.Module", card: ModelCard) -> ModelCard:
     """Write a model; an older one in the same folder is replaced at a single stroke.
 
     Returns:
@@ -93,7 +106,7 @@ def find_bundle(path: Path) -> Path | None:
     return next((f for f in (path, path / "best") if (f / CARD).is_file()), None)
 
 
-def read_card(folder: Path) -> Card:
+def read_card(folder: Path) -> ModelCard:
     """Return the card of a bundle.
 
     Raises:
@@ -123,8 +136,11 @@ def read_card(folder: Path) -> Card:
                 needed=f"a model of format {FORMAT}",
                 fix="update plantseg-next",
             )
+        if "figures" in tree:  # before the renaming; see OLD_NAMES
+            tree["metrics"] = tree.pop("figures")
+            tree["model"].pop("drop_path", None)
         classes = tree.pop("classes")
-        return Card(
+        return ModelCard(
             classes=ClassMap(
                 tuple(classes["lesions"]),
                 tuple(classes["diseases"]),
@@ -142,7 +158,7 @@ def read_card(folder: Path) -> Card:
         ) from error
 
 
-def read_weights(folder: Path) -> "tuple[dict[str, Tensor], Card]":
+def read_weights(folder: Path) -> "tuple[dict[str, Tensor], ModelCard]":
     """Return the tensors of a model, verified by their digest, and its card.
 
     Raises:
@@ -163,10 +179,25 @@ def read_weights(folder: Path) -> "tuple[dict[str, Tensor], Card]":
             needed="the weights as they were written",
             fix="take another copy, or the run's `last` in place of its `best`",
         )
-    return safetensors.torch.load(weights), card
+    state = safetensors.torch.load(weights)
+    return {present_name(name): tensor for name, tensor in state.items()}, card
 
 
-def read_bundle(folder: Path) -> "tuple[Segmenter, Card]":
+def present_name(parameter: str) -> str:
+    """Return what a parameter is called now; models from before the renaming are read.
+
+    Example:
+        >>> present_name("decoder.attention.0.think.0.weight")
+        'decoder.attention.0.mlp.0.weight'
+        >>> present_name("summary.mix.0.bias")
+        'global_stats.proj.0.bias'
+    """
+    if parameter.startswith("encoder."):
+        return parameter
+    return ".".join(OLD_NAMES.get(part, part) for part in parameter.split("."))
+
+
+def read_bundle(folder: Path) -> "tuple[Segmenter, ModelCard]":
     """Return the network, in eval mode on the CPU, and its card.
 
     Raises:

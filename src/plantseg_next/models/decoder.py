@@ -47,12 +47,12 @@ class AttentionBlock(nn.Module):
     def __init__(self, width: int, *, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.norm_attend = nn.LayerNorm(width)
+        self.norm_attn = nn.LayerNorm(width)
         self.query_key = nn.Linear(width, 2 * width)
         self.value = nn.Linear(width, width)
-        self.mix = nn.Linear(width, width)
-        self.norm_think = nn.LayerNorm(width)
-        self.think = nn.Sequential(
+        self.proj = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
         self.dropout = nn.Dropout(dropout)
@@ -62,15 +62,15 @@ class AttentionBlock(nn.Module):
     ) -> Float[Tensor, "b n c"]:
         """Return the tokens after one layer; positions enter queries and keys only."""
         b, n, c = token.shape
-        x = self.norm_attend(token)
+        x = self.norm_attn(token)
         query, key = self.query_key(x + position).chunk(2, dim=-1)
         query, key, value = (
             t.view(b, n, self.heads, c // self.heads).transpose(1, 2)
             for t in (query, key, self.value(x))
         )  # (b, heads, n, c / heads)
-        seen = F.scaled_dot_product_attention(query, key, value)
-        token = token + self.dropout(self.mix(seen.transpose(1, 2).reshape(b, n, c)))
-        return token + self.dropout(self.think(self.norm_think(token)))
+        attn = F.scaled_dot_product_attention(query, key, value)
+        token = token + self.dropout(self.proj(attn.transpose(1, 2).reshape(b, n, c)))
+        return token + self.dropout(self.mlp(self.norm_mlp(token)))
 
 
 def sine_position(

@@ -78,7 +78,7 @@ class Encoder(Protocol):
         """Return c2, c3, c4 and c5 of a normalized image."""
         ...
 
-    def depths(self) -> Mapping[str, int]:
+    def layer_depths(self) -> Mapping[str, int]:
         """Return for each parameter how many layers lie between it and the decoder, from 1.
 
         For a learning rate that falls towards the image.
@@ -188,7 +188,7 @@ class TimmEncoder(nn.Module):
                 module.eval()
         return self
 
-    def depths(self) -> Mapping[str, int]:
+    def layer_depths(self) -> Mapping[str, int]:
         """Return for each parameter how many layers lie between it and the decoder.
 
         Layers are those of timm's coarse grouping: the stem and every stage.
@@ -211,8 +211,8 @@ class TimmEncoder(nn.Module):
                 module.grad_checkpointing = number in stages  # type: ignore[assignment]
         if stages and not self.can_checkpoint:
             raise UsageError(
-                f"memory.recomputed names stages, and `{self.name}` has none that can be "
-                "computed again.",
+                "memory.activation_checkpointing names stages, and "
+                f"`{self.name}` has none that can be computed again.",
                 needed="an EfficientNet or a ConvNeXt",
                 fix="leave the stages out, or choose another model.encoder",
             )

@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from plantseg_next.models.cpu_backward import GroupNorm
 from plantseg_next.models.decoder import Decoder, SeparableConv
 from plantseg_next.models.encoders import Encoder, build_encoder
-from plantseg_next.settings import ModelSettings, Recomputed
+from plantseg_next.settings import Checkpointable, ModelSettings
 from plantseg_next.structures import ClassMap
 
-DETAIL_CHANNELS = 24
+STEM_CHANNELS = 24
 LEAF_LOGITS = 2  # not leaf, leaf: one logit alone has no energy to doubt by
 
 
@@ -47,7 +47,7 @@ class Scores(NamedTuple):
         )
         return Scores(lesion, leaf, self.disease)
 
-    def stripe(self, rows: slice, size_hw: tuple[int, int]) -> "Scores":
+    def row_slice(self, rows: slice, size_hw: tuple[int, int]) -> "Scores":
         """Return some rows of ``resized(size_hw)``, without computing the others.
 
         Args:
@@ -66,7 +66,7 @@ class Scores(NamedTuple):
         return Scores(lesion[:, :, own], leaf[:, :, own], disease)
 
 
-class Summary(nn.Module):
+class GlobalStatsPool(nn.Module):
     """Say in one vector what the whole tile looks like.
 
     Mean and spread of every stage of the encoder, shallow ones included: color and
@@ -83,14 +83,14 @@ class Summary(nn.Module):
     def __init__(self, channels: tuple[int, ...], width: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels for _ in range(2))
-        self.mix = nn.Sequential(nn.Linear(2 * sum(channels), width), nn.GELU())
+        self.proj = nn.Sequential(nn.Linear(2 * sum(channels), width), nn.GELU())
 
     def forward(self, *stages: Float[Tensor, "b _ _ _"]) -> Float[Tensor, "b c"]:
         """Return the vector of every tile."""
         statistics = [
             s for c in stages for s in (c.mean((2, 3)), c.std((2, 3), correction=0))
         ]
-        return self.mix(
+        return self.proj(
             torch.cat([n(s) for n, s in zip(self.norms, statistics, strict=True)], dim=1)
         )
 
@@ -129,44 +129,44 @@ class Segmenter(nn.Module):
         self.decoder = Decoder(
             encoder.channels, width=width, layers=layers, dropout=dropout
         )
-        self.detail = nn.Sequential(
-            nn.Conv2d(3, DETAIL_CHANNELS, 3, stride=2, padding=1, bias=False),
-            GroupNorm(8, DETAIL_CHANNELS),
+        self.stem_stride2 = nn.Sequential(
+            nn.Conv2d(3, STEM_CHANNELS, 3, stride=2, padding=1, bias=False),
+            GroupNorm(8, STEM_CHANNELS),
             nn.GELU(),
-            SeparableConv(DETAIL_CHANNELS, DETAIL_CHANNELS),
+            SeparableConv(STEM_CHANNELS, STEM_CHANNELS),
         )
         half = width // 2
-        self.narrow = nn.Conv2d(width, half, 1)
-        self.join = nn.Sequential(
-            SeparableConv(half + DETAIL_CHANNELS, half), SeparableConv(half, half)
+        self.reduce = nn.Conv2d(width, half, 1)
+        self.fuse = nn.Sequential(
+            SeparableConv(half + STEM_CHANNELS, half), SeparableConv(half, half)
         )
         self.lesion_head = nn.Conv2d(half, classes.n_lesion_logits, 1)
         self.leaf_head = nn.Conv2d(half, LEAF_LOGITS, 1)
-        self.summary = Summary(encoder.channels, width)
+        self.global_stats = GlobalStatsPool(encoder.channels, width)
         # What the whole tile looks like helps to name its lesions: two diseases may share
         # a color, but seldom a leaf.
-        self.context = nn.Linear(width, classes.n_lesion_logits)
+        self.class_bias_from_global = nn.Linear(width, classes.n_lesion_logits)
         self.disease_head = (
             nn.Linear(width, len(classes.diseases)) if classes.diseases else None
         )
-        self._recomputed: frozenset[Recomputed] = frozenset()
+        self._checkpointed: frozenset[Checkpointable] = frozenset()
         self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1))
 
-    def recompute(self, parts: Collection[Recomputed]) -> None:
+    def set_checkpointing(self, parts: Collection[Checkpointable]) -> None:
         """Compute what these parts keep for the gradient again instead: less memory.
 
         Args:
             parts: Stages of the encoder, the decoder, and "fine": what lies at stride 2.
         """
-        self._recomputed = frozenset(parts)
+        self._checkpointed = frozenset(parts)
         self.encoder.set_checkpointing([n for n in range(1, 5) if f"stage_{n}" in parts])
 
     def forward(
         self,
         image: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],
         *,
-        complementary: bool = False,
+        complementary_dropout: bool = False,
     ) -> Scores:
         """Return logits for images of any size that is a multiple of 32.
 
@@ -174,20 +174,25 @@ class Segmenter(nn.Module):
 
         Args:
             image: The images: bytes, or numbers in [0, 1].
-            complementary: Whether the second half of the batch shows the same tiles as
-                the first, and each half is to see other channels of the encoder.
+            complementary_dropout: Whether the second half of the batch shows the same
+                tiles as the first, and each half is to see other channels of the
+                encoder.
         """
         x = self._normalized(image)
         stages: tuple[Tensor, ...] = self.encoder(x)
-        if complementary:
-            stages = tuple(complementary_channels(stage) for stage in stages)
-        whole = self.summary(*stages)
-        fused = self._kept_or_not("decoder", self.decoder, *stages)
+        if complementary_dropout:
+            stages = tuple(drop_complementary_channels(stage) for stage in stages)
+        whole = self.global_stats(*stages)
+        fused = self._maybe_checkpoint("decoder", self.decoder, *stages)
         # Piece by piece: the backward pass then holds one of them at a time.
-        detail = self._kept_or_not("fine", self.detail, x)  # (b, 24, h / 2, w / 2)
-        joint = self._kept_or_not("fine", self._joined, fused, detail)
-        joint = self._kept_or_not("fine", self.join[1], joint)
-        lesion = self.lesion_head(joint) + self.context(whole)[:, :, None, None]
+        detail = self._maybe_checkpoint(
+            "fine", self.stem_stride2, x
+        )  # (b, 24, h / 2, w / 2)
+        joint = self._maybe_checkpoint("fine", self._fuse_with_stem, fused, detail)
+        joint = self._maybe_checkpoint("fine", self.fuse[1], joint)
+        lesion = (
+            self.lesion_head(joint) + self.class_bias_from_global(whole)[:, :, None, None]
+        )
         disease = (
             whole.new_zeros(len(whole), 0)
             if self.disease_head is None
@@ -195,7 +200,7 @@ class Segmenter(nn.Module):
         )
         return Scores(lesion, self.leaf_head(joint), disease)
 
-    def locate(
+    def layer_cam(
         self,
         image: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],
         disease: Tensor,
@@ -226,7 +231,7 @@ class Segmenter(nn.Module):
             stages = self.encoder(self._normalized(image))
         with torch.enable_grad():
             leaves = [stage.detach().requires_grad_() for stage in stages]
-            logits = self.disease_head(self.summary(*leaves))
+            logits = self.disease_head(self.global_stats(*leaves))
             number = disease.long().clamp_max(self.disease_head.out_features - 1)[:, None]
             told = (
                 logits.gather(1, number) - (logits * against).sum(1, keepdim=True)
@@ -250,24 +255,26 @@ class Segmenter(nn.Module):
             image = image.float().div_(255).contiguous(memory_format=torch.channels_last)
         return (image - self.mean) / self.std
 
-    def _joined(self, fused: Tensor, detail: Tensor) -> Float[Tensor, "b c h w"]:
+    def _fuse_with_stem(self, fused: Tensor, detail: Tensor) -> Float[Tensor, "b c h w"]:
         """Return the fused map beside the thin path, at stride 2."""
         fused = F.interpolate(
-            self.narrow(fused), detail.shape[2:], mode="bilinear", align_corners=False
+            self.reduce(fused), detail.shape[2:], mode="bilinear", align_corners=False
         )
-        joint: Tensor = self.join[0](torch.cat([fused, detail], dim=1))
+        joint: Tensor = self.fuse[0](torch.cat([fused, detail], dim=1))
         return joint
 
-    def _kept_or_not(
-        self, part: Recomputed, compute: Callable[..., Tensor], *inputs: Tensor
+    def _maybe_checkpoint(
+        self, part: Checkpointable, compute: Callable[..., Tensor], *inputs: Tensor
     ) -> Tensor:
-        if part in self._recomputed and torch.is_grad_enabled():
+        if part in self._checkpointed and torch.is_grad_enabled():
             again: Tensor = checkpoint(compute, *inputs, use_reentrant=False)
             return again
         return compute(*inputs)
 
 
-def complementary_channels(stage: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+def drop_complementary_channels(
+    stage: Float[Tensor, "b c h w"],
+) -> Float[Tensor, "b c h w"]:
     """Return the features with half the channels of each tile dropped, the rest doubled.
 
     Channels that the first view of a tile keeps, its second view loses. Half of the

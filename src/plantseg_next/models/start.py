@@ -201,7 +201,7 @@ def _with_classes(
     """Return the state with the rows of the heads in the order of the new classes."""
     own = network.state_dict()
     found = {name: tensor for name, tensor in state.items() if name in own}
-    for name in ("lesion_head", "context"):
+    for name in ("lesion_head", "class_bias_from_global"):
         for part in ("weight", "bias"):
             key = f"{name}.{part}"
             is_bias = key == "lesion_head.bias"

@@ -80,7 +80,7 @@ def pick_color(
 
 
 @dataclass(frozen=True)
-class Blade:
+class LeafShape:
     """Shape of one blade; ``u`` runs from its base (0) to its tip (1).
 
     Args:
@@ -137,7 +137,7 @@ class Blade:
 
 
 @dataclass(frozen=True)
-class BladeFields:
+class LeafFields:
     """What a leaf is at each pixel of an image.
 
     Args:
@@ -155,9 +155,9 @@ class BladeFields:
     height_px: Float32[np.ndarray, "h w"]
 
 
-def grow_blades(
+def grow_leaf_shapes(
     rng: np.random.Generator, size_hw: tuple[int, int], form: str | None = None
-) -> tuple[Blade, ...]:
+) -> tuple[LeafShape, ...]:
     """Return the blades of one leaf, set in the frame whole or magnified.
 
     Args:
@@ -171,7 +171,7 @@ def grow_blades(
 
 def _grow(
     rng: np.random.Generator, size_hw: tuple[int, int], form: int
-) -> tuple[Blade, ...]:
+) -> tuple[LeafShape, ...]:
     grass, lobed, compound = form == 2, form == 3, form == 4
     least, most = _SLENDERNESS[form]
     side = float(min(size_hw))
@@ -180,7 +180,7 @@ def _grow(
     length = side * rng.uniform(2.5, 6.0) if grass else length
     fullness = (rng.uniform(0.45, 1.1), rng.uniform(0.6, 1.2))
     wavy, toothed = rng.random() < 0.5, rng.random() < 0.3
-    blade = Blade(
+    leaf_shape = LeafShape(
         base_xy=(0.0, 0.0),
         angle=rng.uniform(0, 2 * pi),
         length_px=length,
@@ -195,19 +195,19 @@ def _grow(
         vein_slant=rng.uniform(0.2, 0.9),
     )
     u = 0.5 if whole else rng.uniform(0.1, 0.9)
-    half_px = float(blade.half_width_px(1)[int(_SAMPLES * (u + _PETIOLE) / 1.2)])
+    half_px = float(leaf_shape.half_width_px(1)[int(_SAMPLES * (u + _PETIOLE) / 1.2)])
     v = 0.0 if whole else half_px * rng.uniform(-1.0, 1.0)
     h, w = size_hw
     middle = np.array([w, h]) / 2 + rng.normal(0, 0.05 * side, 2)
-    tangent = np.array([cos(blade.angle), sin(blade.angle)])
-    normal = np.array([-sin(blade.angle), cos(blade.angle)])
-    v += 4 * blade.bend * length * u * (1 - u)
+    tangent = np.array([cos(leaf_shape.angle), sin(leaf_shape.angle)])
+    normal = np.array([-sin(leaf_shape.angle), cos(leaf_shape.angle)])
+    v += 4 * leaf_shape.bend * length * u * (1 - u)
     base = middle - u * length * tangent - v * normal
-    blade = replace(blade, base_xy=(float(base[0]), float(base[1])))
-    return _leaflets(rng, blade) if compound else (blade,)
+    leaf_shape = replace(leaf_shape, base_xy=(float(base[0]), float(base[1])))
+    return _leaflets(rng, leaf_shape) if compound else (leaf_shape,)
 
 
-def _leaflets(rng: np.random.Generator, whole: Blade) -> tuple[Blade, ...]:
+def _leaflets(rng: np.random.Generator, whole: LeafShape) -> tuple[LeafShape, ...]:
     """Return a bare rachis with leaflets in pairs and one at its end."""
     pairs = int(rng.integers(1, 4))
     scale = rng.uniform(0.35, 0.5)
@@ -242,25 +242,25 @@ def _leaflets(rng: np.random.Generator, whole: Blade) -> tuple[Blade, ...]:
     return (*leaflets, rachis)
 
 
-def trace_blades(
-    rng: np.random.Generator, blades: tuple[Blade, ...], size_hw: tuple[int, int]
-) -> BladeFields:
+def trace_leaf_shapes(
+    rng: np.random.Generator, leaf_shapes: tuple[LeafShape, ...], size_hw: tuple[int, int]
+) -> LeafFields:
     """Return the fields of one leaf; later blades lie on earlier ones."""
-    warp = blades[0].size_px * rng.uniform(0.0, 0.03)
-    cell = max(8.0, 0.3 * blades[0].size_px)
+    warp = leaf_shapes[0].size_px * rng.uniform(0.0, 0.03)
+    cell = max(8.0, 0.3 * leaf_shapes[0].size_px)
     shift_x = warp * smooth_noise(rng, size_hw, cell)
     shift_y = warp * smooth_noise(rng, size_hw, cell)
     fold = rng.uniform(-0.1, 0.35)
     ripple = rng.uniform(0.0, 0.3)
     empty = np.zeros(size_hw, np.float32)
-    result = BladeFields(empty - FAR, *(empty.copy() for _ in range(4)))
-    for blade in blades:
-        box = _box(blade, size_hw)
+    result = LeafFields(empty - FAR, *(empty.copy() for _ in range(4)))
+    for leaf_shape in leaf_shapes:
+        box = _box(leaf_shape, size_hw)
         if box[0].start >= box[0].stop or box[1].start >= box[1].stop:
             continue
         x = np.arange(box[1].start, box[1].stop, dtype=np.float32) + shift_x[box]
         y = np.arange(box[0].start, box[0].stop, dtype=np.float32)[:, None]
-        one = _trace(blade, x, y + shift_y[box], fold=fold, ripple=ripple)
+        one = _trace(leaf_shape, x, y + shift_y[box], fold=fold, ripple=ripple)
         # A strip beside the blade too, or the light would find a cliff at its margin.
         behind = (one.depth_px > -4) & (one.depth_px > result.depth_px[box])
         on = (one.depth_px > 0) | behind
@@ -271,7 +271,7 @@ def trace_blades(
         ):
             np.copyto(old[box], new, where=on)
         np.maximum(result.depth_px[box], one.depth_px, out=result.depth_px[box])
-    size = blades[0].size_px
+    size = leaf_shapes[0].size_px
     height = result.height_px - rng.uniform(0.0, 0.8) * result.vein
     swell = size * rng.uniform(0.006, 0.03)
     height += swell * smooth_noise(rng, size_hw, 0.25 * size)
@@ -281,10 +281,10 @@ def trace_blades(
     return replace(result, height_px=height)
 
 
-def _box(blade: Blade, size_hw: tuple[int, int]) -> tuple[slice, slice]:
-    reach = 0.75 * blade.widest_px + 0.2 * blade.length_px + 8
-    (x0, y0), length = blade.base_xy, blade.length_px
-    x1, y1 = x0 + length * cos(blade.angle), y0 + length * sin(blade.angle)
+def _box(leaf_shape: LeafShape, size_hw: tuple[int, int]) -> tuple[slice, slice]:
+    reach = 0.75 * leaf_shape.widest_px + 0.2 * leaf_shape.length_px + 8
+    (x0, y0), length = leaf_shape.base_xy, leaf_shape.length_px
+    x1, y1 = x0 + length * cos(leaf_shape.angle), y0 + length * sin(leaf_shape.angle)
     h, w = size_hw
     return (
         slice(max(0, int(min(y0, y1) - reach)), min(h, int(max(y0, y1) + reach))),
@@ -293,24 +293,24 @@ def _box(blade: Blade, size_hw: tuple[int, int]) -> tuple[slice, slice]:
 
 
 def _trace(
-    blade: Blade,
+    leaf_shape: LeafShape,
     x: Float32[np.ndarray, "h w"],
     y: Float32[np.ndarray, "h w"],
     *,
     fold: float,
     ripple: float,
-) -> BladeFields:
-    dx, dy = x - blade.base_xy[0], y - blade.base_xy[1]
-    length = blade.length_px
-    u = (cos(blade.angle) * dx + sin(blade.angle) * dy) / length
-    v = cos(blade.angle) * dy - sin(blade.angle) * dx
-    v -= 4 * blade.bend * length * u * (1 - u) * (u > -_PETIOLE)
+) -> LeafFields:
+    dx, dy = x - leaf_shape.base_xy[0], y - leaf_shape.base_xy[1]
+    length = leaf_shape.length_px
+    u = (cos(leaf_shape.angle) * dx + sin(leaf_shape.angle) * dy) / length
+    v = cos(leaf_shape.angle) * dy - sin(leaf_shape.angle) * dx
+    v -= 4 * leaf_shape.bend * length * u * (1 - u) * (u > -_PETIOLE)
     beside = np.abs(v)
-    sweep = 0.3 * beside / length if blade.lobes[0] > 0 else 0.0
+    sweep = 0.3 * beside / length if leaf_shape.lobes[0] > 0 else 0.0
     place = (u - sweep + _PETIOLE) * ((_SAMPLES - 1) / (1 + _PETIOLE))
     index = np.clip(place, 0, _SAMPLES - 1).astype(np.int32)
     step_px = length * (1 + _PETIOLE) / (_SAMPLES - 1)
-    tables = [blade.half_width_px(side) for side in (-1, 1)]
+    tables = [leaf_shape.half_width_px(side) for side in (-1, 1)]
     # The margin runs aslant where the width changes: the way to it is shorter there.
     slopes = [1 / np.sqrt(1 + (np.gradient(t) / step_px) ** 2) for t in tables]
     right = v > 0
@@ -322,22 +322,22 @@ def _trace(
 
     rib_px = max(0.9, 0.006 * length) * (1.15 - np.clip(u, 0, 1))
     vein = _bump(v, rib_px)
-    if blade.veins == 0:
-        wave = np.cos(across * (pi * max(3.0, blade.widest_px / 14)))
+    if leaf_shape.veins == 0:
+        wave = np.cos(across * (pi * max(3.0, leaf_shape.widest_px / 14)))
         vein = np.maximum(0.6 * vein, 0.35 * (1 + wave) / 2)
         height = ripple * wave - fold * beside
-        return BladeFields(depth, u, across, vein, height)
-    forward = blade.vein_slant * beside / length
-    phase = blade.veins * (u - forward * (1 + 0.5 * np.abs(across)))
+        return LeafFields(depth, u, across, vein, height)
+    forward = leaf_shape.vein_slant * beside / length
+    phase = leaf_shape.veins * (u - forward * (1 + 0.5 * np.abs(across)))
     phase[right] += 0.5  # side veins of the two sides take turns
     off = phase - np.floor(phase) - 0.5
-    spacing = length / blade.veins
+    spacing = length / leaf_shape.veins
     thin = max(0.7, 0.0022 * length)
     side_veins = _bump(off * spacing, thin) * np.clip(1.05 - np.abs(across), 0, 0.8)
     vein = np.maximum(vein, side_veins)
     swell = (ripple * spacing / 6) * np.minimum(np.abs(across), 1)
     height = swell * np.cos(2 * pi * off) - fold * beside
-    return BladeFields(depth, u, across, vein, height)
+    return LeafFields(depth, u, across, vein, height)
 
 
 def _bump(
@@ -348,9 +348,9 @@ def _bump(
     return (1 / (1 + square * square)).astype(np.float32)
 
 
-def bite_blades(
-    rng: np.random.Generator, fields: BladeFields, size_px: float
-) -> BladeFields:
+def bite_leaf_shapes(
+    rng: np.random.Generator, fields: LeafFields, size_px: float
+) -> LeafFields:
     """Return the fields with holes and bites, for one leaf in three."""
     h, w = fields.depth_px.shape
     rough = 1 + 0.25 * smooth_noise(rng, (h, w), max(3.0, 0.02 * size_px), 2)
@@ -364,15 +364,15 @@ def bite_blades(
     return replace(fields, depth_px=depth)
 
 
-def draw_skin(
-    rng: np.random.Generator, fields: BladeFields, blade: Blade
+def render_surface(
+    rng: np.random.Generator, fields: LeafFields, leaf_shape: LeafShape
 ) -> Float32[np.ndarray, "h w 3"]:
     """Return the color of the healthy leaf before any light falls on it.
 
     Yellowing, brown margins, brown petioles and specks are drawn here: they are signs
     of age and handling, and no part of a lesion.
     """
-    size_hw, size = fields.depth_px.shape, blade.size_px
+    size_hw, size = fields.depth_px.shape, leaf_shape.size_px
     mix = rng.random()
     green = mix * np.array(pick_color(rng, _GREENS))
     green += (1 - mix) * np.array(pick_color(rng, _GREENS))

@@ -24,15 +24,15 @@ from PIL import Image
 from plantseg_next.errors import OutputError, UsageError
 from plantseg_next.structures import IGNORE
 from plantseg_next.synthetic.leaf_shapes import (
-    Blade,
-    BladeFields,
-    bite_blades,
-    draw_skin,
-    grow_blades,
+    LeafFields,
+    LeafShape,
+    bite_leaf_shapes,
+    grow_leaf_shapes,
     log_uniform,
     pick_color,
+    render_surface,
     smooth_noise,
-    trace_blades,
+    trace_leaf_shapes,
 )
 from plantseg_next.synthetic.lesions import (
     LESION_KINDS,
@@ -115,11 +115,11 @@ def draw_leaf(
     age_days = drawn_age if age_days is None else float(age_days)
     natural = drawn_natural if natural_ground is None else natural_ground
 
-    blades = grow_blades(shape, size_hw)
-    first = blades[0]
-    fields = trace_blades(shape, blades, size_hw)
-    fields = bite_blades(shape, fields, first.size_px)
-    albedo = draw_skin(skin, fields, first)
+    leaf_shapes = grow_leaf_shapes(shape, size_hw)
+    first = leaf_shapes[0]
+    fields = trace_leaf_shapes(shape, leaf_shapes, size_hw)
+    fields = bite_leaf_shapes(shape, fields, first.size_px)
+    albedo = render_surface(skin, fields, first)
     leaf = fields.depth_px > 0
     lesion = np.zeros(size_hw, np.uint8)
     gloss = np.ones(size_hw, np.float32)
@@ -167,7 +167,7 @@ def _check(
 def light_leaf(
     rng: np.random.Generator,
     albedo: Float32[np.ndarray, "h w 3"],
-    fields: BladeFields,
+    fields: LeafFields,
     gloss: Float32[np.ndarray, "h w"],
 ) -> Float32[np.ndarray, "h w 3"]:
     """Return the leaf under a light from one side, with glare where it is glossy."""
@@ -242,9 +242,9 @@ def draw_ground(
         tone = 1 + 0.25 * smooth_noise(rng, size_hw, rng.uniform(1.5, 8), 3)
         scene += weight[..., None] * (tone[..., None] * color - scene)
     for _ in range(int(rng.integers(0, 9))):
-        blade = _blade_behind(rng, size_hw)
-        fields = trace_blades(rng, (blade,), size_hw)
-        skin = draw_skin(rng, fields, blade)
+        leaf_shape = _blade_behind(rng, size_hw)
+        fields = trace_leaf_shapes(rng, (leaf_shape,), size_hw)
+        skin = render_surface(rng, fields, leaf_shape)
         if rng.random() < 0.25:  # a dead leaf
             skin = skin.mean(axis=2, keepdims=True) * _DEAD
         scene = _lay(scene, skin * rng.uniform(0.5, 1.3), fields.depth_px, rng)
@@ -255,15 +255,15 @@ def draw_ground(
     return natural_scene
 
 
-def _blade_behind(rng: np.random.Generator, size_hw: tuple[int, int]) -> Blade:
-    blade = grow_blades(rng, size_hw)[0]
+def _blade_behind(rng: np.random.Generator, size_hw: tuple[int, int]) -> LeafShape:
+    leaf_shape = grow_leaf_shapes(rng, size_hw)[0]
     h, w = size_hw
-    scale = min(h, w) * rng.uniform(0.4, 1.2) / blade.length_px
+    scale = min(h, w) * rng.uniform(0.4, 1.2) / leaf_shape.length_px
     return replace(
-        blade,
+        leaf_shape,
         base_xy=(rng.uniform(-0.2, 1.2) * w, rng.uniform(-0.2, 1.2) * h),
-        length_px=blade.length_px * scale,
-        widest_px=blade.widest_px * scale,
+        length_px=leaf_shape.length_px * scale,
+        widest_px=leaf_shape.widest_px * scale,
     )
 
 

@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from plantseg_next.synthetic.leaf_shapes import (
-    Blade,
-    BladeFields,
-    bite_blades,
-    draw_skin,
-    grow_blades,
+    LeafFields,
+    LeafShape,
+    bite_leaf_shapes,
+    grow_leaf_shapes,
     log_uniform,
+    render_surface,
     smooth_noise,
-    trace_blades,
+    trace_leaf_shapes,
 )
 from plantseg_next.synthetic.scene_lesions import Tissue, infect
 from plantseg_next.synthetic.surfaces import sample_color
@@ -111,22 +111,26 @@ def draw_sprite(
     if species.form == "palmate":
         reach = 0.46 * side_px
         base = (0.42 * side_px, 0.5 * side_px)
-        blade = Blade(base, 0.0, 1.1 * reach, 1.2 * reach, (0.5, 0.5))
+        leaf_shape = LeafShape(base, 0.0, 1.1 * reach, 1.2 * reach, (0.5, 0.5))
         fields = trace_palmate(shape, size_hw, base, reach, 0.0)
-        return _cropped(_finished(rng, species, fields, blade, disease))
-    blades = _whole(shape, species, side_px)
-    fields = trace_blades(rng, blades, size_hw)
-    return _cropped(_finished(rng, species, fields, blades[0], disease, len(blades) > 1))
+        return _cropped(_finished(rng, species, fields, leaf_shape, disease))
+    leaf_shapes = _whole(shape, species, side_px)
+    fields = trace_leaf_shapes(rng, leaf_shapes, size_hw)
+    return _cropped(
+        _finished(rng, species, fields, leaf_shapes[0], disease, len(leaf_shapes) > 1)
+    )
 
 
-def _whole(rng: np.random.Generator, species: Species, side: int) -> tuple[Blade, ...]:
-    blades = grow_blades(rng, (side, side), _GROWN.get(species.form, species.form))
-    first = blades[0]
+def _whole(rng: np.random.Generator, species: Species, side: int) -> tuple[LeafShape, ...]:
+    leaf_shapes = grow_leaf_shapes(
+        rng, (side, side), _GROWN.get(species.form, species.form)
+    )
+    first = leaf_shapes[0]
     if species.form == "compound":
-        return _fitted(blades, side)
+        return _fitted(leaf_shapes, side)
     length = (0.76 if species.petiole else 0.92) * side
     fullness = (rng.uniform(1.0, 1.7), rng.uniform(0.3, 0.6))
-    blade = replace(
+    leaf_shape = replace(
         first,
         base_xy=((0.2 if species.petiole else 0.04) * side, 0.5 * side),
         angle=0.0,
@@ -135,33 +139,36 @@ def _whole(rng: np.random.Generator, species: Species, side: int) -> tuple[Blade
         fullness=fullness if species.form == "obovate" else first.fullness,
         petiole=first.petiole if species.petiole else 0.0,
     )
-    return (_ribbed(rng, blade),)
+    return (_ribbed(rng, leaf_shape),)
 
 
-def _ribbed(rng: np.random.Generator, blade: Blade) -> Blade:
+def _ribbed(rng: np.random.Generator, leaf_shape: LeafShape) -> LeafShape:
     """Return a blade, at times with the many close veins of gingers and bananas."""
-    if blade.veins == 0 or rng.random() > 0.15:
-        return blade
+    if leaf_shape.veins == 0 or rng.random() > 0.15:
+        return leaf_shape
     return replace(
-        blade, veins=rng.uniform(18, 45), vein_slant=rng.uniform(0.8, 2.5), lobes=(0.0, 0.0)
+        leaf_shape,
+        veins=rng.uniform(18, 45),
+        vein_slant=rng.uniform(0.8, 2.5),
+        lobes=(0.0, 0.0),
     )
 
 
-def _fitted(blades: tuple[Blade, ...], side: int) -> tuple[Blade, ...]:
+def _fitted(leaf_shapes: tuple[LeafShape, ...], side: int) -> tuple[LeafShape, ...]:
     """Return a compound leaf with its rachis to the right, scaled to fit its frame."""
-    rachis = blades[-1]
+    rachis = leaf_shapes[-1]
     turn = -rachis.angle
     rotation = np.array([[cos(turn), -sin(turn)], [sin(turn), cos(turn)]])
     base = np.array(rachis.base_xy)
-    bases = [rotation @ (np.array(blade.base_xy) - base) for blade in blades]
-    angles = [blade.angle + turn for blade in blades]
+    bases = [rotation @ (np.array(leaf_shape.base_xy) - base) for leaf_shape in leaf_shapes]
+    angles = [leaf_shape.angle + turn for leaf_shape in leaf_shapes]
     tips = np.array(
         [
-            b + blade.length_px * np.array([cos(a), sin(a)])
-            for b, a, blade in zip(bases, angles, blades, strict=True)
+            b + leaf_shape.length_px * np.array([cos(a), sin(a)])
+            for b, a, leaf_shape in zip(bases, angles, leaf_shapes, strict=True)
         ]
     )
-    wide = max(blade.widest_px for blade in blades) / 2
+    wide = max(leaf_shape.widest_px for leaf_shape in leaf_shapes) / 2
     scale = (
         0.92
         * side
@@ -169,13 +176,13 @@ def _fitted(blades: tuple[Blade, ...], side: int) -> tuple[Blade, ...]:
     )
     return tuple(
         replace(
-            blade,
+            leaf_shape,
             base_xy=(float(0.04 * side + scale * b[0]), float(0.5 * side + scale * b[1])),
             angle=a,
-            length_px=blade.length_px * scale,
-            widest_px=blade.widest_px * scale,
+            length_px=leaf_shape.length_px * scale,
+            widest_px=leaf_shape.widest_px * scale,
         )
-        for b, a, blade in zip(bases, angles, blades, strict=True)
+        for b, a, leaf_shape in zip(bases, angles, leaf_shapes, strict=True)
     )
 
 
@@ -195,34 +202,36 @@ def draw_framed(
         middle = np.array(size_hw[::-1]) / 2 + rng.uniform(-far, far, 2)
         base = (float(middle[0]), float(middle[1]))
         angle = rng.uniform(0, 2 * pi)
-        blade = Blade(base, angle, 1.1 * reach, 1.2 * reach, (0.5, 0.5))
+        leaf_shape = LeafShape(base, angle, 1.1 * reach, 1.2 * reach, (0.5, 0.5))
         fields = trace_palmate(rng, size_hw, base, reach, angle)
-        return _finished(rng, species, fields, blade, disease)
-    blades = grow_blades(rng, size_hw, form or _GROWN.get(species.form, species.form))
-    if len(blades) == 1:
-        blades = (_ribbed(rng, blades[0]),)
-    fields = trace_blades(rng, blades, size_hw)
-    return _finished(rng, species, fields, blades[0], disease, len(blades) > 1)
+        return _finished(rng, species, fields, leaf_shape, disease)
+    leaf_shapes = grow_leaf_shapes(
+        rng, size_hw, form or _GROWN.get(species.form, species.form)
+    )
+    if len(leaf_shapes) == 1:
+        leaf_shapes = (_ribbed(rng, leaf_shapes[0]),)
+    fields = trace_leaf_shapes(rng, leaf_shapes, size_hw)
+    return _finished(rng, species, fields, leaf_shapes[0], disease, len(leaf_shapes) > 1)
 
 
 def _finished(
     rng: np.random.Generator,
     species: Species,
-    fields: BladeFields,
-    blade: Blade,
+    fields: LeafFields,
+    leaf_shape: LeafShape,
     disease: str,
     compound: bool = False,
 ) -> Sprite:
     """Return the leaf with skin, markings, damage and lesions."""
-    size = blade.size_px
-    fields = bite_blades(rng, fields, size)
+    size = leaf_shape.size_px
+    fields = bite_leaf_shapes(rng, fields, size)
     if not compound and rng.random() < 0.1:
-        fields = _torn(rng, fields, blade)
+        fields = _torn(rng, fields, leaf_shape)
     own = np.random.default_rng(species.color_seed)
-    albedo = draw_skin(own, fields, blade)
+    albedo = render_surface(own, fields, leaf_shape)
     _mark(own, albedo, fields, size)
     albedo *= np.float32(rng.normal(1, 0.06))
-    grain = blade.angle if blade.veins == 0 else None
+    grain = leaf_shape.angle if leaf_shape.veins == 0 else None
     gloss = (1 - 0.6 * fields.vein).astype(np.float32)
     lesion = np.zeros(gloss.shape, np.uint8)
     if disease != "healthy":
@@ -234,7 +243,7 @@ def _finished(
     alpha = np.clip(fields.depth_px + 0.5, 0, 1)
     if rng.random() < 0.12:
         _drops(rng, albedo, alpha)
-    base, length = blade.base_xy, blade.length_px
+    base, length = leaf_shape.base_xy, leaf_shape.length_px
     return Sprite(albedo, alpha, lesion, fields.height_px, gloss, base, length)
 
 
@@ -263,7 +272,7 @@ def trace_palmate(
     base_xy: tuple[float, float],
     reach_px: float,
     angle: float,
-) -> BladeFields:
+) -> LeafFields:
     """Return the fields of a leaf whose main veins spread from the end of its petiole.
 
     Args:
@@ -318,7 +327,7 @@ def trace_palmate(
     height = height - rng.uniform(-0.1, 0.3) * np.abs(beside) - 0.4 * vein
     swell = reach_px * rng.uniform(0.006, 0.03)
     height = height + swell * smooth_noise(rng, size_hw, 0.3 * reach_px, 2)
-    return BladeFields(
+    return LeafFields(
         depth.astype(np.float32),
         along,
         across.astype(np.float32),
@@ -327,7 +336,9 @@ def trace_palmate(
     )
 
 
-def _torn(rng: np.random.Generator, fields: BladeFields, blade: Blade) -> BladeFields:
+def _torn(
+    rng: np.random.Generator, fields: LeafFields, leaf_shape: LeafShape
+) -> LeafFields:
     """Return the fields with one or two tears from the margin inwards."""
     h, w = fields.depth_px.shape
     depth = fields.depth_px.copy()
@@ -335,21 +346,21 @@ def _torn(rng: np.random.Generator, fields: BladeFields, blade: Blade) -> BladeF
     y = np.arange(h, dtype=np.float32)[:, None]
     for _ in range(int(rng.integers(1, 3))):
         u, side = rng.uniform(0.2, 0.85), 1 if rng.random() < 0.5 else -1
-        start = np.array(blade.base_xy) + u * blade.length_px * np.array(
-            [cos(blade.angle), sin(blade.angle)]
+        start = np.array(leaf_shape.base_xy) + u * leaf_shape.length_px * np.array(
+            [cos(leaf_shape.angle), sin(leaf_shape.angle)]
         )
-        heading = blade.angle + side * rng.uniform(0.6, 1.3)
+        heading = leaf_shape.angle + side * rng.uniform(0.6, 1.3)
         ahead = (x - start[0]) * cos(heading) + (y - start[1]) * sin(heading)
         aside = (y - start[1]) * cos(heading) - (x - start[0]) * sin(heading)
-        size = blade.size_px
+        size = leaf_shape.size_px
         aside = aside + 0.02 * size * smooth_noise(rng, (h, w), 0.08 * size)
-        ahead = ahead - blade.widest_px * rng.uniform(0.05, 0.3)
+        ahead = ahead - leaf_shape.widest_px * rng.uniform(0.05, 0.3)
         gap = np.abs(aside) - rng.uniform(0.05, 0.3) * np.maximum(ahead, -20)
         np.minimum(depth, np.where(ahead > -20, gap, 1e4), out=depth)
     return replace(fields, depth_px=depth.astype(np.float32))
 
 
-def _mark(rng: np.random.Generator, albedo: Rgb, fields: BladeFields, size: float) -> None:
+def _mark(rng: np.random.Generator, albedo: Rgb, fields: LeafFields, size: float) -> None:
     """Draw what healthy leaves show and is no lesion, in place.
 
     Another green, colored veins and margins, variegation, a paler under side, dust.

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from plantseg_next.synthetic.leaf_shapes import FAR, BladeFields, log_uniform, smooth_noise
+from plantseg_next.synthetic.leaf_shapes import FAR, LeafFields, log_uniform, smooth_noise
 from plantseg_next.synthetic.lesions import (
     LESION_KINDS,
     Color,
@@ -52,7 +52,7 @@ class Tissue:
         grain_angle: Direction of parallel veins, radians; ``None`` for netted veins.
     """
 
-    fields: BladeFields
+    fields: LeafFields
     size_px: float
     grain_angle: float | None = None
 

@@ -328,8 +328,8 @@ def _grass_scene(
         canvas = Canvas(ground if rng.random() < 0.6 else draw_sheet(rng, size_hw, light),
                         light)  # fmt: skip
         for _ in range(int(rng.integers(1, 3))):
-            blade = draw_framed(rng, size_hw, disease, "grass")
-            canvas.lay(rng, blade, None, lift_px=side * log_uniform(rng, 0.003, 0.04))
+            leaf_shape = draw_framed(rng, size_hw, disease, "grass")
+            canvas.lay(rng, leaf_shape, None, lift_px=side * log_uniform(rng, 0.003, 0.04))
         return canvas
     foliage = np.zeros(size_hw, bool)
     if kind < 0.6:
@@ -341,8 +341,8 @@ def _grass_scene(
     n = int(log_uniform(rng, 6.0, 120.0))
     grow_grass(rng, canvas, disease, n, side * log_uniform(rng, 0.012, 0.07), rows=rows)
     if rng.random() < 0.3:
-        blade = draw_framed(rng, size_hw, disease, "grass")
-        canvas.lay(rng, blade, None, lift_px=side * log_uniform(rng, 0.01, 0.1))
+        leaf_shape = draw_framed(rng, size_hw, disease, "grass")
+        canvas.lay(rng, leaf_shape, None, lift_px=side * log_uniform(rng, 0.01, 0.1))
     canvas.leaf[foliage & (canvas.leaf == 0)] = IGNORE
     return canvas
 

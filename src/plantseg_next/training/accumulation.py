@@ -22,7 +22,7 @@ class StepLoss(NamedTuple):
     parts: dict[str, Tensor]
 
 
-class Tally(NamedTuple):
+class LossStats(NamedTuple):
     """All that a loss must know of some tiles; little beside what the network computes.
 
     Args:
@@ -34,7 +34,7 @@ class Tally(NamedTuple):
     pixels: dict[str, Tensor]
 
     @classmethod
-    def joined(cls, parts: Sequence["Tally"], *, dim: int = 0) -> "Tally":
+    def joined(cls, parts: Sequence["LossStats"], *, dim: int = 0) -> "LossStats":
         """Return the tally of many parts: of tiles (0), or of the same tiles' rows (1)."""
         first = parts[0]
         return cls(
@@ -51,8 +51,8 @@ class Tally(NamedTuple):
 
 def accumulate_gradients(
     parts: Sequence[Part],
-    tally_of: Callable[[Part], Tally],
-    loss_of: Callable[[Tally], StepLoss],
+    stats_fn: Callable[[Part], LossStats],
+    loss_fn: Callable[[LossStats], StepLoss],
     backward: Callable[[Tensor], object],
 ) -> StepLoss:
     """Add the gradient of one step, of one micro-batch or of several, and return its loss.
@@ -66,8 +66,8 @@ def accumulate_gradients(
 
     Args:
         parts: The micro-batches.
-        tally_of: Runs the network on a micro-batch and tallies what it says.
-        loss_of: The loss of all tiles, from the tally of all.
+        stats_fn: Runs the network on a micro-batch and tallies what it says.
+        loss_fn: The loss of all tiles, from the tally of all.
         backward: Differentiates a scalar, as Fabric does it.
 
     Source:
@@ -75,25 +75,25 @@ def accumulate_gradients(
         keep what the network says of every tile; we keep less.
     """
     if len(parts) == 1:
-        loss = loss_of(tally_of(parts[0]))
+        loss = loss_fn(stats_fn(parts[0]))
         backward(loss.total)
         return loss
-    chances: list[Chance] = []
-    found: list[Tally] = []
+    chances: list[RngState] = []
+    found: list[LossStats] = []
     with torch.no_grad():
         for part in parts:
-            chances.append(Chance.now())
-            found.append(tally_of(part))
-    whole = Tally.joined(found)
+            chances.append(RngState.current())
+            found.append(stats_fn(part))
+    whole = LossStats.joined(found)
     sizes = {name: [len(one.pixels[name]) for one in found] for name in whole.pixels}
     del found
-    figures = [
+    metrics = [
         t.requires_grad_() for t in chain(whole.sums.values(), whole.pixels.values())
     ]
-    loss = loss_of(whole)
+    loss = loss_fn(whole)
     # Heads that no tile of the step is annotated for get no gradient at all.
     slopes = torch.autograd.grad(
-        loss.total, figures, allow_unused=True, materialize_grads=True
+        loss.total, metrics, allow_unused=True, materialize_grads=True
     )
     n = len(whole.sums)
     of_sums = dict(zip(whole.sums, slopes[:n], strict=True))
@@ -101,25 +101,25 @@ def accumulate_gradients(
         name: torch.split(slope, sizes[name])
         for name, slope in zip(whole.pixels, slopes[n:], strict=True)
     }
-    del whole, figures, slopes
+    del whole, metrics, slopes
     for i, (part, chance) in enumerate(zip(parts, chances, strict=True)):
         chance.restore()
-        tally = tally_of(part)
-        pulls = [(f * of_sums[name]).sum() for name, f in tally.sums.items()]
-        pulls += [(f * of_pixels[name][i]).sum() for name, f in tally.pixels.items()]
+        stats = stats_fn(part)
+        pulls = [(f * of_sums[name]).sum() for name, f in stats.sums.items()]
+        pulls += [(f * of_pixels[name][i]).sum() for name, f in stats.pixels.items()]
         backward(torch.stack([pull for pull in pulls if pull.requires_grad]).sum())
-        del tally, pulls
+        del stats, pulls
     return loss
 
 
-class Chance(NamedTuple):
+class RngState(NamedTuple):
     """The state of PyTorch's random numbers, on the CPU and on the GPU if there is one."""
 
     cpu: Tensor
     gpu: Tensor | None
 
     @classmethod
-    def now(cls) -> "Chance":
+    def current(cls) -> "RngState":
         """Return the present state."""
         has_gpu = torch.cuda.is_available()
         return cls(torch.get_rng_state(), torch.cuda.get_rng_state() if has_gpu else None)

@@ -27,39 +27,37 @@ class Overlap(NamedTuple):
     """Soft counts a class, in pixels, each ``(k,)``; those of parts of a batch add up.
 
     Args:
-        hit: Probability mass on pixels of the class.
-        mass: Probability mass on known pixels.
-        area: Pixels of the class.
+        tp: Probability mass on pixels of the class.
+        pred: Probability mass on known pixels.
+        target: Pixels of the class.
     """
 
-    hit: Tensor
-    mass: Tensor
-    area: Tensor
+    tp: Tensor
+    pred: Tensor
+    target: Tensor
 
     @property
-    def false(self) -> Tensor:
+    def fp(self) -> Tensor:
         """Probability mass on pixels of other classes."""
-        return self.mass - self.hit
+        return self.pred - self.tp
 
     @property
-    def missed(self) -> Tensor:
+    def fn(self) -> Tensor:
         """Pixels of the class, less ``hit``."""
-        return self.area - self.hit
+        return self.target - self.tp
 
     @property
     def n_known(self) -> Tensor:
         """Pixels that have a label."""
-        return self.area.sum()
+        return self.target.sum()
 
     def mean_present(self, loss: Tensor) -> Tensor:
         """Return the mean of a figure a class over the classes that there are."""
-        present = self.area > 0
+        present = self.target > 0
         return (loss * present).sum() / present.sum().clamp_min(1)
 
 
-def count_overlap(
-    logits: Float[Tensor, "b k h w"], target: Integer[Tensor, "b h w"]
-) -> Overlap:
+def overlap(logits: Float[Tensor, "b k h w"], target: Integer[Tensor, "b h w"]) -> Overlap:
     """Return the soft counts that Dice and Tversky share.
 
     Counts are summed over the whole batch before any ratio is taken, so that a lesion of
@@ -112,14 +110,12 @@ def soft_dice(found: Overlap, *, smooth: float = SMOOTH) -> Float[Tensor, ""]:
     Example:
         >>> target = torch.tensor([[[0, 1], [1, 255]]])
         >>> perfect = 20.0 * F.one_hot(target % 255, 2).movedim(-1, 1).float()
-        >>> round(soft_dice(count_overlap(perfect, target)).item(), 4)
+        >>> round(soft_dice(overlap(perfect, target)).item(), 4)
         0.0
     """
-    tiny = torch.finfo(found.hit.dtype).tiny  # keeps 0 / 0 finite when smooth is 0
-    both = 2 * found.hit + smooth
-    return found.mean_present(
-        1 - both / (both + found.false + found.missed).clamp_min(tiny)
-    )
+    tiny = torch.finfo(found.tp.dtype).tiny  # keeps 0 / 0 finite when smooth is 0
+    both = 2 * found.tp + smooth
+    return found.mean_present(1 - both / (both + found.fp + found.fn).clamp_min(tiny))
 
 
 def focal_tversky(
@@ -153,8 +149,8 @@ def focal_tversky(
         Salehi et al. 2017, arXiv:1706.05721. Departure: ``1 - TI`` is held above 1e-6,
         since a power below 1 has an infinite slope at 0.
     """
-    hit = found.hit
-    index = (hit + smooth) / (hit + alpha * found.false + beta * found.missed + smooth)
+    hit = found.tp
+    index = (hit + smooth) / (hit + alpha * found.fp + beta * found.fn + smooth)
     return found.mean_present((1 - index).clamp_min(1e-6) ** (1 / gamma))
 
 
@@ -167,10 +163,10 @@ def cross_entropy(
     )
 
 
-def as_if_common(
+def logit_adjustment(
     logits: Float[Tensor, "b k h w"],
     where: Bool[Tensor, "b h w"],
-    rarity: Float[Tensor, ""] | None,
+    log_prior_odds: Float[Tensor, ""] | None,
 ) -> Float[Tensor, "b k h w"]:
     """Return the logits that would be right if lesions were as common as the rest.
 
@@ -181,20 +177,21 @@ def as_if_common(
     Args:
         logits: Of each lesion class, "no lesion" first.
         where: Pixels chosen that way; the logits of others are returned as they are.
-        rarity: Log odds of "no lesion" among the pixels of the masks, in tiles as they
-            are drawn: what the network learns to expect. ``None`` changes nothing.
+        log_prior_odds: Log odds of "no lesion" among the pixels of the masks, in tiles
+            as they are drawn: what the network learns to expect. ``None`` changes
+            nothing.
 
     Source:
         King and Zeng 2001, doi:10.1093/oxfordjournals.pan.a004868 (prior correction);
         Menon et al. 2021, arXiv:2007.07314 (the same as a loss).
     """
-    if rarity is None:
+    if log_prior_odds is None:
         return logits
     is_lesion = torch.arange(logits.shape[1], device=logits.device) != NO_LESION
-    return logits + rarity * (is_lesion[:, None, None] & where[:, None])
+    return logits + log_prior_odds * (is_lesion[:, None, None] & where[:, None])
 
 
-def rarity_of(pixels: Integer[Tensor, " 2"]) -> Float[Tensor, ""]:
+def class_log_prior_odds(pixels: Integer[Tensor, " 2"]) -> Float[Tensor, ""]:
     """Return the log odds of "no lesion"; 0 where one of the two is missing.
 
     Args:
@@ -204,15 +201,15 @@ def rarity_of(pixels: Integer[Tensor, " 2"]) -> Float[Tensor, ""]:
     return torch.where(pixels.all(), none.log() - lesion.log(), 0.0)
 
 
-def hardest_pixels(
-    loss: Float[Tensor, "b h w"], n_known: Float[Tensor, ""], *, share: float = 0.25
+def ohem_ce(
+    loss: Float[Tensor, "b h w"], n_known: Float[Tensor, ""], *, fraction: float = 0.25
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of the hardest pixels of the batch.
 
     Args:
         loss: Cross-entropy of each pixel of the whole batch, 0 without a label.
         n_known: Pixels that have a label.
-        share: Part of the *labeled* pixels kept, in (0, 1]. Taking it of all pixels, as
+        fraction: Part of the *labeled* pixels kept, in (0, 1]. Taking it of all pixels, as
             some code does, would learn from easy ones wherever a tile is padded.
 
     Returns:
@@ -224,7 +221,7 @@ def hardest_pixels(
     """
     # How many are kept is known to the device alone; asking would stall a GPU.
     million = 10**6
-    parts = round(share * million)
+    parts = round(fraction * million)
     most = max(1, -(-loss.numel() * parts // million))
     n_kept = ((n_known.long() * parts + million - 1) // million).clamp_min(1)
     kept = loss.flatten().topk(most).values

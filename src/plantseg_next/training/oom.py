@@ -30,11 +30,11 @@ _SAYS_SO = (
 
 SMALLER = (
     "use a smaller data.tile_px, a smaller model.encoder or model.width, fewer "
-    "unlabeled.strong_views, a smaller training.batch, or training.precision=bfloat16"
+    "semi.strong_views, a smaller training.batch, or training.precision=bfloat16"
 )
 
 
-class GoBackError(Exception):
+class RollbackError(Exception):
     """The run cannot go on from here, but from an earlier checkpoint.
 
     Args:
@@ -51,7 +51,7 @@ class GoBackError(Exception):
         self.step = step
 
 
-def lacks_memory(error: BaseException) -> bool:
+def is_oom(error: BaseException) -> bool:
     """Return whether an error means that memory ran out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
@@ -68,20 +68,20 @@ def _cause(error: BaseException) -> str:
     return asked[0] if asked else line
 
 
-def release() -> None:
+def free_memory() -> None:
     """Give back what nobody holds any longer."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def within_memory(
+def retry_with_smaller_batch(
     attempt: Callable[[int], T],
     size: int,
     *,
     what: str,
-    tell: Callable[[Event], None],
-    before_again: Callable[[], None] = release,
+    emit: Callable[[Event], None],
+    before_retry: Callable[[], None] = free_memory,
 ) -> tuple[T, int]:
     """Return what an attempt gives, made with fewer tiles at once where memory runs out.
 
@@ -89,8 +89,8 @@ def within_memory(
         attempt: From a number of tiles at once to a result; must be fit to be repeated.
         size: Tiles at once, at first.
         what: What is attempted, for people.
-        tell: Hears of every change.
-        before_again: Undoes what the failed attempt left behind.
+        emit: Hears of every change.
+        before_retry: Undoes what the failed attempt left behind.
 
     Returns:
         The result, and the tiles at once that it was possible with.
@@ -103,12 +103,12 @@ def within_memory(
         try:
             return attempt(size), size
         except (RuntimeError, MemoryError, OSError) as error:
-            if not lacks_memory(error):
+            if not is_oom(error):
                 raise
             cause = _cause(error)
         # Outside of the handler: the traceback held all that the attempt had computed.
-        before_again()
-        release()
+        before_retry()
+        free_memory()
         if tried_alone:
             raise TrainingError(
                 f"Memory does not suffice for {what} with one tile at once ({cause}).",
@@ -117,7 +117,7 @@ def within_memory(
             )
         tried_alone = size == 1  # once more: what was held until now is free
         size = max(1, size // 2)
-        tell(
+        emit(
             Event(
                 "out-of-memory",
                 f"Memory ran out in {what} ({cause}). Going on with {size} at once: "

@@ -29,7 +29,7 @@ from plantseg_next.files import (
     remove_partials,
     write_atomically,
 )
-from plantseg_next.settings import Experiment, MemorySettings, flat_settings
+from plantseg_next.settings import MemorySettings, Settings, flat_settings
 
 FORMAT = 2
 RECORD = "run.json"
@@ -59,11 +59,11 @@ FREE = frozenset(
         "data.cache_mib",
         "training.micro_batch",
         "training.checkpoint_minutes",
-        "training.after_collapse",
+        "training.on_collapse",
         "memory.budget_mb",
-        "memory.recomputed",
-        "memory.loss_rows",
-        "memory.teacher",
+        "memory.activation_checkpointing",
+        "memory.loss_chunk_rows",
+        "memory.ema_offload",
     }
 )
 """Settings that a run may go on with another value of: what it learns stays the same,
@@ -71,20 +71,20 @@ rounding aside."""
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """What a run is.
 
     Args:
         settings: The whole tree.
         sources: Where its images came from: absolute paths, by the name of the option.
         pixels: Labeled pixels of each lesion class, "no lesion" first.
-        facts: Version, start, command and machine.
+        environment: Version, start, command and machine.
     """
 
-    settings: Experiment
+    settings: Settings
     sources: Mapping[str, Any]
     pixels: tuple[int, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path, manifest: Manifest) -> None:
         """Write what is known before the first step.
@@ -95,7 +95,7 @@ class Record:
         tree = {
             "format": FORMAT,
             "plantseg_next": __version__,
-            **self.facts,
+            **self.environment,
             "sources": self.sources,
             "pixels": self.pixels,
         }
@@ -106,7 +106,7 @@ class Record:
             manifest.write(folder / MANIFEST_FILE)
 
     @classmethod
-    def read(cls, folder: Path) -> "Record | None":
+    def read(cls, folder: Path) -> "RunRecord | None":
         """Return what the run in a folder is; ``None`` if the folder holds none.
 
         Raises:
@@ -135,9 +135,9 @@ class Record:
                 needed="the file that training wrote",
                 fix="restore it from a copy, or train anew with --restart",
             ) from error
-        return cls(Experiment.read(folder / SETTINGS), sources, pixels, tree)
+        return cls(Settings.read(folder / SETTINGS), sources, pixels, tree)
 
-    def planned(self, settings: Experiment, memory: int) -> Experiment:
+    def planned(self, settings: Settings, memory: int) -> Settings:
         """Return the settings with those that were planned when the run began.
 
         Raises:
@@ -157,7 +157,7 @@ class Record:
         return settings.with_settings([f"{n}={json.dumps(mine[n])}" for n in PLANNED])
 
     def differences(
-        self, settings: Experiment, sources: Mapping[str, Any]
+        self, settings: Settings, sources: Mapping[str, Any]
     ) -> tuple[list[str], list[str]]:
         """Return how settings and sources differ from the run's, in words.
 
@@ -177,7 +177,7 @@ class Record:
         return other
 
 
-def refuse_other(folder: Path, differences: list[str]) -> None:
+def refuse_other_configuration(folder: Path, differences: list[str]) -> None:
     """Refuse to go on with a run under other settings.
 
     Raises:
@@ -203,7 +203,7 @@ def prepare_run(folder: Path) -> None:
         prepare_output(folder)
 
 
-def set_aside(folder: Path) -> Path | None:
+def archive_run(folder: Path) -> Path | None:
     """Rename a folder that holds something; return its new name, ``None`` if empty.
 
     Raises:
@@ -211,8 +211,8 @@ def set_aside(folder: Path) -> Path | None:
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
-    if is_held(folder):
-        raise _held(folder)
+    if is_locked(folder):
+        raise _locked(folder)
     n = 1
     while (other := folder.with_name(f"{folder.name}.{n}")).exists():
         n += 1
@@ -222,7 +222,7 @@ def set_aside(folder: Path) -> Path | None:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Hold a run's folder: no other process may train in it meanwhile.
 
     The system lets go when the process ends, however it ends. What a process left half
@@ -238,7 +238,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout:
-            raise _held(folder) from None
+            raise _locked(folder) from None
     try:
         remove_partials(folder)
         yield
@@ -246,7 +246,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _held(folder: Path) -> UsageError:
+def _locked(folder: Path) -> UsageError:
     return UsageError(
         f"Another process is training in `{folder}`.",
         needed="one process a run",
@@ -254,7 +254,7 @@ def _held(folder: Path) -> UsageError:
     )
 
 
-def is_held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Return whether a process is training in a folder now."""
     from filelock import FileLock, Timeout
 
@@ -267,7 +267,7 @@ def is_held(folder: Path) -> bool:
         return True
 
 
-def facts(device: str, threads: int) -> dict[str, Any]:
+def environment_info(device: str, threads: int) -> dict[str, Any]:
     """Return when, how and on what a run was started."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -6,7 +6,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
-class Interruption:
+class StopSignal:
     """Within it, SIGINT and SIGTERM ask a run to stop after the step it is at.
 
     Asked a second time, it lets the signal through, as if nobody had listened. Outside
@@ -17,7 +17,7 @@ class Interruption:
         self.by: signal.Signals | None = None
         self._earlier: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             for kind in (signal.SIGINT, signal.SIGTERM):
                 self._earlier[kind] = signal.signal(kind, self._hear)

@@ -11,17 +11,17 @@ from plantseg_next.settings import TrainingSettings
 
 UNTIMED_STEPS = 10  # they pay for starting workers and choosing kernels
 TIMED_STEPS = 20
-REHEARSED_STEPS = UNTIMED_STEPS + TIMED_STEPS
+PROFILE_STEPS = UNTIMED_STEPS + TIMED_STEPS
 """Steps at the start that do all the work of later ones: what those cost, and whether
 memory suffices for them, shows in the first minute."""
-FORESEEN_STEPS = 5
+FIRST_ESTIMATE_STEPS = 5
 """After so many a first estimate is good enough to warn by: later steps are not slower."""
 FEW_STEPS = 300
 """With fewer a run still gains much from each further minute: coffee leaves from an
 ImageNet start, validation Dice .853 after 188 steps, .891 after 375."""
 
 
-class Pace:
+class TimeBudget:
     """Turn the minutes of a run into steps, once, from its first steps.
 
     After that the number of steps stands, and with it the learning rate at every step: a
@@ -46,27 +46,29 @@ class Pace:
         """Wall time so far, of all parts of the run."""
         return self._earlier_s + time.perf_counter() - self._began
 
-    def foresee(self, step: int) -> str | None:
+    def warn_if_few_steps(self, step: int) -> str | None:
         """Return what to do if few steps will fit into the minutes, early and once.
 
         By the fastest of the first steps, so that a slow start alone does not warn.
         """
-        if self._is_fixed or len(self._first_ends) >= FORESEEN_STEPS:
+        if self._is_fixed or len(self._first_ends) >= FIRST_ESTIMATE_STEPS:
             return None
         self._first_ends.append(time.perf_counter())
-        if len(self._first_ends) < FORESEEN_STEPS:
+        if len(self._first_ends) < FIRST_ESTIMATE_STEPS:
             return None
         step_s = min(b - a for a, b in pairwise(self._first_ends))
-        return self._few(step, step_s, self._minutes * 60 - self.seconds, "about ")
+        return self._too_few_steps(
+            step, step_s, self._minutes * 60 - self.seconds, "about "
+        )
 
-    def measures_at(self, step: int) -> bool:
+    def ends_profile(self, step: int) -> bool:
         """Return whether this step ends the timing; a validation is then timed too."""
         if self._is_fixed or step < UNTIMED_STEPS:
             return False
         self._ends.append(time.perf_counter())
-        return step >= REHEARSED_STEPS and len(self._ends) > TIMED_STEPS // 2
+        return step >= PROFILE_STEPS and len(self._ends) > TIMED_STEPS // 2
 
-    def fix(self, step: int, *, validation_s: float) -> str | None:
+    def set_steps(self, step: int, *, validation_s: float) -> str | None:
         """Fix the number of steps, now that steps and a validation have been timed.
 
         Returns:
@@ -78,7 +80,7 @@ class Pace:
         step_s = median(b - a for a, b in pairwise(self._ends))
         left_s = self._minutes * 60 - self.seconds
         left_s -= validation_s * self._settings.validations
-        few = None if self._has_warned else self._few(step, step_s, left_s)
+        few = None if self._has_warned else self._too_few_steps(step, step_s, left_s)
         self._is_fixed = True
         self.steps = min(self.steps, step + max(1, int(left_s / step_s)))
         return few
@@ -87,7 +89,9 @@ class Pace:
     def _minutes(self) -> float:
         return self._settings.minutes or 0.0
 
-    def _few(self, step: int, step_s: float, left_s: float, about: str = "") -> str | None:
+    def _too_few_steps(
+        self, step: int, step_s: float, left_s: float, about: str = ""
+    ) -> str | None:
         """Return what to do if few steps fit into what is left."""
         fit = step + max(1, int(left_s / step_s))
         wanted = min(FEW_STEPS, self.steps)

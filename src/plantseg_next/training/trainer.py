@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from plantseg_next.data.dataset import Drawn
+from plantseg_next.data.dataset import TrainBatch
 from plantseg_next.errors import (
     DataError,
     OutputError,
@@ -22,42 +22,42 @@ from plantseg_next.errors import (
 )
 from plantseg_next.models.start import STARTS
 from plantseg_next.runtime import random_state, restore_random_state, same_bits
-from plantseg_next.settings import Experiment
+from plantseg_next.settings import Settings
 from plantseg_next.training.callbacks.callback import (
-    Ending,
+    Callback,
+    EndReason,
     Event,
-    Stepped,
+    StepInfo,
     Validation,
-    Watcher,
 )
 from plantseg_next.training.callbacks.diagnostics import NO_LESION_EVENT
 from plantseg_next.training.checkpoints import Checkpoints
-from plantseg_next.training.engine import Learner
+from plantseg_next.training.engine import Engine
 from plantseg_next.training.oom import (
     SMALLER,
-    GoBackError,
-    lacks_memory,
-    within_memory,
+    RollbackError,
+    is_oom,
+    retry_with_smaller_batch,
 )
-from plantseg_next.training.signals import Interruption
-from plantseg_next.training.time_budget import REHEARSED_STEPS, Pace, is_due
+from plantseg_next.training.signals import StopSignal
+from plantseg_next.training.time_budget import PROFILE_STEPS, TimeBudget, is_due
 
-CHECKPOINT_SHARE = 0.01
+CHECKPOINT_TIME_FRACTION = 0.01
 """Most of the time that goes into checkpoints between two validations."""
 NOT_FINITE_IN_A_ROW = 3
-MOST_RETURNS = 3
+MAX_ROLLBACKS = 3
 MAX_UNREADABLE = 0.05
 """Fraction of the images that may turn out unreadable during a run."""
-RATE_AFTER_RETURN = 0.5
+LR_SCALE_AFTER_ROLLBACK = 0.5
 NO_GAIN = (
     "On the validation images no step was as good as the model that training started "
     "from. Where they are few, that may be chance: judge both models on more. Otherwise "
-    "more masks, more minutes or a lower training.rate may help."
+    "more masks, more minutes or a lower training.lr may help."
 )
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunSummary:
     """What a run came to.
 
     Args:
@@ -80,67 +80,67 @@ class RunProgress:
         micro_batch: Labeled tiles at once.
         asked_micro_batch: What the settings asked for, before memory had its say.
         not_finite: Steps in a row whose gradient was not finite.
-        returns: Times that the run went back to a checkpoint.
-        returned_to: Step of the last such checkpoint; -1 if there was none.
+        rollbacks: Times that the run went back to a checkpoint.
+        rolled_back_to: Step of the last such checkpoint; -1 if there was none.
         failed_at: Step at which it went back; -1 likewise.
-        rate_factor: On the learning rate, lower in a run that went back.
+        lr_scale: On the learning rate, lower in a run that went back.
         best_step: Step of the best validation; -1 before the first.
-        start_score: Of the model that training started from, if it is one.
-        lost: Images that could not be read, and why.
+        start_metric: Of the model that training started from, if it is one.
+        skipped: Images that could not be read, and why.
     """
 
     step: int = 0
     micro_batch: int = 1
     asked_micro_batch: int = 1
     not_finite: int = 0
-    returns: int = 0
-    returned_to: int = -1
+    rollbacks: int = 0
+    rolled_back_to: int = -1
     failed_at: int = -1
-    rate_factor: float = 1.0
+    lr_scale: float = 1.0
     best_step: int = -1
-    start_score: float | None = None
-    lost: dict[str, str] = field(default_factory=dict)
+    start_metric: float | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 class Trainer:
     """One run, from its newest checkpoint to its end.
 
     Args:
-        learner: What learns.
+        engine: What learns.
         batches: From a step to an iterator over what it and later ones learn from.
         n_images: That are drawn from.
         validate: Judges the network as it stands.
         settings: The whole tree.
         checkpoints: Where they are kept.
-        watchers: Told of everything, in order.
+        callbacks: Told of everything, in order.
     """
 
     def __init__(
         self,
-        learner: Learner,
-        batches: Callable[[int], Iterator[Drawn]],
+        engine: Engine,
+        batches: Callable[[int], Iterator[TrainBatch]],
         validate: Callable[[nn.Module], Validation],
-        settings: Experiment,
+        settings: Settings,
         checkpoints: Checkpoints,
         *,
         n_images: int,
-        watchers: Sequence[Watcher] = (),
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         training = settings.training
-        self._learner = learner
+        self._engine = engine
         self._batches = batches
         self._n_images = n_images
         self._validate = validate
         self._settings = settings
         self._checkpoints = checkpoints
-        self._watchers = watchers
-        self._pace = Pace(training)
+        self._callbacks = callbacks
+        self._time_budget = TimeBudget(training)
         self._best: Validation | None = None
         self._checkpoint_due = 0.0
         size = training.tiles_at_once
         self.progress = RunProgress(micro_batch=size, asked_micro_batch=size)
 
-    def run(self, *, stop_after: int | None = None) -> Outcome:
+    def run(self, *, stop_after: int | None = None) -> RunSummary:
         """Train from the newest checkpoint to the end.
 
         Args:
@@ -153,7 +153,7 @@ class Trainer:
             OutputError: If the disk is full; the checkpoints before are whole.
         """
         try:
-            with same_bits(self._settings.deterministic, self._learner.device):
+            with same_bits(self._settings.deterministic, self._engine.device):
                 outcome = self._run(stop_after)
         except StoppedError as stopped:
             self._end("stopped", stopped.came)
@@ -165,107 +165,112 @@ class Trainer:
         self._end("finished", f"{outcome.steps} steps were taken.")
         return outcome
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Let every watcher know."""
-        for watcher in self._watchers:
-            watcher.on_event(self.progress.step, event)
+        for callback in self._callbacks:
+            callback.on_event(self.progress.step, event)
 
-    def _end(self, how: Ending, text: str) -> None:
-        for watcher in self._watchers:
-            watcher.on_end(how, text)
+    def _end(self, how: EndReason, text: str) -> None:
+        for callback in self._callbacks:
+            callback.on_end(how, text)
 
-    def _run(self, stop_after: int | None) -> Outcome:
+    def _run(self, stop_after: int | None) -> RunSummary:
         progress = self.progress
-        with Interruption() as asked:
+        with StopSignal() as asked:
             self._begin()
             source = self._batches(progress.step)
-            while progress.step < self._pace.steps:
+            while progress.step < self._time_budget.steps:
                 if asked.by is not None or progress.step == stop_after:
                     self._save()
-                    raise StoppedError(progress.step, self._pace.steps, asked.by)
+                    raise StoppedError(progress.step, self._time_budget.steps, asked.by)
                 try:
                     self._advance(source)
-                except GoBackError as back:
-                    self._go_back(back)
+                except RollbackError as back:
+                    self._roll_back(back)
                     source = self._batches(progress.step)
         assert self._best is not None, "a run ends with a validation"  # noqa: S101
-        if progress.start_score is not None and self._best.score < progress.start_score:
-            self.tell(Event("no-gain", NO_GAIN))
-        return Outcome(progress.step, self._best, self._pace.seconds / 60)
+        if (
+            progress.start_metric is not None
+            and self._best.monitored_metric < progress.start_metric
+        ):
+            self.emit(Event("no-gain", NO_GAIN))
+        return RunSummary(progress.step, self._best, self._time_budget.seconds / 60)
 
     def _begin(self) -> None:
         """Go on from the newest checkpoint, or write the first one."""
         state = self._checkpoints.load(
-            say=lambda text: self.tell(Event("damaged-checkpoint", text))
+            say=lambda text: self.emit(Event("damaged-checkpoint", text))
         )
         if state is None:
             if self._settings.model.start not in STARTS:
-                self._judge_start()
+                self._validate_start()
             self._save()
             return
         self._load(state)
         self._plan_checkpoint(0.0)
         step = self.progress.step
-        is_over = step >= self._pace.steps
+        is_over = step >= self._time_budget.steps
         text = "is finished already" if is_over else f"goes on from step {step}"
-        self.tell(Event("resumed", f"The run {text}."))
+        self.emit(Event("resumed", f"The run {text}."))
 
-    def _advance(self, source: Iterator[Drawn]) -> None:
+    def _advance(self, batches: Iterator[TrainBatch]) -> None:
         """Take a step, and do whatever is due after it."""
         began = time.perf_counter()
-        drawn = next(source)
+        drawn = next(batches)
         waited_s = time.perf_counter() - began
-        self._note_lost(drawn)
+        self._note_skipped(drawn)
         parts = self._step(drawn)
-        progress, steps = self.progress, self._pace.steps
+        progress, steps = self.progress, self._time_budget.steps
         views = drawn.unlabeled
-        stepped = Stepped(
+        info = StepInfo(
             step=progress.step,
             steps=steps,
-            parts=parts,
+            losses=parts,
             seconds=time.perf_counter() - began,
-            elapsed_s=self._pace.seconds,
+            elapsed_s=self._time_budget.seconds,
             waited_s=waited_s,
             n_tiles=len(drawn.labeled) + (0 if views is None else len(views)),
             micro_batch=progress.micro_batch,
         )
-        for watcher in self._watchers:
-            for event in watcher.on_step(stepped):
-                self.tell(event)
-        few = self._pace.foresee(progress.step)
+        for callback in self._callbacks:
+            for event in callback.on_step(info):
+                self.emit(event)
+        few = self._time_budget.warn_if_few_steps(progress.step)
         if few is not None:
-            self.tell(Event("few-steps", few))
+            self.emit(Event("few-steps", few))
         validations = self._settings.training.validations
-        if self._pace.measures_at(progress.step) or is_due(
+        if self._time_budget.ends_profile(progress.step) or is_due(
             progress.step, steps, validations
         ):
-            self._judge()
+            self._validate_and_save()
         elif time.perf_counter() > self._checkpoint_due:
             self._save()
 
-    def _step(self, drawn: Drawn) -> Mapping[str, Tensor]:
+    def _step(self, batch: TrainBatch) -> Mapping[str, Tensor]:
         """Take a step; return the parts of its loss, or none if it was not applied."""
-        progress, learner, steps = self.progress, self._learner, self._pace.steps
-        undo = learner.snapshot()
-        (parts, is_finite), progress.micro_batch = within_memory(
-            lambda micro_batch: learner.find_gradients(
-                drawn,
+        progress, engine, steps = self.progress, self._engine, self._time_budget.steps
+        undo = engine.save_rng()
+        (parts, is_finite), progress.micro_batch = retry_with_smaller_batch(
+            lambda micro_batch: engine.backward(
+                batch,
                 step=progress.step,
                 steps=steps,
                 micro_batch=micro_batch,
-                rehearsal=progress.step < REHEARSED_STEPS,
+                profile=progress.step < PROFILE_STEPS,
             ),
             progress.micro_batch,
             what="a training step",
-            tell=self.tell,
-            before_again=undo,
+            emit=self.emit,
+            before_retry=undo,
         )
         if not is_finite:
-            return self._leave_out_step()
+            return self._skip_step()
         try:
-            learner.apply(step=progress.step, steps=steps, rate_factor=progress.rate_factor)
+            engine.optimizer_step(
+                step=progress.step, steps=steps, lr_scale=progress.lr_scale
+            )
         except (RuntimeError, MemoryError) as error:
-            if not lacks_memory(error):
+            if not is_oom(error):
                 raise
             torn = str(error)
         else:
@@ -274,17 +279,17 @@ class Trainer:
             return parts
         # The optimizer has changed some weights and not others.
         progress.micro_batch = max(1, progress.micro_batch // 2)
-        raise GoBackError(
+        raise RollbackError(
             f"memory ran out while the weights were changed ({torn})", lower_rate=False
         )
 
-    def _leave_out_step(self) -> Mapping[str, Tensor]:
+    def _skip_step(self) -> Mapping[str, Tensor]:
         """Go on with the next step; several in a row are too many."""
         progress = self.progress
-        self._learner.forget_gradients()
+        self._engine.zero_grad()
         progress.step += 1
         progress.not_finite += 1
-        self.tell(
+        self.emit(
             Event(
                 "not-finite",
                 f"The gradient of step {progress.step} is not finite; the step was not "
@@ -292,53 +297,55 @@ class Trainer:
             )
         )
         if progress.not_finite == NOT_FINITE_IN_A_ROW:
-            raise GoBackError(f"{NOT_FINITE_IN_A_ROW} gradients in a row were not finite")
+            raise RollbackError(f"{NOT_FINITE_IN_A_ROW} gradients in a row were not finite")
         return {}
 
-    def _judge_start(self) -> None:
+    def _validate_start(self) -> None:
         """Validate the model that training starts from, to compare with later.
 
         It is not among those that ``best`` is chosen from: a few images may prefer it by
         chance, and masks of the crop at hand usually help. New classes are not predicted
         yet, so what the validation would warn of is not told.
         """
-        found = self._validate(self._learner.judged)
-        self.progress.start_score = found.score
-        for watcher in self._watchers:
-            watcher.on_validation(0, found, best=False)
+        found = self._validate(self._engine.eval_model)
+        self.progress.start_metric = found.monitored_metric
+        for callback in self._callbacks:
+            callback.on_validation(0, found, best=False)
 
-    def _judge(self) -> None:
+    def _validate_and_save(self) -> None:
         """Validate, tell of it, and keep a checkpoint."""
         progress = self.progress
-        self._learner.forget_gradients()
+        self._engine.zero_grad()
         began = time.perf_counter()
-        found = self._validate(self._learner.judged)
+        found = self._validate(self._engine.eval_model)
         found = replace(found, seconds=time.perf_counter() - began)
-        few = self._pace.fix(progress.step, validation_s=found.seconds)
+        few = self._time_budget.set_steps(progress.step, validation_s=found.seconds)
         if few is not None:
-            self.tell(Event("few-steps", few))
+            self.emit(Event("few-steps", few))
         for event in found.events:
-            self.tell(event)
+            self.emit(event)
         if self._has_collapsed(found):
-            raise GoBackError("no lesion is found any longer", step=progress.best_step)
-        is_best = self._best is None or found.score >= self._best.score
+            raise RollbackError("no lesion is found any longer", step=progress.best_step)
+        is_best = (
+            self._best is None or found.monitored_metric >= self._best.monitored_metric
+        )
         if is_best:
             self._best, progress.best_step = found, progress.step
-        for watcher in self._watchers:
-            for event in watcher.on_validation(progress.step, found, best=is_best):
-                self.tell(event)
+        for callback in self._callbacks:
+            for event in callback.on_validation(progress.step, found, best=is_best):
+                self.emit(event)
         self._save()
 
     def _has_collapsed(self, found: Validation) -> bool:
         """Return whether to go back, for lesions were found before and none are now."""
         return (
-            self._settings.training.after_collapse == "go_back"
+            self._settings.training.on_collapse == "rollback"
             and self._best is not None
-            and self._best.figures["lesion_dice"] > 0
+            and self._best.metrics["lesion_dice"] > 0
             and any(event.kind == NO_LESION_EVENT for event in found.events)
         )
 
-    def _go_back(self, back: GoBackError) -> None:
+    def _roll_back(self, back: RollbackError) -> None:
         """Go on from an earlier checkpoint; if it fails again, from one before that.
 
         Raises:
@@ -348,15 +355,15 @@ class Trainer:
         failed_at, micro_batch, returns = (
             progress.step,
             progress.micro_batch,
-            progress.returns,
+            progress.rollbacks,
         )
-        if returns == MOST_RETURNS:
+        if returns == MAX_ROLLBACKS:
             raise TrainingError(
                 f"At step {failed_at}, {back}, after going back {returns} times.",
                 needed="a loss that stays finite and a model that finds lesions"
                 if back.lower_rate
                 else "memory for the weights and their optimizer",
-                fix="a new run with --set training.rate at a third of its value, or "
+                fix="a new run with --set training.lr at a third of its value, or "
                 "--set training.precision=float32"
                 if back.lower_rate
                 else SMALLER,
@@ -364,39 +371,39 @@ class Trainer:
         again = failed_at <= progress.failed_at
         state = (
             self._checkpoints.load(
-                step=back.step, before=progress.returned_to if again else None
+                step=back.step, before=progress.rolled_back_to if again else None
             )
             or self._checkpoints.load()
         )
         assert state is not None, "a run begins with a checkpoint"  # noqa: S101
-        factor = progress.rate_factor * (RATE_AFTER_RETURN if back.lower_rate else 1)
+        factor = progress.lr_scale * (LR_SCALE_AFTER_ROLLBACK if back.lower_rate else 1)
         self._load(state)
         progress.micro_batch = micro_batch
-        progress.rate_factor = factor
-        progress.returns = returns + 1
-        progress.returned_to, progress.failed_at = progress.step, failed_at
-        self.tell(
+        progress.lr_scale = factor
+        progress.rollbacks = returns + 1
+        progress.rolled_back_to, progress.failed_at = progress.step, failed_at
+        self.emit(
             Event(
-                "went-back",
+                "rollback",
                 f"At step {failed_at}, {back}. The run goes on from step {progress.step}, "
                 f"with {factor:g} of the learning rate.",
             )
         )
         self._save()
 
-    def _note_lost(self, drawn: Drawn) -> None:
+    def _note_skipped(self, drawn: TrainBatch) -> None:
         """Tell of images that could not be read; stop when they are too many.
 
         Raises:
             DataError: If a larger share than ``MAX_UNREADABLE`` is lost.
         """
-        lost = self.progress.lost
-        for key, reason in drawn.lost:
+        lost = self.progress.skipped
+        for key, reason in drawn.skipped:
             if key in lost:
                 continue
             lost[key] = reason
             text = f"{reason} Another image takes its place."
-            self.tell(Event("unreadable-image", text))
+            self.emit(Event("unreadable-image", text))
         if len(lost) > MAX_UNREADABLE * self._n_images:
             self._save()
             raise DataError(
@@ -429,38 +436,39 @@ class Trainer:
                 else error.fix,
             ) from error
         self._plan_checkpoint(saved.seconds)
-        for watcher in self._watchers:
-            watcher.on_checkpoint(progress.step, saved)
+        for callback in self._callbacks:
+            callback.on_checkpoint(progress.step, saved)
 
     def _plan_checkpoint(self, seconds: float) -> None:
         """Set when the next one is due, the last having taken so many seconds."""
         pause_s = 60 * self._settings.training.checkpoint_minutes
         if pause_s > 0:
-            pause_s = max(pause_s, seconds / CHECKPOINT_SHARE)
+            pause_s = max(pause_s, seconds / CHECKPOINT_TIME_FRACTION)
         self._checkpoint_due = time.perf_counter() + pause_s
 
     def _state_dict(self) -> dict[str, Any]:
         best = self._best
         return {
             "progress": asdict(self.progress),
-            "pace": self._pace.state_dict(),
-            "best": best and {"score": best.score, "figures": dict(best.figures)},
-            "learner": self._learner.state_dict(),
+            "pace": self._time_budget.state_dict(),
+            "best": best
+            and {"monitored_metric": best.monitored_metric, "metrics": dict(best.metrics)},
+            "learner": self._engine.state_dict(),
             "chance": random_state(),
-            "watchers": {type(w).__name__: w.state_dict() for w in self._watchers},
+            "watchers": {type(w).__name__: w.state_dict() for w in self._callbacks},
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        self._learner.load_state_dict(state["learner"])
+        self._engine.load_state_dict(state["learner"])
         asked = self.progress.asked_micro_batch
         for name, value in state["progress"].items():
             setattr(self.progress, name, value)
         if asked != self.progress.asked_micro_batch:
             self.progress.micro_batch = self.progress.asked_micro_batch = asked
-        self._pace.load_state_dict(state["pace"])
+        self._time_budget.load_state_dict(state["pace"])
         self._best = state["best"] and Validation(**state["best"])
-        for watcher in self._watchers:
-            known = state["watchers"].get(type(watcher).__name__)
+        for callback in self._callbacks:
+            known = state["watchers"].get(type(callback).__name__)
             if known is not None:
-                watcher.load_state_dict(known)
+                callback.load_state_dict(known)
         restore_random_state(state["chance"])

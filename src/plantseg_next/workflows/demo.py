@@ -6,14 +6,14 @@ defaults of ``Experiment`` are the recipe for photographs and twelve minutes.
 
 from plantseg_next.settings import (
     DataSettings,
-    Experiment,
     ModelSettings,
+    SemiSettings,
+    Settings,
     TrainingSettings,
-    UnlabeledSettings,
 )
 
 
-def refine(steps: int = 200, labeled_fraction: float = 1.0) -> Experiment:
+def refine(steps: int = 200, labeled_fraction: float = 1.0) -> Settings:
     """Return the recipe of ``plantseg-next demo``: the starter, refined on a few masks.
 
     As many steps on any machine: in a fixed time a slow or busy one learns nothing. Two
@@ -26,9 +26,9 @@ def refine(steps: int = 200, labeled_fraction: float = 1.0) -> Experiment:
         steps: Optimizer steps.
         labeled_fraction: Of the training masks that are used.
     """
-    return Experiment(
-        data=DataSettings(tile_px=128, workers=0, labeled_share=labeled_fraction),
+    return Settings(
+        data=DataSettings(tile_px=128, workers=0, labeled_fraction=labeled_fraction),
         model=ModelSettings(start="starter"),
-        unlabeled=UnlabeledSettings(method="supervised"),
-        training=TrainingSettings(minutes=None, steps=steps, rate=2e-4, validations=1),
+        semi=SemiSettings(method="supervised"),
+        training=TrainingSettings(minutes=None, steps=steps, lr=2e-4, validations=1),
     )

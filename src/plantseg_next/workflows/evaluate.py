@@ -15,7 +15,7 @@ from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Split
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.evaluation.metrics import ClassScores, confusion_matrix
-from plantseg_next.evaluation.report import Judged
+from plantseg_next.evaluation.report import EvalItem
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.severity import measure_severity
 from plantseg_next.models.bundle import read_card
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from plantseg_next.training.callbacks.callback import Validation
 
 
-def images_to_judge(
+def images_to_evaluate(
     model: Path,
     data: Path | None,
     split: Split | Literal["all"],
@@ -91,7 +91,7 @@ def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
     An image that cannot be read is passed over, with an event.
     """
     from plantseg_next.training.callbacks.callback import Event, Validation
-    from plantseg_next.training.callbacks.diagnostics import collapse
+    from plantseg_next.training.callbacks.diagnostics import no_lesion_found
 
     n = manifest.classes.n_lesion_logits
     confusion = np.zeros((n, n), np.int64)
@@ -109,23 +109,23 @@ def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
             leaf += confusion_matrix(truth.leaf, found.leaf, 2)
     scores = ClassScores(confusion)
     # Undefined means: there was nothing to find, and nothing was claimed.
-    figures = {"lesion_dice": float(np.nan_to_num(scores.lesion_dice, nan=1.0))}
+    metrics = {"lesion_dice": float(np.nan_to_num(scores.lesion_dice, nan=1.0))}
     if n > 2:
-        figures["disease_miou"] = float(np.nan_to_num(scores.disease_miou))
+        metrics["disease_miou"] = float(np.nan_to_num(scores.disease_miou))
     if leaf.any():
-        figures["leaf_iou"] = float(np.nan_to_num(ClassScores(leaf).lesion_iou))
-    score = sum(figures.values()) / len(figures)  # severity rests on lesion and leaf alike
-    events = (*lost, *collapse(confusion, manifest.classes.lesions))
-    return Validation(score, figures, events=events)
+        metrics["leaf_iou"] = float(np.nan_to_num(ClassScores(leaf).lesion_iou))
+    score = sum(metrics.values()) / len(metrics)  # severity rests on lesion and leaf alike
+    events = (*lost, *no_lesion_found(confusion, manifest.classes.lesions))
+    return Validation(score, metrics, events=events)
 
 
-def judged(
+def eval_items(
     predictor: Predictor,
     model_classes: ClassMap,
     manifest: Manifest,
     judged_as: ClassMap,
     told: Callable[[int, int], None] = lambda *_: None,
-) -> Iterator[Judged]:
+) -> Iterator[EvalItem]:
     """Yield every row with its prediction, merged to "any lesion" where names differ."""
     merge = judged_as.lesions != model_classes.lesions
     names = {name: i for i, name in enumerate(judged_as.diseases)}
@@ -136,7 +136,7 @@ def judged(
         if merge:
             sample = replace(sample, lesion=_any_lesion(sample.lesion))
             found = replace(found, lesion=_any_lesion(found.lesion))
-        yield Judged(sample, found, row.source, row.group_key, row.disease)
+        yield EvalItem(sample, found, row.source, row.group_key, row.disease)
         told(i + 1, len(manifest))
 
 

@@ -7,25 +7,25 @@ import numpy as np
 
 from plantseg_next.data.image_io import read_image
 from plantseg_next.data.manifest import Manifest, Row
-from plantseg_next.data.quality.inspect import HARDLY_GREEN, green_share
+from plantseg_next.data.quality.inspect import HARDLY_GREEN, green_fraction
 from plantseg_next.errors import PlantSegError
 from plantseg_next.files import prepare_output
 from plantseg_next.inference.predictor import Predictor
-from plantseg_next.inference.records import RecordWriter, Written
+from plantseg_next.inference.records import PredictionTable, RecordWriter
 from plantseg_next.inference.severity import Assessment, assess
-from plantseg_next.models.bundle import Card
+from plantseg_next.models.bundle import ModelCard
 
 
 def write_measures(
     predictor: Predictor,
-    card: Card,
+    card: ModelCard,
     manifest: Manifest,
     out: Path,
     *,
     name: Callable[[Row], str],
     min_lesion_px: int = 20,
     told: Callable[[int, int], None] = lambda *_: None,
-) -> Written:
+) -> PredictionTable:
     """Measure every image and write what was found.
 
     Args:
@@ -61,14 +61,14 @@ def write_measures(
                 notes = _notes(image, found, card)
                 rows.append(writer.add(name(row), image, found, scale=scale, notes=notes))
             told(i + 1, len(manifest))
-    return Written(tuple(rows), tuple(skipped))
+    return PredictionTable(tuple(rows), tuple(skipped))
 
 
-def _notes(image: np.ndarray, found: Assessment, card: Card) -> list[str]:
+def _notes(image: np.ndarray, found: Assessment, card: ModelCard) -> list[str]:
     """Return what a reader of the table should know about one image."""
     notes = []
     if card.classes.has_leaf and found.measure.denominator == "image":
         notes.append("no leaf found")
-    if green_share(image) < HARDLY_GREEN:
+    if green_fraction(image) < HARDLY_GREEN:
         notes.append("hardly any green: a plant?")
     return notes

@@ -21,12 +21,12 @@ from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, MaskCoding, Row
 from plantseg_next.errors import PlantSegError
 from plantseg_next.files import explained, prepare_output, write_atomically
 from plantseg_next.inference.predictor import Predictor
-from plantseg_next.inference.records import Value, Written, csv_line, write_mask
+from plantseg_next.inference.records import PredictionTable, Value, csv_line, write_mask
 from plantseg_next.structures import IGNORE, ClassMap, Prediction
 
 TABLE = "pseudo_labels.csv"
 COLUMNS = (
-    "image", "mask", "believed_pct", "lesion_pct", "mean_confidence", "threshold",
+    "image", "mask", "mask_pct", "lesion_pct", "mean_confidence", "threshold",
 )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def write_pseudo_labels(
     name: Callable[[Row], str],
     threshold: float,
     told: Callable[[int, int], None] = lambda *_: None,
-) -> Written:
+) -> PredictionTable:
     """Write masks, confidence, table and manifest of every image.
 
     Args:
@@ -107,13 +107,13 @@ def write_pseudo_labels(
         with explained(out):
             write_mask(place, mask, names)
             _write_gray(out / "confidence" / f"{name(row)}.png", certainty)
-        believed = mask != IGNORE
-        is_lesion = believed & (mask > classes.has_leaf)
+        trusted = mask != IGNORE
+        is_lesion = trusted & (mask > classes.has_leaf)
         rows.append(
             {
                 "image": str(row.image),
                 "mask": place.relative_to(out).as_posix(),
-                "believed_pct": 100 * float(believed.mean()),
+                "mask_pct": 100 * float(trusted.mean()),
                 "lesion_pct": 100 * float(is_lesion.mean()),
                 "mean_confidence": float(certainty.mean()),
                 "threshold": threshold,
@@ -127,7 +127,7 @@ def write_pseudo_labels(
         Manifest(tuple(kept), replace(classes, diseases=()), codings).write(
             out / MANIFEST_FILE
         )
-    return Written(tuple(rows), tuple(skipped))
+    return PredictionTable(tuple(rows), tuple(skipped))
 
 
 def _write_gray(path: Path, certainty: Float32[np.ndarray, "h w"]) -> None:

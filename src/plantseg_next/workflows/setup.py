@@ -9,23 +9,23 @@ from plantseg_next.data import splits
 from plantseg_next.data.class_names import read_names, renamed
 from plantseg_next.data.formats import read_folder, read_folders
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.data.quality.leakage import join, keep_apart, left_out
+from plantseg_next.data.quality.leakage import add_datasets, describe_excluded, drop_leaks
 from plantseg_next.data.sampler import refuse_unknown
 from plantseg_next.errors import UsageError
-from plantseg_next.models.bundle import Card
+from plantseg_next.models.bundle import ModelCard
 from plantseg_next.runtime import find_device, prepare_gpu, seed_everything
-from plantseg_next.settings import Experiment
+from plantseg_next.settings import Settings
 from plantseg_next.workflows.evaluate import labeled_rows, some_rows
-from plantseg_next.workflows.validate import Judge, domains_of, hidden_tiles
+from plantseg_next.workflows.validate import Validator, hidden_tiles, unlabeled_set_metrics
 
 if TYPE_CHECKING:
     from plantseg_next.data.dataset import MixedDataset
-    from plantseg_next.training.callbacks.callback import Watcher
+    from plantseg_next.training.callbacks.callback import Callback
     from plantseg_next.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
-class Sources:
+class DataSources:
     """Where images come from.
 
     Args:
@@ -76,21 +76,21 @@ class Sources:
         }
 
 
-def gather(
-    sources: Sources,
-    settings: Experiment,
+def build_manifest(
+    sources: DataSources,
+    settings: Settings,
     *,
-    say: Callable[[str], None] = lambda _: None,
-    told: Callable[[int, int], None] = lambda *_: None,
+    log: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Manifest:
     """Return every image of a run, each in its split.
 
     Args:
         sources: Where they come from.
         settings: The seed draws splits where the data set states none, and which masks
-            are hidden where ``data.labeled_share`` is below 1.
-        say: Hears what is left out, and why.
-        told: Hears of every image that is compared with the others.
+            are hidden where ``data.labeled_fraction`` is below 1.
+        log: Hears what is left out, and why.
+        on_progress: Hears of every image that is compared with the others.
 
     Raises:
         UsageError: If the masks name no lesion.
@@ -98,11 +98,11 @@ def gather(
     """
     manifest = splits.assign(sources.read(), seed=settings.seed)
     if len(sources.folders) > 1:
-        manifest, left = keep_apart(manifest, told=told)
-        for line in left_out(left):
-            say(line)
+        manifest, left = drop_leaks(manifest, on_progress=on_progress)
+        for line in describe_excluded(left):
+            log(line)
     manifest = splits.labeled_fraction(
-        manifest, settings.data.labeled_share, seed=settings.seed
+        manifest, settings.data.labeled_fraction, seed=settings.seed
     )
     if len(manifest.labeled) and not manifest.classes.lesions:
         raise UsageError(
@@ -114,10 +114,12 @@ def gather(
     for folders, masks in ((sources.pseudo_labels, True), (sources.unlabeled, False)):
         if folders:
             others = [read_folder(folder) for folder in folders]
-            manifest, left = join(manifest, others, masks=masks, told=told)
-            for line in left_out(left):
-                say(line)
-    return _with_what_is_learned(manifest, say)
+            manifest, left = add_datasets(
+                manifest, others, masks=masks, on_progress=on_progress
+            )
+            for line in describe_excluded(left):
+                log(line)
+    return _with_what_is_learned(manifest, log)
 
 
 def _with_what_is_learned(manifest: Manifest, say: Callable[[str], None]) -> Manifest:
@@ -126,9 +128,9 @@ def _with_what_is_learned(manifest: Manifest, say: Callable[[str], None]) -> Man
     A head that no mask teaches says something all the same, and severity would be made
     of it.
     """
-    taught = manifest.split("train").labeled.rows
+    pseudo_labeled = manifest.split("train").labeled.rows
     if not manifest.classes.has_leaf or any(
-        manifest.codings[row.source].marks_leaf for row in taught
+        manifest.codings[row.source].marks_leaf for row in pseudo_labeled
     ):
         return manifest
     say("No mask that is learned from marks the leaf: the model will know no severity.")
@@ -136,7 +138,7 @@ def _with_what_is_learned(manifest: Manifest, say: Callable[[str], None]) -> Man
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingData:
     """All that a run learns from and under: with it, a run can be begun or gone on with.
 
     Args:
@@ -147,19 +149,19 @@ class Plan:
     """
 
     manifest: Manifest
-    settings: Experiment
+    settings: Settings
     pixels: tuple[int, ...]
     origin: str
 
     @classmethod
-    def of(
+    def create(
         cls,
         manifest: Manifest,
-        settings: Experiment,
+        settings: Settings,
         origin: str,
         *,
-        told: Callable[[int, int], None] = lambda *_: None,
-    ) -> "Plan":
+        on_progress: Callable[[int, int], None] = lambda *_: None,
+    ) -> "TrainingData":
         """Return the plan of a run to come: every file is digested, every mask counted.
 
         Masks of a few points or scribbles are found out, and marked so.
@@ -170,17 +172,17 @@ class Plan:
         from plantseg_next.data.dataset import count_pixels
 
         plan = cls(manifest.digested(), settings, (), origin)
-        counted = count_pixels(plan.learned, on_progress=told)
+        counted = count_pixels(plan.labeled, on_progress=on_progress)
         rows = (replace(r, sparse=r.key in counted.sparse) for r in plan.manifest.rows)
         return replace(plan, manifest=plan.manifest.only(rows), pixels=counted.pixels)
 
     @property
-    def learned(self) -> Manifest:
+    def labeled(self) -> Manifest:
         """Images whose masks are learned from."""
         return labeled_rows(self.manifest, "train", self.origin)
 
     @property
-    def judged_on(self) -> Manifest:
+    def validation(self) -> Manifest:
         """Images whose masks choose the best model."""
         return labeled_rows(self.manifest, "val", self.origin)
 
@@ -189,10 +191,10 @@ class Plan:
         """Images that are learned from without a mask; none in a supervised run.
 
         Those of the training split may have a name, which is learned where
-        ``names.share`` is above 0; of others, nothing that is known is looked at. Where a
-        mask is a few points, its image is both.
+        ``image_labels.fraction`` is above 0; of others, nothing that is known is looked
+        at. Where a mask is a few points, its image is both.
         """
-        if self.settings.unlabeled.method == "supervised":
+        if self.settings.semi.method == "supervised":
             return self.manifest.only(())
         train = self.manifest.split("train").rows
         bare = (
@@ -200,7 +202,7 @@ class Plan:
             *(row for row in train if row.sparse),
         )
         named = [row for row in train if row.mask is None and row.disease is not None]
-        if self.settings.names.share == 0:
+        if self.settings.image_labels.fraction == 0:
             named = [replace(row, disease=None) for row in named]
         return self.manifest.only(
             (
@@ -211,34 +213,34 @@ class Plan:
 
 
 def build_trainer(
-    plan: Plan,
+    plan: TrainingData,
     folder: Path,
     *,
-    watchers: Sequence["Watcher"] = (),
-    say: Callable[[str], None] = lambda _: None,
+    callbacks: Sequence["Callback"] = (),
+    log: Callable[[str], None] = lambda _: None,
 ) -> "Trainer":
     """Return the trainer of a run, network and all, as it stands before the first step.
 
     Args:
         plan: What is learned from, and how.
         folder: Of the run.
-        watchers: Hear of everything, after the run's own folder.
-        say: Hears what a person should know before training starts.
+        callbacks: Hear of everything, after the run's own folder.
+        log: Hears what a person should know before training starts.
     """
     from plantseg_next.data.dataloader import loader
     from plantseg_next.models.start import network_of_run
     from plantseg_next.training.callbacks.callback import Event
-    from plantseg_next.training.callbacks.csv_logger import History
+    from plantseg_next.training.callbacks.csv_logger import CsvLogger
     from plantseg_next.training.callbacks.eta import EtaEstimator
-    from plantseg_next.training.callbacks.reproducibility import FirstSteps
-    from plantseg_next.training.callbacks.resources import Monitor
-    from plantseg_next.training.callbacks.status_file import Pulse
+    from plantseg_next.training.callbacks.reproducibility import ReproducibilityProbe
+    from plantseg_next.training.callbacks.resources import ResourceMonitor
+    from plantseg_next.training.callbacks.status_file import StatusFile
     from plantseg_next.training.checkpoints import Checkpoints
-    from plantseg_next.training.engine import build_learner
+    from plantseg_next.training.engine import build_engine
     from plantseg_next.training.trainer import Trainer
 
     settings, classes = plan.settings, plan.manifest.classes
-    learned, judged_on, unlabeled = plan.learned, plan.judged_on, plan.unlabeled
+    learned, judged_on, unlabeled = plan.labeled, plan.validation, plan.unlabeled
     drawn_from = {row.source for row in (*learned.rows, *unlabeled.rows)}
     refuse_unknown(settings.data, sorted(drawn_from))
     device = find_device(settings.device)
@@ -251,29 +253,31 @@ def build_trainer(
         settings.model, classes, folder, resumed=bool(checkpoints.steps())
     )
     sparse = sum(row.sparse for row in learned.rows)
-    say(
+    log(
         f"{len(learned)} labeled images to learn from"
         + (f" ({sparse} of them by points or scribbles)" if sparse else "")
         + f", {len(judged_on)} to judge by"
     )
-    say(f"device: {device.name}; {source.notice}")
-    hidden = domains = None
+    log(f"device: {device.name}; {source.notice}")
+    hidden = unlabeled_metrics = None
     named = [row for row in unlabeled.rows if row.disease is not None]
     if len(unlabeled):
-        say(
+        log(
             f"{len(unlabeled)} images without masks to learn from"
             + (f", {len(named)} of them with a name" if named else "")
         )
         known = {row.source for row in learned.rows}
         if named and not any(row.source in known for row in named):
-            say(
+            log(
                 "  no named image is of a data set with masks: where it was measured, "
                 "such names cost lesions more than they brought (docs/few-labels.md); "
                 "compare with a run without them"
             )
-        hidden = hidden_tiles(plan.manifest, settings, plan.pixels, with_names=bool(named))
-        domains = domains_of(learned, unlabeled, settings, plan.pixels)
-    card = Card(
+        hidden = hidden_tiles(
+            plan.manifest, settings, plan.pixels, with_image_labels=bool(named)
+        )
+        unlabeled_metrics = unlabeled_set_metrics(learned, unlabeled, settings, plan.pixels)
+    card = ModelCard(
         classes=classes,
         model=settings.model,
         tile_px=settings.data.tile_px,
@@ -283,16 +287,16 @@ def build_trainer(
         weights_sha256=source.sha256,
         sources=tuple(sorted({row.source for row in learned.rows} | {*source.data_sets})),
     )
-    learner = build_learner(
+    engine = build_engine(
         network,
         settings,
         device,
         classes,
-        with_lessons=len(unlabeled) > 0,
-        with_names=bool(named),
+        with_unlabeled=len(unlabeled) > 0,
+        with_image_labels=bool(named),
     )
-    lessons = learner.lessons
-    monitor = Monitor(
+    pseudo_labeler = engine.pseudo_labeler
+    monitor = ResourceMonitor(
         folder,
         cache_mib=2 * settings.data.cache_mib,
         budget_mb=budget_mb if device.kind == "cpu" else None,
@@ -300,48 +304,48 @@ def build_trainer(
     eta = EtaEstimator(
         validations=settings.training.validations,
         minutes=settings.training.minutes,
-        unsup_start=settings.unlabeled.starts if lessons else None,
+        unsup_start=settings.semi.warmup_fraction if pseudo_labeler else None,
     )
     chosen = some_rows(judged_on, settings.training.validation_images, settings.seed)
-    judge = Judge(
+    judge = Validator(
         chosen,
         card,
         device,
         student=network,
-        lessons=lessons,
+        pseudo_labeler=pseudo_labeler,
         hidden=hidden,
-        domains=domains,
+        unlabeled_metrics=unlabeled_metrics,
     )
-    tiles = tiles_of(learned, unlabeled, settings, plan.pixels)
+    tiles = train_dataset(learned, unlabeled, settings, plan.pixels)
     trainer = Trainer(
-        learner,
+        engine,
         lambda start: loader(
             tiles,
-            tiles=settings.training.batch,
+            batch_size=settings.training.batch,
             start=start,
             stop=settings.training.steps,
             workers=settings.data.workers,
             prefetch=settings.data.prefetch,
-            tell=lambda text: trainer.tell(Event("worker-replaced", text)),
+            log=lambda text: trainer.emit(Event("worker-replaced", text)),
         ),
         judge,
         settings,
         checkpoints,
         n_images=len(learned) + len(unlabeled),
         # The teacher is the better network of the two, and the one to keep.
-        watchers=[
-            History(folder, learner.judged, card),
-            FirstSteps(folder, network),
+        callbacks=[
+            CsvLogger(folder, engine.eval_model, card),
+            ReproducibilityProbe(folder, network),
             monitor,
-            Pulse(folder, monitor, eta),
-            *watchers,
+            StatusFile(folder, monitor, eta),
+            *callbacks,
         ],
     )
     return trainer
 
 
-def tiles_of(
-    learned: Manifest, unlabeled: Manifest, settings: Experiment, pixels: Sequence[int]
+def train_dataset(
+    learned: Manifest, unlabeled: Manifest, settings: Settings, pixels: Sequence[int]
 ) -> "MixedDataset":
     """Return what the run draws from.
 
@@ -351,7 +355,7 @@ def tiles_of(
         settings: The whole tree.
         pixels: Labeled pixels of each lesion class, "no lesion" first.
     """
-    from plantseg_next.data.augment import strong_light
+    from plantseg_next.data.augment import strong_photometry
     from plantseg_next.data.dataset import MixedDataset, TileDataset, ViewDataset
 
     views = None
@@ -361,12 +365,12 @@ def tiles_of(
             settings.data,
             seed=settings.seed + 1,
             pixels=pixels,
-            named_share=settings.names.share,
+            named_fraction=settings.image_labels.fraction,
         )
         views = ViewDataset(
             tiles,
-            n_strong=settings.unlabeled.strong_views,
-            strong=strong_light(settings.unlabeled.light),
+            n_strong=settings.semi.strong_views,
+            strong=strong_photometry(settings.semi.strong_aug),
         )
     labeled = TileDataset(
         learned,
@@ -374,4 +378,4 @@ def tiles_of(
         seed=settings.seed,
         pixels=pixels,
     )
-    return MixedDataset(labeled, views, settings.unlabeled.ratio)
+    return MixedDataset(labeled, views, settings.semi.ratio)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from plantseg_next.data.formats.annotations import keep_drawn
+from plantseg_next.data.formats.annotations import save_rasterized_masks
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.errors import StoppedError, UsageError
 from plantseg_next.models.start import (
@@ -24,69 +24,74 @@ from plantseg_next.models.start import (
     with_start,
 )
 from plantseg_next.runtime import Device, find_device, use_threads
-from plantseg_next.settings import Experiment, ModelSettings
+from plantseg_next.settings import ModelSettings, Settings
 from plantseg_next.structures import ClassMap
 from plantseg_next.training.run_record import (
     MASKS,
     PLAN,
     RECORD,
-    Record,
-    alone_in,
-    facts,
+    RunRecord,
+    archive_run,
+    environment_info,
     prepare_run,
-    refuse_other,
-    set_aside,
+    refuse_other_configuration,
+    run_lock,
 )
 from plantseg_next.workflows.evaluate import labeled_rows
-from plantseg_next.workflows.setup import Plan, Sources, build_trainer, gather
+from plantseg_next.workflows.setup import (
+    DataSources,
+    TrainingData,
+    build_manifest,
+    build_trainer,
+)
 
 if TYPE_CHECKING:
     from plantseg_next.memory.plan import MemoryPlan
-    from plantseg_next.training.callbacks.callback import Watcher
-    from plantseg_next.training.trainer import Outcome
+    from plantseg_next.training.callbacks.callback import Callback
+    from plantseg_next.training.trainer import RunSummary
 
 Progress = Callable[[str, int, int], None]
 """Hears what is being done, how much of it is done, and of how much."""
 
 
-def told_of(progress: Progress | None, what: str) -> Callable[[int, int], None]:
+def progress_for(progress: Progress | None, what: str) -> Callable[[int, int], None]:
     """Return what tells of one thing that is being done; nobody may be listening."""
     return lambda done, total: progress(what, done, total) if progress else None
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainResult:
     """What ``train`` came to.
 
     Args:
-        outcome: Steps, minutes, and the best validation.
+        summary: Steps, minutes, and the best validation.
         folder: The run; ``folder / "best"`` is the model.
         n_train: Labeled images it learned from.
         n_val: Labeled images it was judged on.
     """
 
-    outcome: "Outcome"
+    summary: "RunSummary"
     folder: Path
     n_train: int
     n_val: int
 
 
 def train(  # noqa: PLR0913 - what a user may say
-    data: Path | Sources,
+    data: Path | DataSources,
     out: Path,
-    settings: Experiment | None = None,
+    settings: Settings | None = None,
     *,
     memory: int | None = None,
     ram: int | None = None,
     restart: bool = False,
-    watchers: Sequence["Watcher"] = (),
-    say: Callable[[str], None] = lambda _: None,
+    callbacks: Sequence["Callback"] = (),
+    log: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
-) -> Trained:
+) -> TrainResult:
     """Train a segmenter on a folder of images and masks; keep it under ``out``.
 
     Images without masks, of the folder itself or of others, are learned from too,
-    unless ``unlabeled.method`` is "supervised". A run that was interrupted, however it
+    unless ``semi.method`` is "supervised". A run that was interrupted, however it
     was, goes on where it stopped when it is called again in the same way, and ends with
     the weights that it would have had.
 
@@ -100,8 +105,8 @@ def train(  # noqa: PLR0913 - what a user may say
             it (see ``training.memory.planner``), and the plan is kept in ``out``.
         ram: With ``memory`` of a GPU: bytes of main memory to read images within.
         restart: Set an earlier run in ``out`` aside, under another name, and begin anew.
-        watchers: Hear of every step and validation, after the run's own folder.
-        say: Hears what a person should know before training starts.
+        callbacks: Hear of every step and validation, after the run's own folder.
+        log: Hears what a person should know before training starts.
         progress: Told of every image that is read before training starts.
 
     Raises:
@@ -114,45 +119,49 @@ def train(  # noqa: PLR0913 - what a user may say
     """
     import torch
 
-    sources = Sources(data) if isinstance(data, Path) else data
-    settings = settings or Experiment()
+    sources = DataSources(data) if isinstance(data, Path) else data
+    settings = settings or Settings()
     model = absolute_start(settings.model)
     _refuse_bad_start(model, out, restart=restart)
-    if restart and (earlier := set_aside(out)) is not None:
-        say(f"what was in {out} is now in {earlier}")
+    if restart and (earlier := archive_run(out)) is not None:
+        log(f"what was in {out} is now in {earlier}")
         model = moved_start(model, out, earlier)
     settings = settings.model_copy(update={"model": model})
-    record = Record.read(out)
-    told = partial(told_of, progress)
+    record = RunRecord.read(out)
+    told = partial(progress_for, progress)
     if record is None:
         settings = settings.model_copy(update={"model": with_start(settings.model)})
-        manifest = gather(sources, settings, say=say, told=told("comparing images"))
+        manifest = build_manifest(
+            sources, settings, log=log, on_progress=told("comparing images")
+        )
         for split in ("train", "val"):
             labeled_rows(manifest, split, str(sources))
         planned = None if memory is None else plan_for(manifest, settings, memory, ram=ram)
         prepare_run(out)
-        with alone_in(out):
+        with run_lock(out):
             if planned is not None:
                 settings = planned.settings
-                say(planned.to_text())
+                log(planned.to_text())
             plan = _begin(sources, manifest, settings, out, told("reading masks"))
             if planned is not None:
                 planned.write(out / PLAN)
-            return _run(plan, out, watchers, say, ())
+            return _run(plan, out, callbacks, log, ())
     model = _as_started(settings.model, record.settings.model, out)
     settings = settings.model_copy(update={"model": model})
     if memory is not None:
         settings = record.planned(settings, memory)
     different, allowed = record.differences(settings, sources.plain())
-    refuse_other(out, different)
-    began = record.facts.get("threads", torch.get_num_threads())
-    with alone_in(out), use_threads(began):
-        plan = Plan(
+    refuse_other_configuration(out, different)
+    began = record.environment.get("threads", torch.get_num_threads())
+    with run_lock(out), use_threads(began):
+        plan = TrainingData(
             Manifest.read(out / MANIFEST_FILE), settings, record.pixels, str(sources)
         )
         now = torch.get_num_threads()
         threads = "" if now == began else f"threads: {began} then, {now} now"
-        return _run(plan, out, watchers, say, [*allowed, threads, *_changes(plan.manifest)])
+        return _run(
+            plan, out, callbacks, log, [*allowed, threads, *_changes(plan.manifest)]
+        )
 
 
 def _as_started(model: ModelSettings, known: ModelSettings, out: Path) -> ModelSettings:
@@ -176,7 +185,7 @@ def _refuse_bad_start(model: ModelSettings, out: Path, *, restart: bool) -> None
 
 def plan_for(
     manifest: Manifest,
-    settings: Experiment,
+    settings: Settings,
     memory: int,
     *,
     ram: int | None = None,
@@ -198,7 +207,7 @@ def plan_for(
     """
     import psutil
 
-    from plantseg_next.memory.host_memory import plan_reading
+    from plantseg_next.memory.host_memory import plan_host_memory
     from plantseg_next.memory.planner import plan_memory
 
     device = device or find_device(settings.device)
@@ -208,41 +217,41 @@ def plan_for(
             needed="one budget: there, --memory is of the whole process",
             fix="leave --ram out, or plan for a GPU with --gpu",
         )
-    taught = Plan(manifest, settings, (), "").unlabeled
-    without = unlabeled or len(taught) > 0
-    with_lessons = without and settings.unlabeled.method != "supervised"
+    pseudo_labeled = TrainingData(manifest, settings, (), "").unlabeled
+    without = unlabeled or len(pseudo_labeled) > 0
+    with_unlabeled = without and settings.semi.method != "supervised"
     resting = psutil.Process().memory_info().rss
     plan = plan_memory(
         settings,
         manifest.classes,
         device,
         memory,
-        with_lessons=with_lessons,
-        with_names=any(row.disease is not None for row in taught.rows),
+        with_unlabeled=with_unlabeled,
+        with_image_labels=any(row.disease is not None for row in pseudo_labeled.rows),
         resting=resting,
     )
     if ram is None:
         return plan
-    chosen, needs = plan_reading(
-        plan.settings, ram, resting=resting, with_lessons=with_lessons
+    chosen, needs = plan_host_memory(
+        plan.settings, ram, resting=resting, with_unlabeled=with_unlabeled
     )
     return replace(plan, settings=chosen, reading=(needs, ram))
 
 
 def _begin(
-    sources: Sources,
+    sources: DataSources,
     manifest: Manifest,
-    settings: Experiment,
+    settings: Settings,
     out: Path,
     told: Callable[[int, int], None],
-) -> Plan:
+) -> TrainingData:
     """Write down what a run is, and return it."""
     import torch
 
-    manifest = keep_drawn(manifest, out / MASKS)
-    plan = Plan.of(manifest, settings, str(sources), told=told)
-    about = facts(find_device(settings.device).name, torch.get_num_threads())
-    record = Record(settings, sources.plain(), plan.pixels, about)
+    manifest = save_rasterized_masks(manifest, out / MASKS)
+    plan = TrainingData.create(manifest, settings, str(sources), on_progress=told)
+    about = environment_info(find_device(settings.device).name, torch.get_num_threads())
+    record = RunRecord(settings, sources.plain(), plan.pixels, about)
     record.write(out, plan.manifest)
     return plan
 
@@ -258,26 +267,26 @@ def _changes(manifest: Manifest) -> list[str]:
 
 
 def _run(
-    plan: Plan,
+    plan: TrainingData,
     out: Path,
-    watchers: Sequence["Watcher"],
+    callbacks: Sequence["Callback"],
     say: Callable[[str], None],
     changes: Sequence[str],
-) -> Trained:
+) -> TrainResult:
     """Train to the end, from the newest checkpoint if there is one."""
     from plantseg_next.training.callbacks.callback import Event
 
-    trainer = build_trainer(plan, out, watchers=watchers, say=say)
+    trainer = build_trainer(plan, out, callbacks=callbacks, log=say)
     for change in filter(None, changes):
-        trainer.tell(
+        trainer.emit(
             Event("changed", f"The run goes on under changed conditions: {change}")
         )
     outcome = trainer.run()
-    return Trained(outcome, out, len(plan.learned), len(plan.judged_on))
+    return TrainResult(outcome, out, len(plan.labeled), len(plan.validation))
 
 
 @dataclass(frozen=True)
-class Verified:
+class ReproducibilityResult:
     """Whether a run can be repeated here.
 
     Args:
@@ -289,12 +298,14 @@ class Verified:
     conditions: tuple[str, ...]
 
 
-def verify(run: Path, *, say: Callable[[str], None] = lambda _: None) -> Verified:
+def verify(
+    run: Path, *, log: Callable[[str], None] = lambda _: None
+) -> ReproducibilityResult:
     """Repeat the first steps of a run and compare them bit for bit.
 
     Args:
         run: Its folder; nothing is changed in it.
-        say: Hears what a person should know before training starts.
+        log: Hears what a person should know before training starts.
 
     Raises:
         UsageError: If there is no run in the folder, or it ended before those steps.
@@ -308,7 +319,7 @@ def verify(run: Path, *, say: Callable[[str], None] = lambda _: None) -> Verifie
         first_difference,
     )
 
-    record = Record.read(run)
+    record = RunRecord.read(run)
     if record is None or not (run / FIRST_STEPS).is_file():
         raise UsageError(
             f"`{run}` holds no run of {N_STEPS} steps or more.",
@@ -316,21 +327,21 @@ def verify(run: Path, *, say: Callable[[str], None] = lambda _: None) -> Verifie
             fix="check the path",
         )
     manifest = Manifest.read(run / MANIFEST_FILE)
-    threads = int(record.facts["threads"])
+    threads = int(record.environment["threads"])
     device = find_device(record.settings.device)
-    now = facts(device.name, torch.get_num_threads())
+    now = environment_info(device.name, torch.get_num_threads())
     conditions = [
-        f"{name}: {record.facts.get(name)} then, {now[name]} now"
+        f"{name}: {record.environment.get(name)} then, {now[name]} now"
         for name in ("device", "threads", "machine", "versions", "code")
-        if record.facts.get(name) != now[name]
+        if record.environment.get(name) != now[name]
     ]
-    plan = Plan(manifest, record.settings, record.pixels, str(run))
+    plan = TrainingData(manifest, record.settings, record.pixels, str(run))
     with TemporaryDirectory() as folder, use_threads(threads):
         again = Path(folder)
         record.write(again, manifest)
         with suppress(StoppedError):
-            build_trainer(plan, again, say=say).run(stop_after=N_STEPS)
+            build_trainer(plan, again, log=log).run(stop_after=N_STEPS)
         difference = first_difference(run, again)
     if difference and device.kind == "cuda" and not record.settings.deterministic:
         difference += "; a GPU gives the same bits only with deterministic=true"
-    return Verified(difference, (*conditions, *_changes(manifest)))
+    return ReproducibilityResult(difference, (*conditions, *_changes(manifest)))

@@ -17,12 +17,12 @@ from skimage.draw import polygon as polygon_of
 
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.formats.annotations import (
-    Area,
-    draw,
+    Annotation,
     ellipse,
-    keep_drawn,
     patch,
+    rasterize,
     rectangle,
+    save_rasterized_masks,
 )
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest
@@ -96,7 +96,7 @@ def assert_as_outlined(manifest, key, *, classes=("early blight", "rust"), least
 @given(arrays(float, 12, elements=st.floats(4, 19)))
 def test_an_outline_keeps_its_area(radii):
     points = star(radii)
-    mask, _ = draw([Area("a", (points,))], (40, 40), {"a": 1}, {"a": "rust"})
+    mask, _ = rasterize([Annotation("a", (points,))], (40, 40), {"a": 1}, {"a": "rust"})
     x, y = points.T
     area = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
     around = np.hypot(*(points - np.roll(points, 1, 0)).T).sum()
@@ -110,7 +110,7 @@ def test_outlines_are_not_enlarged_on_average():
     ratios = []
     for _ in range(200):
         points = star(rng.uniform(3, 9, 12)) + rng.uniform(0, 1, 2)
-        mask, _ = draw([Area("a", (points,))], (40, 40), {"a": 1}, {"a": "rust"})
+        mask, _ = rasterize([Annotation("a", (points,))], (40, 40), {"a": 1}, {"a": "rust"})
         x, y = points.T
         ratios.append(mask.sum() / (abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2))
     assert np.mean(ratios) == pytest.approx(1, abs=0.01)
@@ -122,10 +122,14 @@ def test_small_lies_on_large_and_lesions_on_the_leaf():
         rectangle(2.0, 2.0, 4.0, 4.0),
         rectangle(0.0, 0.0, 9.0, 9.0),
     )
-    areas = [Area("small", (small,)), Area("big", (big,)), Area("leaf", (leaf,))]
+    areas = [
+        Annotation("small", (small,)),
+        Annotation("big", (big,)),
+        Annotation("leaf", (leaf,)),
+    ]
     values = {"small": 1, "big": 2, "leaf": 3}
     meaning = {"small": "rust", "big": "mildew", "leaf": "leaf"}
-    mask, _ = draw(areas, (10, 10), values, meaning)
+    mask, _ = rasterize(areas, (10, 10), values, meaning)
     assert (mask[2:4, 2:4] == 1).all()
     assert (mask == 1).sum() == 4
     assert (mask == 2).sum() == 77
@@ -356,9 +360,9 @@ def test_coco_as_the_published_plantseg_has_it(tmp_path):
         "annotations without a pixel in their image, not used: 1",
     }
     report = check(manifest)
-    found = [f.text for f in report.findings if f.code == "annotation-doubtful"]
+    found = [f.text for f in report.issues if f.code == "annotation-doubtful"]
     assert len(found) == 5
-    names = [f.text for f in report.findings if f.code == "name-without-image"]
+    names = [f.text for f in report.issues if f.code == "name-without-image"]
     assert names == ["Names in the index without an image: gone.png."]
 
 
@@ -489,7 +493,7 @@ def test_a_class_file_says_what_names_mean(tmp_path):
 def test_a_run_keeps_its_masks_and_can_be_moved(tmp_path):
     folder = images(tmp_path / "d", "a.png")
     as_json(folder / "a.json", labelme_tree([shape("rust", RUST)]))
-    manifest = keep_drawn(read_folder(folder), tmp_path / "run/masks")
+    manifest = save_rasterized_masks(read_folder(folder), tmp_path / "run/masks")
     manifest.write(tmp_path / "run/manifest.json")
     before = sample_of(manifest, "a").lesion
     (tmp_path / "run").rename(tmp_path / "moved")

@@ -8,8 +8,8 @@ from PIL import Image
 
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.quality.check import check
-from plantseg_next.data.quality.issues import CheckReport, Finding
-from plantseg_next.data.splits import assign, join_groups
+from plantseg_next.data.quality.issues import CheckReport, Issue
+from plantseg_next.data.splits import assign, group_near_duplicates
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
 TURNED = 6
@@ -53,11 +53,11 @@ def folder(tmp_path):
 
 
 def codes(report: CheckReport) -> dict[str, str]:
-    return {finding.code: finding.severity for finding in report.findings}
+    return {finding.code: finding.severity for finding in report.issues}
 
 
-def the(report: CheckReport, code: str) -> Finding:
-    (finding,) = [f for f in report.findings if f.code == code]
+def the(report: CheckReport, code: str) -> Issue:
+    (finding,) = [f for f in report.issues if f.code == code]
     return finding
 
 
@@ -148,7 +148,7 @@ def test_scenes_that_are_joined_no_longer_leak(folder):
     add(folder, "train/copy", pixels=noise(0))
     manifest = read_folder(folder)
     free = manifest.only(replace(row, split=None) for row in manifest.rows)
-    joined = join_groups(free, check(free).same_scene)
+    joined = group_near_duplicates(free, check(free).same_scene)
     groups = {row.key: row.group for row in joined.rows}
     assert groups["train/0"] == groups["train/mirrored"] == groups["train/copy"] != ""
     assert groups["train/1"] == ""
@@ -255,7 +255,7 @@ def test_text_is_capped_and_json_is_complete(folder):
     assert "train/empty3.jpg and 5 more" in report.to_text()
     table = json.loads(report.to_json())
     assert table["spoils_training"] is True
-    assert len(table["findings"][0]["files"]) == 9
+    assert len(table["issues"][0]["files"]) == 9
 
 
 def test_progress_is_told_for_every_row(folder):

@@ -4,14 +4,16 @@ from PIL import Image
 
 from plantseg_next.data import splits
 from plantseg_next.data.formats import read_folder, read_folders
-from plantseg_next.data.quality.leakage import join, keep_apart, left_out
+from plantseg_next.data.quality.leakage import add_datasets, describe_excluded, drop_leaks
 from plantseg_next.synthetic.leaves import write_drawn_folder
 
 
 def test_images_without_masks_join_as_unlabeled_rows(drawn_folder, tmp_path):
     write_drawn_folder(tmp_path / "more", 6, seed=9, size_hw=(96, 96))
     manifest = splits.assign(read_folder(drawn_folder), seed=0)
-    joined, left = join(manifest, [read_folder(tmp_path / "more" / "images")], masks=False)
+    joined, left = add_datasets(
+        manifest, [read_folder(tmp_path / "more" / "images")], masks=False
+    )
     added = joined.rows[len(manifest) :]
     assert len(added) == 6
     assert not left
@@ -30,7 +32,7 @@ def test_a_image_that_is_also_labeled_or_judged_is_left_out(drawn_folder, tmp_pa
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "m.jpg", quality=80)
     shutil.copy(train, folder / "again.jpg")
     (folder / "broken.jpg").write_bytes(b"not an image")
-    joined, left = join(manifest, [read_folder(folder)], masks=False)
+    joined, left = add_datasets(manifest, [read_folder(folder)], masks=False)
     assert len(joined) == len(manifest) + 4
     reasons = {one.row.image.name: one.reason for one in left}
     assert reasons == {
@@ -38,7 +40,7 @@ def test_a_image_that_is_also_labeled_or_judged_is_left_out(drawn_folder, tmp_pa
         "again.jpg": "also labeled",
         "broken.jpg": "unreadable",
     }
-    lines = list(left_out(left))
+    lines = list(describe_excluded(left))
     assert lines[0].startswith(
         "images left out, because they cannot be read: 1; the first is "
     )
@@ -52,7 +54,7 @@ def test_two_folders_of_one_name_do_not_clash(drawn_folder, tmp_path):
             tmp_path / place / "leaves", 3, seed=ord(place), size_hw=(96, 96)
         )
     others = [read_folder(tmp_path / place / "leaves") for place in ("a", "b")]
-    joined, _ = join(manifest, others, masks=True)
+    joined, _ = add_datasets(manifest, others, masks=True)
     assert len({row.source for row in joined.rows}) == 3
     assert len({row.key for row in joined.rows}) == len(joined)
 
@@ -74,7 +76,7 @@ def test_what_one_data_set_is_judged_by_no_other_learns(drawn_folder, tmp_path):
         else type(row)(**vars(row) | {"split": "train"})
         for row in splits.assign(manifest, seed=0).rows
     ]
-    kept, left = keep_apart(manifest.only(rows))
+    kept, left = drop_leaks(manifest.only(rows))
     assert {one.row.image.name: one.reason for one in left} == {
         "test.png": "also judged",
         "train.png": "also labeled",

@@ -2,30 +2,32 @@ import numpy as np
 import pytest
 
 from plantseg_next.training.callbacks.diagnostics import (
-    collapse,
-    drift,
+    few_right_pseudo_labels,
+    inconsistent_predictions,
+    no_lesion_found,
     noise_of,
-    strangers,
+    non_plant_images,
     trends,
-    unsteady,
 )
 
 NAMES = ("rust", "blight")
 
 
 def kinds(confusion, names=NAMES):
-    return [event.kind for event in collapse(np.array(confusion), names)]
+    return [event.kind for event in no_lesion_found(np.array(confusion), names)]
 
 
 def test_no_lesion_at_all_is_an_event():
     confusion = np.array([[9000, 0, 0], [700, 0, 0], [50, 0, 0]])
-    (event,) = collapse(confusion, NAMES)
+    (event,) = no_lesion_found(confusion, NAMES)
     assert event.kind == "no-lesion"
     assert "750 pixels of the validation images are" in event.text
 
 
 def test_a_class_that_is_called_by_anothers_name_is_swallowed():
-    (event,) = collapse(np.array([[9000, 10, 0], [100, 800, 0], [100, 900, 0]]), NAMES)
+    (event,) = no_lesion_found(
+        np.array([[9000, 10, 0], [100, 800, 0], [100, 900, 0]]), NAMES
+    )
     assert event.kind == "class-swallowed"
     assert "`blight` is never predicted; its pixels are called `rust`" in event.text
 
@@ -37,30 +39,40 @@ def test_a_class_that_is_seldom_seen_or_sometimes_found_is_none():
 
 
 def test_a_teacher_that_goes_its_own_way_is_an_event():
-    assert [e.kind for e in drift({"agreement": 0.1})] == ["teacher-drift"]
-    assert list(drift({"agreement": 0.9})) == []
-    assert list(drift({"agreement": float("nan")})) == []
+    assert [e.kind for e in few_right_pseudo_labels({"student_teacher_dice": 0.1})] == [
+        "teacher-drift"
+    ]
+    assert list(few_right_pseudo_labels({"student_teacher_dice": 0.9})) == []
+    assert list(few_right_pseudo_labels({"student_teacher_dice": float("nan")})) == []
 
 
 def test_images_without_any_green_may_show_no_plants():
-    figures = {
-        "colorless_of_labeled": 0.1,
-        "colorless_of_cats": 0.9,
-        "lesion_of_cats": 1,
+    metrics = {
+        "non_green_fraction/labeled": 0.1,
+        "non_green_fraction/cats": 0.9,
+        "lesion_fraction/cats": 1,
     }
-    (event,) = strangers(figures)
+    (event,) = non_plant_images(metrics)
     assert event.kind == "no-plants"
     assert "In 90% of what was looked at in the images of `cats`" in event.text
 
 
-@pytest.mark.parametrize(("abroad", "told"), [(0.5, 1), (0.65, 0), (float("nan"), 0)])
-def test_lesions_that_change_with_the_light_are_told(abroad, told):
+@pytest.mark.parametrize(
+    ("target_domain", "told"), [(0.5, 1), (0.65, 0), (float("nan"), 0)]
+)
+def test_lesions_that_change_with_the_light_are_told(target_domain, told):
     events = [
-        *unsteady({"steady_of_rice": abroad, "steady_of_labeled": 0.8, "agreement": 0.1})
+        *inconsistent_predictions(
+            {
+                "aug_consistency/rice": target_domain,
+                "aug_consistency/labeled": 0.8,
+                "student_teacher_dice": 0.1,
+            }
+        )
     ]
     assert [event.kind for event in events] == ["unsteady"] * told
     assert all("`rice`, of which no mask is known, changes" in e.text for e in events)
-    assert not [*unsteady({"steady_of_rice": abroad})]
+    assert not [*inconsistent_predictions({"aug_consistency/rice": target_domain})]
 
 
 def course(scores, losses=()):

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from plantseg_next.errors import UsageError
-from plantseg_next.settings import Experiment
+from plantseg_next.settings import Settings
 from plantseg_next.training.callbacks import loggers
-from plantseg_next.training.callbacks.callback import Event, Stepped, Validation
+from plantseg_next.training.callbacks.callback import Event, StepInfo, Validation
 from plantseg_next.training.callbacks.loggers import logger
 
 pytestmark = pytest.mark.integration
@@ -15,13 +15,13 @@ pytestmark = pytest.mark.integration
 VALIDATION = Validation(0.5, {"lesion_dice": 0.5}, {"right_Mehltau é": math.nan})
 
 
-def going(watcher, steps):
+def going(callback, steps):
     for step in steps:
         parts = {"leaf": torch.tensor(float(step))}
-        watcher.on_step(Stepped(step, 40, parts, 1.0, 60.0, 0.0, 8, 4))
-    watcher.on_validation(steps[-1], VALIDATION, best=True)
-    watcher.on_event(steps[-1], Event("few-steps", "soon"))
-    return watcher
+        callback.on_step(StepInfo(step, 40, parts, 1.0, 60.0, 0.0, 8, 4))
+    callback.on_validation(steps[-1], VALIDATION, best=True)
+    callback.on_event(steps[-1], Event("few-steps", "soon"))
+    return callback
 
 
 def test_a_program_that_is_not_there_names_its_extra(tmp_path, monkeypatch):
@@ -29,7 +29,7 @@ def test_a_program_that_is_not_there_names_its_extra(tmp_path, monkeypatch):
     with pytest.raises(
         UsageError, match="--log mlflow: mlflow, sqlalchemy is not"
     ) as caught:
-        logger("mlflow", tmp_path, Experiment())
+        logger("mlflow", tmp_path, Settings())
     assert caught.value.fix == "pip install 'plantseg-next[mlflow]'"
 
 
@@ -38,10 +38,10 @@ def test_tensorboard_reads_a_run_that_went_on_as_one(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    first = going(logger("tensorboard", tmp_path, Experiment()), [10, 20, 30])
+    first = going(logger("tensorboard", tmp_path, Settings()), [10, 20, 30])
     state = first.state_dict()
     first.on_end("stopped", "")
-    second = logger("tensorboard", tmp_path, Experiment())
+    second = logger("tensorboard", tmp_path, Settings())
     second.load_state_dict(state)
     going(second, [20, 30, 40]).on_end("finished", "")
     found = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -56,10 +56,10 @@ def test_mlflow_keeps_a_run_that_went_on_as_one(tmp_path):
     if importlib.util.find_spec("mlflow") is None:
         pytest.skip("mlflow is not installed")
     run = tmp_path / "run"
-    first = going(logger("mlflow", run, Experiment()), [10, 20])
+    first = going(logger("mlflow", run, Settings()), [10, 20])
     state = first.state_dict()
     first.on_end("failed", "")
-    second = logger("mlflow", run, Experiment())
+    second = logger("mlflow", run, Settings())
     second.load_state_dict(state)
     going(second, [30]).on_end("finished", "")
     client = second._client
@@ -75,6 +75,6 @@ def test_mlflow_keeps_a_run_that_went_on_as_one(tmp_path):
 def test_an_mlflow_store_that_is_gone_is_begun_anew(tmp_path):
     if importlib.util.find_spec("mlflow") is None:
         pytest.skip("mlflow is not installed")
-    watcher = logger("mlflow", tmp_path / "run", Experiment())
-    watcher.load_state_dict({"run_id": "0" * 32})
-    assert going(watcher, [10]).state_dict()["run_id"] != "0" * 32
+    callback = logger("mlflow", tmp_path / "run", Settings())
+    callback.load_state_dict({"run_id": "0" * 32})
+    assert going(callback, [10]).state_dict()["run_id"] != "0" * 32

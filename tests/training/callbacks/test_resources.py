@@ -6,20 +6,20 @@ from multiprocessing import get_context
 import psutil
 import pytest
 
-from plantseg_next.training.callbacks.callback import Stepped, Validation
-from plantseg_next.training.callbacks.resources import MIB, Monitor, take_sample
+from plantseg_next.training.callbacks.callback import StepInfo, Validation
+from plantseg_next.training.callbacks.resources import MIB, ResourceMonitor, take_sample
 from plantseg_next.training.checkpoints import Saved
 
 VALIDATION = Validation(0.5, {"lesion_dice": 0.5}, seconds=2.0)
 
 
 def step(n, *, seconds=1.0, waited_s=0.0):
-    return Stepped(n, 100, {}, seconds, 60.0, waited_s, 8, 4)
+    return StepInfo(n, 100, {}, seconds, 60.0, waited_s, 8, 4)
 
 
 @pytest.fixture
 def monitor(tmp_path):
-    return Monitor(tmp_path, cache_mib=0.0)
+    return ResourceMonitor(tmp_path, cache_mib=0.0)
 
 
 def rows(folder):
@@ -106,7 +106,7 @@ def test_memory_that_would_last_for_days_is_none(monitor):
 
 
 def test_a_cache_that_fills_is_none(tmp_path):
-    assert growing(Monitor(tmp_path, cache_mib=1000.0), 20.0) == []
+    assert growing(ResourceMonitor(tmp_path, cache_mib=1000.0), 20.0) == []
 
 
 def test_a_disk_about_to_fill_is_told(monitor, tmp_path):
@@ -119,7 +119,7 @@ def test_a_disk_about_to_fill_is_told(monitor, tmp_path):
 def test_the_rows_go_on_with_the_run(monitor, tmp_path):
     monitor.on_step(step(1))
     monitor.on_validation(1, VALIDATION, best=True)
-    again = Monitor(tmp_path, cache_mib=0.0)
+    again = ResourceMonitor(tmp_path, cache_mib=0.0)
     again.load_state_dict(monitor.state_dict())
     again.on_step(step(2))
     again.on_validation(2, VALIDATION, best=True)

@@ -12,7 +12,7 @@ from plantseg_next.errors import StoppedError, UsageError
 from plantseg_next.training.callbacks.curves import draw_curves
 from plantseg_next.training.callbacks.reproducibility import first_difference
 from plantseg_next.training.callbacks.status import read_status
-from plantseg_next.training.run_record import alone_in
+from plantseg_next.training.run_record import run_lock
 from plantseg_next.training.trainer import Trainer
 
 pytestmark = pytest.mark.integration
@@ -38,14 +38,14 @@ def test_a_finished_run_says_what_comes_next(finished_semi_run):
     text = str(status)
     assert f"{finished_semi_run}: finished. 12 steps were taken." in text
     assert "step       12 of 12" in text
-    assert "data.labeled_share=0.3" in text
+    assert "data.labeled_fraction=0.3" in text
     assert f"plantseg-next evaluate {finished_semi_run}" in text
     assert (finished_semi_run / "summary.txt").read_text() == f"{text}\n"
 
 
 def test_a_run_that_goes_on_says_how_long(run):
     saying(run, state="running", step=6, left_s=100.0)
-    with alone_in(run):
+    with run_lock(run):
         text = str(read_status(run))
     assert f"{run}: running\n  step       6 of 12" in text
     assert "left       about 1 min 40 s\n" in text

@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plantseg_next.training.semi_supervised.confidence import (
-    Gate,
-    Opinion,
+    ConfidenceMask,
     Ranks,
+    TeacherPrediction,
     energy,
     negative_entropy,
+    negative_variance,
     probability,
-    steadiness,
 )
 
 
@@ -24,15 +24,22 @@ def logits(seed: int = 0, k: int = 3, size: int = 16) -> torch.Tensor:
 INSIDE = torch.ones(2, 16, 16, dtype=torch.bool)
 
 
-def believed_by(gate: Gate, opinion: Opinion, inside: torch.Tensor) -> torch.Tensor:
-    (believed,) = gate.believes([gate.weigh(opinion, inside)])
-    return believed
+def mask_of(
+    confidence_mask: ConfidenceMask, prediction: TeacherPrediction, inside: torch.Tensor
+) -> torch.Tensor:
+    (trusted,) = confidence_mask.mask([confidence_mask.stats(prediction, inside)])
+    return trusted
 
 
-def make_gate(**changes) -> Gate:
-    settings = {"threshold": 0.9, "n_classes": 3, "dynamic": False, "floor": 0.0}
+def make_mask(**changes) -> ConfidenceMask:
+    settings = {
+        "threshold": 0.9,
+        "n_classes": 3,
+        "adaptive": False,
+        "min_class_fraction": 0.0,
+    }
     kinds = changes.pop("kinds", ("probability",))
-    return Gate(kinds, **(settings | changes))
+    return ConfidenceMask(kinds, **(settings | changes))
 
 
 def test_certainties_agree_with_sums_written_out():
@@ -51,7 +58,7 @@ def test_certainties_agree_with_sums_written_out():
 def test_variance_over_passes_agrees_with_numbers_written_out():
     passes = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]]).view(2, 1, 2, 1, 1)
     # Probabilities of the first class: 0.5 and 0.75; of the second: 0.5 and 0.25.
-    assert steadiness(passes).item() == pytest.approx(-2 * 0.125**2)
+    assert negative_variance(passes).item() == pytest.approx(-2 * 0.125**2)
 
 
 def test_the_energy_of_the_original_system_would_tell_nothing():
@@ -65,73 +72,77 @@ def test_the_energy_of_the_original_system_would_tell_nothing():
 
 def test_a_fixed_threshold_is_a_probability():
     scores = logits()
-    believed = believed_by(make_gate(), Opinion(scores), INSIDE)
-    assert torch.equal(believed, scores.softmax(1).amax(1) >= 0.9)
-    assert 0 < believed.float().mean() < 1
+    trusted = mask_of(make_mask(), TeacherPrediction(scores), INSIDE)
+    assert torch.equal(trusted, scores.softmax(1).amax(1) >= 0.9)
+    assert 0 < trusted.float().mean() < 1
 
 
 def test_nothing_outside_the_image_is_believed():
     inside = INSIDE.clone()
     inside[:, :8] = False
     for dynamic in (False, True):
-        gate = make_gate(dynamic=dynamic, floor=0.5)
-        assert not (believed_by(gate, Opinion(logits()), inside) & ~inside).any()
+        confidence_mask = make_mask(adaptive=dynamic, min_class_fraction=0.5)
+        assert not (
+            mask_of(confidence_mask, TeacherPrediction(logits()), inside) & ~inside
+        ).any()
 
 
 @pytest.mark.parametrize("kind", ["energy", "entropy", "dropout"])
 def test_every_gate_believes_as_many_labeled_pixels_as_the_probability(kind):
-    opinion = Opinion(logits(size=64), torch.stack([logits(s, size=64) for s in (0, 1)]))
+    prediction = TeacherPrediction(
+        logits(size=64), torch.stack([logits(s, size=64) for s in (0, 1)])
+    )
     inside = torch.ones(2, 64, 64, dtype=torch.bool)
-    plain = believed_by(make_gate(), opinion, inside)
-    gate = make_gate(kinds=(kind,))
-    gate.learn(opinion, inside)
-    found = believed_by(gate, opinion, inside)
+    plain = mask_of(make_mask(), prediction, inside)
+    confidence_mask = make_mask(kinds=(kind,))
+    confidence_mask.calibrate(prediction, inside)
+    found = mask_of(confidence_mask, prediction, inside)
     for lesion in (False, True):
-        group = (opinion.label != 0) == lesion
+        group = (prediction.label != 0) == lesion
         share, expected = (x[group].float().mean().item() for x in (found, plain))
         assert share == pytest.approx(expected, abs=0.03)
 
 
 def test_gates_are_combined_by_their_ranks():
     """A mean of ranks is no rank: without a second ranking fewer would be believed."""
-    opinion = Opinion(logits(size=64))
+    prediction = TeacherPrediction(logits(size=64))
     inside = torch.ones(2, 64, 64, dtype=torch.bool)
-    gate = make_gate(kinds=("probability", "entropy"))
-    gate.learn(opinion, inside)
-    both = believed_by(gate, opinion, inside)
+    confidence_mask = make_mask(kinds=("probability", "entropy"))
+    confidence_mask.calibrate(prediction, inside)
+    both = mask_of(confidence_mask, prediction, inside)
     share, alone = (
-        believed.float().mean().item()
-        for believed in (both, believed_by(make_gate(), opinion, inside))
+        trusted.float().mean().item()
+        for trusted in (both, mask_of(make_mask(), prediction, inside))
     )
     assert share == pytest.approx(alone, abs=0.03)
 
 
 def test_a_gate_that_has_learned_nothing_believes_nothing():
-    gate = make_gate(kinds=("energy",))
-    assert not believed_by(gate, Opinion(logits()), INSIDE).any()
+    confidence_mask = make_mask(kinds=("energy",))
+    assert not mask_of(confidence_mask, TeacherPrediction(logits()), INSIDE).any()
 
 
 def test_a_doubtful_class_gets_a_lower_threshold():
     scores = torch.zeros(1, 3, 8, 8)
     scores[:, 0, :4] = 9.0  # sure of class 0
     scores[:, 2, 4:] = 1.5  # class 2 at best 0.69
-    opinion, inside = Opinion(scores), torch.ones(1, 8, 8, dtype=torch.bool)
-    gate = make_gate(dynamic=True)
-    assert not believed_by(gate, opinion, inside)[:, 4:].any()
+    prediction, inside = TeacherPrediction(scores), torch.ones(1, 8, 8, dtype=torch.bool)
+    confidence_mask = make_mask(adaptive=True)
+    assert not mask_of(confidence_mask, prediction, inside)[:, 4:].any()
     for _ in range(300):
-        gate.notice([gate.weigh(opinion, inside)])
-    assert believed_by(gate, opinion, inside).all()
+        confidence_mask.update([confidence_mask.stats(prediction, inside)])
+    assert mask_of(confidence_mask, prediction, inside).all()
 
 
 def test_a_rare_class_keeps_its_surest_pixels():
     scores = logits()
     scores[:, 2] -= 4.0
-    opinion = Opinion(scores)
-    gate = make_gate(dynamic=True, threshold=0.999, floor=0.2)
-    believed = believed_by(gate, opinion, INSIDE)
-    for c in opinion.label.unique():
-        mine = opinion.label == c
-        assert believed[mine].float().mean() >= 0.19
+    prediction = TeacherPrediction(scores)
+    confidence_mask = make_mask(adaptive=True, threshold=0.999, min_class_fraction=0.2)
+    trusted = mask_of(confidence_mask, prediction, INSIDE)
+    for c in prediction.label.unique():
+        mine = prediction.label == c
+        assert trusted[mine].float().mean() >= 0.19
 
 
 @pytest.mark.parametrize("kinds", [("probability",), ("entropy", "energy")])
@@ -140,16 +151,23 @@ def test_how_a_step_is_parted_changes_nothing(kinds):
     inside = torch.rand(scores.shape[0], 16, 16) < 0.9
     found = []
     for size in (1, 2, 6):
-        gate = make_gate(dynamic=True, floor=0.3, kinds=kinds)
-        gate.learn(Opinion(scores), inside)
-        verdicts = [
-            gate.weigh(Opinion(scores[i : i + size]), inside[i : i + size])
+        confidence_mask = make_mask(adaptive=True, min_class_fraction=0.3, kinds=kinds)
+        confidence_mask.calibrate(TeacherPrediction(scores), inside)
+        confidence_stats = [
+            confidence_mask.stats(
+                TeacherPrediction(scores[i : i + size]), inside[i : i + size]
+            )
             for i in range(0, 6, size)
         ]
-        gate.notice(verdicts)
-        found.append((torch.cat([*gate.believes(verdicts)]), gate.state_dict()["sureness"]))
-    for believed, sureness in found[:-1]:
-        assert torch.equal(believed, found[-1][0])
+        confidence_mask.update(confidence_stats)
+        found.append(
+            (
+                torch.cat([*confidence_mask.mask(confidence_stats)]),
+                confidence_mask.state_dict()["sureness"],
+            )
+        )
+    for trusted, sureness in found[:-1]:
+        assert torch.equal(trusted, found[-1][0])
         assert torch.allclose(sureness, found[-1][1])
 
 
@@ -158,7 +176,7 @@ def test_ranks_keep_the_order_and_lie_in_the_unit_interval(values):
     certainty = torch.tensor(values)
     lesion = torch.ones(len(values), dtype=torch.bool)
     ranks = Ranks()
-    ranks.learn(certainty, lesion)
+    ranks.calibrate(certainty, lesion)
     found = ranks(certainty, lesion)
     assert found.min() >= 0
     assert found.max() == 1

@@ -12,7 +12,7 @@ from plantseg_next.models.segmenter import Segmenter, build_segmenter
 from plantseg_next.settings import ModelSettings
 from plantseg_next.structures import ClassMap
 from plantseg_next.training.schedule import teacher_decay
-from plantseg_next.training.semi_supervised.ema_teacher import Teacher
+from plantseg_next.training.semi_supervised.ema_teacher import EmaTeacher
 
 
 def student() -> nn.Module:
@@ -37,7 +37,7 @@ def moved(network: nn.Module, by: float) -> nn.Module:
 
 def test_the_teacher_is_the_running_mean_of_its_student():
     network = student()
-    teacher = Teacher(network, decay=0.9)
+    teacher = EmaTeacher(network, decay=0.9)
     expected = {n: t.clone() for n, t in network.state_dict().items()}
     for update in range(6):
         moved(network, 1.0)
@@ -56,7 +56,7 @@ def test_the_teacher_is_the_running_mean_of_its_student():
 
 def test_the_first_update_copies_the_student():
     network = student()
-    teacher = Teacher(network, decay=0.999)
+    teacher = EmaTeacher(network, decay=0.999)
     moved(network, 1.0)
     teacher.update(network, steps=100_000)
     for a, b in zip(teacher.network.parameters(), network.parameters(), strict=True):
@@ -68,7 +68,7 @@ def test_the_teacher_never_trains():
         encoder=toy_encoder.NAME, start="random", width=32, layers=1, dropout=0.5
     )
     network = build_segmenter(settings, ClassMap(("rust",))).train()
-    teacher = Teacher(network, decay=0.9)
+    teacher = EmaTeacher(network, decay=0.9)
     before = copy.deepcopy(teacher.network.state_dict())
     image = torch.rand(1, 3, 64, 64)
     first, second = teacher(image), teacher(image)
@@ -82,12 +82,12 @@ def test_the_teacher_never_trains():
 
 def test_a_short_run_has_a_teacher_that_forgets_its_start():
     network = student()
-    teacher = Teacher(network, decay=0.999)
+    teacher = EmaTeacher(network, decay=0.999)
     for _ in range(200):
         moved(network, 0.0)
         teacher.update(network, steps=200)
     start = moved(copy.deepcopy(network), 1.0)
-    teacher = Teacher(start, decay=0.999)
+    teacher = EmaTeacher(start, decay=0.999)
     for _ in range(200):
         teacher.update(network, steps=200)
     for a, b in zip(teacher.network.parameters(), network.parameters(), strict=True):
@@ -98,12 +98,13 @@ def test_a_short_run_has_a_teacher_that_forgets_its_start():
 def test_a_teacher_that_is_away_says_the_same(bfloat16):
     network = segmenter()
     here, away = (
-        Teacher(network, decay=0.9, bfloat16=bfloat16, away=away) for away in (False, True)
+        EmaTeacher(network, decay=0.9, bfloat16=bfloat16, offload_to_cpu=away)
+        for away in (False, True)
     )
     image = torch.rand(1, 3, 64, 64)
     expected = here(image)
     assert all(torch.equal(a, b) for a, b in zip(away(image), expected, strict=True))
-    with away.visit(image.device):
+    with away.on_device(image.device):
         moved(away.network, 1.0)  # what visits is a copy
         assert torch.equal(away(image).lesion, expected.lesion)
     assert not torch.equal(away(image).lesion, expected.lesion)
@@ -112,7 +113,7 @@ def test_a_teacher_that_is_away_says_the_same(bfloat16):
 def test_weights_that_never_change_are_not_kept_twice():
     network = segmenter()
     network.encoder.requires_grad_(False)
-    teacher = Teacher(network, decay=0.9)
+    teacher = EmaTeacher(network, decay=0.9)
     moved(network.decoder, 1.0)
     teacher.update(network, steps=1000)
     for name, mine in teacher.network.named_parameters():
@@ -127,7 +128,7 @@ def follow_on(rank: int, folder: str) -> None:
     )
     torch.manual_seed(rank)
     network = DistributedDataParallel(nn.Linear(3, 2))
-    teacher = Teacher(network.module, decay=0.5)
+    teacher = EmaTeacher(network.module, decay=0.5)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for _ in range(5):
         optimizer.zero_grad()

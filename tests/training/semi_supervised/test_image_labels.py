@@ -9,25 +9,25 @@ from hypothesis import strategies as st
 
 import toy_encoder
 from plantseg_next.models.segmenter import build_segmenter
-from plantseg_next.settings import ModelSettings, NamesSettings
+from plantseg_next.settings import ImageLabelSettings, ModelSettings
 from plantseg_next.structures import IGNORE, ClassMap
-from plantseg_next.training.callbacks.diagnostics import doubtful_seeds
+from plantseg_next.training.callbacks.diagnostics import unreliable_cam_seeds
 from plantseg_next.training.semi_supervised import image_labels
-from plantseg_next.training.semi_supervised.ema_teacher import Teacher
+from plantseg_next.training.semi_supervised.ema_teacher import EmaTeacher
 from plantseg_next.training.semi_supervised.image_labels import (
-    WeakLabels,
-    seed_classes,
+    ImageLabelSupervision,
+    cam_seed_classes,
 )
 
 CLASSES = ClassMap(("rust", "mildew"), ("healthy", "mildew", "odd", "rust"), has_leaf=True)
 HEALTHY, MILDEW, ODD, RUST = range(4)
-NAMES = NamesSettings(share=0.5)
+NAMES = ImageLabelSettings(fraction=0.5)
 
 
 def seeds_of(activation, disease, *, leaf=None, inside=None):
     activation = torch.as_tensor(activation, dtype=torch.float32).view(1, -1, 10)
     everywhere = torch.ones_like(activation, dtype=torch.bool)
-    return WeakLabels(NAMES, CLASSES).seeds(
+    return ImageLabelSupervision(NAMES, CLASSES).cam_seeds(
         activation,
         everywhere if leaf is None else leaf,
         everywhere if inside is None else inside,
@@ -36,9 +36,9 @@ def seeds_of(activation, disease, *, leaf=None, inside=None):
 
 
 def test_a_disease_is_seeded_as_the_lesion_of_its_name():
-    assert seed_classes(CLASSES) == (0, 2, IGNORE, 1)
+    assert cam_seed_classes(CLASSES) == (0, 2, IGNORE, 1)
     one = ClassMap(("lesion",), ("Healthy_leaf", "scab"), has_leaf=False)
-    assert seed_classes(one) == (0, 1)
+    assert cam_seed_classes(one) == (0, 1)
 
 
 def test_high_is_lesion_low_is_none_and_between_nobody_knows():
@@ -60,9 +60,13 @@ def test_off_the_leaf_is_none_and_outside_the_image_nobody_knows():
 
 
 def test_a_disease_is_told_from_healthy_or_from_all_others():
-    assert WeakLabels(NAMES, CLASSES).against(torch.device("cpu")).tolist() == [1, 0, 0, 0]
+    assert ImageLabelSupervision(NAMES, CLASSES).contrast_weights(
+        torch.device("cpu")
+    ).tolist() == [1, 0, 0, 0]
     ill = ClassMap(("rust",), ("rust", "scab"))
-    assert WeakLabels(NAMES, ill).against(torch.device("cpu")).tolist() == [0.5, 0.5]
+    assert ImageLabelSupervision(NAMES, ill).contrast_weights(
+        torch.device("cpu")
+    ).tolist() == [0.5, 0.5]
 
 
 def test_a_healthy_leaf_is_none_all_over():
@@ -88,7 +92,7 @@ def test_a_name_that_says_nothing_seeds_nothing(disease):
 def test_what_a_name_denies(disease, says, denied):
     activation = torch.arange(100.0).view(1, 10, 10)
     label = torch.full((1, 10, 10), says, dtype=torch.uint8)
-    found = WeakLabels(NAMES, CLASSES).denied(
+    found = ImageLabelSupervision(NAMES, CLASSES).contradicts_label(
         label, activation, activation < 50, torch.tensor([disease], dtype=torch.uint8)
     )
     assert found.flatten().nonzero().flatten().tolist() == list(denied)
@@ -96,7 +100,7 @@ def test_what_a_name_denies(disease, says, denied):
 
 def test_of_an_ill_tile_without_a_leaf_nothing_is_denied():
     label = torch.zeros(1, 10, 10, dtype=torch.uint8)
-    found = WeakLabels(NAMES, CLASSES).denied(
+    found = ImageLabelSupervision(NAMES, CLASSES).contradicts_label(
         label, torch.rand(1, 10, 10), label > 0, torch.tensor([RUST], dtype=torch.uint8)
     )
     assert not found.any()
@@ -119,8 +123,13 @@ def test_seeds_are_as_many_as_the_quantiles_say(seed, high, low):
 
 
 def test_precision_and_recall_are_counted_and_a_bad_disease_is_left_out():
-    weak = WeakLabels(NAMES, CLASSES)
-    assert weak.trusted()[:4].tolist() == [True, False, False, False]  # none is judged yet
+    weak = ImageLabelSupervision(NAMES, CLASSES)
+    assert weak.reliable_classes()[:4].tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]  # none is judged yet
     lesion = torch.zeros(2, 4, 4, dtype=torch.uint8)
     lesion[0, 0] = 1  # four pixels of rust
     lesion[1, 0] = 2  # and of mildew
@@ -129,28 +138,32 @@ def test_precision_and_recall_are_counted_and_a_bad_disease_is_left_out():
     seeds[0, 1, :1] = 1  # three of four are right
     seeds[1, 3] = 2
     seeds[1, 0, :1] = 2  # one of five is
-    figures = weak.judge(seeds, lesion, torch.tensor([RUST, MILDEW], dtype=torch.uint8))
-    assert figures == pytest.approx(
+    metrics = weak.update_precision(
+        seeds, lesion, torch.tensor([RUST, MILDEW], dtype=torch.uint8)
+    )
+    assert metrics == pytest.approx(
         {
-            "seeds_right_mildew": 1 / 5,
-            "seeds_found_mildew": 1 / 4,
-            "seeds_right_rust": 3 / 4,
-            "seeds_found_rust": 3 / 4,
+            "cam_seed_precision/mildew": 1 / 5,
+            "cam_seed_recall/mildew": 1 / 4,
+            "cam_seed_precision/rust": 3 / 4,
+            "cam_seed_recall/rust": 3 / 4,
         }
     )
-    trusted = weak.trusted()
+    trusted = weak.reliable_classes()
     assert trusted[RUST]
     assert not trusted[MILDEW]
     assert trusted[HEALTHY]
     assert not trusted[ODD]  # nobody knows
-    (event,) = doubtful_seeds(figures, 0.5)
+    (event,) = unreliable_cam_seeds(metrics, 0.5)
     assert event.text.startswith("Seeds of `mildew` are lesion in 20%")
-    (event,) = doubtful_seeds({"seeds_right_rust": math.nan, "seeds_right_rot": 0.5}, 0.5)
+    (event,) = unreliable_cam_seeds(
+        {"cam_seed_precision/rust": math.nan, "cam_seed_precision/rot": 0.5}, 0.5
+    )
     assert event.kind == "seeds-unjudged"
     assert "how right seeds of `rust` are; none are learned from" in event.text
-    again = WeakLabels(NAMES, CLASSES)
+    again = ImageLabelSupervision(NAMES, CLASSES)
     again.load_state_dict(weak.state_dict())
-    assert torch.equal(again.trusted(), trusted)
+    assert torch.equal(again.reliable_classes(), trusted)
 
 
 def test_where_a_disease_is_seen():
@@ -164,7 +177,8 @@ def test_where_a_disease_is_seen():
         stages = network.encoder((image - network.mean) / network.std)
         stages = [s.double().contiguous() for s in stages]
     summary, head = (
-        copy.deepcopy(part).double() for part in (network.summary, network.disease_head)
+        copy.deepcopy(part).double()
+        for part in (network.global_stats, network.disease_head)
     )
 
     def told(*stages):
@@ -187,10 +201,10 @@ def test_where_a_disease_is_seen():
         maps.append(
             torch.nn.functional.interpolate(map_ / map_.max(), (16, 16), mode="bilinear")
         )
-    against = WeakLabels(NAMES, CLASSES).against(image.device)
-    found = network.locate(image, torch.tensor([RUST]), against)
+    against = ImageLabelSupervision(NAMES, CLASSES).contrast_weights(image.device)
+    found = network.layer_cam(image, torch.tensor([RUST]), against)
     assert torch.allclose(found.double(), torch.cat(maps, 1).mean(1), atol=1e-4)
-    assert not network.locate(image, torch.tensor([IGNORE]), against).any()
+    assert not network.layer_cam(image, torch.tensor([IGNORE]), against).any()
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
@@ -202,9 +216,10 @@ def test_a_teacher_that_is_away_sees_the_same(bfloat16):
     image = torch.rand(2, 3, 64, 64)
     disease = torch.tensor([RUST, IGNORE], dtype=torch.uint8)
     here, away = (
-        Teacher(network, decay=0.9, bfloat16=bfloat16, away=away) for away in (False, True)
+        EmaTeacher(network, decay=0.9, bfloat16=bfloat16, offload_to_cpu=away)
+        for away in (False, True)
     )
     against = torch.full((4,), 0.25)
     assert torch.equal(
-        here.locate(image, disease, against), away.locate(image, disease, against)
+        here.layer_cam(image, disease, against), away.layer_cam(image, disease, against)
     )

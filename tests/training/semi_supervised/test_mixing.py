@@ -6,31 +6,31 @@ from plantseg_next.structures import IGNORE
 from plantseg_next.training.semi_supervised.mixing import (
     BOX_AREA,
     cut_mix,
-    draw_boxes,
-    paint_ground,
+    paint_background,
+    sample_boxes,
 )
-from plantseg_next.training.semi_supervised.pseudo_labeled_batch import Taught
+from plantseg_next.training.semi_supervised.pseudo_labeled_batch import PseudoLabeledBatch
 
 
-def tiles(n: int = 3, size: int = 32) -> Taught:
+def tiles(n: int = 3, size: int = 32) -> PseudoLabeledBatch:
     """Tiles in which every map tells which tile it came from."""
     own = torch.arange(n)[:, None, None].expand(n, size, size).clone()
-    return Taught(
+    return PseudoLabeledBatch(
         image=own[:, None].expand(n, 3, size, size).float() / 10,
         lesion=own,
         leaf=own.clone(),
-        inside=own != 1,
+        valid=own != 1,
     )
 
 
 def test_boxes_have_the_stated_size_and_chance():
     torch.manual_seed(0)
-    area = draw_boxes(2000, (64, 64), chance=0.5).flatten(1).float().mean(1)
+    area = sample_boxes(2000, (64, 64), probability=0.5).flatten(1).float().mean(1)
     drawn = area[area > 0]
     assert 0.45 < len(drawn) / 2000 < 0.55
     assert BOX_AREA[0] * 0.8 < drawn.min()
     assert drawn.max() < BOX_AREA[1] * 1.1
-    assert not draw_boxes(20, (64, 64), chance=0.0).any()
+    assert not sample_boxes(20, (64, 64), probability=0.0).any()
 
 
 def test_a_box_moves_everything_that_is_said_of_a_pixel():
@@ -41,7 +41,7 @@ def test_a_box_moves_everything_that_is_said_of_a_pixel():
     for own in range(3):
         partner = (own - 1) % 3
         for maps in ((after.lesion, before.lesion), (after.leaf, before.leaf),
-                     (after.inside, before.inside)):  # fmt: skip
+                     (after.valid, before.valid)):  # fmt: skip
             new, old = maps
             assert torch.equal(new[own][boxes[own]], old[partner][boxes[own]])
             assert torch.equal(new[own][~boxes[own]], old[own][~boxes[own]])
@@ -56,7 +56,7 @@ def test_the_ground_is_painted_and_the_leaf_stays():
     leaf = torch.full((2, 32, 32), 1)
     leaf[:, :8], leaf[:, 8:12] = 0, IGNORE
     for image in (own.image, (255 * own.image).byte()):
-        found = paint_ground(
+        found = paint_background(
             replace(own, image=image, leaf=leaf), torch.tensor([True, False])
         )
         assert torch.equal(found.image[1], image[1])

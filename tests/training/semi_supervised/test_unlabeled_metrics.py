@@ -7,8 +7,8 @@ from torch.utils.data import Dataset
 
 from plantseg_next.errors import DataError
 from plantseg_next.models.segmenter import Scores
-from plantseg_next.structures import IGNORE, Views
-from plantseg_next.training.semi_supervised.unlabeled_metrics import Domains
+from plantseg_next.structures import IGNORE, UnlabeledBatch
+from plantseg_next.training.semi_supervised.unlabeled_metrics import UnlabeledSetMetrics
 
 GREEN, GREY = (40, 160, 30), (90, 90, 90)
 
@@ -36,7 +36,7 @@ class Tiles(Dataset):
         inside = torch.ones(1, *weak.shape[1:], dtype=torch.bool)
         inside[:, :, 0] = False
         none = torch.full((1,), IGNORE, dtype=torch.uint8)
-        return Views(weak[None], strong[None, None], inside, none, ("tile",))
+        return UnlabeledBatch(weak[None], strong[None, None], inside, none, ("tile",))
 
 
 def tile(color, *, red_rows=0):
@@ -46,30 +46,30 @@ def tile(color, *, red_rows=0):
 
 
 def ask(weak, strong, at_once=2):
-    domains = Domains({"crop": Tiles(weak, strong)}, visits=len(weak))
-    return domains(Red().eval(), at_once=at_once)
+    unlabeled_metrics = UnlabeledSetMetrics({"crop": Tiles(weak, strong)}, visits=len(weak))
+    return unlabeled_metrics(Red().eval(), at_once=at_once)
 
 
 def test_lesions_in_two_lights_are_compared_pixel_by_pixel():
     weak = [tile(GREEN, red_rows=4), tile(GREEN, red_rows=2), tile(GREEN)]
     strong = [tile(GREEN, red_rows=2), tile(GREEN, red_rows=4), tile(GREEN)]
     found = ask(weak, strong)
-    assert found["steady_of_crop"] == pytest.approx(2 * 4 / (6 + 6))
-    assert found["lesion_of_crop"] == pytest.approx(6 / 24)  # outside does not count
-    assert found["doubt_of_crop"] == pytest.approx(0, abs=1e-6)
+    assert found["aug_consistency/crop"] == pytest.approx(2 * 4 / (6 + 6))
+    assert found["lesion_fraction/crop"] == pytest.approx(6 / 24)  # outside does not count
+    assert found["mean_entropy/crop"] == pytest.approx(0, abs=1e-6)
     assert found == pytest.approx(ask(weak, strong, at_once=16))
 
 
 def test_a_network_that_knows_nothing_doubts_everything():
     even = [tile((128, 200, 30))]
     found = ask(even, even)
-    assert found["doubt_of_crop"] == pytest.approx(1)
-    assert math.isnan(found["steady_of_crop"])
+    assert found["mean_entropy/crop"] == pytest.approx(1)
+    assert math.isnan(found["aug_consistency/crop"])
 
 
 def test_tiles_without_any_green_are_counted():
     tiles = [tile(GREEN), tile(GREY), tile(GREY), tile((30, 60, 160))]
-    assert ask(tiles, tiles)["colorless_of_crop"] == pytest.approx(3 / 4)
+    assert ask(tiles, tiles)["non_green_fraction/crop"] == pytest.approx(3 / 4)
 
 
 def test_a_data_set_that_cannot_be_read_has_no_figures():
@@ -78,5 +78,7 @@ def test_a_data_set_that_cannot_be_read_has_no_figures():
             raise DataError(f"tile {draw} cannot be read.", needed="a", fix="b")
 
     readable = Tiles([tile(GREEN)] * 2, [tile(GREEN)] * 2)
-    domains = Domains({"lost": Unreadable(), "crop": readable}, visits=2)
-    assert {name.split("_of_")[1] for name in domains(Red(), at_once=2)} == {"crop"}
+    unlabeled_metrics = UnlabeledSetMetrics(
+        {"lost": Unreadable(), "crop": readable}, visits=2
+    )
+    assert {name.split("/")[1] for name in unlabeled_metrics(Red(), at_once=2)} == {"crop"}

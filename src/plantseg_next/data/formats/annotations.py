@@ -48,36 +48,36 @@ BEYOND_PX = 1.0
 Polygon = Float[np.ndarray, "n 2"]
 
 
-class Area(NamedTuple):
+class Annotation(NamedTuple):
     """One annotation.
 
     Args:
         name: As the file has it.
         polygons: Outlines; what lies inside any of them belongs to it.
         rle: The area as run lengths of the whole image, as COCO has them.
-        strokes: Points and lines that lie on it: they say nothing of what is around.
+        scribbles: Points and lines that lie on it: they say nothing of what is around.
     """
 
     name: str
     polygons: tuple[Polygon, ...] = ()
     rle: Mapping[str, Any] | None = None
-    strokes: tuple[Polygon, ...] = ()
+    scribbles: tuple[Polygon, ...] = ()
 
 
 @dataclass(frozen=True)
-class Annotated:
+class AnnotatedImage:
     """An image and what a tool says of it.
 
     Args:
         image: The file.
-        areas: Empty: looked at, and nothing was there. ``None``: not annotated.
+        annotations: Empty: looked at, and nothing was there. ``None``: not annotated.
         size_hw: Of the image as it was annotated; by default the upright image's.
         split: As stated.
         disease: Image-level label.
     """
 
     image: Path
-    areas: Sequence[Area] | None
+    annotations: Sequence[Annotation] | None
     size_hw: tuple[int, int] | None = None
     split: Split | None = None
     disease: str | None = None
@@ -107,8 +107,8 @@ def patch(
     return encoded
 
 
-def read_outlines(
-    annotated: Sequence[Annotated],
+def read_annotations(
+    annotated: Sequence[AnnotatedImage],
     root: Path,
     source: str,
     origin: Origin,
@@ -133,7 +133,7 @@ def read_outlines(
     Raises:
         DataError: If the class file leaves out a name, or the index cannot be understood.
     """
-    used = Counter(area.name for one in annotated for area in one.areas or ())
+    used = Counter(area.name for one in annotated for area in one.annotations or ())
     values = {n: i + 1 for i, n in enumerate(dict.fromkeys([*names, *used]))}
     meaning, known_by = _meanings(values, used, classes)
     ignore, unmarked = _spare_values(len(values))
@@ -154,10 +154,10 @@ def read_outlines(
         row = Row(keys[one.image], one.image, source, split=one.split)
         if one.disease:
             row = replace(row, disease=tidy_name(one.disease))
-        if one.areas is not None:
-            ground = _ground(one.areas, meaning, coding, ignore, unmarked)
+        if one.annotations is not None:
+            ground = _ground(one.annotations, meaning, coding, ignore, unmarked)
             size_hw = _size_of(one)
-            values_hw, found = draw(one.areas, size_hw, values, meaning, ground)
+            values_hw, found = rasterize(one.annotations, size_hw, values, meaning, ground)
             trouble += found
             row = replace(row, mask=_write(values_hw, folder / row.key))
             row = replace(row, split="train") if ground == ignore else row
@@ -175,12 +175,12 @@ def read_outlines(
 
 
 def every(
-    images: Sequence[Path], said: Mapping[Path, Annotated], root: Path
-) -> list[Annotated]:
+    images: Sequence[Path], said: Mapping[Path, AnnotatedImage], root: Path
+) -> list[AnnotatedImage]:
     """Return what is said of each image, in the split of its folder."""
     return [
         replace(
-            said.get(image, Annotated(image, None)),
+            said.get(image, AnnotatedImage(image, None)),
             split=split_of(image.relative_to(root)),
         )
         for image in images
@@ -192,8 +192,8 @@ def in_words(trouble: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(f"{what}: {n}" for what, n in trouble.items())
 
 
-def draw(
-    areas: Sequence[Area],
+def rasterize(
+    areas: Sequence[Annotation],
     size_hw: tuple[int, int],
     values: Mapping[str, int],
     meaning: Mapping[str, str],
@@ -218,7 +218,7 @@ def draw(
     rank = {"leaf": 0, "background": 1, "no lesion": 1, "ignore": 3}
     encoded = []
     for area in areas:
-        runs, wrong = _run_lengths(area, size_hw)
+        runs, wrong = _rle(area, size_hw)
         trouble += wrong
         if runs is not None:
             encoded.append((area.name, runs))
@@ -228,14 +228,14 @@ def draw(
         inside = run_lengths.decode(run_lengths.merge([runs for _, runs in same]))
         mask[inside.astype(bool)] = values[name]
     for area in areas:
-        for stroke in _near(area.strokes, size_hw, trouble):
+        for stroke in _near(area.scribbles, size_hw, trouble):
             points = np.floor(stroke).astype(np.int32)
             line = np.concatenate([points, points[-1:]])  # a point alone is a short line
             cv2.polylines(mask, [line], False, values[area.name], STROKE_PX)
     return mask, trouble
 
 
-def keep_drawn(manifest: Manifest, folder: Path) -> Manifest:
+def save_rasterized_masks(manifest: Manifest, folder: Path) -> Manifest:
     """Return the manifest with every mask that was drawn here moved into a folder."""
     if not _drawn_here.cache_info().currsize:
         return manifest  # nothing was drawn
@@ -283,7 +283,7 @@ def _spare_values(n_names: int) -> tuple[int, int]:
 
 
 def _ground(
-    areas: Sequence[Area],
+    areas: Sequence[Annotation],
     meaning: Mapping[str, str],
     coding: MaskCoding,
     ignore: int,
@@ -294,13 +294,13 @@ def _ground(
     Where others of the data set outline the leaf and this image does not, its ground is
     no lesion, and perhaps leaf.
     """
-    if areas and all(area.strokes for area in areas):
+    if areas and all(area.scribbles for area in areas):
         return ignore
     has_leaf = any(meaning[area.name] == "leaf" for area in areas)
     return unmarked if coding.marks_leaf and not has_leaf else 0
 
 
-def _size_of(one: Annotated) -> tuple[int, int]:
+def _size_of(one: AnnotatedImage) -> tuple[int, int]:
     """Return rows and columns of an image as it was annotated.
 
     Raises:
@@ -327,8 +327,8 @@ def _near(
     return near
 
 
-def _run_lengths(
-    area: Area, size_hw: tuple[int, int]
+def _rle(
+    area: Annotation, size_hw: tuple[int, int]
 ) -> tuple[Mapping[str, Any] | None, Counter[str]]:
     """Return an area in COCO's run lengths; ``None`` if none of it is in the image."""
     h, w = size_hw

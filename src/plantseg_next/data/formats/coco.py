@@ -15,7 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from plantseg_next.data.formats.annotations import Annotated, Area, in_words, read_outlines
+from plantseg_next.data.formats.annotations import (
+    AnnotatedImage,
+    Annotation,
+    in_words,
+    read_annotations,
+)
 from plantseg_next.data.formats.folders import (
     SPLIT_NAMES,
     split_of,
@@ -81,7 +86,7 @@ def read_coco(
         tuple(reader.missing),
         in_words(reader.trouble),
     )
-    return read_outlines(
+    return read_annotations(
         annotated, folder, source, origin, names=tuple(reader.names), classes=classes
     )
 
@@ -95,13 +100,13 @@ class _Reader:
         self.trouble = Counter[str]()
         self._folder = folder
         self._places = _Places(folder, images)
-        self._said: dict[Path, Annotated] = {}
+        self._said: dict[Path, AnnotatedImage] = {}
 
     def take(self, file: Path, tree: dict[str, Any]) -> None:
         """Take in one file."""
         categories = {int(c["id"]): str(c["name"]) for c in tree.get("categories", [])}
         self.names |= dict.fromkeys(categories[i] for i in sorted(categories))
-        areas: dict[Any, list[Area]] = {image["id"]: [] for image in tree["images"]}
+        areas: dict[Any, list[Annotation]] = {image["id"]: [] for image in tree["images"]}
         for one in tree["annotations"]:
             if one["image_id"] not in areas:
                 self.trouble["annotations of images that the file does not list"] += 1
@@ -117,40 +122,42 @@ class _Reader:
         for image in tree["images"]:
             self._take_image(image, areas[image["id"]], file)
 
-    def _take_image(self, entry: dict[str, Any], areas: list[Area], file: Path) -> None:
+    def _take_image(
+        self, entry: dict[str, Any], areas: list[Annotation], file: Path
+    ) -> None:
         name = str(entry["file_name"])
         image = self._places.find(name, file)
         if image is None:
             self.missing.append(name)
             return
         earlier = self._said.get(image)
-        self._said[image] = Annotated(
+        self._said[image] = AnnotatedImage(
             image,
-            [*((earlier and earlier.areas) or ()), *areas],
+            [*((earlier and earlier.annotations) or ()), *areas],
             (int(entry["height"]), int(entry["width"])),
             _split_of(image, file, self._folder),
         )
 
-    def annotated(self) -> list[Annotated]:
+    def annotated(self) -> list[AnnotatedImage]:
         """Return every image; those without an annotation as not annotated."""
         found = [self._said[image] for image in sorted(self._said)]
-        if bare := sum(not one.areas for one in found):
+        if bare := sum(not one.annotations for one in found):
             what = "images that are listed without an annotation, taken as unlabeled"
             self.trouble[what] = bare
-        return [one if one.areas else replace(one, areas=None) for one in found]
+        return [one if one.annotations else replace(one, annotations=None) for one in found]
 
 
-def _area(annotation: dict[str, Any], name: str) -> Area | None:
+def _area(annotation: dict[str, Any], name: str) -> Annotation | None:
     found = annotation.get("segmentation")
     if annotation.get("iscrowd") and not found:
         return None
     if isinstance(found, dict):
         size = [int(n) for n in found["size"]]
-        return Area(name, rle={"size": size, "counts": found["counts"]})
+        return Annotation(name, rle={"size": size, "counts": found["counts"]})
     if not found:
         return None
     polygons = [np.asarray(p, float)[: len(p) // 2 * 2].reshape(-1, 2) for p in found]
-    return Area(name, tuple(polygons))
+    return Annotation(name, tuple(polygons))
 
 
 class _Places:

@@ -13,12 +13,12 @@ from xml.etree import ElementTree as ET
 import numpy as np
 
 from plantseg_next.data.formats.annotations import (
-    Annotated,
-    Area,
+    AnnotatedImage,
+    Annotation,
     ellipse,
     in_words,
     patch,
-    read_outlines,
+    read_annotations,
     rectangle,
 )
 from plantseg_next.data.formats.folders import SPLIT_NAMES, split_of, unique_names
@@ -82,7 +82,7 @@ def read_cvat(
 
     by_path = {p.relative_to(folder).as_posix(): p for p in images}
     by_name = unique_names(images)
-    annotated: dict[Path, Annotated] = {}
+    annotated: dict[Path, AnnotatedImage] = {}
     missing = []
     for name, (entry, areas, size_hw) in said.items():
         image = by_path.get(name) or by_path.get(f"images/{name}")
@@ -91,7 +91,7 @@ def read_cvat(
             missing.append(name)
             continue
         tag = entry.find("tag")
-        annotated[image] = Annotated(
+        annotated[image] = AnnotatedImage(
             image,
             areas or None,
             size_hw,
@@ -99,14 +99,14 @@ def read_cvat(
             or split_of(image.relative_to(folder)),
             None if tag is None else tag.get("label"),
         )
-    rows = [annotated.get(image, Annotated(image, None)) for image in images]
-    if bare := sum(one.areas is None for one in rows):
+    rows = [annotated.get(image, AnnotatedImage(image, None)) for image in images]
+    if bare := sum(one.annotations is None for one in rows):
         trouble["images without a shape, taken as unlabeled"] = bare
     origin = Origin("CVAT for images: an XML file", (), tuple(missing), in_words(trouble))
-    return read_outlines(rows, folder, source, origin, names=names, classes=classes)
+    return read_annotations(rows, folder, source, origin, names=names, classes=classes)
 
 
-def _area(shape: ET.Element, size_hw: tuple[int, int]) -> Area:
+def _area(shape: ET.Element, size_hw: tuple[int, int]) -> Annotation:
     name = shape.attrib["label"]
 
     def numbers(*names: str) -> list[float]:
@@ -114,17 +114,17 @@ def _area(shape: ET.Element, size_hw: tuple[int, int]) -> Area:
 
     match shape.tag:
         case "polygon":
-            return Area(name, (_points(shape),))
+            return Annotation(name, (_points(shape),))
         case "box":
-            return Area(name, (rectangle(*numbers("xtl", "ytl", "xbr", "ybr")),))
+            return Annotation(name, (rectangle(*numbers("xtl", "ytl", "xbr", "ybr")),))
         case "ellipse":
-            return Area(name, (ellipse(*numbers("cx", "cy", "rx", "ry")),))
+            return Annotation(name, (ellipse(*numbers("cx", "cy", "rx", "ry")),))
         case "mask":
-            return Area(name, rle=_painted(shape, size_hw))
+            return Annotation(name, rle=_painted(shape, size_hw))
         case "points":
-            return Area(name, strokes=tuple(_points(shape)[:, None]))
+            return Annotation(name, scribbles=tuple(_points(shape)[:, None]))
         case _:
-            return Area(name, strokes=(_points(shape),))
+            return Annotation(name, scribbles=(_points(shape),))
 
 
 def _painted(shape: ET.Element, size_hw: tuple[int, int]) -> Mapping[str, Any]:

@@ -16,13 +16,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from plantseg_next.data.formats.annotations import (
-    Annotated,
-    Area,
+    AnnotatedImage,
+    Annotation,
     ellipse,
     every,
     in_words,
     patch,
-    read_outlines,
+    read_annotations,
     rectangle,
 )
 from plantseg_next.data.formats.folders import same_name, unique_names
@@ -59,7 +59,7 @@ def read_labelme(
     trouble = Counter[str]()
     by_place = {(p.parent, same_name(p.name)): p for p in images}
     anywhere = unique_names(images, same_name)
-    said: dict[Path, Annotated] = {}
+    said: dict[Path, AnnotatedImage] = {}
     missing = []
     for file, tree in trees.items():
         image = by_place.get((file.parent, file.stem)) or anywhere.get(file.stem)
@@ -84,29 +84,29 @@ def read_labelme(
                 needed="shapes with label, points and shape_type; imageHeight, imageWidth",
                 fix="open the image in LabelMe and save it again, or remove the file",
             ) from error
-        said[image] = Annotated(image, areas, size_hw)
+        said[image] = AnnotatedImage(image, areas, size_hw)
     annotated = every(images, said, folder)
     origin = Origin("LabelMe: a JSON file an image", (), tuple(missing), in_words(trouble))
-    return read_outlines(annotated, folder, source, origin, classes=classes)
+    return read_annotations(annotated, folder, source, origin, classes=classes)
 
 
-def _area(shape: dict[str, Any], size_hw: tuple[int, int]) -> Area | None:
+def _area(shape: dict[str, Any], size_hw: tuple[int, int]) -> Annotation | None:
     name = str(shape["label"])
     points = np.asarray(shape["points"], float).reshape(-1, 2)
     match shape.get("shape_type", "polygon"):
         case "polygon":
-            return Area(name, (points,))
+            return Annotation(name, (points,))
         case "rectangle":
-            return Area(name, (rectangle(*points.min(0), *points.max(0)),))
+            return Annotation(name, (rectangle(*points.min(0), *points.max(0)),))
         case "circle":
             (x, y), rim = points[0], points[1] - points[0]
             radius = float(np.hypot(*rim))
-            return Area(name, (ellipse(x, y, radius, radius),))
+            return Annotation(name, (ellipse(x, y, radius, radius),))
         case "mask":
             inside = np.array(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))))
             left, top = (round(v) for v in points[0])
-            return Area(name, rle=patch(inside > 0, left, top, size_hw))
+            return Annotation(name, rle=patch(inside > 0, left, top, size_hw))
         case "point" | "points" | "line" | "linestrip":
-            return Area(name, strokes=(points,))
+            return Annotation(name, scribbles=(points,))
         case _:
             return None

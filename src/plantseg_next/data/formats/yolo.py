@@ -12,11 +12,11 @@ import numpy as np
 import yaml
 
 from plantseg_next.data.formats.annotations import (
-    Annotated,
-    Area,
+    AnnotatedImage,
+    Annotation,
     every,
     in_words,
-    read_outlines,
+    read_annotations,
 )
 from plantseg_next.data.formats.folders import find_files, same_name
 from plantseg_next.data.image_io import read_size
@@ -68,7 +68,7 @@ def read_yolo(
     by_name: dict[str, list[Path]] = {}
     for image in images:
         by_name.setdefault(same_name(image.name), []).append(image)
-    said: dict[Path, Annotated] = {}
+    said: dict[Path, AnnotatedImage] = {}
     missing = []
     for file in files:
         place = tuple(p for p in file.parent.parts if p.lower() != "labels")
@@ -90,12 +90,12 @@ def read_yolo(
                 trouble["lines that are a box and no outline, not used"] += 1
             else:
                 areas.append(area)
-        said[same[0]] = Annotated(same[0], areas, size_hw)
+        said[same[0]] = AnnotatedImage(same[0], areas, size_hw)
     annotated = every(images, said, folder)
     origin = Origin(
         "YOLO segmentation: a text file an image", (), tuple(missing), in_words(trouble)
     )
-    return read_outlines(
+    return read_annotations(
         annotated,
         folder,
         source,
@@ -126,7 +126,7 @@ def _names(folder: Path) -> dict[int, str]:
 
 def _area(
     line: str, names: dict[int, str], size_hw: tuple[int, int], where: str
-) -> Area | None:
+) -> Annotation | None:
     words = line.split()
     try:
         number, values = int(float(words[0])), np.array(words[1:], float)
@@ -139,4 +139,4 @@ def _area(
             needed="the number of a class and pairs of x and y in parts of the image",
             fix="export the labels again for segmentation, or remove the line",
         ) from error
-    return Area(names.get(number, f"class {number}"), (points,))
+    return Annotation(names.get(number, f"class {number}"), (points,))

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from plantseg_next.data.class_names import alike
 from plantseg_next.data.manifest import SPLITS, Manifest
-from plantseg_next.data.quality.inspect import HARDLY_GREEN, Facts, inspect
+from plantseg_next.data.quality.inspect import HARDLY_GREEN, ImageStats, inspect
 from plantseg_next.data.quality.issues import (
     CheckReport,
-    Finding,
+    Issue,
     Severity,
     SourceSummary,
     shorten,
-    sort_findings,
+    sort_issues,
 )
 from plantseg_next.data.quality.leaks import find_leaks, same_scenes
 
@@ -63,10 +63,10 @@ def check(
     ]
     sources = tuple(_summary(manifest, facts, name) for name in _sources(manifest))
     same_scene = tuple((one.row.key, other.row.key) for one, other in pairs)
-    return CheckReport(sources, sort_findings(findings), same_scene)
+    return CheckReport(sources, sort_issues(findings), same_scene)
 
 
-def _failures(facts: Sequence[Facts]) -> Iterator[Finding]:
+def _failures(facts: Sequence[ImageStats]) -> Iterator[Issue]:
     for code, what in _FAILURES.items():
         found = [
             (fact, failure)
@@ -77,7 +77,7 @@ def _failures(facts: Sequence[Facts]) -> Iterator[Finding]:
         if not found:
             continue
         error = found[0][1].error
-        yield Finding(
+        yield Issue(
             code,
             "error",
             f"{what}: {len(found)}. The first: {error.came}",
@@ -89,11 +89,11 @@ def _failures(facts: Sequence[Facts]) -> Iterator[Finding]:
         )
 
 
-def _to_learn(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
+def _to_learn(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
     usable = [f for f in facts if f.mask is not None and f.size_hw is not None]
     named = [fact for fact in facts if fact.row.disease is not None]
     if not usable and not named:
-        yield Finding(
+        yield Issue(
             "nothing-to-learn",
             "error",
             "No image has a usable mask or an image-level label. Predicting on these "
@@ -102,7 +102,7 @@ def _to_learn(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
             "into folders named after the disease",
         )
     elif not usable:
-        yield Finding(
+        yield Issue(
             "no-masks",
             "warning",
             f"No image has a mask. The image-level labels ({len(named)}) teach what "
@@ -112,7 +112,7 @@ def _to_learn(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
     split = any(row.split == "train" for row in manifest.rows)
     learned = [f for f in usable if f.row.split == "train"] if split else usable
     if usable and len(learned) < FEW_LABELS:
-        yield Finding(
+        yield Issue(
             "few-labels",
             "warning",
             f"Few images with masks to train on: {len(learned)}.",
@@ -121,7 +121,7 @@ def _to_learn(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
         )
     undivided = [row for row in manifest.rows if row.split is None]
     if undivided:
-        yield Finding(
+        yield Issue(
             "no-splits",
             "note",
             "Images without a split into training, validation and test, which is "
@@ -130,7 +130,7 @@ def _to_learn(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
         )
 
 
-def _classes_in_splits(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
+def _classes_in_splits(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
     present = {name: Counter[str]() for name in SPLITS}
     for fact in facts:
         if fact.mask is not None and fact.row.split is not None:
@@ -142,7 +142,7 @@ def _classes_in_splits(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[F
         has_rows = any(f.row.split == name and f.mask is not None for f in facts)
         if missing and has_rows:
             consequence = "never learned" if name == "train" else "not judged there"
-            yield Finding(
+            yield Issue(
                 "class-missing-from-split",
                 "warning",
                 f"No mask in {name} shows {shorten(missing, 8)}: {consequence}.",
@@ -150,11 +150,11 @@ def _classes_in_splits(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[F
             )
 
 
-def _pairing(manifest: Manifest) -> Iterator[Finding]:
+def _pairing(manifest: Manifest) -> Iterator[Issue]:
     orphans = [n for o in manifest.origins.values() for n in o.masks_without_image]
     names = [n for o in manifest.origins.values() for n in o.names_without_image]
     if orphans:
-        yield Finding(
+        yield Issue(
             "mask-without-image",
             "warning",
             f"Masks that belong to no image, and are not used: {len(orphans)}.",
@@ -162,7 +162,7 @@ def _pairing(manifest: Manifest) -> Iterator[Finding]:
             tuple(Path(name) for name in orphans),
         )
     if names:
-        yield Finding(
+        yield Issue(
             "name-without-image",
             "warning",
             f"Names in the index without an image: {shorten(names)}.",
@@ -170,7 +170,7 @@ def _pairing(manifest: Manifest) -> Iterator[Finding]:
         )
     for source, origin in manifest.origins.items():
         for doubt in origin.doubts:
-            yield Finding(
+            yield Issue(
                 "annotation-doubtful",
                 "warning",
                 f"In {source}: {doubt}.",
@@ -180,7 +180,7 @@ def _pairing(manifest: Manifest) -> Iterator[Finding]:
         row for row in manifest.rows if row.mask is None and row.source in manifest.codings
     ]
     if bare:
-        yield Finding(
+        yield Issue(
             "image-without-mask",
             "note",
             f"Images without a mask, which teach no pixels: {len(bare)}.",
@@ -189,7 +189,7 @@ def _pairing(manifest: Manifest) -> Iterator[Finding]:
         )
 
 
-def _stated(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
+def _stated(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
     """Yield where the data set's own index contradicts its files; the files are used."""
     wrong_label, wrong_size, wrong_ratio = [], [], []
     for fact in facts:
@@ -203,7 +203,7 @@ def _stated(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
     if wrong_label:
         first = wrong_label[0]
         shows = shorten(list(first.mask.lesion_px)) if first.mask else ""
-        yield Finding(
+        yield Issue(
             "label-contradicts-mask",
             "warning",
             "Images labeled with one disease whose mask shows another: "
@@ -214,7 +214,7 @@ def _stated(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
     if wrong_size:
         first = wrong_size[0]
         h, w = first.size_hw or (0, 0)
-        yield Finding(
+        yield Issue(
             "resolution-contradicts-index",
             "warning",
             f"Images of another size than the index states: {len(wrong_size)}. The "
@@ -223,7 +223,7 @@ def _stated(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
             tuple(fact.row.image for fact in wrong_size),
         )
     if wrong_ratio:
-        yield Finding(
+        yield Issue(
             "mask-ratio-contradicts-index",
             "warning",
             "Masks that cover another share of their image than the index states: "
@@ -233,10 +233,12 @@ def _stated(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
         )
 
 
-def _names(manifest: Manifest, pairs: Sequence[tuple[Facts, Facts]]) -> Iterator[Finding]:
+def _names(
+    manifest: Manifest, pairs: Sequence[tuple[ImageStats, ImageStats]]
+) -> Iterator[Issue]:
     """Yield names that may be one, and images that two rows call differently."""
     for one, other in alike(manifest):
-        yield Finding(
+        yield Issue(
             "names-alike",
             "warning",
             f"`{one}` and `{other}` are two classes. Perhaps one is misspelt.",
@@ -246,7 +248,7 @@ def _names(manifest: Manifest, pairs: Sequence[tuple[Facts, Facts]]) -> Iterator
     apart = [p for p in apart if not _labels(p[0]) & _labels(p[1])]
     if apart:
         first = [f"{f.row.key} is {shorten(sorted(_labels(f)))}" for f in apart[0]]
-        yield Finding(
+        yield Issue(
             "labels-disagree",
             "warning",
             f"Pairs of images that show the same scene under other labels: {len(apart)}."
@@ -256,17 +258,17 @@ def _names(manifest: Manifest, pairs: Sequence[tuple[Facts, Facts]]) -> Iterator
         )
 
 
-def _labels(fact: Facts) -> set[str]:
+def _labels(fact: ImageStats) -> set[str]:
     """Return everything that an image is said to show, but for "lesion"."""
     shown = set(fact.mask.lesion_px) - {"lesion"} if fact.mask else set()
     return shown | ({fact.row.disease} if fact.row.disease else set())
 
 
-def _masks(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
+def _masks(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
     masked = [(fact, fact.mask) for fact in facts if fact.mask is not None]
     for name, coding in manifest.codings.items():
         if coding.origin.startswith("inferred"):
-            yield Finding(
+            yield Issue(
                 "coding-inferred",
                 "note",
                 f"The meaning of the mask values of {name} is {coding.origin}.",
@@ -295,7 +297,7 @@ def _masks(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
         "look at a few: leaf and lesion may have changed places in classes.yaml",
     )
     yield from _told(
-        [f for f, m in masked if m.was_turned],
+        [f for f, m in masked if m.was_rotated],
         "mask-before-turn",
         "note",
         "Masks that fit their image only as it was before its EXIF turn; they are "
@@ -315,7 +317,7 @@ def _masks(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
     )
 
 
-def _images(facts: Sequence[Facts]) -> Iterator[Finding]:
+def _images(facts: Sequence[ImageStats]) -> Iterator[Issue]:
     sized = [(fact, fact.size_hw) for fact in facts if fact.size_hw is not None]
     yield from _told(
         [fact for fact, size_hw in sized if min(size_hw) < MIN_SIDE_PX],
@@ -337,7 +339,7 @@ def _images(facts: Sequence[Facts]) -> Iterator[Finding]:
                 "leave out what is not a plant: a run learns from whatever it is given",
             )
     yield from _told(
-        [fact for fact in facts if fact.turn != 1],
+        [fact for fact in facts if fact.exif_orientation != 1],
         "exif-turn",
         "note",
         "Images that are stored turned (EXIF), and are read upright; other programs "
@@ -346,24 +348,24 @@ def _images(facts: Sequence[Facts]) -> Iterator[Finding]:
 
 
 def _told(
-    facts: Sequence[Facts], code: str, severity: Severity, what: str, fix: str = ""
-) -> Iterator[Finding]:
+    facts: Sequence[ImageStats], code: str, severity: Severity, what: str, fix: str = ""
+) -> Iterator[Issue]:
     """Yield one finding about all these rows, if there are any."""
     if facts:
         files = tuple(fact.row.mask or fact.row.image for fact in facts)
-        yield Finding(code, severity, f"{what}: {len(facts)}.", fix, files)
+        yield Issue(code, severity, f"{what}: {len(facts)}.", fix, files)
 
 
-def _agrees_on_size(fact: Facts) -> bool:
+def _agrees_on_size(fact: ImageStats) -> bool:
     stated = re.fullmatch(r"(\d+)\s*[xX*]\s*(\d+)", fact.row.stated.get("resolution", ""))
     if not stated or fact.size_hw is None:
         return True
     w, h = int(stated[1]), int(stated[2])
     # A turned image may be stated as stored.
-    return (h, w) == fact.size_hw or (fact.turn >= 5 and (w, h) == fact.size_hw)
+    return (h, w) == fact.size_hw or (fact.exif_orientation >= 5 and (w, h) == fact.size_hw)
 
 
-def _agrees_on_ratio(fact: Facts) -> bool:
+def _agrees_on_ratio(fact: ImageStats) -> bool:
     text = fact.row.stated.get("mask ratio", "").removesuffix("%")
     if fact.mask is None or not fact.mask.annotated_px:
         return True
@@ -376,7 +378,7 @@ def _agrees_on_ratio(fact: Facts) -> bool:
     return min(abs(stated - share), abs(stated / 100 - share)) <= _RATIO_TOLERANCE
 
 
-def _mask(fact: Facts) -> Path:
+def _mask(fact: ImageStats) -> Path:
     return fact.row.mask or fact.row.image
 
 
@@ -384,7 +386,7 @@ def _sources(manifest: Manifest) -> Iterable[str]:
     return dict.fromkeys(row.source for row in manifest.rows)
 
 
-def _summary(manifest: Manifest, facts: Sequence[Facts], name: str) -> SourceSummary:
+def _summary(manifest: Manifest, facts: Sequence[ImageStats], name: str) -> SourceSummary:
     own = [fact for fact in facts if fact.row.source == name]
     lesion_px: Counter[str] = Counter()
     annotated_px = 0
@@ -401,5 +403,5 @@ def _summary(manifest: Manifest, facts: Sequence[Facts], name: str) -> SourceSum
         images=len(own),
         masks=sum(fact.row.mask is not None for fact in own),
         splits={n: splits[n] for n in (*SPLITS, "not split") if splits[n]},
-        lesion_share={n: px / annotated_px for n, px in lesion_px.items()},
+        lesion_fraction={n: px / annotated_px for n, px in lesion_px.items()},
     )

@@ -9,10 +9,10 @@ from jaxtyping import Bool, UInt8
 
 from plantseg_next.data.image_io import (
     LOSSY_FORMATS,
+    orient_mask,
     read_header,
     read_image,
     read_mask,
-    turn_mask,
 )
 from plantseg_next.data.manifest import Manifest, Row, digest
 from plantseg_next.data.mask_values import decode_mask
@@ -34,19 +34,19 @@ _LOOKED_AT_PX = 128
 
 
 @dataclass(frozen=True)
-class MaskFacts:
+class MaskStats:
     """What was found in a mask.
 
     Args:
         mode: Pillow's name of its pixel layout.
-        was_turned: Whether it fits its image only before the EXIF turn.
+        was_rotated: Whether it fits its image only before the EXIF turn.
         lesion_px: Pixels of each lesion class that occurs, by name.
         annotated_px: Pixels with a known lesion label, "no lesion" included.
         leaf_px: Pixels of leaf without lesions; ``None`` if the leaf is not marked.
     """
 
     mode: str
-    was_turned: bool
+    was_rotated: bool
     lesion_px: dict[str, int]
     annotated_px: int
     leaf_px: int | None
@@ -66,13 +66,13 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ImageStats:
     """What was found in the files of one row.
 
     Args:
         row: The row.
         size_hw: Rows and columns of the upright image; ``None`` if unreadable.
-        turn: EXIF orientation, 1 for none.
+        exif_orientation: EXIF orientation, 1 for none.
         green: Share of the pixels that are green; ``None`` if unreadable.
         sha256: Digest of the image file; empty if unreadable.
         print_: To find the image again; ``None`` if unreadable.
@@ -82,17 +82,17 @@ class Facts:
 
     row: Row
     size_hw: tuple[int, int] | None = None
-    turn: int = 1
+    exif_orientation: int = 1
     green: float | None = None
     sha256: str = ""
     print_: Fingerprint | None = None
-    mask: MaskFacts | None = None
+    mask: MaskStats | None = None
     failures: list[Failure] = field(default_factory=list)
 
 
 def inspect(
     manifest: Manifest, on_progress: Callable[[int, int], None] | None = None
-) -> list[Facts]:
+) -> list[ImageStats]:
     """Return the facts about each row, in order.
 
     Args:
@@ -108,23 +108,23 @@ def inspect(
     return facts
 
 
-def inspect_row(row: Row, manifest: Manifest) -> Facts:
+def inspect_row(row: Row, manifest: Manifest) -> ImageStats:
     """Return the facts about one row; a file that cannot be used is one of them."""
     failures: list[Failure] = []
     size_hw, turn, green, sha256, print_ = None, 1, None, "", None
     try:
         image = read_image(row.image)
-        size_hw, turn = image.shape[:2], read_header(row.image).turn
+        size_hw, turn = image.shape[:2], read_header(row.image).exif_orientation
         sha256 = digest(row.image)
         print_ = fingerprint(image)
-        green = green_share(image)
+        green = green_fraction(image)
     except PlantSegError as error:
         failures.append(Failure("unreadable-image", error))
     mask = _inspect_mask(row, manifest, size_hw, failures)
-    return Facts(row, size_hw, turn, green, sha256, print_, mask, failures)
+    return ImageStats(row, size_hw, turn, green, sha256, print_, mask, failures)
 
 
-def green_share(image: UInt8[np.ndarray, "h w 3"]) -> float:
+def green_fraction(image: UInt8[np.ndarray, "h w 3"]) -> float:
     """Return the share of an image that is green rather than any other color, or gray.
 
     Green: no channel above it, and at least 15 % more of it than of the least.
@@ -142,7 +142,7 @@ def _inspect_mask(
     manifest: Manifest,
     size_hw: tuple[int, int] | None,
     failures: list[Failure],
-) -> MaskFacts | None:
+) -> MaskStats | None:
     if row.mask is None:
         return None
     coding, classes = manifest.codings[row.source], manifest.classes
@@ -154,7 +154,7 @@ def _inspect_mask(
         code = "size-mismatch"
         was_turned = size_hw is not None and values.shape[:2] != size_hw
         if size_hw is not None and was_turned:
-            values = turn_mask(values, size_hw, row)
+            values = orient_mask(values, size_hw, row)
         code = "unknown-mask-value"
         lesion, leaf = decode_mask(values, coding, classes, name=str(row.mask))
     except PlantSegError as error:
@@ -164,9 +164,9 @@ def _inspect_mask(
     lesion_px = {
         name: int(counts[i + 1]) for i, name in enumerate(classes.lesions) if counts[i + 1]
     }
-    return MaskFacts(
+    return MaskStats(
         mode=header.mode,
-        was_turned=was_turned,
+        was_rotated=was_turned,
         lesion_px=lesion_px,
         annotated_px=int(counts[:IGNORE].sum()),
         leaf_px=_leaf_px(lesion == NO_LESION, leaf) if coding.marks_leaf else None,

@@ -11,7 +11,7 @@ _SHOWN_FILES = 4
 
 
 @dataclass(frozen=True)
-class Finding:
+class Issue:
     """One thing found, in one or many files.
 
     Args:
@@ -41,7 +41,7 @@ class SourceSummary:
         images: Number of rows.
         masks: Number of rows with a mask.
         splits: Rows a split; "not split" where none is stated.
-        lesion_share: Of the annotated pixels, a lesion class; in [0, 1].
+        lesion_fraction: Of the annotated pixels, a lesion class; in [0, 1].
     """
 
     name: str
@@ -50,7 +50,7 @@ class SourceSummary:
     images: int
     masks: int
     splits: dict[str, int]
-    lesion_share: dict[str, float]
+    lesion_fraction: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,23 @@ class CheckReport:
 
     Args:
         sources: One summary a data set.
-        findings: Sorted by severity.
+        issues: Sorted by severity.
         same_scene: Keys of two rows each, copies and near-duplicates of one another;
             for ``splits.join_groups``.
     """
 
     sources: tuple[SourceSummary, ...]
-    findings: tuple[Finding, ...]
+    issues: tuple[Issue, ...]
     same_scene: tuple[tuple[str, str], ...] = ()
 
     @property
     def spoils_training(self) -> bool:
         """Whether there is any error."""
-        return any(finding.severity == "error" for finding in self.findings)
+        return any(finding.severity == "error" for finding in self.issues)
 
-    def of(self, severity: Severity) -> tuple[Finding, ...]:
+    def of(self, severity: Severity) -> tuple[Issue, ...]:
         """Return the findings of one severity."""
-        return tuple(f for f in self.findings if f.severity == severity)
+        return tuple(f for f in self.issues if f.severity == severity)
 
     def to_json(self) -> str:
         """Return everything as JSON, with the complete lists of files."""
@@ -90,15 +90,15 @@ class CheckReport:
                 lines += ["", _count(len(found), severity).upper()]
                 lines += [line for finding in found for line in _lines(finding)]
         n_errors = len(self.of("error"))
-        verdict = (
+        confidence_stats = (
             f"{_count(n_errors, 'error')} would spoil training or judging."
             if n_errors
             else "Nothing found that would spoil training or judging."
         )
-        return "\n".join([*lines, "", verdict])
+        return "\n".join([*lines, "", confidence_stats])
 
 
-def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+def sort_issues(findings: Sequence[Issue]) -> tuple[Issue, ...]:
     """Return the findings, errors first, otherwise in their order."""
     order = get_args(Severity)
     return tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
@@ -129,14 +129,14 @@ def _source_lines(source: SourceSummary) -> list[str]:
         lines.append(f"  masks    {source.coding}")
     splits = ", ".join(f"{name} {n}" for name, n in source.splits.items())
     lines.append(f"  splits   {splits}")
-    if source.lesion_share:
-        order = sorted(source.lesion_share.items(), key=lambda item: -item[1])
+    if source.lesion_fraction:
+        order = sorted(source.lesion_fraction.items(), key=lambda item: -item[1])
         shares = [f"{name} {100 * share:.2g} %" for name, share in order]
         lines.append(f"  lesions  {shorten(shares, 8)} of the annotated pixels")
     return lines
 
 
-def _lines(finding: Finding) -> list[str]:
+def _lines(finding: Issue) -> list[str]:
     lines = [f"  [{finding.code}] {finding.text}"]
     if finding.files:
         names = ["/".join(path.parts[-2:]) for path in finding.files]

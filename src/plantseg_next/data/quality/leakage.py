@@ -18,7 +18,7 @@ Reason = Literal["unreadable", "also labeled", "also judged"]
 
 
 @dataclass(frozen=True)
-class Left:
+class ExcludedImage:
     """An image that is not learned from.
 
     Args:
@@ -30,13 +30,13 @@ class Left:
     reason: Reason
 
 
-def join(
+def add_datasets(
     manifest: Manifest,
     others: Sequence[Manifest],
     *,
     masks: bool,
-    told: Callable[[int, int], None] = lambda *_: None,
-) -> tuple[Manifest, tuple[Left, ...]]:
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> tuple[Manifest, tuple[ExcludedImage, ...]]:
     """Return the data set with the images of others as more to learn from.
 
     Splits of the others do not count, nor do their image-level labels. Left out are
@@ -50,7 +50,7 @@ def join(
         masks: Whether their masks are learned from, as pseudo-labels are; unlabeled
             rows of the same file are then dropped. Otherwise masks are not looked at,
             and the rows are unlabeled.
-        told: Hears of every image.
+        on_progress: Hears of every image.
 
     Returns:
         The joined table, and what was left out of it.
@@ -76,7 +76,7 @@ def join(
     own = [row for row in manifest.rows if row.split in ("train", "val", "test")]
     prints: list[Fingerprint] = []
     rows: list[Row] = []
-    left: list[Left] = []
+    left: list[ExcludedImage] = []
     total = len(own) + len(added)
     for i, row in enumerate([*own, *added]):
         try:
@@ -85,17 +85,17 @@ def join(
         except DataError:
             if i < len(own):
                 raise
-            left.append(Left(row, "unreadable"))
-        told(i + 1, total)
+            left.append(ExcludedImage(row, "unreadable"))
+        on_progress(i + 1, total)
     n_own = len(own)
     reasons: dict[str, Reason] = {}
     for pair in near_duplicates(prints):
         if pair.first < n_own <= pair.second:
-            judged = rows[pair.first].split != "train"
-            if judged or rows[pair.second].key not in reasons:
+            evaluated = rows[pair.first].split != "train"
+            if evaluated or rows[pair.second].key not in reasons:
                 key = rows[pair.second].key
-                reasons[key] = "also judged" if judged else "also labeled"
-    left += [Left(row, reasons[row.key]) for row in rows if row.key in reasons]
+                reasons[key] = "also judged" if evaluated else "also labeled"
+    left += [ExcludedImage(row, reasons[row.key]) for row in rows if row.key in reasons]
     kept = [row for row in rows[n_own:] if row.key not in reasons]
     files = {row.image.resolve() for row in kept if row.split == "train"}
     joined = (
@@ -110,9 +110,9 @@ def join(
     return replace(manifest, rows=joined, classes=classes, codings=codings), tuple(left)
 
 
-def keep_apart(
-    manifest: Manifest, *, told: Callable[[int, int], None] = lambda *_: None
-) -> tuple[Manifest, tuple[Left, ...]]:
+def drop_leaks(
+    manifest: Manifest, *, on_progress: Callable[[int, int], None] = lambda *_: None
+) -> tuple[Manifest, tuple[ExcludedImage, ...]]:
     """Return the data sets without what one learns from that another is judged by.
 
     Within a data set that is for its groups and for ``check``; of two that hold the same
@@ -121,7 +121,7 @@ def keep_apart(
 
     Args:
         manifest: Of many data sets, with splits.
-        told: Hears of every image.
+        on_progress: Hears of every image.
 
     Raises:
         DataError: If an image cannot be read.
@@ -129,7 +129,7 @@ def keep_apart(
     prints = []
     for i, row in enumerate(manifest.rows):
         prints.append(fingerprint(read_image(row.image)))
-        told(i + 1, len(manifest))
+        on_progress(i + 1, len(manifest))
     reasons: dict[str, Reason] = {}
     for pair in near_duplicates(prints):
         rows = manifest.rows[pair.first], manifest.rows[pair.second]
@@ -137,10 +137,12 @@ def keep_apart(
             continue
         stays, goes = sorted(rows, key=_weight, reverse=True)
         if stays.split != goes.split or (goes.mask is None and stays.mask is not None):
-            judged = stays.split in ("val", "test")
-            reasons[goes.key] = "also judged" if judged else "also labeled"
+            evaluated = stays.split in ("val", "test")
+            reasons[goes.key] = "also judged" if evaluated else "also labeled"
     kept = manifest.only(row for row in manifest.rows if row.key not in reasons)
-    left = (Left(row, reasons[row.key]) for row in manifest.rows if row.key in reasons)
+    left = (
+        ExcludedImage(row, reasons[row.key]) for row in manifest.rows if row.key in reasons
+    )
     return kept, tuple(left)
 
 
@@ -148,7 +150,7 @@ def _weight(row: Row) -> tuple[int, bool]:
     return ("unlabeled", "train", "val", "test").index(row.split or "train"), bool(row.mask)
 
 
-def left_out(left: Sequence[Left]) -> Iterator[str]:
+def describe_excluded(left: Sequence[ExcludedImage]) -> Iterator[str]:
     """Yield a sentence a reason, with how many images it concerns and the first."""
     because: dict[Reason, str] = {
         "unreadable": "cannot be read",

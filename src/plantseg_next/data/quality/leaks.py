@@ -3,8 +3,8 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from plantseg_next.data.quality.inspect import Facts
-from plantseg_next.data.quality.issues import Finding
+from plantseg_next.data.quality.inspect import ImageStats
+from plantseg_next.data.quality.issues import Issue
 from plantseg_next.data.quality.near_duplicates import Fingerprint, near_duplicates
 
 TOLERATED_SHARE = 0.01
@@ -20,14 +20,14 @@ _REGROUP = (
 _JUDGED = ("val", "test")
 
 
-def same_scenes(facts: Sequence[Facts]) -> list[tuple[Facts, Facts]]:
+def same_scenes(facts: Sequence[ImageStats]) -> list[tuple[ImageStats, ImageStats]]:
     """Return pairs of rows whose images are copies or near-duplicates.
 
     Of many exact copies, each is paired with the first, and only the first is compared
     with other images.
     """
-    pairs: list[tuple[Facts, Facts]] = []
-    first: dict[str, tuple[Facts, Fingerprint]] = {}
+    pairs: list[tuple[ImageStats, ImageStats]] = []
+    first: dict[str, tuple[ImageStats, Fingerprint]] = {}
     for fact in facts:
         if fact.print_ is None:
             continue
@@ -41,8 +41,8 @@ def same_scenes(facts: Sequence[Facts]) -> list[tuple[Facts, Facts]]:
 
 
 def find_leaks(
-    facts: Sequence[Facts], pairs: Sequence[tuple[Facts, Facts]]
-) -> Iterator[Finding]:
+    facts: Sequence[ImageStats], pairs: Sequence[tuple[ImageStats, ImageStats]]
+) -> Iterator[Issue]:
     """Yield what crosses from one split to another, and what is there twice.
 
     Exact copies and stated groups that cross are errors. Near-duplicates are found by
@@ -62,14 +62,14 @@ def find_leaks(
         yield from _near_duplicates(facts, alike)
 
 
-def _groups(facts: Sequence[Facts]) -> Iterator[Finding]:
-    groups: dict[str, list[Facts]] = defaultdict(list)
+def _groups(facts: Sequence[ImageStats]) -> Iterator[Issue]:
+    groups: dict[str, list[ImageStats]] = defaultdict(list)
     for fact in facts:
         if fact.row.group:
             groups[fact.row.group_key].append(fact)
     crossing = [group for group in groups.values() if _is_crossing(group)]
     if crossing:
-        yield Finding(
+        yield Issue(
             "group-across-splits",
             "error",
             f"Groups with images in more than one split, so that scores would "
@@ -79,15 +79,15 @@ def _groups(facts: Sequence[Facts]) -> Iterator[Finding]:
         )
 
 
-def _copies(facts: Sequence[Facts]) -> Iterator[Finding]:
-    by_digest: dict[str, list[Facts]] = defaultdict(list)
+def _copies(facts: Sequence[ImageStats]) -> Iterator[Issue]:
+    by_digest: dict[str, list[ImageStats]] = defaultdict(list)
     for fact in facts:
         if fact.sha256:
             by_digest[fact.sha256].append(fact)
     copies = [group for group in by_digest.values() if len(group) > 1]
     crossing = [group for group in copies if _is_crossing(group)]
     if crossing:
-        yield Finding(
+        yield Issue(
             "copy-across-splits",
             "error",
             "Image files that are, byte for byte, in more than one split, so that "
@@ -98,7 +98,7 @@ def _copies(facts: Sequence[Facts]) -> Iterator[Finding]:
     inside = [group for group in copies if not _is_crossing(group)]
     if inside:
         extra = sum(len(group) - 1 for group in inside)
-        yield Finding(
+        yield Issue(
             "copies",
             "warning",
             f"Image files that are exact copies of others in their split: {extra}.",
@@ -108,8 +108,8 @@ def _copies(facts: Sequence[Facts]) -> Iterator[Finding]:
 
 
 def _near_duplicates(
-    facts: Sequence[Facts], pairs: Sequence[tuple[Facts, Facts]]
-) -> Iterator[Finding]:
+    facts: Sequence[ImageStats], pairs: Sequence[tuple[ImageStats, ImageStats]]
+) -> Iterator[Issue]:
     crossing = [pair for pair in pairs if _is_crossing(pair)]
     if crossing:
         yield _crossing_finding(facts, crossing)
@@ -117,7 +117,7 @@ def _near_duplicates(
     if inside:
         free = all(fact.row.split is None for pair in inside for fact in pair)
         when = "before splits are drawn" if free else "before splits are drawn anew"
-        yield Finding(
+        yield Issue(
             "near-duplicates",
             "warning" if free else "note",
             "Pairs of images that show the same scene (repeated, mirrored or turned) "
@@ -128,8 +128,8 @@ def _near_duplicates(
 
 
 def _crossing_finding(
-    facts: Sequence[Facts], pairs: Sequence[tuple[Facts, Facts]]
-) -> Finding:
+    facts: Sequence[ImageStats], pairs: Sequence[tuple[ImageStats, ImageStats]]
+) -> Issue:
     concerned = {fact.row.key: fact.row.split for pair in pairs for fact in pair}
     total = {name: sum(f.row.split == name for f in facts) for name in _JUDGED}
     share = {
@@ -138,7 +138,7 @@ def _crossing_finding(
         if n
     }
     told = " and ".join(f"{100 * s:.1f} % of {name}" for name, s in share.items() if s)
-    return Finding(
+    return Issue(
         "near-duplicate-across-splits",
         "error" if max(share.values()) > TOLERATED_SHARE else "warning",
         "Pairs of images that show the same scene (repeated, mirrored or turned) in "
@@ -148,12 +148,12 @@ def _crossing_finding(
     )
 
 
-def _is_crossing(facts: Iterable[Facts]) -> bool:
+def _is_crossing(facts: Iterable[ImageStats]) -> bool:
     """Return whether one is judged by what another, or another judgement, learns."""
     splits = {fact.row.split for fact in facts} - {None}
     uses = {"train" if split == "unlabeled" else split for split in splits}
     return len(uses) > 1
 
 
-def _is_grouped(pair: tuple[Facts, Facts]) -> bool:
+def _is_grouped(pair: tuple[ImageStats, ImageStats]) -> bool:
     return pair[0].row.group_key == pair[1].row.group_key

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from plantseg_next.training.checkpoints import Saved
 
-Ending = Literal["finished", "stopped", "failed"]
+EndReason = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Stepped:
+class StepInfo:
     """One optimizer step, done.
 
     Args:
         step: Steps taken, this one included.
         steps: Steps of the run, as far as is known.
-        parts: Of the loss; none of a step that was not applied.
+        losses: Of the loss; none of a step that was not applied.
         seconds: It took, waiting included.
         elapsed_s: Of the run so far, all its parts together.
         waited_s: Of these, waiting for images.
@@ -45,7 +45,7 @@ class Stepped:
 
     step: int
     steps: int
-    parts: Mapping[str, "Tensor"]
+    losses: Mapping[str, "Tensor"]
     seconds: float
     elapsed_s: float
     waited_s: float
@@ -58,30 +58,31 @@ class Validation:
     """How good the network is on the validation split.
 
     Args:
-        score: The one number by which the best model is chosen; higher is better.
-        figures: All numbers, by name.
-        details: Further numbers, for the history only.
+        monitored_metric: The one number by which the best model is chosen; higher is
+            better.
+        metrics: All numbers, by name.
+        extra_metrics: Further numbers, for the history only.
         events: What looks wrong.
         seconds: It took.
     """
 
-    score: float
-    figures: Mapping[str, float]
-    details: Mapping[str, float] = field(default_factory=dict)
+    monitored_metric: float
+    metrics: Mapping[str, float]
+    extra_metrics: Mapping[str, float] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
     seconds: float = 0.0
 
 
-class Watcher:
+class Callback:
     """Hear how a run goes; override what you want to hear of.
 
     What ``on_step`` and ``on_validation`` return are events that the watcher has noticed;
     every watcher then hears of them.
     """
 
-    def on_step(self, stepped: Stepped) -> Sequence[Event]:
+    def on_step(self, info: StepInfo) -> Sequence[Event]:
         """Hear of an optimizer step."""
-        del stepped
+        del info
         return ()
 
     def on_validation(
@@ -97,7 +98,7 @@ class Watcher:
     def on_checkpoint(self, step: int, saved: "Saved") -> None:
         """Hear of a checkpoint that was written."""
 
-    def on_end(self, how: Ending, text: str) -> None:
+    def on_end(self, reason: EndReason, text: str) -> None:
         """Hear that the run, or this part of it, is over; ``text`` says why."""
 
     def state_dict(self) -> dict[str, Any]:

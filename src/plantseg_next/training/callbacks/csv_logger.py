@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from plantseg_next.files import explained, write_atomically
-from plantseg_next.models.bundle import Card, write_bundle
+from plantseg_next.models.bundle import ModelCard, write_bundle
 from plantseg_next.settings import LossSettings
-from plantseg_next.training.callbacks.callback import Event, Stepped, Validation, Watcher
+from plantseg_next.training.callbacks.callback import Callback, Event, StepInfo, Validation
 from plantseg_next.training.callbacks.diagnostics import trends
 from plantseg_next.training.run_record import EVENTS, HISTORY
 
 _SUPERVISED = {f"loss_{name}" for name in LossSettings.model_fields}
 
 
-class History(Watcher):
+class CsvLogger(Callback):
     """Keep what a run learns.
 
     ``history.csv`` has a row a validation, and no time in it: the same seed gives the
@@ -35,7 +35,7 @@ class History(Watcher):
         card: What the models' cards say, less the figures.
     """
 
-    def __init__(self, folder: Path, network: nn.Module, card: Card) -> None:
+    def __init__(self, folder: Path, network: nn.Module, card: ModelCard) -> None:
         self._folder = folder
         self._network = network
         self._card = card
@@ -44,11 +44,11 @@ class History(Watcher):
         self._rows: list[dict[str, float | int]] = []
         self._told: set[str] = set()
 
-    def on_step(self, stepped: Stepped) -> Sequence[Event]:
+    def on_step(self, info: StepInfo) -> Sequence[Event]:
         """Add the parts of the loss to the running mean."""
-        if stepped.parts:
+        if info.losses:
             self._n_steps += 1
-        for name, part in stepped.parts.items():
+        for name, part in info.losses.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(part)) + part
         return ()
 
@@ -59,9 +59,9 @@ class History(Watcher):
         row: dict[str, float | int] = {
             "step": step,
             "best": int(best),
-            "score": round(validation.score, 5),
-            **{f"val_{n}": round(v, 5) for n, v in validation.figures.items()},
-            **{n: round(v, 5) for n, v in validation.details.items()},
+            "score": round(validation.monitored_metric, 5),
+            **{f"val_{n}": round(v, 5) for n, v in validation.metrics.items()},
+            **{n: round(v, 5) for n, v in validation.extra_metrics.items()},
             **{
                 f"loss_{name}": round(float(total) / max(self._n_steps, 1), 5)
                 for name, total in self._sums.items()
@@ -69,7 +69,7 @@ class History(Watcher):
         }
         self._sums, self._n_steps = {}, 0
         self._rows.append(row)
-        card = replace(self._card, figures=dict(validation.figures))
+        card = replace(self._card, metrics=dict(validation.metrics))
         with explained(self._folder):
             write_table(self._folder / HISTORY, self._rows)
             for name in ("last", "best") if best else ("last",):

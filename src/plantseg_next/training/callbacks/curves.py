@@ -30,10 +30,12 @@ def draw_curves(folder: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figures = {n[4:]: v for n, v in columns.items() if n.startswith("val_")}
+    metrics = {n[4:]: v for n, v in columns.items() if n.startswith("val_")}
     losses = {n[5:]: v for n, v in columns.items() if n.startswith("loss_")}
-    teacher = {n: v for n, v in columns.items() if n in {"agreement", "taught"}}
-    panels = [("validation score", figures)]
+    teacher = {
+        n: v for n, v in columns.items() if n in {"student_teacher_dice", "pl_mask_ratio"}
+    }
+    panels = [("validation score", metrics)]
     if losses:  # none is known before the first step
         panels.append(("training loss", losses))
     if teacher:

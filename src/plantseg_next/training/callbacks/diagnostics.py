@@ -10,11 +10,11 @@ from jaxtyping import Int64
 
 from plantseg_next.training.callbacks.callback import Event
 
-AGREEMENT = 0.3
+MIN_STUDENT_TEACHER_DICE = 0.3
 """Dice overlap of student and teacher below which they have drifted apart."""
 SWALLOWED = 0.8
 """Share of a class's pixels under another name from which it counts as swallowed."""
-HOME = "labeled"
+SOURCE_DOMAIN = "labeled"
 """What the images with masks are called among the data sets."""
 NO_LESION_EVENT = "no-lesion"
 MOSTLY = 0.5
@@ -26,7 +26,7 @@ MIN_PIXELS = 500
 """Fewer true pixels of a class say nothing."""
 
 
-def collapse(
+def no_lesion_found(
     confusion: Int64[np.ndarray, "k k"], names: tuple[str, ...]
 ) -> Iterator[Event]:
     """Yield what a validation says of classes that were lost.
@@ -41,7 +41,7 @@ def collapse(
             NO_LESION_EVENT,
             f"No lesion is predicted at all; {true[1:].sum()} pixels of the validation "
             "images are. Early in a run this passes; if it lasts, lower "
-            "training.rate, or raise loss.focal_tversky.",
+            "training.lr, or raise loss.focal_tversky.",
         )
         return
     for c in range(1, len(true)):
@@ -56,20 +56,20 @@ def collapse(
             )
 
 
-def drift(figures: Mapping[str, float]) -> Iterator[Event]:
+def few_right_pseudo_labels(metrics: Mapping[str, float]) -> Iterator[Event]:
     """Yield what an audit of the lessons says of a teacher that cannot be followed."""
-    agreement = figures.get("agreement", np.nan)
-    if agreement < AGREEMENT:
+    agreement = metrics.get("student_teacher_dice", np.nan)
+    if agreement < MIN_STUDENT_TEACHER_DICE:
         yield Event(
             "teacher-drift",
             f"Student and teacher agree on few lesions (Dice {agreement:.2f}). Lower "
-            "unlabeled.decay or training.rate if it lasts.",
+            "semi.ema_decay or training.lr if it lasts.",
         )
 
 
-def strangers(figures: Mapping[str, float]) -> Iterator[Event]:
+def non_plant_images(metrics: Mapping[str, float]) -> Iterator[Event]:
     """Yield which images without masks do not look like plants."""
-    for name, share in _of_each(figures, "colorless_of_").items():
+    for name, share in _of_each(metrics, "non_green_fraction/").items():
         if share >= MOSTLY:
             yield Event(
                 "no-plants",
@@ -79,39 +79,39 @@ def strangers(figures: Mapping[str, float]) -> Iterator[Event]:
             )
 
 
-def unsteady(figures: Mapping[str, float]) -> Iterator[Event]:
+def inconsistent_predictions(metrics: Mapping[str, float]) -> Iterator[Event]:
     """Yield in which data sets without masks the network is not at home."""
-    steadiness = _of_each(figures, "steady_of_")
-    at_home = steadiness.pop(HOME, math.nan)
-    for name, steady in steadiness.items():
-        if steady < UNSTEADY * at_home:
+    consistency = _of_each(metrics, "aug_consistency/")
+    at_home = consistency.pop(SOURCE_DOMAIN, math.nan)
+    for name, overlap in consistency.items():
+        if overlap < UNSTEADY * at_home:
             yield Event(
                 "unsteady",
                 f"What is called lesion in `{name}`, of which no mask is known, "
-                f"changes with the light: an overlap of {steady:.2f}, of {at_home:.2f} "
+                f"changes with the light: an overlap of {overlap:.2f}, of {at_home:.2f} "
                 "where masks are known. Do not trust it there; masks of a few of its "
                 "images help.",
             )
 
 
-def lesion_shares(figures: Mapping[str, float]) -> dict[str, float]:
+def lesion_fractions(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return how much of each data set without masks is called lesion, and of ``HOME``."""
-    return _of_each(figures, "lesion_of_")
+    return _of_each(metrics, "lesion_fraction/")
 
 
-def _of_each(figures: Mapping[str, float], start: str) -> dict[str, float]:
+def _of_each(metrics: Mapping[str, float], start: str) -> dict[str, float]:
     """Return the figures whose names begin so, by what follows."""
-    return {n.removeprefix(start): v for n, v in figures.items() if n.startswith(start)}
+    return {n.removeprefix(start): v for n, v in metrics.items() if n.startswith(start)}
 
 
-def doubtful_seeds(figures: Mapping[str, float], least: float) -> Iterator[Event]:
+def unreliable_cam_seeds(metrics: Mapping[str, float], least: float) -> Iterator[Event]:
     """Yield which diseases are not learned from by their names' seeds, and why.
 
     Args:
-        figures: Of an audit.
+        metrics: Of an evaluation of pseudo-labels.
         least: Precision below which seeds are left out.
     """
-    right = _of_each(figures, "seeds_right_")
+    right = _of_each(metrics, "cam_seed_precision/")
     for disease, precision in right.items():
         if precision < least:
             yield Event(
@@ -165,7 +165,7 @@ def trends(scores: Sequence[float], losses: Sequence[float]) -> Iterator[Event]:
         yield Event(
             "diverging",
             f"The training loss has risen three times in a row, to {losses[-1]:.3g} from "
-            f"{min(losses):.3g}. Lower training.rate.",
+            f"{min(losses):.3g}. Lower training.lr.",
         )
     if len(scores) < 5:
         return
@@ -176,7 +176,7 @@ def trends(scores: Sequence[float], losses: Sequence[float]) -> Iterator[Event]:
             "regressing",
             f"The last two validations ({scores[-2]:.3f}, {scores[-1]:.3f}) are worse than "
             f"the best ({best:.3f}) by more than noise ({noise:.3f}). The best model is "
-            "kept; a lower training.rate or more masks may help.",
+            "kept; a lower training.lr or more masks may help.",
         )
     elif len(scores) >= 8 and max(scores[len(scores) // 2 :]) <= (
         max(scores[: len(scores) // 2]) + noise

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plantseg_next.errors import UsageError
-from plantseg_next.settings import Experiment, flat_settings
+from plantseg_next.settings import Settings, flat_settings
 from plantseg_next.training.callbacks.callback import (
-    Ending,
+    Callback,
+    EndReason,
     Event,
-    Stepped,
+    StepInfo,
     Validation,
-    Watcher,
 )
 
 LogTo = Literal["tensorboard", "mlflow"]
@@ -26,7 +26,7 @@ EVERY = 10
 """Steps between two looks at the loss: looking makes a GPU wait."""
 
 
-def logger(kind: LogTo, run: Path, settings: Experiment) -> Watcher:
+def logger(kind: LogTo, run: Path, settings: Settings) -> Callback:
     """Return a watcher that tells another program of a run.
 
     Args:
@@ -50,7 +50,7 @@ def logger(kind: LogTo, run: Path, settings: Experiment) -> Watcher:
     return MLflow(run.resolve().parent / "mlflow.db", run.name, settings)
 
 
-class TensorBoard(Watcher):
+class TensorBoard(Callback):
     """Write TensorBoard's event files.
 
     Args:
@@ -61,11 +61,11 @@ class TensorBoard(Watcher):
         self._folder = folder
         self._writer: Any = None
 
-    def on_step(self, stepped: Stepped) -> Sequence[Event]:
+    def on_step(self, info: StepInfo) -> Sequence[Event]:
         """Write the parts of the loss, now and then."""
-        if stepped.step % EVERY == 0:
-            for name, part in stepped.parts.items():
-                self._at(stepped.step).add_scalar(f"loss/{name}", float(part), stepped.step)
+        if info.step % EVERY == 0:
+            for name, part in info.losses.items():
+                self._at(info.step).add_scalar(f"loss/{name}", float(part), info.step)
         return ()
 
     def on_validation(
@@ -77,9 +77,9 @@ class TensorBoard(Watcher):
     ) -> Sequence[Event]:
         """Write the figures."""
         writer = self._at(step)
-        for name, value in validation.figures.items():
+        for name, value in validation.metrics.items():
             writer.add_scalar(f"val/{name}", value, step)
-        for name, value in validation.details.items():
+        for name, value in validation.extra_metrics.items():
             writer.add_scalar(f"teacher/{name}", value, step)
         writer.flush()
         return ()
@@ -88,7 +88,7 @@ class TensorBoard(Watcher):
         """Write it as text."""
         self._at(step).add_text(event.kind, event.text, step)
 
-    def on_end(self, how: Ending, text: str) -> None:  # noqa: ARG002
+    def on_end(self, how: EndReason, text: str) -> None:  # noqa: ARG002
         """Close the file."""
         if self._writer is not None:
             self._writer.close()
@@ -107,7 +107,7 @@ class TensorBoard(Watcher):
         return self._writer
 
 
-class MLflow(Watcher):
+class MLflow(Callback):
     """Write into an MLflow store; a run that goes on stays one run there.
 
     Args:
@@ -116,7 +116,7 @@ class MLflow(Watcher):
         settings: Logged as parameters.
     """
 
-    def __init__(self, store: Path, name: str, settings: Experiment) -> None:
+    def __init__(self, store: Path, name: str, settings: Settings) -> None:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         # It would tell its makers of every run.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -127,12 +127,10 @@ class MLflow(Watcher):
         self._settings = settings
         self._run_id: str | None = None
 
-    def on_step(self, stepped: Stepped) -> Sequence[Event]:
+    def on_step(self, info: StepInfo) -> Sequence[Event]:
         """Log the parts of the loss, now and then."""
-        if stepped.step % EVERY == 0:
-            self._log(
-                stepped.step, "loss_", {n: float(p) for n, p in stepped.parts.items()}
-            )
+        if info.step % EVERY == 0:
+            self._log(info.step, "loss_", {n: float(p) for n, p in info.losses.items()})
         return ()
 
     def on_validation(
@@ -143,11 +141,11 @@ class MLflow(Watcher):
         best: bool,  # noqa: ARG002
     ) -> Sequence[Event]:
         """Log the figures."""
-        self._log(step, "val_", validation.figures)
-        self._log(step, "teacher_", validation.details)
+        self._log(step, "val_", validation.metrics)
+        self._log(step, "teacher_", validation.extra_metrics)
         return ()
 
-    def on_end(self, how: Ending, text: str) -> None:  # noqa: ARG002
+    def on_end(self, how: EndReason, text: str) -> None:  # noqa: ARG002
         """Say how it ended."""
         state = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[how]
         self._client.set_terminated(self._id, state)

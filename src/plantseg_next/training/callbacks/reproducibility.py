@@ -9,13 +9,13 @@ from torch import nn
 
 from plantseg_next.files import explained, write_atomically
 from plantseg_next.models.tensor_files import tensors_digest
-from plantseg_next.training.callbacks.callback import Event, Stepped, Watcher
+from plantseg_next.training.callbacks.callback import Callback, Event, StepInfo
 
 FIRST_STEPS = "first_steps.json"
 N_STEPS = 10
 
 
-class FirstSteps(Watcher):
+class ReproducibilityProbe(Callback):
     """Keep the losses of the first steps, and the digest of the weights after them.
 
     Args:
@@ -28,13 +28,13 @@ class FirstSteps(Watcher):
         self._network = network
         self._lines: list[str] = []
 
-    def on_step(self, stepped: Stepped) -> Sequence[Event]:
+    def on_step(self, info: StepInfo) -> Sequence[Event]:
         """Add a line a step, and write them all after the last one."""
-        if stepped.step != len(self._lines) + 1 or stepped.step > N_STEPS:
+        if info.step != len(self._lines) + 1 or info.step > N_STEPS:
             return ()
-        parts = (f"{name} {float(part).hex()}" for name, part in stepped.parts.items())
+        parts = (f"{name} {float(part).hex()}" for name, part in info.losses.items())
         self._lines.append(", ".join(parts))
-        if stepped.step == N_STEPS:
+        if info.step == N_STEPS:
             tree = {
                 "losses": self._lines,
                 "weights": tensors_digest(self._network.state_dict()),

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from plantseg_next.files import explained
-from plantseg_next.training.callbacks.callback import Event, Stepped, Validation, Watcher
+from plantseg_next.training.callbacks.callback import Callback, Event, StepInfo, Validation
 from plantseg_next.training.callbacks.csv_logger import write_table
 from plantseg_next.training.checkpoints import Saved
 
@@ -26,7 +26,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Sample:
+class ResourceSample:
     """What a run uses at one moment.
 
     Args:
@@ -50,7 +50,7 @@ class Sample:
     gpu_load_pct: float = float("nan")
 
 
-def take_sample(folder: Path) -> Sample:
+def take_sample(folder: Path) -> ResourceSample:
     """Return what this process and its children use now."""
     process = psutil.Process()
     resident = process.memory_info().rss
@@ -62,7 +62,7 @@ def take_sample(folder: Path) -> Sample:
         except psutil.Error:  # it has just ended
             continue
     gpu = torch.cuda.is_available()
-    return Sample(
+    return ResourceSample(
         time=time.time(),
         ram_mib=resident / MIB,
         ram_free_mib=psutil.virtual_memory().available / MIB,
@@ -81,7 +81,7 @@ def _gpu_load() -> float:
         return float("nan")
 
 
-class Monitor(Watcher):
+class ResourceMonitor(Callback):
     """Measure what a run uses, a row a validation in ``resources.csv``, and warn in time.
 
     Args:
@@ -101,15 +101,15 @@ class Monitor(Watcher):
         self._checkpoint_mib = 0.0
         self._seconds = self._waited_s = 0.0
         self._n_tiles = 0
-        self.samples: list[Sample] = []
+        self.samples: list[ResourceSample] = []
         self.newest = take_sample(folder)
         self.peak_mib = self.newest.ram_mib
 
-    def on_step(self, stepped: Stepped) -> Sequence[Event]:
+    def on_step(self, info: StepInfo) -> Sequence[Event]:
         """Add up; look at the machine now and then."""
-        self._seconds += stepped.seconds
-        self._waited_s += stepped.waited_s
-        self._n_tiles += stepped.n_tiles
+        self._seconds += info.seconds
+        self._waited_s += info.waited_s
+        self._n_tiles += info.n_tiles
         if time.time() - self.newest.time >= SAMPLE_S:
             self._look()
             return self._fresh(self._over_budget())

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plantseg_next.errors import UsageError
-from plantseg_next.settings import Experiment, flat_settings
-from plantseg_next.training.callbacks.diagnostics import HOME
+from plantseg_next.settings import Settings, flat_settings
+from plantseg_next.training.callbacks.diagnostics import SOURCE_DOMAIN
 from plantseg_next.training.callbacks.eta import in_words
-from plantseg_next.training.run_record import EVENTS, PLAN, RECORD, Record, is_held
+from plantseg_next.training.run_record import EVENTS, PLAN, RECORD, RunRecord, is_locked
 
 PROGRESS = "progress.json"
 SUMMARY = "summary.txt"
@@ -38,7 +38,7 @@ class Status:
 
     folder: Path
     state: State
-    record: Record
+    record: RunRecord
     progress: Mapping[str, Any] = field(default_factory=dict)
     events: tuple[Mapping[str, Any], ...] = ()
 
@@ -54,13 +54,13 @@ class Status:
             yield f"  left       about {in_words(self.progress['left_s'])}"
         for name in ("best", "last"):
             if found := self.progress.get(name):
-                figures = ", ".join(f"{n} {v:.3f}" for n, v in found.items() if n != "step")
-                yield f"  {name:<9}  {figures}, at step {found['step']}"
+                metrics = ", ".join(f"{n} {v:.3f}" for n, v in found.items() if n != "step")
+                yield f"  {name:<9}  {metrics}, at step {found['step']}"
         yield from self._lines_without_masks()
         if self.progress:
             yield f"  uses       {self._resources()}"
             yield from self._budget_lines()
-        yield f"  device     {self.record.facts.get('device', 'unknown')}"
+        yield f"  device     {self.record.environment.get('device', 'unknown')}"
         yield f"  images   {self.record.sources.get('data')}"
         if changed := _changed_settings(self.record.settings):
             yield f"  settings   {', '.join(changed)}"
@@ -116,8 +116,8 @@ class Status:
 
     def _lines_without_masks(self) -> Iterator[str]:
         """Say what the model makes of data sets of which nobody can say how right it is."""
-        shares = dict(self.progress.get("lesion_shares", {}))
-        home = shares.pop(HOME, math.nan)
+        shares = dict(self.progress.get("lesion_fractions", {}))
+        home = shares.pop(SOURCE_DOMAIN, math.nan)
         for name, share in shares.items():
             yield (
                 f"  no masks   {name}: {share:.1%} is called lesion; of the labeled "
@@ -135,10 +135,10 @@ class Status:
             yield f"  event      step {event['step']}, {kind}{times}: {event['text']}"
 
     def _advice(self) -> str:
-        command = self.record.facts.get("command") or []
+        command = self.record.environment.get("command") or []
         if Path(command[0] if command else "").name == "plantseg-next":
             again = shlex.join(["plantseg-next", *command[1:]])
-            again += f"   (in {self.record.facts.get('directory')})"
+            again += f"   (in {self.record.environment.get('directory')})"
         else:
             again = "the call that started it"
         match self.state:
@@ -164,7 +164,7 @@ def read_status(folder: Path, *, alive: bool | None = None) -> Status:
     Raises:
         UsageError: If there is no run in the folder.
     """
-    record = Record.read(folder)
+    record = RunRecord.read(folder)
     if record is None:
         raise UsageError(
             f"`{folder}` holds no run.",
@@ -174,7 +174,7 @@ def read_status(folder: Path, *, alive: bool | None = None) -> Status:
     progress = _read_json(folder / PROGRESS)
     state: State = progress.get("state", "running")
     if alive is None:
-        alive = is_held(folder)
+        alive = is_locked(folder)
     if alive:
         state = "running"
     elif state == "running":
@@ -202,6 +202,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _changed_settings(settings: Experiment) -> list[str]:
-    usual = flat_settings(Experiment())
+def _changed_settings(settings: Settings) -> list[str]:
+    usual = flat_settings(Settings())
     return [f"{n}={v}" for n, v in flat_settings(settings).items() if v != usual[n]]

@@ -17,25 +17,25 @@ from typing import Any
 from plantseg_next.errors import OutputError
 from plantseg_next.files import explained, write_atomically
 from plantseg_next.training.callbacks.callback import (
-    Ending,
+    Callback,
+    EndReason,
     Event,
-    Stepped,
+    StepInfo,
     Validation,
-    Watcher,
 )
 from plantseg_next.training.callbacks.curves import draw_curves
-from plantseg_next.training.callbacks.diagnostics import lesion_shares
+from plantseg_next.training.callbacks.diagnostics import lesion_fractions
 from plantseg_next.training.callbacks.eta import EtaEstimator
-from plantseg_next.training.callbacks.resources import Monitor
+from plantseg_next.training.callbacks.resources import ResourceMonitor
 from plantseg_next.training.callbacks.status import PROGRESS, SUMMARY, read_status
 from plantseg_next.training.checkpoints import Saved
 
 BEAT_S = 3.0
-KEPT = ("step", "steps", "best", "last", "lesion_shares")
+KEPT = ("step", "steps", "best", "last", "lesion_fractions")
 """What a resumed run says of itself until it knows better."""
 
 
-class Pulse(Watcher):
+class StatusFile(Callback):
     """Say how a run goes, in its folder.
 
     Args:
@@ -44,7 +44,7 @@ class Pulse(Watcher):
         eta: Which counts the steps and validations that this hears of.
     """
 
-    def __init__(self, folder: Path, monitor: Monitor, eta: EtaEstimator) -> None:
+    def __init__(self, folder: Path, monitor: ResourceMonitor, eta: EtaEstimator) -> None:
         self._folder = folder
         self._monitor = monitor
         self._eta = eta
@@ -62,23 +62,23 @@ class Pulse(Watcher):
             "steps": None,
         }
 
-    def on_step(self, stepped: Stepped) -> Sequence[Event]:
+    def on_step(self, info: StepInfo) -> Sequence[Event]:
         """Count it, and rewrite the progress now and then.
 
         A checkpoint between two steps counts as part of the second.
         """
-        with_lessons = any(name.startswith("lesson") for name in stepped.parts)
-        seconds = stepped.seconds
+        with_unlabeled = any(name.startswith("unsup") for name in info.losses)
+        seconds = info.seconds
         if self._step_ended:  # what was before the first step is no step's
             between = time.perf_counter() - seconds - self._step_ended
             if self._has_validated:
                 self._eta.add_validation(between)
             else:
                 seconds += between
-        self._eta.add_step(seconds, unsupervised=with_lessons)
-        self._elapsed_s = stepped.elapsed_s
+        self._eta.add_step(seconds, unsupervised=with_unlabeled)
+        self._elapsed_s = info.elapsed_s
         self._has_validated, self._step_ended = False, time.perf_counter()
-        self._state["step"], self._state["steps"] = stepped.step, stepped.steps
+        self._state["step"], self._state["steps"] = info.step, info.steps
         if time.perf_counter() >= self._beat_due:
             self._beat()
         return ()
@@ -93,9 +93,9 @@ class Pulse(Watcher):
         self._has_validated = True
         self._state["step"] = step
         if best:
-            self._state["best"] = {"step": step, **validation.figures}
-        self._state["last"] = {"step": step, **validation.figures}
-        self._state["lesion_shares"] = lesion_shares(validation.details)
+            self._state["best"] = {"step": step, **validation.metrics}
+        self._state["last"] = {"step": step, **validation.metrics}
+        self._state["lesion_fractions"] = lesion_fractions(validation.extra_metrics)
         self._write_all()
         return ()
 
@@ -108,7 +108,7 @@ class Pulse(Watcher):
         }
         self._beat()
 
-    def on_end(self, how: Ending, text: str) -> None:
+    def on_end(self, how: EndReason, text: str) -> None:
         """Say how it ended, as far as the disk still takes it."""
         self._state |= {"state": how, "text": text}
         with suppress(OutputError):

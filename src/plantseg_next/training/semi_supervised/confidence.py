@@ -24,7 +24,7 @@ SAMPLE = 20_000
 """Most pixels that a quantile is taken of: its error is then below half a percent."""
 BINS = 1024
 """Of certainty, where the surest pixels of a class are looked for."""
-MEMORY = 0.99
+MOMENTUM = 0.99
 """Share of a running figure that one more step keeps."""
 MIN_CLASS_FRACTION = 0.1
 """Least fraction of the pixels of each class that is believed, where ``dynamic``."""
@@ -54,7 +54,7 @@ def negative_entropy(logits: Float[Tensor, "b k h w"]) -> Float[Tensor, "b h w"]
     return (log_prob.exp() * log_prob).sum(1) / math.log(logits.shape[1])
 
 
-def steadiness(logits: Float[Tensor, "n b k h w"]) -> Float[Tensor, "b h w"]:
+def negative_variance(logits: Float[Tensor, "n b k h w"]) -> Float[Tensor, "b h w"]:
     """Return minus the variance of the probabilities over passes, summed over classes.
 
     Args:
@@ -70,7 +70,7 @@ def steadiness(logits: Float[Tensor, "n b k h w"]) -> Float[Tensor, "b h w"]:
 
 
 @dataclass(frozen=True)
-class Opinion:
+class TeacherPrediction:
     """What the teacher says of the pixels of one head.
 
     Args:
@@ -82,7 +82,7 @@ class Opinion:
     passes: Tensor | None = None
 
     @classmethod
-    def joined(cls, parts: Sequence["Opinion"]) -> "Opinion":
+    def joined(cls, parts: Sequence["TeacherPrediction"]) -> "TeacherPrediction":
         """Return the opinions on many tiles as one, in order."""
         passes = [part.passes for part in parts if part.passes is not None]
         return cls(
@@ -100,7 +100,7 @@ class Opinion:
         """Of the likeliest class."""
         return probability(self.logits)
 
-    def certainty(self, kind: Kind) -> Float[Tensor, "b h w"]:
+    def confidence(self, kind: Kind) -> Float[Tensor, "b h w"]:
         """Return how sure the teacher is, in the units of the kind."""
         if kind == "probability":
             return self.probability
@@ -109,7 +109,7 @@ class Opinion:
         if kind == "entropy":
             return negative_entropy(self.logits)
         assert self.passes is not None, "the dropout gate needs passes"  # noqa: S101
-        return steadiness(self.passes)
+        return negative_variance(self.passes)
 
 
 class Ranks:
@@ -123,7 +123,9 @@ class Ranks:
         self._at = torch.linspace(0, 1, points)
         self._tables: list[Tensor | None] = [None, None]  # no lesion, lesion
 
-    def learn(self, certainty: Float[Tensor, " p"], is_lesion: Bool[Tensor, " p"]) -> None:
+    def calibrate(
+        self, certainty: Float[Tensor, " p"], is_lesion: Bool[Tensor, " p"]
+    ) -> None:
         """Move the tables towards the quantiles of these pixels."""
         for group in (0, 1):
             values = _some(certainty[is_lesion == bool(group)])
@@ -161,25 +163,25 @@ class Ranks:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ConfidenceStats:
     """What a gate keeps of an opinion on part of a step until it has heard the rest.
 
     Args:
         label: uint8 ``(b, h, w)``, the likeliest class.
-        certainty: ``(b, h, w)``, in [0, 1]: probability, or rank of the gate's kinds.
-        inside: Whether a pixel may be believed at all.
+        confidence: ``(b, h, w)``, in [0, 1]: probability, or rank of the gate's kinds.
+        valid: Whether a pixel may be believed at all.
         total: ``(k,)``, sum of the probabilities of the pixels inside, by class.
         pixels: ``(k, bins)``, number of the pixels inside, by class and certainty.
     """
 
     label: Tensor
-    certainty: Tensor
-    inside: Tensor
+    confidence: Tensor
+    valid: Tensor
     total: Tensor
     pixels: Tensor
 
 
-class Gate:
+class ConfidenceMask:
     """Believe the pixels of which the teacher is certain enough; a gate a head.
 
     Args:
@@ -188,10 +190,10 @@ class Gate:
             share of labeled pixels as this probability would, so that kinds differ in
             which pixels they believe and not in how many.
         n_classes: Classes of the head.
-        dynamic: Whether a class of which the teacher is seldom sure gets a lower
+        adaptive: Whether a class of which the teacher is seldom sure gets a lower
             threshold, in proportion to its running certainty.
-        floor: Least share of the pixels of each class that is believed, so that a rare
-            disease keeps some; only where ``dynamic``.
+        min_class_fraction: Least share of the pixels of each class that is believed, so
+            that a rare disease keeps some; only where ``adaptive``.
 
     Source:
         Sohn et al. 2020 (FixMatch), arXiv:2001.07685, the fixed threshold; Zhang et al.
@@ -205,14 +207,14 @@ class Gate:
         *,
         threshold: float,
         n_classes: int,
-        dynamic: bool,
-        floor: float = MIN_CLASS_FRACTION,
+        adaptive: bool,
+        min_class_fraction: float = MIN_CLASS_FRACTION,
     ) -> None:
         self.kinds = kinds
         self.threshold = threshold
-        self.dynamic = dynamic
-        self.floor = floor
-        self._sureness = torch.ones(n_classes)  # running mean probability of a class
+        self.adaptive = adaptive
+        self.min_class_fraction = min_class_fraction
+        self._mean_confidence = torch.ones(n_classes)  # running mean probability of a class
         self._ranks = {kind: Ranks() for kind in ("probability", *kinds)}
         self._combined = Ranks()  # a mean of ranks is itself no rank
 
@@ -225,79 +227,87 @@ class Gate:
         """Return what a checkpoint must hold."""
         ranks: dict[str, Any] = {k: r.state_dict() for k, r in self._ranks.items()}
         combined = self._combined.state_dict()
-        return {"sureness": self._sureness.clone(), "ranks": ranks, "combined": combined}
+        return {
+            "sureness": self._mean_confidence.clone(),
+            "ranks": ranks,
+            "combined": combined,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as the gate whose state it is."""
-        self._sureness = state["sureness"].clone()
+        self._mean_confidence = state["sureness"].clone()
         self._combined.load_state_dict(state["combined"])
         for kind, ranks in self._ranks.items():
             ranks.load_state_dict(state["ranks"][kind])
 
-    def learn(self, opinion: Opinion, known: Bool[Tensor, "b h w"]) -> None:
+    def calibrate(
+        self, prediction: TeacherPrediction, known: Bool[Tensor, "b h w"]
+    ) -> None:
         """Learn the ranks from the teacher's opinion on labeled tiles."""
-        is_lesion = (opinion.label != NO_LESION)[known]
+        is_lesion = (prediction.label != NO_LESION)[known]
         for kind, ranks in self._ranks.items():
-            ranks.learn(opinion.certainty(kind)[known], is_lesion)
+            ranks.calibrate(prediction.confidence(kind)[known], is_lesion)
         if known.any():
-            self._combined.learn(self._mean_rank(opinion)[known], is_lesion)
+            self._combined.calibrate(self._mean_rank(prediction)[known], is_lesion)
 
-    def weigh(self, opinion: Opinion, inside: Bool[Tensor, "b h w"]) -> "Verdict":
+    def stats(
+        self, prediction: TeacherPrediction, valid: Bool[Tensor, "b h w"]
+    ) -> "ConfidenceStats":
         """Return what it takes to say later which pixels to believe."""
-        k = len(self._sureness)
-        label, probability = opinion.label, opinion.probability
+        k = len(self._mean_confidence)
+        label, probability = prediction.label, prediction.probability
         certainty = probability
         if self.needs_ranks:
-            certainty = self._combined(self._mean_rank(opinion), label != NO_LESION)
+            certainty = self._combined(self._mean_rank(prediction), label != NO_LESION)
         bins = (certainty * BINS).long().clamp(0, BINS - 1)
         at = (label * BINS + bins).flatten()
-        none = torch.zeros(k * BINS, dtype=torch.long, device=inside.device)
-        return Verdict(
+        none = torch.zeros(k * BINS, dtype=torch.long, device=valid.device)
+        return ConfidenceStats(
             label.byte(),
             certainty,
-            inside,
-            torch.zeros(k, device=inside.device).index_add(
-                0, label.flatten(), (probability * inside).flatten()
+            valid,
+            torch.zeros(k, device=valid.device).index_add(
+                0, label.flatten(), (probability * valid).flatten()
             ),
-            none.index_add(0, at, inside.flatten().long()).view(k, BINS),
+            none.index_add(0, at, valid.flatten().long()).view(k, BINS),
         )
 
-    def notice(self, verdicts: Sequence["Verdict"]) -> None:
+    def update(self, stats: Sequence["ConfidenceStats"]) -> None:
         """Update how sure the teacher usually is of each class, once a step."""
-        old = self._sureness = self._sureness.to(verdicts[0].inside.device)
-        n = torch.stack([verdict.pixels.sum(1) for verdict in verdicts]).sum(0)
-        total = torch.stack([verdict.total for verdict in verdicts]).sum(0)
+        old = self._mean_confidence = self._mean_confidence.to(stats[0].valid.device)
+        n = torch.stack([s.pixels.sum(1) for s in stats]).sum(0)
+        total = torch.stack([s.total for s in stats]).sum(0)
         mean = total / n.clamp_min(1)
-        self._sureness = old.lerp(mean, 1 - MEMORY).where(n > 0, old)
+        self._mean_confidence = old.lerp(mean, 1 - MOMENTUM).where(n > 0, old)
 
-    def believes(self, verdicts: Sequence["Verdict"]) -> Iterator[Bool[Tensor, "b h w"]]:
+    def mask(self, stats: Sequence["ConfidenceStats"]) -> Iterator[Bool[Tensor, "b h w"]]:
         """Yield of each part of a step which pixels to believe; none outside.
 
         The floor is one of the whole step: how it was parted changes nothing.
         """
-        lowest = self._lowest(torch.stack([verdict.pixels for verdict in verdicts]).sum(0))
-        for verdict in verdicts:
-            label, certainty = verdict.label.long(), verdict.certainty
+        lowest = self._lowest(torch.stack([s.pixels for s in stats]).sum(0))
+        for part in stats:
+            label, certainty = part.label.long(), part.confidence
             bar = self._thresholds.to(certainty.device)[label]  # (b, h, w)
             if self.needs_ranks:  # what was not learned is out of reach
                 is_lesion = label != NO_LESION
                 bar = self._ranks["probability"](bar, is_lesion, unknown=2.0)
-            believed = certainty >= bar
-            if self.dynamic and self.floor > 0:
+            trusted = certainty >= bar
+            if self.adaptive and self.min_class_fraction > 0:
                 bins = (certainty * BINS).clamp(0, BINS - 1)
-                believed |= (bins >= lowest[label]) & (certainty > 0)
-            yield believed & verdict.inside
+                trusted |= (bins >= lowest[label]) & (certainty > 0)
+            yield trusted & part.valid
 
     @property
     def _thresholds(self) -> Float[Tensor, " k"]:
-        if not self.dynamic:
-            return torch.full_like(self._sureness, self.threshold)
-        return self.threshold * self._sureness / self._sureness.max()
+        if not self.adaptive:
+            return torch.full_like(self._mean_confidence, self.threshold)
+        return self.threshold * self._mean_confidence / self._mean_confidence.max()
 
-    def _mean_rank(self, opinion: Opinion) -> Float[Tensor, "b h w"]:
-        is_lesion = opinion.label != NO_LESION
+    def _mean_rank(self, prediction: TeacherPrediction) -> Float[Tensor, "b h w"]:
+        is_lesion = prediction.label != NO_LESION
         return torch.stack(
-            [self._ranks[k](opinion.certainty(k), is_lesion) for k in self.kinds]
+            [self._ranks[k](prediction.confidence(k), is_lesion) for k in self.kinds]
         ).mean(0)
 
     def _lowest(self, pixels: Int[Tensor, "k bins"]) -> Int[Tensor, " k"]:
@@ -308,7 +318,7 @@ class Gate:
         how many classes there are.
         """
         surer = pixels.flip(1).cumsum(1).flip(1)  # of a class, in this bin or above
-        return (surer >= self.floor * surer[:, :1]).sum(1) - 1
+        return (surer >= self.min_class_fraction * surer[:, :1]).sum(1) - 1
 
 
 def _some(values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from plantseg_next.models.segmenter import Scores, Segmenter
 from plantseg_next.training.schedule import teacher_decay
 
 
-class Teacher:
+class EmaTeacher:
     """Follow a student; always in eval, never differentiated.
 
     Parameters and float buffers are averaged; integer buffers (counters) are copied.
@@ -26,8 +26,8 @@ class Teacher:
     Args:
         student: Copied as it stands.
         decay: Greatest share of the old teacher that an update keeps, in [0, 1).
-        away: Whether its weights wait in main memory and visit the device of the images
-            that it looks at, instead of being there all the time.
+        offload_to_cpu: Whether its weights wait in main memory and visit the device of
+            the images that it looks at, instead of being there all the time.
         bfloat16: Whether it computes in bfloat16, as its student does; its weights stay
             in float32, or small steps would round away.
     """
@@ -38,55 +38,55 @@ class Teacher:
         *,
         decay: float,
         bfloat16: bool = False,
-        away: bool = False,
+        offload_to_cpu: bool = False,
     ) -> None:
         frozen = {id(p): p for p in student.parameters() if not p.requires_grad}
         self.network = copy.deepcopy(student, frozen).eval().requires_grad_(False)
         self.decay = decay
         self.bfloat16 = bfloat16
-        self.away = away
+        self.offload_to_cpu = offload_to_cpu
         self.updates = 0
-        self._visiting: dict[str, Tensor] | None = None
+        self._on_device: dict[str, Tensor] | None = None
 
     @torch.no_grad()
     def __call__(
         self, image: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
     ) -> Scores:
         """Return what the teacher says of images."""
-        found: Scores = self._ask(self.network, "", image)
+        found: Scores = self._call(self.network, "", image)
         return found
 
-    def locate(
+    def layer_cam(
         self, image: Tensor, disease: Tensor, against: Tensor
     ) -> Float[Tensor, "b h4 w4"]:
         """Return where the teacher sees a disease; see ``Segmenter.locate``."""
-        seer = _Locating(self.network)
-        found: Tensor = self._ask(seer, "network.", image, disease, against)
+        seer = _LayerCam(self.network)
+        found: Tensor = self._call(seer, "network.", image, disease, against)
         return found
 
-    def _ask(self, module: nn.Module, prefix: str, image: Tensor, *more: Tensor) -> Any:  # noqa: ANN401
+    def _call(self, module: nn.Module, prefix: str, image: Tensor, *more: Tensor) -> Any:  # noqa: ANN401
         """Call the network, or a module that holds it under a prefix."""
         with (
-            self.visit(image.device),
+            self.on_device(image.device),
             torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16),
         ):
-            if self._visiting is None:
+            if self._on_device is None:
                 return module(image, *more)
-            weights = {f"{prefix}{n}": tensor for n, tensor in self._visiting.items()}
+            weights = {f"{prefix}{n}": tensor for n, tensor in self._on_device.items()}
             return functional_call(module, weights, (image, *more))
 
     @contextmanager
-    def visit(self, device: torch.device) -> Iterator[None]:
+    def on_device(self, device: torch.device) -> Iterator[None]:
         """Keep the weights on a device for a while, if they are away.
 
         Weights that are only ever used in bfloat16 go in bfloat16.
         """
-        if self._visiting is not None or not self.away:
+        if self._on_device is not None or not self.offload_to_cpu:
             yield
             return
         encoder = getattr(self.network, "encoder", None)
         in_float32 = encoder is not None and encoder.stays_in_float32(device)
-        self._visiting = {
+        self._on_device = {
             name: tensor.to(
                 device,
                 # Of convolutions and linear layers: what autocast casts, as it casts it.
@@ -103,7 +103,7 @@ class Teacher:
         try:
             yield
         finally:
-            self._visiting = None
+            self._on_device = None
 
     @torch.no_grad()
     def update(self, student: nn.Module, *, steps: int) -> None:
@@ -140,7 +140,7 @@ class Teacher:
         self.updates = state["updates"]
 
 
-class _Locating(nn.Module):
+class _LayerCam(nn.Module):
     """Call ``locate`` as a forward pass: with other weights, only that can be called."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -148,7 +148,7 @@ class _Locating(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor, disease: Tensor, against: Tensor) -> Tensor:
-        return cast("Segmenter", self.network).locate(image, disease, against)
+        return cast("Segmenter", self.network).layer_cam(image, disease, against)
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:

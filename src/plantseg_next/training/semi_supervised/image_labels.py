@@ -20,28 +20,28 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
 
 from plantseg_next.data.formats.folders import tidy_name
-from plantseg_next.settings import NamesSettings
+from plantseg_next.settings import ImageLabelSettings
 from plantseg_next.structures import IGNORE, NO_LESION, ClassMap
 
 HEALTHY = ("healthy", "normal", "background")
 """How a name begins that says that there is no lesion; PlantVillage's copies have
 backgrounds without leaves."""
-BACKGROUNDS = 0.5
+BACKGROUND_PROBABILITY = 0.5
 """Chance that what lies off the leaf is painted over in a tile with a name, where the leaf
 is learned: a background can tell which folder an image is from."""
-FADES = 0.7
+DECAY = 0.7
 """Part of the run over which the weight of seeds falls to 0, as the teacher takes over."""
 HIGH, LOW = 0.95, 0.5
 """Quantiles of the leaf above which a pixel is a seed of the lesion, and of no lesion
 below."""
-LEAST_PRECISION = 0.5
+MIN_PRECISION = 0.5
 """Seeds of a disease that are less often right than this, on images whose mask is known,
 are not learned from."""
-MEMORY = 0.5
+MOMENTUM = 0.5
 """Share of earlier counts that one more measurement keeps: the network was another."""
 
 
-def seed_classes(classes: ClassMap) -> tuple[int, ...]:
+def cam_seed_classes(classes: ClassMap) -> tuple[int, ...]:
     """Return the lesion class that each disease is seeded as.
 
     Its own where there is one of that name; the only one where there is no other choice;
@@ -58,7 +58,7 @@ def seed_classes(classes: ClassMap) -> tuple[int, ...]:
     return tuple(found)
 
 
-class WeakLabels:
+class ImageLabelSupervision:
     """Draw seeds, and remember how right they were.
 
     Args:
@@ -66,26 +66,26 @@ class WeakLabels:
         classes: Of the network.
     """
 
-    def __init__(self, settings: NamesSettings, classes: ClassMap) -> None:
+    def __init__(self, settings: ImageLabelSettings, classes: ClassMap) -> None:
         self.settings = settings
         self.names = classes.diseases
         # The last entry is that of an image without a name.
         table = torch.full((256,), IGNORE, dtype=torch.uint8)
-        table[: len(classes.diseases)] = torch.tensor(seed_classes(classes)).byte()
+        table[: len(classes.diseases)] = torch.tensor(cam_seed_classes(classes)).byte()
         self._class_of = table
         healthy = table[: len(classes.diseases)] == NO_LESION
         others = healthy if healthy.any() else torch.ones_like(healthy)
         self._against = others.float() / others.sum().clamp_min(1)
         self._counts = torch.zeros(256, 3)  # seeded, of these right, true lesion found
 
-    def against(self, device: torch.device) -> Float[Tensor, " d"]:
+    def contrast_weights(self, device: torch.device) -> Float[Tensor, " d"]:
         """Return what a disease is told from: healthy, or else all others alike."""
         return self._against.to(device)
 
     @property
-    def is_asked(self) -> bool:
+    def makes_cam_seeds(self) -> bool:
         """Whether seeds are wanted, and some disease can have them."""
-        wanted = self.settings.seeds > 0
+        wanted = self.settings.cam_seeds > 0
         return wanted and bool((self._class_of != IGNORE).any())
 
     def weight(self, done: float) -> float:
@@ -94,9 +94,9 @@ class WeakLabels:
         Args:
             done: Part of the run that lies behind.
         """
-        return self.settings.seeds * max(0.0, 1 - done / FADES)
+        return self.settings.cam_seeds * max(0.0, 1 - done / DECAY)
 
-    def seeds(
+    def cam_seeds(
         self,
         activation: Float[Tensor, "b h w"],
         leaf: Bool[Tensor, "b h w"],
@@ -128,7 +128,7 @@ class WeakLabels:
         found = found.masked_fill(is_healthy, NO_LESION)
         return found.masked_fill(says_nothing | ~inside, IGNORE)
 
-    def denied(
+    def contradicts_label(
         self,
         label: Integer[Tensor, "b h w"],
         activation: Float[Tensor, "b h w"],
@@ -152,47 +152,48 @@ class WeakLabels:
         overlooked = (kind != IGNORE) & says_none & leaf & (activation > low)
         return torch.where(kind == NO_LESION, ~says_none, overlooked)
 
-    def trusted(self) -> Bool[Tensor, " d"]:
+    def reliable_classes(self) -> Bool[Tensor, " d"]:
         """Return which diseases may be seeded, by number; 256 of them.
 
         Those that masks have judged and found right often enough, and healthy.
         """
         seeded, right, _ = self._counts.unbind(1)
-        good = (seeded > 0) & (right >= LEAST_PRECISION * seeded)
+        good = (seeded > 0) & (right >= MIN_PRECISION * seeded)
         return good | (self._class_of == NO_LESION)
 
-    def judge(
+    def update_precision(
         self,
-        seeds: UInt8[Tensor, "b h w"],
+        cam_seeds: UInt8[Tensor, "b h w"],
         lesion: UInt8[Tensor, "b h w"],
         disease: UInt8[Tensor, " b"],
     ) -> dict[str, float]:
         """Measure seeds on tiles whose masks are known, and remember it.
 
         Args:
-            seeds: Of these tiles.
+            cam_seeds: Of these tiles.
             lesion: Their masks.
             disease: Their names.
 
         Returns:
-            Of every disease there: ``seeds_right_...``, the share of its lesion seeds
-            that are lesion in the mask, and ``seeds_found_...``, the share of the lesion
-            that is seeded; over all measurements so far, older ones counting less.
+            Of every disease there: ``cam_seed_precision/...``, the share of its lesion
+            seeds that are lesion in the mask, and ``cam_seed_recall/...``, the share of
+            the lesion that is seeded; over all measurements so far, older ones counting
+            less.
         """
         known = lesion != IGNORE
-        claimed = (seeds != IGNORE) & (seeds != NO_LESION) & known
+        claimed = (cam_seeds != IGNORE) & (cam_seeds != NO_LESION) & known
         truly = known & (lesion != NO_LESION)
         counts = torch.stack([claimed, claimed & truly, truly], 1).sum((2, 3)).float()
-        self._counts *= MEMORY
+        self._counts *= MOMENTUM
         self._counts.index_add_(0, disease.long().cpu(), counts.cpu())
-        figures = {}
+        metrics = {}
         for number, name in enumerate(self.names):
             seeded, right, true = self._counts[number].tolist()
             if int(self._class_of[number]) in (IGNORE, NO_LESION):
                 continue
-            figures[f"seeds_right_{name}"] = right / seeded if seeded else math.nan
-            figures[f"seeds_found_{name}"] = right / true if true else math.nan
-        return figures
+            metrics[f"cam_seed_precision/{name}"] = right / seeded if seeded else math.nan
+            metrics[f"cam_seed_recall/{name}"] = right / true if true else math.nan
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""

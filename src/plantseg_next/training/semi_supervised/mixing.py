@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plantseg_next.structures import IGNORE
-from plantseg_next.training.semi_supervised.pseudo_labeled_batch import Taught
+from plantseg_next.training.semi_supervised.pseudo_labeled_batch import PseudoLabeledBatch
 
 BOX_AREA = (0.02, 0.4)  # parts of the tile
 BOX_ASPECT = (0.3, 1 / 0.3)  # height over width
 
 
-def draw_boxes(b: int, size_hw: tuple[int, int], *, chance: float) -> Bool[Tensor, "b h w"]:
+def sample_boxes(
+    b: int, size_hw: tuple[int, int], *, probability: float
+) -> Bool[Tensor, "b h w"]:
     """Return a box a tile, empty with the chance ``1 - chance``.
 
     Source:
@@ -32,7 +34,7 @@ def draw_boxes(b: int, size_hw: tuple[int, int], *, chance: float) -> Bool[Tenso
     boxes = torch.zeros(b, h, w, dtype=torch.bool)
     for box in boxes:
         drawn, area, aspect, y, x = torch.rand(5).tolist()
-        if drawn >= chance:
+        if drawn >= probability:
             continue
         area = (BOX_AREA[0] + area * (BOX_AREA[1] - BOX_AREA[0])) * h * w
         low, high = (math.log(a) for a in BOX_ASPECT)
@@ -44,7 +46,7 @@ def draw_boxes(b: int, size_hw: tuple[int, int], *, chance: float) -> Bool[Tenso
     return boxes
 
 
-def cut_mix(tiles: Taught, boxes: Bool[Tensor, "b h w"]) -> Taught:
+def cut_mix(tiles: PseudoLabeledBatch, boxes: Bool[Tensor, "b h w"]) -> PseudoLabeledBatch:
     """Return the tiles with the content of each box taken from the tile before.
 
     A tile that got a box shows two leaves, and has no name any longer.
@@ -54,14 +56,16 @@ def cut_mix(tiles: Taught, boxes: Bool[Tensor, "b h w"]) -> Taught:
         where = boxes if own.ndim == 3 else boxes[:, None]
         return torch.where(where, own.roll(1, dims=0), own)
 
-    mixed = tiles.each(moved)
+    mixed = tiles.map_tensors(moved)
     if mixed.disease is None:
         return mixed
     is_mixed = boxes.flatten(1).any(1)
     return replace(mixed, disease=mixed.disease.masked_fill(is_mixed, IGNORE))
 
 
-def paint_ground(tiles: Taught, chosen: Bool[Tensor, " b"]) -> Taught:
+def paint_background(
+    tiles: PseudoLabeledBatch, chosen: Bool[Tensor, " b"]
+) -> PseudoLabeledBatch:
     """Return the tiles with what is surely off the leaf painted over, softly and at random.
 
     Eight pixels of the background alone name half of PlantVillage (Noyan 2022,

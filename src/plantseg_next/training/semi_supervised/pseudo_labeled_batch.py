@@ -10,55 +10,57 @@ from plantseg_next.models.segmenter import Scores
 
 
 @dataclass(frozen=True)
-class Taught:
+class PseudoLabeledBatch:
     """What the student sees, and what the teacher says of it.
 
     Args:
         image: ``(b, 3, h, w)``, bytes or in [0, 1].
         lesion: uint8 ``(b, h, w)``, ``IGNORE`` where the teacher is not believed.
         leaf: The same for the leaf.
-        inside: bool ``(b, h, w)``, whether the pixel lies in the image at all.
+        valid: bool ``(b, h, w)``, whether the pixel lies in the image at all.
         scores: The teacher's logits, at its own resolution, where the method wants them.
         disease: uint8 ``(b,)``, the name of the image, ``IGNORE`` where it has none or
             where more than one leaf is in it; ``None`` where no image has a name.
-        seed: uint8 ``(b, h, w)``, lesion classes by the name alone; ``None`` likewise.
+        cam_seed: uint8 ``(b, h, w)``, lesion classes by the name alone; ``None`` likewise.
     """
 
     image: Tensor
     lesion: Tensor
     leaf: Tensor
-    inside: Tensor
+    valid: Tensor
     scores: Scores | None = None
     disease: Tensor | None = None
-    seed: Tensor | None = None
+    cam_seed: Tensor | None = None
 
-    def each(self, moved: Callable[[Tensor], Tensor]) -> "Taught":
+    def map_tensors(self, moved: Callable[[Tensor], Tensor]) -> "PseudoLabeledBatch":
         """Return the tiles with every map changed in the same way, without scores."""
         image, lesion, leaf, inside = map(
-            moved, (self.image, self.lesion, self.leaf, self.inside)
+            moved, (self.image, self.lesion, self.leaf, self.valid)
         )
-        seed = None if self.seed is None else moved(self.seed)
-        return Taught(image, lesion, leaf, inside, disease=self.disease, seed=seed)
+        seed = None if self.cam_seed is None else moved(self.cam_seed)
+        return PseudoLabeledBatch(
+            image, lesion, leaf, inside, disease=self.disease, cam_seed=seed
+        )
 
-    def part(self, which: slice) -> "Taught":
+    def select(self, which: slice) -> "PseudoLabeledBatch":
         """Return some of the tiles."""
         return replace(
-            self.each(lambda own: own[which]),
+            self.map_tensors(lambda own: own[which]),
             scores=self.scores and Scores(*(m[which] for m in self.scores)),
             disease=None if self.disease is None else self.disease[which],
         )
 
     @classmethod
-    def joined(cls, parts: Sequence["Taught"]) -> "Taught":
+    def joined(cls, parts: Sequence["PseudoLabeledBatch"]) -> "PseudoLabeledBatch":
         """Return the tiles of many parts as one, in order."""
         scores = [part.scores for part in parts if part.scores is not None]
         names = [part.disease for part in parts if part.disease is not None]
-        seeds = [part.seed for part in parts if part.seed is not None]
+        seeds = [part.cam_seed for part in parts if part.cam_seed is not None]
         return cls(
             torch.cat([part.image for part in parts]),
             torch.cat([part.lesion for part in parts]),
             torch.cat([part.leaf for part in parts]),
-            torch.cat([part.inside for part in parts]),
+            torch.cat([part.valid for part in parts]),
             Scores(*(torch.cat(maps) for maps in zip(*scores, strict=True)))
             if scores
             else None,

@@ -14,15 +14,15 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from plantseg_next.data.dataset import collate_views
-from plantseg_next.data.quality.inspect import HARDLY_GREEN, green_share
+from plantseg_next.data.quality.inspect import HARDLY_GREEN, green_fraction
 from plantseg_next.errors import DataError
-from plantseg_next.structures import NO_LESION, Views
+from plantseg_next.structures import NO_LESION, UnlabeledBatch
 from plantseg_next.training.semi_supervised.confidence import negative_entropy
 
 TILES = 16
 
 
-class Domains:
+class UnlabeledSetMetrics:
     """Ask a network about tiles of every data set without masks, and of those with.
 
     The tiles are the same every time. They are drawn anew and a few at a time, so that
@@ -34,7 +34,9 @@ class Domains:
         visits: Draws that give ``TILES`` tiles.
     """
 
-    def __init__(self, views: Mapping[str, Dataset[Views]], *, visits: int) -> None:
+    def __init__(
+        self, views: Mapping[str, Dataset[UnlabeledBatch]], *, visits: int
+    ) -> None:
         self._views = views
         self._visits = visits
 
@@ -47,34 +49,35 @@ class Domains:
             at_once: Tiles that it looks at at once.
 
         Returns:
-            ``steady``: Dice overlap of the lesions that the network sees in two lights;
-            NaN where it sees none. ``doubt``: mean entropy of a pixel, as a share of the
-            greatest. ``lesion``: share of the pixels that it calls lesion.
-            ``colorless``: share of the tiles in which hardly anything is green.
-            Nothing of a data set whose images cannot be read.
+            ``aug_consistency``: Dice overlap of the lesions that the network sees in
+            two lights; NaN where it sees none. ``mean_entropy``: mean entropy of a
+            pixel, as a fraction of the greatest. ``lesion_fraction``: fraction of the
+            pixels that it calls lesion. ``non_green_fraction``: fraction of the tiles in
+            which hardly anything is green. Nothing of a data set whose images cannot be
+            read.
         """
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for name, views in self._views.items():
             try:
-                found = self._ask(network, views, at_once)
+                found = self._measure(network, views, at_once)
             except DataError:  # each of its images is told of when it is drawn
                 continue
-            figures |= {f"{figure}_of_{name}": value for figure, value in found.items()}
-        return figures
+            metrics |= {f"{figure}/{name}": value for figure, value in found.items()}
+        return metrics
 
-    def _ask(
-        self, network: nn.Module, views: Dataset[Views], at_once: int
+    def _measure(
+        self, network: nn.Module, views: Dataset[UnlabeledBatch], at_once: int
     ) -> dict[str, float]:
         place = next(network.parameters()).device
         lesions = torch.zeros(3, dtype=torch.double)  # in one light, the other, both
         pixels = doubt = 0.0
-        colorless: list[bool] = []
+        non_green: list[bool] = []
         for part in _parts(views, self._visits, at_once):
-            colorless += [
-                green_share(tile.permute(1, 2, 0).numpy()) < HARDLY_GREEN
+            non_green += [
+                green_fraction(tile.permute(1, 2, 0).numpy()) < HARDLY_GREEN
                 for tile in part.weak
             ]
-            inside = part.inside.to(place)
+            inside = part.valid.to(place)
             weak, strong = (
                 network(image.to(place)).resized(inside.shape[1:]).lesion
                 for image in (part.weak, part.strong[0])
@@ -85,16 +88,18 @@ class Domains:
             pixels += float(inside.sum())
         one, other, both = lesions.tolist()
         return {
-            "steady": 2 * both / (one + other) if one + other else math.nan,
-            "doubt": doubt / pixels if pixels else math.nan,
-            "lesion": one / pixels if pixels else math.nan,
-            "colorless": sum(colorless) / len(colorless),
+            "aug_consistency": 2 * both / (one + other) if one + other else math.nan,
+            "mean_entropy": doubt / pixels if pixels else math.nan,
+            "lesion_fraction": one / pixels if pixels else math.nan,
+            "non_green_fraction": sum(non_green) / len(non_green),
         }
 
 
-def _parts(views: Dataset[Views], visits: int, at_once: int) -> Iterator[Views]:
+def _parts(
+    views: Dataset[UnlabeledBatch], visits: int, at_once: int
+) -> Iterator[UnlabeledBatch]:
     """Yield the tiles of these visits, about ``at_once`` at a time."""
-    held: list[Views] = []
+    held: list[UnlabeledBatch] = []
     for draw in range(visits):
         held.append(views[draw])
         if sum(map(len, held)) >= at_once or draw == visits - 1:
