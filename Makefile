@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n 2
 # Types and shapes are checked at every call of the package; in whole runs that is slow.
 CHECKED := --jaxtyping-packages=plantseg_next,beartype.beartype
 
-.PHONY: demo test unit integration slow lint types imports coverage clean
+.PHONY: demo test unit integration slow lint types imports docs coverage clean
 
 demo: $(INSTALLED)
 	rm -rf demo
@@ -36,6 +36,11 @@ types: $(INSTALLED)
 
 imports: $(INSTALLED)
 	$(BIN)/lint-imports
+
+# The documentation as a site in build/site; a broken link is an error.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 coverage: $(INSTALLED)
 	$(PYTEST) --cov --cov-report=term-missing

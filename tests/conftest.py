@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import toy_encoder
 from plantseg_next import api
@@ -21,6 +22,12 @@ from plantseg_next.training.trainer import Trainer
 # One thread: tests are small, and threads that wait for each other on a busy machine
 # make them a hundred times slower.
 torch.set_num_threads(1)
+
+# A busy machine must not fail a property.
+settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any-machine")
 
 TINY = Settings(
     device="cpu",

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, and what is printed where."""
+"""The command line: exit codes, and what is printed to stdout and stderr."""
 
 import csv
 import json
@@ -14,6 +14,7 @@ from plantseg_next import __version__, cli
 from plantseg_next.errors import StoppedError
 from plantseg_next.models.bundle import read_card
 from plantseg_next.models.start import STARTER_FOLDER
+from plantseg_next.settings import Settings, setting_names
 from plantseg_next.training.run_record import environment_info
 
 pytestmark = pytest.mark.integration
@@ -32,7 +33,7 @@ def call(capsys, monkeypatch):
     return lambda *words: run(capsys, monkeypatch, *words)
 
 
-def test_help_names_every_verb_and_imports_nothing_heavy():
+def test_cli_import_loads_no_large_package():
     code = (
         "import sys; from plantseg_next.cli import app; "
         "heavy = {'torch', 'numpy', 'cv2', 'PIL', 'pydantic', 'rich.progress'}; "
@@ -44,15 +45,15 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_verbs_are_these(call):
+def test_help_lists_the_commands(call):
     code, out, _ = call("--help")
     assert code == 0
-    for verb in ("check", "plan", "train", "evaluate", "predict", "demo"):
-        assert f"\n  {verb} " in out
+    for command in ("check", "plan", "train", "evaluate", "predict", "demo", "data"):
+        assert f"\n  {command} " in out
     assert call("--version")[1].strip() == __version__
 
 
-def test_judging_and_measuring_tables_need_no_torch():
+def test_api_import_does_not_load_torch():
     code = (
         "import sys; import plantseg_next.api, plantseg_next.inference.predictor; "
         "print('torch' in sys.modules)"
@@ -63,7 +64,7 @@ def test_judging_and_measuring_tables_need_no_torch():
     assert done.stdout.strip() == "False"
 
 
-def test_the_doctor_speaks_text_and_json(call, drawn_folder):
+def test_check_prints_text_or_json(call, drawn_folder):
     code, out, _ = call("check", drawn_folder)
     assert code == 0
     assert "Nothing found that would spoil training" in out
@@ -71,7 +72,7 @@ def test_the_doctor_speaks_text_and_json(call, drawn_folder):
     assert json.loads(out)["spoils_training"] is False
 
 
-def test_the_doctor_fails_where_training_would(call, tmp_path):
+def test_check_exits_with_1_if_training_would_fail(call, tmp_path):
     for kind, size in (("images", (40, 40)), ("masks", (30, 40))):
         (tmp_path / kind).mkdir()
         Image.new("L", size).save(tmp_path / kind / "a.png")
@@ -81,7 +82,7 @@ def test_the_doctor_fails_where_training_would(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["check", "nowhere"], "`nowhere` does not exist"),
         (["train"], "train was called without a data set"),
@@ -93,30 +94,55 @@ def test_the_doctor_fails_where_training_would(call, tmp_path):
         (["predict", "a.png", "a.png", "a.png"], "predict got 3 paths."),
     ],
 )
-def test_wrong_use_ends_with_2_and_says_what_to_do(
-    call, tmp_path, monkeypatch, words, said
-):
+def test_wrong_use_exits_with_2_and_a_fix(call, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     code, _, err = call(*words)
     assert code == 2
-    assert said in err
+    assert message in err
     assert "to do:" in err
 
 
-def test_an_empty_folder_is_explained(call, tmp_path):
+def test_check_of_an_empty_folder_is_refused(call, tmp_path):
     code, _, err = call("check", tmp_path)
     assert code == 2
     assert "holds no images" in err
 
 
-def test_all_settings_can_be_read(call):
+def test_train_settings_prints_every_setting_with_its_description(call, tmp_path):
     code, out, _ = call("train", "--settings", "--set", "training.lr=3e-4")
     assert code == 0
-    assert "lr: 0.0003" in out
+    assert "  # Peak learning rate of the decoder.\n  lr: 0.0003\n" in out
+    assert {name.rsplit(".", 1)[-1] for name in setting_names()} <= {
+        line.partition(":")[0].strip() for line in out.splitlines()
+    }
+    path = tmp_path / "settings.yaml"
+    path.write_text(out, "utf-8")
+    assert Settings.read(path).training.lr == 3e-4
+    assert call("train", "--settings", "--config", path)[1] == out
 
 
-def test_the_whole_way_on_the_command_line(call, drawn_folder, tmp_path):
+def test_old_option_names_are_refused(call, drawn_folder):
+    for words in (
+        ("train", drawn_folder, "--unlabelled", drawn_folder),
+        ("check", drawn_folder, "--names", "names.yaml"),
+        ("data", "fetch", "plantvillage"),
+        ("data", "names", drawn_folder),
+    ):
+        code, _, err = call(*words)
+        assert code == 2
+        assert "No such" in err
+
+
+def test_class_names_proposes_a_file_that_check_reads(call, drawn_folder, tmp_path):
+    path = tmp_path / "names.yaml"
+    code, out, _ = call("data", "class-names", drawn_folder, "--out", path)
+    assert code == 0
+    assert drawn_folder.name in out
+    assert call("check", drawn_folder, "--class-names", path)[0] == 0
+
+
+def test_train_evaluate_and_predict_on_the_command_line(call, drawn_folder, tmp_path):
     few = ["minutes=null", "steps=4", "batch=2", "validations=1", "validation_images=2"]
     sets = [w for s in few for w in ("--set", f"training.{s}")]
     sets += [
@@ -132,8 +158,8 @@ def test_the_whole_way_on_the_command_line(call, drawn_folder, tmp_path):
     code, out, err = call("train", drawn_folder, "--out", tmp_path / "run", *sets)
     assert code == 0
     assert "4 steps in" in out
-    said = " ".join(err.split())  # lines are broken to fit
-    assert "weights: tf_efficientnet_lite1 (ImageNet), license apache-2.0" in said
+    text = " ".join(err.split())  # lines are wrapped
+    assert "weights: tf_efficientnet_lite1 (ImageNet), license apache-2.0" in text
     code, out, err = call("train", drawn_folder, "--out", tmp_path / "run", *sets)
     assert code == 0
     assert "The run is finished already." in err
@@ -151,7 +177,7 @@ def test_the_whole_way_on_the_command_line(call, drawn_folder, tmp_path):
     assert "... and 28 more" in out
 
 
-def test_predict_without_a_model_measures_with_the_starter(call, drawn_folder, tmp_path):
+def test_predict_without_a_model_uses_the_starter(call, drawn_folder, tmp_path):
     digest = read_card(STARTER_FOLDER).sha256[:12]
     image = min((drawn_folder / "images").iterdir())
     code, out, _ = call("predict", image, "--out", tmp_path / "one")
@@ -186,25 +212,25 @@ def test_predict_without_a_path_is_refused(call):
     assert "IMAGES" in err
 
 
-def test_memory_that_runs_out_in_opencv_is_said(call, monkeypatch):
-    def shrink(*_, **__):
+def test_out_of_memory_in_opencv_is_reported(call, monkeypatch):
+    def fail(*_, **__):
         raise RuntimeError("OpenCV(4.11) error: (-4:Insufficient memory) Failed to alloc")
 
-    monkeypatch.setattr("plantseg_next.api.predict", shrink)
+    monkeypatch.setattr("plantseg_next.api.predict", fail)
     code, _, err = call("predict", "leaf.jpg")
     assert code == 1
     assert "error: Memory ran out (OpenCV" in err
 
 
-def test_a_run_begun_with_restart_is_resumed_without_it(call, monkeypatch, drawn_folder):
+def test_stopped_run_names_the_command_without_restart(call, monkeypatch, drawn_folder):
     def train(*_, **__):
         raise StoppedError(3, 9, signal.SIGTERM)
 
     monkeypatch.setattr("plantseg_next.api.train", train)
-    for words, said in (
-        ((), "The same command goes on"),
-        (("--restart",), "The same command without --restart goes on"),
+    for words, message in (
+        ((), "The same command resumes"),
+        (("--restart",), "The same command without --restart resumes"),
     ):
-        assert said in call("train", drawn_folder, "--out", "r", *words)[2]
+        assert message in call("train", drawn_folder, "--out", "r", *words)[2]
     monkeypatch.setattr(sys, "argv", ["plantseg-next", "train", "d", "--restart"])
     assert environment_info("cpu", 1)["command"] == ["plantseg-next", "train", "d"]

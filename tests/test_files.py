@@ -7,7 +7,7 @@ from plantseg_next.errors import DataError, OutputError, PlantSegError, missing_
 from plantseg_next.files import prepare_output, write_atomically
 
 
-def test_a_failed_write_keeps_what_was_there(tmp_path):
+def test_write_atomically_failure_keeps_old_file(tmp_path):
     path = tmp_path / "a" / "table.csv"
     write_atomically(path, b"old")
 
@@ -21,8 +21,8 @@ def test_a_failed_write_keeps_what_was_there(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["table.csv"]
 
 
-def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
-    if os.geteuid() == 0:  # root may write anywhere: let the disk refuse instead
+def test_prepare_output_read_only_folder_is_refused(tmp_path, monkeypatch):
+    if os.geteuid() == 0:  # root may write anywhere: raise the error instead
 
         def refuse(*_args, **_kwargs):
             raise PermissionError(13, "Permission denied")
@@ -34,7 +34,7 @@ def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
         prepare_output(tmp_path)
 
 
-def test_errors_say_three_things_and_survive_a_process_border():
+def test_error_has_three_parts_and_survives_pickling():
     import pickle
 
     error = DataError("`a.jpg` is empty.", needed="an image", fix="take another copy")

@@ -1,17 +1,18 @@
 import pytest
+import yaml
 
 from plantseg_next.errors import UsageError
 from plantseg_next.settings import REMOVED, RENAMED, Settings, setting_names
 
 
-def test_settings_come_back_from_disk(tmp_path):
+def test_settings_written_to_disk_are_read_unchanged(tmp_path):
     settings = Settings().with_settings(["training.lr=3e-4", "data.scale=[0.5, 2]"])
     settings.write(tmp_path / "settings.yaml")
     assert Settings.read(tmp_path / "settings.yaml") == settings
     assert settings.data.scale == (0.5, 2.0)
 
 
-def test_null_and_words_mean_what_they_say():
+def test_set_null_and_words_are_read_as_yaml():
     settings = Settings().with_settings(
         ["training.minutes=null", "model.encoder=convnextv2_tiny"]
     )
@@ -29,14 +30,14 @@ def test_null_and_words_mean_what_they_say():
         ("seeed", "seed"),
     ],
 )
-def test_an_unknown_key_names_its_nearest_neighbor(typed, meant):
+def test_unknown_key_names_the_nearest_setting(typed, meant):
     with pytest.raises(UsageError) as caught:
         Settings().with_settings([f"{typed}=1"])
     assert f"there is no setting `{typed}`" in str(caught.value)
     assert f"the nearest is `{meant}`" in str(caught.value)
 
 
-def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
+def test_unknown_key_in_a_file_names_the_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("training: {rat: 1}")
     with pytest.raises(
@@ -46,7 +47,7 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pair", "said"),
+    ("pair", "message"),
     [
         ("training.lr=-1", "`training.lr` is -1"),
         ("training.lr=fast", "`training.lr` is 'fast'"),
@@ -55,56 +56,84 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
         ("training.lr=nan", "`training.lr` is"),
         ("data=3", "there is no setting `data`"),
         ("rate", "key=value"),
-        ("training.lr=[", "--set training.lr: '[' is no value"),
-        ("data.scale=[2, 0.5]", "the least magnification comes first"),
+        ("training.lr=[", "--set training.lr: '[' is not a value"),
+        ("data.scale=[2, 0.5]", "the smallest magnification must come first"),
         ("data.scale=[0, 1]", "greater than 0"),
         ("seed=5000000000", "less than 4294967296"),
     ],
 )
-def test_wrong_values_are_explained(pair, said):
+def test_wrong_value_is_explained(pair, message):
     with pytest.raises(UsageError) as caught:
         Settings().with_settings([pair])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_file_that_is_no_yaml_is_explained(tmp_path):
+def test_file_without_a_tree_is_explained(tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match=r"broken\.yaml` cannot be read"):
         Settings.read(path)
     path.write_text("just words")
-    with pytest.raises(UsageError, match=r"broken\.yaml: the whole is 'just words'"):
+    with pytest.raises(UsageError, match=r"broken\.yaml: the content is 'just words'"):
         Settings.read(path)
 
 
-def test_a_run_must_learn_from_something():
+def test_all_loss_terms_zero_is_refused():
     parts = ("ohem_ce", "focal_tversky", "leaf", "disease")
     with pytest.raises(UsageError, match="above 0"):
         Settings().with_settings([f"loss.{part}=0" for part in parts])
 
 
-def test_the_surface_of_settings_is_known():
-    """A new setting is a promise to users: adding one changes this number on purpose."""
+def test_number_of_settings_is_55():
+    """Every setting is part of the public interface: change this number on purpose."""
     assert len(setting_names()) == 55
 
 
 @pytest.mark.parametrize("old", [*RENAMED, *sorted(REMOVED)])
-def test_old_setting_names_what_it_is_called_now(old):
+def test_old_setting_is_refused_with_its_new_name(old):
     with pytest.raises(UsageError) as caught:
         Settings().with_settings([f"{old}=1"])
     if old in REMOVED:
-        assert f"there is no setting `{old}` any longer" in caught.value.came
+        assert f"the setting `{old}` was removed" in caught.value.came
         assert old not in setting_names()
     else:
         assert f"`{old}` is an old name" in caught.value.came
-        assert f"`{RENAMED[old]}`, which it is called now" in caught.value.needed
+        assert f"its new name, `{RENAMED[old]}`" in caught.value.needed
         names = setting_names()
         assert any(n == RENAMED[old] or n.startswith(f"{RENAMED[old]}.") for n in names)
 
 
-def test_old_section_in_a_file_names_what_it_is_called_now(tmp_path):
+def test_old_section_in_a_file_is_refused_with_its_new_name(tmp_path):
     path = tmp_path / "old.yaml"
     path.write_text("unlabelled:\n  gate: [energy]\n")
     with pytest.raises(UsageError, match="`unlabelled` is an old name") as caught:
         Settings.read(path)
-    assert "`semi`, which it is called now" in caught.value.needed
+    assert "its new name, `semi`" in caught.value.needed
+
+
+def test_commented_yaml_is_read_unchanged(tmp_path):
+    settings = Settings().with_settings(
+        ["training.lr=3e-4", "data.weights={field: 2.0, village: [1.0, 0.2, 20000]}"]
+    )
+    path = tmp_path / "settings.yaml"
+    path.write_text(settings.to_commented_yaml(), "utf-8")
+    assert Settings.read(path) == settings
+
+
+def test_commented_yaml_describes_every_setting():
+    lines = Settings().to_commented_yaml().splitlines()
+    assert max(map(len, lines)) <= 92
+    names, section = [], ""
+    for before, line in zip(["", *lines], lines, strict=False):
+        name, colon, value = line.partition(":")
+        if line.lstrip().startswith(("#", "-")) or not colon:
+            continue
+        assert before.lstrip().startswith("# "), f"{line} has no comment above it"
+        if line.startswith(" "):
+            names.append(f"{section}.{name.strip()}")
+        elif value:
+            names.append(name)
+        else:
+            section = name
+    assert names == setting_names()
+    assert yaml.safe_load("\n".join(lines)) == yaml.safe_load(Settings().to_yaml())

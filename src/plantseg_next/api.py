@@ -1,9 +1,7 @@
-"""One function a verb: check, plan, train, verify, evaluate, predict, pseudo_label, demo.
+"""The Python API: one function per command.
 
-The rooms meet here.
-
-Each takes paths and settings and returns what it found; none prints. The command line
-says the same words.
+check, plan, train, verify, evaluate, predict, pseudo_label, self_train, demo. Each takes
+paths and settings and returns a result; none prints.
 """
 
 import os
@@ -43,6 +41,7 @@ from plantseg_next.workflows.train import (
 )
 
 if TYPE_CHECKING:
+    from plantseg_next.inference.pipeline import Pipeline
     from plantseg_next.memory.plan import MemoryPlan
     from plantseg_next.training.callbacks.callback import Callback
 
@@ -58,6 +57,7 @@ __all__ = [
     "demo",
     "evaluate",
     "find_model",
+    "load_pipeline",
     "load_predictor",
     "plan",
     "predict",
@@ -75,13 +75,13 @@ def check(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Return everything that is wrong, doubtful or worth knowing about a data set.
+    """Return the errors, warnings and notes about a data set.
 
     Args:
         data: Any folder that ``train`` takes, or several.
-        classes: What mask values mean, if the folder does not say.
-        seed: Of the run to come; it draws the splits where the data set states none.
-        progress: Told of every image.
+        classes: File of what mask values mean, if the folder has none.
+        seed: Seed of the later run; it chooses the splits where the data set states none.
+        progress: Called after every image.
     """
     sources = DataSources(data, classes) if isinstance(data, Path) else data
     manifest = splits.assign(sources.read(), seed=seed)
@@ -98,19 +98,19 @@ def plan(
     unlabeled: bool = False,
     device: Device | None = None,
 ) -> "MemoryPlan":
-    """Return settings with which a run stays within a budget, before it is begun.
+    """Return settings with which a run stays within a memory budget.
 
     Args:
-        data: Images with masks in any layout that ``check`` knows.
+        data: Images with masks in any layout that ``check`` reads.
         memory: The budget, in bytes: of the GPU, or on a CPU of the whole process.
-        settings: As asked for; the defaults by default.
-        ram: Bytes of main memory to read images within, beside a GPU's budget.
-        classes: What mask values mean, if the folder does not say.
+        settings: The requested settings; by default those of ``Settings()``.
+        ram: Budget of main memory for reading images, in bytes, beside that of a GPU.
+        classes: File of what mask values mean, if the folder has none.
         unlabeled: Whether further images without masks will be learned from.
-        device: Where the run will be; by default where this is called.
+        device: Device of the run; by default that of this machine.
 
     Raises:
-        UsageError: If nothing fits; it names the least budget that does.
+        UsageError: If no settings fit; it states the smallest budget that fits.
         DataError: If a file cannot be used.
     """
     settings = settings or Settings()
@@ -128,33 +128,33 @@ def evaluate(
     classes: Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Judge a model on images with masks that it has not learned from.
+    """Evaluate a model on images with masks that it has not learned from.
 
     Where the data set does not state its splits, those of the model's run are used, and
-    images that the run never saw count as test images. Images are known by their
+    images that are not in the run count as test images. Images are identified by their
     content, not by their name.
 
     Args:
         model: A run, or one of its models.
-        data: Images with masks; the run's own by default.
-        split: Which of them; "all" is for data sets that had no part in training.
-        classes: What mask values mean, if the folder does not say.
-        progress: Told of every image.
+        data: Images with masks; by default the data set of the run.
+        split: Split to evaluate on; "all" is for data sets that had no part in training.
+        classes: File of what mask values mean, if the folder has none.
+        progress: Called after every image.
 
     Raises:
-        UsageError: If there is nothing to judge by, or training images are in it.
+        UsageError: If no image has a mask, or training images are among them.
     """
     folder = find_model(model)
     rows = images_to_evaluate(folder, data, split, classes=classes)
     predictor, card = load_predictor(folder)
-    judged_as = card.classes
+    eval_classes = card.classes
     if card.classes.lesions != rows.classes.lesions:
-        judged_as = replace(card.classes, lesions=("any lesion",))
+        eval_classes = replace(card.classes, lesions=("any lesion",))
     items = eval_items(
-        predictor, card.classes, rows, judged_as, progress_for(progress, "judging")
+        predictor, card.classes, rows, eval_classes, progress_for(progress, "evaluating")
     )
     return report.evaluate(
-        items, judged_as, severity=severity_pct, source_domain=card.sources
+        items, eval_classes, severity=severity_pct, source_domain=card.sources
     )
 
 
@@ -169,17 +169,16 @@ def predict(
     """Measure every image of a folder: masks, overlays, and the tables of severity.
 
     Args:
-        model: A run, or one of its models; ``None`` for the starter model that comes
-            with the package.
-        images: An image, or a folder of them in any layout.
+        model: A run, or one of its models; ``None`` for the starter model of the package.
+        images: An image, or a folder of images in any layout.
         out: New folder for the results.
-        min_lesion_px: Smaller lesions are not counted, at the scale at which the model
-            sees the image; what that is in the image's own pixels stands in every row.
-        progress: Told of every image.
+        min_lesion_px: Smaller lesions are not counted, in pixels at the scale at which the
+            model sees the image; every row states the value in pixels of the image itself.
+        progress: Called after every image.
 
     Raises:
         OutputError: If ``out`` holds results already or cannot be written.
-        DataError: If the one image asked for cannot be read; of a folder, unreadable
+        DataError: If ``images`` is one image that cannot be read; of a folder, unreadable
             images are listed and the rest is measured.
     """
     manifest = read_folder(images)
@@ -190,9 +189,9 @@ def predict(
         card,
         manifest,
         out,
-        name=_naming(images),
+        name=_name_of(images),
         min_lesion_px=min_lesion_px,
-        told=progress_for(progress, "measuring"),
+        on_progress=progress_for(progress, "measuring"),
     )
 
 
@@ -204,15 +203,15 @@ def pseudo_label(
     threshold: float = 0.9,
     progress: Progress | None = None,
 ) -> PredictionTable:
-    """Label images with what a model is sure of, for the next run to learn from.
+    """Label images where a model is confident, as training data of the next run.
 
     Args:
         model: A run, or one of its models.
-        images: An image, or a folder of them in any layout; of a data set or a run,
-            those without a mask, or with a mask that the run was not shown.
-        out: New folder; see ``pseudo_labels``.
-        threshold: Least probability believed.
-        progress: Told of every image.
+        images: An image, or a folder of images in any layout; of a data set or a run,
+            the images without a mask, or with a mask hidden from the run.
+        out: New folder; see ``workflows.pseudo_label``.
+        threshold: Smallest probability accepted.
+        progress: Called after every image.
 
     Raises:
         OutputError: If ``out`` holds results already or cannot be written.
@@ -221,10 +220,10 @@ def pseudo_label(
     """
     _refuse_threshold(threshold)
     manifest = read_folder(images)
-    bare = manifest.only(
+    without_masks = manifest.only(
         row for row in manifest.rows if row.split == "unlabeled" or row.mask is None
     )
-    if not len(bare):
+    if not len(without_masks):
         raise UsageError(
             f"Every image of `{images}` has a mask.",
             needed="images without masks",
@@ -233,11 +232,11 @@ def pseudo_label(
     predictor, _ = load_predictor(find_model(model))
     return write_pseudo_labels(
         predictor,
-        bare,
+        without_masks,
         out,
-        name=_naming(images),
+        name=_name_of(images),
         threshold=threshold,
-        told=progress_for(progress, "labeling"),
+        on_progress=progress_for(progress, "labeling"),
     )
 
 
@@ -251,30 +250,30 @@ def self_train(
     log: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> tuple[TrainResult, ...]:
-    """Train, label the images without masks, and train anew on both; in rounds.
+    """Train, label the images without masks, retrain on both, and repeat.
 
-    Every run starts from the beginning: errors of an earlier one live on in its labels
-    only, where a person can see and correct them.
+    Every run starts from the first weights: errors of an earlier run remain only in its
+    labels, where a person can see and correct them.
 
     Args:
         data: As for ``train``.
-        out: New folder, or one to go on with; ``run_0`` is the run without pseudo-labels,
-            ``labels_1`` what it labeled, ``run_1`` the run that learned from that, and
-            so on.
-        settings: Of every run; ``semi.threshold`` is the least probability that
-            becomes a label.
-        rounds: Times that images are labeled, at least 1.
-        callbacks: Hear of every run.
-        log: Hears what a person should know.
-        progress: Told how far each part is.
+        out: New folder, or one to resume; ``run_0`` is the run without pseudo-labels,
+            ``labels_1`` are its pseudo-labels, ``run_1`` is the run that learned from
+            them, and so on.
+        settings: Settings of every run; ``semi.threshold`` is the smallest probability
+            that becomes a label.
+        rounds: How many times images are labeled, at least 1.
+        callbacks: Called in every run.
+        log: Receives lines for the user.
+        progress: Called during each part.
 
     Returns:
         The runs, ``rounds + 1`` of them.
 
     Source:
-        Yang et al. 2022 (ST++), arXiv:2106.05095, that labels made once by a finished
-        model and a strongly disturbed student are enough; whole images are not
-        ranked here, pixels are.
+        Yang et al. 2022 (ST++), arXiv:2106.05095: labels made once by a finished model
+        and a student under strong augmentation are enough. Departure: ST++ ranks whole
+        images; here pixels are selected.
     """
     sources = DataSources(data) if isinstance(data, Path) else data
     settings = settings or Settings()
@@ -284,7 +283,7 @@ def self_train(
     if not all(name.startswith(("run_", "labels_")) for name in names):
         prepare_output(out)
     runs: list[TrainResult] = []
-    learned_from = sources
+    round_sources = sources
     for i in range(rounds + 1):
         if runs:
             labels, last = out / f"labels_{i}", runs[-1].folder
@@ -295,10 +294,10 @@ def self_train(
                 )
             n = len(Manifest.read(labels / MANIFEST_FILE))
             log(f"round {i}: {n} images labeled by {last.name}")
-            learned_from = replace(sources, pseudo_labels=(*sources.pseudo_labels, labels))
+            round_sources = replace(sources, pseudo_labels=(*sources.pseudo_labels, labels))
         runs.append(
             train(
-                learned_from,
+                round_sources,
                 out / f"run_{i}",
                 settings,
                 callbacks=callbacks,
@@ -319,20 +318,20 @@ def _refuse_threshold(threshold: float) -> None:
 
 
 DEMO_MASKS = 20
-"""About how many masks ``demo`` refines the starter model on."""
+"""Approximate number of masks that ``demo`` refines the starter model on."""
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What ``demo`` came to.
+    """The result of ``demo``.
 
     Args:
         before: Report of the starter model on the test leaves.
-        after: Report of the model that was refined on a few masks, on the same leaves.
-        measured: The starter's table of severity.
-        refined: The refined model's table.
+        after: Report of the refined model on the same leaves.
+        measured: Severity table of the starter model.
+        refined: Severity table of the refined model.
         trained: The run.
-        folder: Where all of it lies.
+        folder: Folder of all results.
     """
 
     before: Report
@@ -353,16 +352,16 @@ def demo(
     on_measured: Callable[[PredictionTable, Report], None] = lambda *_: None,
     progress: Progress | None = None,
 ) -> DemoResult:
-    """Measure drawn leaves with the starter model, refine it on a few masks, measure again.
+    """Measure synthetic leaves, refine the starter model on a few masks, measure again.
 
     Args:
         out: New folder for leaves, run, reports and predictions.
-        steps: Of the training.
-        leaves: Leaves drawn; 15 % of them are test leaves.
-        callbacks: Hear of the training.
-        log: Hears what is being done.
-        on_measured: Hears what the starter measured, before training begins.
-        progress: Told how far each part is.
+        steps: Optimizer steps.
+        leaves: Number of leaves to draw; 15 % of them are test leaves.
+        callbacks: Called during training.
+        log: Receives lines for the user.
+        on_measured: Called before training with the results of the starter model.
+        progress: Called during each part.
     """
     from plantseg_next.synthetic.leaves import write_drawn_folder
     from plantseg_next.workflows.demo import refine
@@ -372,7 +371,7 @@ def demo(
     write_drawn_folder(out / "leaves", leaves, seed=0, size_hw=(256, 256))
     manifest = splits.assign(read_folder(out / "leaves"), seed=0)
     test = manifest.split("test")
-    before, measured = _judge_and_measure(
+    before, measured = _evaluate_and_measure(
         STARTER_FOLDER, test, out / "before", progress=progress
     )
     on_measured(measured, before)
@@ -386,62 +385,62 @@ def demo(
         log=log,
         progress=progress,
     )
-    after, refined = _judge_and_measure(
+    after, refined = _evaluate_and_measure(
         find_model(out / "run"), test, out / "after", progress=progress
     )
     return DemoResult(before, after, measured, refined, trained, out)
 
 
-def _judge_and_measure(
+def _evaluate_and_measure(
     model: Path, rows: Manifest, out: Path, *, progress: Progress | None
 ) -> tuple[Report, PredictionTable]:
-    """Judge a model on any lesion, and write its table, masks, overlays and report."""
+    """Evaluate a model on "any lesion"; write its table, masks, overlays and report."""
     predictor, card = load_predictor(model)
-    judged_as = replace(card.classes, lesions=("any lesion",))
+    eval_classes = replace(card.classes, lesions=("any lesion",))
     items = eval_items(
         predictor,
         card.classes,
         rows,
-        judged_as,
-        progress_for(progress, "judging"),
+        eval_classes,
+        progress_for(progress, "evaluating"),
     )
-    found = report.evaluate(items, judged_as, severity=severity_pct)
-    written = write_measures(
+    evaluation = report.evaluate(items, eval_classes, severity=severity_pct)
+    table = write_measures(
         predictor,
         card,
         rows,
         out,
         name=lambda row: row.image.name,
-        told=progress_for(progress, "measuring"),
+        on_progress=progress_for(progress, "measuring"),
     )
-    found.write(out / "report")
-    return found, written
+    evaluation.write(out / "report")
+    return evaluation, table
 
 
-def _naming(images: Path) -> Callable[[Row], str]:
-    """Return what calls an image by its path within what was read, or by its key."""
+def _name_of(images: Path) -> Callable[[Row], str]:
+    """Return a function that names an image: its path within ``images``, or its key."""
     root = images if images.is_dir() else images.parent
 
     def name(row: Row) -> str:
         if row.image.is_relative_to(root):
-            called = row.image.relative_to(root).as_posix()
+            path = row.image.relative_to(root).as_posix()
         else:
-            called = f"{row.key}{row.image.suffix}"
-        # Bytes that are no UTF-8 cannot stand in a table: escaped, as `\xff`.
-        return os.fsencode(called).decode("utf-8", "backslashreplace")
+            path = f"{row.key}{row.image.suffix}"
+        # Bytes that are not UTF-8 are escaped in tables, as `\xff`.
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
 
     return name
 
 
 def holds_model(path: Path) -> bool:
-    """Return whether a path is that of a model, or of a run with one."""
+    """Return whether a path is a model, a run with a model, or the name of one."""
     if path.exists():
         return find_bundle(path) is not None
     return str(path) in STARTERS
 
 
 def find_model(path: Path) -> Path:
-    """Return the folder of a model: a path, a run's ``best``, or a packaged one by name.
+    """Return the folder of a model: a path, ``best`` of a run, or a model of the package.
 
     Raises:
         UsageError: If there is none.
@@ -458,9 +457,21 @@ def find_model(path: Path) -> Path:
 
 
 def load_predictor(model: Path) -> tuple[Predictor, ModelCard]:
-    """Return a predictor on the best device there is, and the model's card."""
+    """Return a predictor on the best device available, and the card of the model."""
     from plantseg_next.inference.predictor import make_predictor
 
     network, card = read_bundle(model)
     device = find_device().kind
     return make_predictor(network.to(device), card, device), card
+
+
+def load_pipeline(model: Path) -> "Pipeline":
+    """Return a model that predicts images in memory; see ``plantseg_next.load``.
+
+    Raises:
+        UsageError: If there is no such model.
+        DataError: If its files are damaged.
+    """
+    from plantseg_next.inference.pipeline import Pipeline
+
+    return Pipeline(*load_predictor(find_model(model)))

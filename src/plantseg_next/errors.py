@@ -1,7 +1,7 @@
-"""One family of errors: what came, what was needed, what to do.
+"""The exceptions of the package: what was found, what is needed, what to do.
 
 Every error that a user can cause derives from ``PlantSegError``; the command line prints
-its text and ends with ``exit_code``. Anything else that escapes is a defect of ours.
+its text and exits with ``exit_code``. Any other uncaught exception is a bug.
 """
 
 import difflib
@@ -11,12 +11,12 @@ from pathlib import Path
 
 
 class PlantSegError(Exception):
-    """Say what came, what was needed and what to do, in one text.
+    """An error with what was found, what is needed and what to do, in one text.
 
     Args:
-        came: What was found, naming the file or the argument.
-        needed: What would have been right.
-        fix: What the user can do now.
+        came: What was found, with the file or the argument.
+        needed: What is valid.
+        fix: What the user can do.
     """
 
     exit_code = 1
@@ -28,7 +28,7 @@ class PlantSegError(Exception):
         self.fix = fix
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Survive the way out of a loader's worker process, keywords and all."""
+        """Make the error picklable, so that a data loader's worker can return it."""
         return (_rebuild, (type(self), self.came, self.needed, self.fix))
 
 
@@ -43,44 +43,44 @@ class UsageError(PlantSegError):
 
 
 class DataError(PlantSegError):
-    """A file that cannot be used as it is: unreadable, empty, of the wrong size."""
+    """A file that cannot be used: unreadable, empty, of the wrong size."""
 
 
 class OutputError(PlantSegError):
-    """A place that cannot be written, or that holds something worth keeping."""
+    """An output path that cannot be written, or that already holds files."""
 
     exit_code = 2
 
 
 class TrainingError(PlantSegError):
-    """A run that cannot go on."""
+    """A run that cannot continue."""
 
 
 class StoppedError(PlantSegError):
-    """A run that stopped because it was asked to, and can go on.
+    """A run that was stopped on request and can be resumed.
 
     Args:
         step: Steps taken.
         steps: Steps of the run.
-        by: What asked; ``None`` for the caller.
+        by: The signal that stopped it; ``None`` if the caller did.
     """
 
     def __init__(self, step: int, steps: int, by: signal.Signals | None) -> None:
         super().__init__(
             f"Stopped at step {step} of {steps}{f', asked by {by.name}' if by else ''}.",
-            needed="nothing: all of it is kept",
-            fix="the same command goes on from here",
+            needed="nothing: the progress is saved",
+            fix="the same command resumes from here",
         )
         self.exit_code = 128 + by if by else 0
 
 
 def unknown_name(came: str, name: str, known: Sequence[str]) -> UsageError:
-    """Return the error for a name that nothing has.
+    """Return the error for an unknown name.
 
     Args:
         came: Where it was found.
         name: The name as the user gave it.
-        known: Those that there are.
+        known: The valid names.
     """
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return UsageError(
@@ -91,17 +91,17 @@ def unknown_name(came: str, name: str, known: Sequence[str]) -> UsageError:
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Return what to do about a name: the one that is close to it, if one is."""
+    """Return a suggestion for a misspelled name, or ``otherwise`` if none is close."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     return f"did you mean {near[0]}?" if near else otherwise
 
 
 def missing_path(path: Path, what: str) -> UsageError:
-    """Return the error for a path that is not there.
+    """Return the error for a path that does not exist.
 
     Args:
         path: The path as the user gave it.
-        what: What it should have been, for example "a folder of images".
+        what: What it should be, for example "a folder of images".
 
     Example:
         >>> print(missing_path(Path("leafs"), "a folder of images"))

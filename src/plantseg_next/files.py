@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, never over something worth keeping; text read."""
+"""Files: atomic writes, output folders that overwrite nothing, and reading text."""
 
 import hashlib
 import os
@@ -11,17 +11,17 @@ from plantseg_next.errors import DataError, OutputError
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all, making its folder first.
+    """Write a file completely or not at all; its folder is created if needed.
 
-    The content is on the disk before the name points to it, so a reader never sees half
-    a file, not even after a crash.
+    The content is synced to a temporary file, which then replaces ``path``, so a reader
+    never sees half a file, even after a crash.
 
     Args:
-        path: Replaced if it is there.
+        path: Replaced if it exists.
         content: The bytes, or a function that writes them.
 
     Raises:
-        OSError: If the file cannot be written. What was there before is then kept.
+        OSError: If the file cannot be written. An existing file is then kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -39,17 +39,17 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what writers left half written when they were killed.
+    """Remove the partial files of killed processes.
 
     Args:
-        folder: That nobody is writing into now.
+        folder: No other process may be writing into it.
     """
     for path in folder.rglob(".*.partial"):
         path.unlink(missing_ok=True)
 
 
 def read_text(path: Path) -> str:
-    """Return a text in UTF-8, with or without a byte order mark.
+    """Return the text of a UTF-8 file, with or without a byte order mark.
 
     Raises:
         DataError: If it is not in UTF-8.
@@ -66,7 +66,7 @@ def read_text(path: Path) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the digest of a file, which is read in pieces.
+    """Return the SHA-256 of a file, read in blocks.
 
     Raises:
         OSError: If it cannot be read.
@@ -76,19 +76,19 @@ def sha256_of(path: Path) -> str:
 
 
 def prepare_output(folder: Path) -> None:
-    """Make an output folder, or refuse it before anything is computed.
+    """Create an output folder, or raise an error before anything is computed.
 
     Raises:
         OutputError: If the folder holds anything, is a file, or cannot be written.
     """
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        held = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-        if held:
+        existing = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        if existing:
             raise OutputError(
-                f"`{folder}` already holds {', '.join(held[:4])}"
-                f"{' and more' if len(held) > 4 else ''}.",
-                needed="a new or an empty folder, so that nothing is written over",
+                f"`{folder}` already holds {', '.join(existing[:4])}"
+                f"{' and more' if len(existing) > 4 else ''}.",
+                needed="a new or an empty folder, so that nothing is overwritten",
                 fix="choose another --out, or move the old folder away",
             )
         probe = folder / f".{os.getpid()}.probe"
@@ -98,7 +98,7 @@ def prepare_output(folder: Path) -> None:
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Turn what the disk says about a folder of results into words.
+    """Convert errors of the file system into ``OutputError``.
 
     Raises:
         OutputError: In place of any ``OSError``.

@@ -1,4 +1,4 @@
-"""Device, precision and seeds: what a run stands on."""
+"""Device, GPU memory limit, threads, determinism and random state of a run."""
 
 import os
 import random
@@ -12,19 +12,19 @@ import numpy as np
 from plantseg_next.errors import UsageError
 
 PRODUCTS_WORKSPACE, PRODUCTS_BYTES = ":4096:2:16:8", (2 * 4096 + 8 * 16) * 1024
-"""What cuBLAS takes to multiply matrices, for each of two threads, and keeps. It is the
-default of GPUs before Hopper; on those it would be 32 MiB, much of a small budget."""
+"""cuBLAS workspace, allocated once for each of two threads. It is the default of GPUs
+before Hopper; Hopper's default is 32 MiB, much of a small budget."""
 SAME_BITS_WORKSPACE, SAME_BITS_KIB = ":16:8", 16 * 8
-"""The smaller of the two with which cuBLAS promises the same bits every time."""
+"""The smaller of the two workspaces with which cuBLAS is deterministic."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where a run computes.
+    """The device of a run.
 
     Args:
         kind: "cpu" or "cuda".
-        name: For people.
+        name: Name to display.
         has_bfloat16: Whether it computes in bfloat16, not merely stores it.
     """
 
@@ -67,28 +67,28 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def prepare_gpu(budget_mb: float | None, *, deterministic: bool) -> None:
-    """Say what this process may take of the GPU, before it computes there.
+    """Limit the GPU memory of this process; call it before the first CUDA operation.
 
     Args:
-        budget_mb: PyTorch refuses more. ``None`` for all there is.
-        deterministic: Whether ``same_bits`` will be asked for.
+        budget_mb: Limit of PyTorch's allocator. ``None``: all of the GPU.
+        deterministic: Whether ``same_bits`` will be used.
     """
     import torch
 
     workspace = SAME_BITS_WORKSPACE if deterministic else PRODUCTS_WORKSPACE
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", workspace)
-    if deterministic:  # its younger half would ask for more than that, and warn
+    if deterministic:  # cuBLASLt would otherwise request more, and warn
         os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", str(SAME_BITS_KIB))
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    share = 1.0 if budget_mb is None else min(1.0, 1e6 * budget_mb / total)
-    torch.cuda.set_per_process_memory_fraction(share)
+    fraction = 1.0 if budget_mb is None else min(1.0, 1e6 * budget_mb / total)
+    torch.cuda.set_per_process_memory_fraction(fraction)
 
 
 @contextmanager
 def use_threads(wanted: int) -> Iterator[None]:
-    """Compute with so many threads on a CPU for a while: another number rounds otherwise.
+    """Use this many CPU threads in the context: results depend on the number.
 
-    ``OMP_NUM_THREADS``, where the user has set it, stands.
+    ``OMP_NUM_THREADS`` takes precedence if the user has set it.
     """
     import torch
 
@@ -112,9 +112,10 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def same_bits(wanted: bool, device: Device) -> Iterator[None]:
-    """Use only kernels that give the same bits every time, if that is wanted.
+    """Use only deterministic kernels in the context, if ``wanted``.
 
-    PyTorch warns where it has none. On a GPU, ``prepare_gpu`` must know of it before.
+    PyTorch warns where it has none. On a GPU, call ``prepare_gpu`` with
+    ``deterministic`` before.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -124,7 +125,7 @@ def same_bits(wanted: bool, device: Device) -> Iterator[None]:
         return
     before = torch.get_deterministic_debug_mode()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # A GPU's fused attention adds up gradients in any order where PyTorch only warns.
+    # Fused attention on a GPU sums gradients in any order; PyTorch would only warn.
     on_gpu = device.kind == "cuda"
     try:
         with sdpa_kernel(SDPBackend.MATH) if on_gpu else nullcontext():
@@ -134,7 +135,7 @@ def same_bits(wanted: bool, device: Device) -> Iterator[None]:
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of every global source of chance: what a checkpoint must hold."""
+    """Return the state of all global random number generators, for a checkpoint."""
     import torch
 
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
@@ -148,7 +149,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Go on with the chance of ``random_state``; GPUs that are not there are left out."""
+    """Restore ``random_state()``; GPU states only if the number of GPUs is the same."""
     import torch
 
     random.setstate(state["python"])

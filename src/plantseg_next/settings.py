@@ -1,10 +1,13 @@
 """The settings of a run: one frozen, typed tree, written beside its results.
 
 Every number that changes what a run learns is here, under the name it has in the code.
-An unknown key is an error that names its nearest neighbor.
+The string below a setting is its description: ``train --settings`` prints it.
+An unknown key is an error that names the nearest setting.
 """
 
 import difflib
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,48 +27,53 @@ from plantseg_next.errors import UsageError
 from plantseg_next.files import write_atomically
 
 Checkpointable = Literal["stage_1", "stage_2", "stage_3", "stage_4", "decoder", "fine"]
-"""Parts of the network whose values need not be kept for the backward pass."""
+"""Parts of the network whose activations may be recomputed in the backward pass."""
 Weight = float | tuple[float, float, int]
-"""Of a data set: a number, or a first one, a last one, and over how many draws it goes
-from the one to the other."""
+"""Sampling weight of a data set: a number, or (first, last, samples), which changes
+linearly from the first weight to the last over that many samples."""
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 class DataSettings(_Part):
-    """Which images, and how they are cut."""
+    """Which images are used, and how tiles are cut from them."""
 
     labeled_fraction: float = Field(1.0, gt=0, le=1)
-    """Part of the training masks used; the rest are treated as unlabeled."""
+    """Fraction of the training masks that is used; the other images are treated as
+    unlabeled."""
     tile_px: int = Field(192, ge=64, multiple_of=32)
-    """Side of a tile, in training and in prediction."""
+    """Side of a tile in pixels, in training and in prediction; a multiple of 32."""
     long_side_px: int | None = Field(1024, ge=64)
-    """Larger images are shrunk to this long side, in training and in prediction, so that
-    a leaf is seen at one scale whatever camera took it; null keeps every pixel."""
+    """Larger images are reduced to this long side, in training and in prediction; null
+    keeps every pixel."""
     balance: float = Field(0.5, ge=0, le=1)
-    """0: every image is drawn equally often; 1: every disease."""
+    """0 samples every image equally often, 1 every disease."""
     weights: tuple[tuple[str, Weight], ...] = ()
-    """How often the images of a data set are drawn, beside those of the others, as
-    {field: 2.0}; or changing, as {village: [1.0, 0.2, 20000]}: from 1 to 0.2 over the
-    first 20 000 draws."""
+    """How often the images of a data set are sampled, relative to the others: {field: 2.0}.
+    {village: [1.0, 0.2, 20000]} goes from 1 to 0.2 over the first 20,000 samples."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.4, 2.0)
-    """Least and greatest magnification of a training tile."""
+    """Smallest and largest magnification of a training tile."""
 
     workers: int | None = Field(None, ge=0)
     """Processes that read images; 0 reads in the main process. null: as many as there
     are cores beyond two, at most 4."""
     prefetch: int = Field(4, ge=1)
-    """Batches that each of them reads ahead."""
+    """Batches that each of these processes reads ahead."""
     cache_mib: float = Field(1024.0, ge=0)
-    """Room for decoded images, a worker."""
+    """Memory for decoded images, in MiB per process."""
 
     @field_validator("scale")
     @classmethod
     def _ordered(cls, scale: tuple[float, float]) -> tuple[float, float]:
         if scale[0] > scale[1]:
-            raise ValueError("the least magnification comes first")
+            raise ValueError("the smallest magnification must come first")
         return scale
 
     @field_validator("weights", mode="before")
@@ -79,11 +87,11 @@ class DataSettings(_Part):
         cls, weights: tuple[tuple[str, Weight], ...]
     ) -> tuple[tuple[str, Weight], ...]:
         for name, weight in weights:
-            first, last, draws = (
+            first, last, samples = (
                 weight if isinstance(weight, tuple) else (weight, weight, 1)
             )
-            if min(first, last) < 0 or draws < 1:
-                raise ValueError(f"the weight of {name} is below 0, or over no draw")
+            if min(first, last) < 0 or samples < 1:
+                raise ValueError(f"the weight of {name} is below 0, or over 0 samples")
         return weights
 
     @field_serializer("weights")
@@ -95,131 +103,140 @@ class ModelSettings(_Part):
     """The network."""
 
     encoder: str = "tf_efficientnet_lite1"
-    """timm's name of the encoder: any network that timm makes with features_only."""
+    """timm name of the encoder: any network that timm builds with features_only."""
     weights: str = "packaged"
-    """The encoder's ImageNet weights. packaged: those that a Python package carries, for
-    tf_efficientnet_lite0 to lite2 (Apache-2.0). hub: timm's, from its hub; ConvNeXt-V2's
-    are CC BY-NC 4.0 and forbid commercial use. none: a random start. Or a file."""
+    """ImageNet weights of the encoder. packaged: from a Python package, for
+    tf_efficientnet_lite0 to lite2 (Apache-2.0). hub: from timm's hub; those of ConvNeXt-V2
+    are CC BY-NC 4.0 and forbid commercial use. none: a random start. Or the path of a
+    file."""
     start: str = "starter"
-    """What training starts from. starter: the model that comes with the package.
-    starter-field: the one that also learned from plants on soil (CC BY-SA 4.0).
-    imagenet: the encoder's weights, the rest at random. random: nothing learned before.
-    Or the path of a run or a model: all that it learned; its encoder, width and layers
-    are taken with it."""
+    """What training starts from. starter: the model in this package. starter-field: the
+    model that also learned from plants on soil (CC BY-SA 4.0). imagenet: ImageNet weights
+    in the encoder, random weights elsewhere. random: random weights. Or the path of a run
+    or a model: all its weights, with its encoder, width and layers."""
     width: int = Field(96, ge=32, multiple_of=32)
-    """Channels of the decoder."""
+    """Channels of the decoder; a multiple of 32."""
     layers: int = Field(2, ge=0)
-    """Attention layers over the coarse scales; 0 leaves a plain feature pyramid."""
+    """Attention layers over the coarse scales; 0 is a plain feature pyramid."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Share dropped in the decoder."""
+    """Dropout probability in the decoder."""
 
     @property
     def encoder_weights(self) -> str:
-        """Where the encoder's weights come from, which fixes its normalization too."""
+        """Where the encoder's weights come from; this fixes its normalization too."""
         return "none" if self.start == "random" else self.weights
 
 
 class LossSettings(_Part):
-    """Weights of the parts; 0 leaves a part out."""
+    """Weights of the supervised loss terms; 0 leaves a term out."""
 
     ohem_ce: float = Field(1.0, ge=0)
+    """Cross-entropy of the hardest quarter of the labeled pixels (online hard example
+    mining; Wu et al. 2016)."""
     focal_tversky: float = Field(1.0, ge=0)
+    """Focal Tversky loss of the lesion classes (Abraham and Khan 2019)."""
     leaf: float = Field(0.5, ge=0)
-    """Cross-entropy and Dice of the leaf head."""
+    """Cross-entropy and Dice of the leaf."""
     disease: float = Field(0.3, ge=0)
-    """Cross-entropy of the image-level head."""
+    """Cross-entropy of the image-level disease."""
     points: float = Field(0.5, ge=0)
-    """Cross-entropy of points and scribbles, those on lesions and those on none alike."""
+    """Cross-entropy of points and scribbles; those on lesions and those beside lesions
+    have equal weight."""
 
     @model_validator(mode="after")
-    def _teaches(self) -> "LossSettings":
+    def _has_a_term(self) -> "LossSettings":
         parts = ("ohem_ce", "focal_tversky", "leaf", "disease")
         if not any(getattr(self, name) > 0 for name in parts):
-            raise ValueError(f"one of {', '.join(parts)} above 0")
+            raise ValueError(f"at least one of {', '.join(parts)} must be above 0")
         return self
 
 
 class SemiSettings(_Part):
-    """What is learned from images without masks; nothing where there are none."""
+    """Learning from images without masks; without such images these have no effect."""
 
     method: Literal["supervised", "mean_teacher", "weak_to_strong"] = "weak_to_strong"
-    """supervised: nothing. mean_teacher: the student is drawn to the teacher's
-    probabilities. weak_to_strong: what the teacher says of the image as it is becomes
-    the label of the same image under a harder light."""
+    """weak_to_strong: the teacher's prediction of the image is the label of the same image
+    under a stronger augmentation. mean_teacher: the student's probabilities are pulled
+    toward the teacher's. supervised: images without masks are not used."""
     ratio: int = Field(1, ge=1)
-    """Tiles without labels a tile with."""
+    """Unlabeled tiles per labeled tile."""
     strong_views: int = Field(1, ge=1, le=2)
-    """Harder views of a tile; two see complementary halves of the features."""
+    """Strongly augmented views of a tile, 1 or 2; two views see complementary halves of
+    the features."""
     strong_aug: float = Field(2.0, ge=0)
-    """How hard the light of these views is, in multiples of that of labeled tiles."""
+    """Strength of the augmentation of these views (brightness, contrast, saturation, gamma,
+    blur), relative to that of labeled tiles."""
     consistency_weight: float = Field(1.0, ge=0)
-    """Of what the teacher says, beside true labels, when the ramp is over; 0 asks it
-    nothing and keeps it, as the running mean of a supervised run."""
+    """Weight of the loss on pseudo-labels after the ramp; 0 uses no pseudo-labels, but
+    keeps the teacher as the running mean of a supervised run."""
     warmup_fraction: float = Field(0.1, ge=0, le=1)
-    """Part of the run before the teacher is asked; in any case not before it finds a
-    lesion on labeled tiles."""
+    """Fraction of the run before pseudo-labels are used; they are never used before the
+    teacher finds a lesion on labeled tiles."""
     rampup_fraction: float = Field(0.2, ge=0, le=1)
-    """Part of the run over which its weight then rises."""
+    """Fraction of the run over which the weight of pseudo-labels then rises."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    """Share of the old teacher that a step keeps; less in a short run."""
+    """Fraction of the old teacher that a step keeps; less in a short run."""
     confidence: tuple[Literal["probability", "energy", "entropy", "dropout"], ...] = Field(
         ("probability",), min_length=1
     )
-    """By what the teacher is believed; several are combined as the mean of ranks."""
+    """How the confidence of the teacher is measured: probability, energy, entropy, dropout,
+    or several, which are combined as the mean of their ranks."""
     threshold: float = Field(0.9, gt=0, lt=1)
-    """Least probability believed; other gates believe as many pixels as this one."""
+    """Smallest probability accepted; other measures accept as many pixels as this one."""
     adaptive_threshold: bool = True
-    """Whether classes of which the teacher is seldom sure get a lower threshold."""
+    """Whether classes of which the teacher is seldom confident get a lower threshold."""
     cut_mix: float = Field(0.5, ge=0, le=1)
-    """Chance that a tile takes a box from another one."""
+    """Probability that a tile gets a box from another tile (CutMix, Yun et al. 2019)."""
 
 
 class ImageLabelSettings(_Part):
-    """What is learned from the names of images without masks, as class folders have.
+    """Learning from image-level labels of images without masks, as in class folders.
 
-    Nothing where there are none, or where ``semi.method`` is supervised.
+    Without such images, or with ``semi.method=supervised``, these have no effect.
     """
 
     fraction: float = Field(0.0, ge=0, le=1)
-    """Part of the tiles without masks that show an image with a name, where there are
-    images with and without. 0: names are not learned from. Off: it cost Dice in six of
-    six runs."""
+    """Fraction of the tiles without masks that show an image with an image-level label,
+    where there are images with and without one; 0 does not learn from the labels. Off by
+    default, because it lowered the Dice in six of six runs."""
     cam_seeds: float = Field(0.5, ge=0)
-    """Weight, at first, of the pixels by which the name is told; 0 takes the name only."""
+    """Initial weight of the CAM seeds of these labels; 0 learns the label only."""
 
 
 class TrainingSettings(_Part):
     """The optimizer and its schedule."""
 
     minutes: float | None = Field(12.0, gt=0)
-    """Length of the run; turned into steps after the first ones were timed.
-    null: ``steps`` decides."""
+    """Length of the run in minutes; it becomes a number of steps once the first steps are
+    timed. null: training.steps decides."""
     steps: int = Field(100_000, ge=1)
-    """Most optimizer steps."""
+    """Largest number of optimizer steps."""
     batch: int = Field(8, ge=1)
-    """Tiles an optimizer step."""
+    """Labeled tiles per optimizer step."""
     micro_batch: int | None = Field(None, ge=1)
-    """Labeled tiles a forward pass; gradients are accumulated up to ``batch``. null:
-    all. Halved during the run when memory runs out."""
+    """Labeled tiles per forward pass; gradients are accumulated over the batch. null: all.
+    Halved during the run when memory runs out."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate of the decoder."""
     layer_decay: float | None = Field(None, gt=0, le=1)
-    """Factor on the rate from each layer of the encoder (stem or stage, as timm groups
-    them) to the one before. null: 0.75 from pretrained weights, 1 from a random start."""
+    """Factor on the learning rate from each layer of the encoder (stem or stage, as timm
+    groups them) to the one before. null: 0.75 from pretrained weights, 1 from a random
+    start."""
     weight_decay: float = Field(0.05, ge=0)
+    """Weight decay of the optimizer; biases and scales have none."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the device computes in it. On a CPU, encoders other than
-    ConvNeXt stay in float32: their depthwise layers take longer in bfloat16."""
+    ConvNeXt stay in float32: their depthwise layers are slower in bfloat16."""
     validations: int = Field(4, ge=1)
-    """How often the run is judged on the validation split, evenly spaced."""
+    """How many times the run is validated, evenly spaced."""
     checkpoint_minutes: float = Field(1.0, ge=0)
-    """Between two checkpoints, besides those at validations; more where writing them
-    would take over a hundredth of the time. 0: after every step."""
+    """Minutes between checkpoints, besides those at validations; more where writing would
+    take over a hundredth of the time. 0: after every step."""
     on_collapse: Literal["continue", "rollback"] = "continue"
-    """What to do when a validation finds no lesion at all and an earlier one did: go on
-    and say so, or go back to the best checkpoint with half the rate."""
+    """What to do when a validation finds no lesion and an earlier one did: continue and
+    warn, or rollback to the best checkpoint with half the learning rate."""
     validation_images: int = Field(40, ge=1)
-    """Most images of a validation, drawn once by the seed."""
+    """Largest number of images in a validation, chosen once by the seed."""
 
     @property
     def tiles_at_once(self) -> int:
@@ -228,38 +245,44 @@ class TrainingSettings(_Part):
 
 
 class MemorySettings(_Part):
-    """What is given for less memory. Exact, where nothing else is said.
+    """What is traded for less memory.
 
-    ``training.micro_batch`` belongs here too.
+    The result stays the same, except with ``memory.optimizer=adafactor`` and
+    ``memory.freeze_encoder=true``. ``training.micro_batch`` belongs here too: overlap
+    losses and hard pixels are those of a micro-batch.
     """
 
     budget_mb: float | None = Field(None, gt=0)
-    """Most that the run may take, in 10^6 bytes: of the GPU, or on a CPU all of the
-    process. A GPU refuses more; on a CPU it is told. `plan` finds what fits."""
+    """Most memory that the run may take, in 10^6 bytes: of the GPU, or on a CPU of the
+    whole process. A GPU refuses more; on a CPU the run warns. The command plan finds
+    settings that fit."""
     activation_checkpointing: tuple[Checkpointable, ...] = ()
     """Parts of the network that are computed again in the backward pass instead of kept:
-    slower by their forward pass."""
+    stage_1 to stage_4, decoder, fine. Slower by their forward pass."""
     loss_chunk_rows: int | None = Field(None, ge=16, multiple_of=16)
-    """Rows of a tile whose losses are computed at once, where there are many classes.
-    null: all."""
+    """Rows of a tile whose losses are computed at once, for many classes; a multiple of
+    16. null: all."""
     ema_offload: bool = False
-    """Whether the EMA teacher's weights are kept in main memory, in float32, and copied to
-    the GPU to predict, in the precision that it computes in."""
+    """Whether the weights of the EMA teacher are kept in main memory, in float32, and
+    copied to the GPU to predict, in the precision that it computes in."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
-    """adamw keeps two numbers a weight. adafactor keeps a row and a column of them, where
-    the encoder has linear layers: tiny and larger. It learns otherwise."""
+    """adamw keeps two numbers per weight. adafactor keeps a row and a column of them where
+    the encoder has linear layers (tiny and larger); it learns differently."""
     freeze_encoder: bool = False
-    """Whether the encoder stays as it starts: for published weights only. Learns less."""
+    """Whether the encoder keeps its first weights; for published weights only. Learns
+    less."""
 
 
 class Settings(_Part):
     """Everything that fixes a run besides the data."""
 
     seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of all random choices: splits, samples, augmentation, weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto uses a GPU if there is one; or cpu, cuda."""
     deterministic: bool = False
     """Whether a GPU uses only kernels that give the same bits every time, where there are
-    any; slower. A CPU gives them anyway."""
+    any; slower. A CPU gives the same bits anyway."""
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
@@ -276,12 +299,16 @@ class Settings(_Part):
         """Return the tree as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
+    def to_commented_yaml(self) -> str:
+        """Return the tree as YAML, with a description as a comment above each setting."""
+        return "\n".join(_commented_lines(self)) + "\n"
+
     @classmethod
     def read(cls, path: Path) -> "Settings":
-        """Read a tree; what it leaves out has its default.
+        """Read a tree; settings that it leaves out have their defaults.
 
         Raises:
-            UsageError: If the file is no such tree.
+            UsageError: If the file is not a tree of settings.
         """
         try:
             tree = yaml.safe_load(path.read_text("utf-8-sig"))
@@ -295,11 +322,11 @@ class Settings(_Part):
 
     @classmethod
     def from_tree(cls, tree: Any, *, origin: str) -> "Settings":  # noqa: ANN401
-        """Return the typed tree of plain values.
+        """Return the typed tree for plain values.
 
         Args:
-            tree: Nested mappings, as YAML gives them.
-            origin: Where they come from, for the error.
+            tree: Nested mappings, as read from YAML.
+            origin: Where they come from, for error messages.
 
         Raises:
             UsageError: If a key is unknown or a value is out of range.
@@ -312,8 +339,7 @@ class Settings(_Part):
     def with_settings(self, pairs: list[str]) -> "Settings":
         """Return the tree with ``part.name=value`` applied.
 
-        Values are read as YAML, so ``null``, ``3e-4`` and ``[0.5, 2]`` mean what they
-        say.
+        Values are read as YAML: ``null``, ``3e-4``, ``[0.5, 2]``.
 
         Raises:
             UsageError: If a pair has no ``=``, an unknown key or a wrong value.
@@ -335,7 +361,7 @@ class Settings(_Part):
                 value = yaml.safe_load(_yaml_number(text))
             except yaml.YAMLError as error:
                 raise UsageError(
-                    f"--set {name}: {text!r} is no value.",
+                    f"--set {name}: {text!r} is not a value.",
                     needed="a number, a word, null, or a list as [0.5, 2]",
                     fix="quote the pair, and close every bracket",
                 ) from error
@@ -364,8 +390,32 @@ def _flatten(part: BaseModel, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _commented_lines(part: BaseModel, indent: str = "") -> Iterator[str]:
+    fields = type(part).model_fields
+    for name, plain in part.model_dump(mode="json").items():
+        value = getattr(part, name)
+        nested = isinstance(value, BaseModel)
+        about = type(value).__doc__ if nested else fields[name].description
+        summary = " ".join((about or "").split("\n\n")[0].split())
+        if nested:
+            yield ""
+        yield from textwrap.wrap(
+            summary,
+            width=92,
+            initial_indent=f"{indent}# ",
+            subsequent_indent=f"{indent}# ",
+            break_on_hyphens=False,
+        )
+        if nested:
+            yield f"{indent}{name}:"
+            yield from _commented_lines(value, f"{indent}  ")
+        else:
+            text = yaml.safe_dump({name: plain}, sort_keys=False)
+            yield from textwrap.indent(text, indent).splitlines()
+
+
 def _yaml_number(text: str) -> str:
-    """Return ``3e-4`` as a number YAML 1.1 knows; it takes it for text otherwise."""
+    """Return ``3e-4`` in a form that YAML 1.1 reads as a number, not as text."""
     try:
         return repr(float(text)) if "e" in text.lower() else text
     except ValueError:
@@ -409,7 +459,7 @@ RENAMED = {
     "memory.optimiser": "memory.optimizer",
     "memory.frozen": "memory.freeze_encoder",
 }
-"""What settings were called before 2026-11-27."""
+"""Names of settings before 2026-11-27, with their present names."""
 REMOVED = frozenset(
     {
         "data.max_tiles", "data.background_share", "data.unreadable_share",
@@ -421,20 +471,20 @@ REMOVED = frozenset(
         "training.clip", "memory.channels_last", "memory.clears_cache",
     }
 )  # fmt: skip
-"""Settings that there are no longer; each has its earlier default for good."""
+"""Settings removed on 2026-11-27; each is fixed at its earlier default."""
 
 
 def _unknown(name: str, origin: str) -> UsageError:
     if name in RENAMED:
         return UsageError(
             f"{origin}: `{name}` is an old name.",
-            needed=f"`{RENAMED[name]}`, which it is called now",
+            needed=f"its new name, `{RENAMED[name]}`",
             fix=f"write {RENAMED[name]}; `plantseg-next train --settings` lists all",
         )
     if name in REMOVED:
         return UsageError(
-            f"{origin}: there is no setting `{name}` any longer.",
-            needed="settings that there are; this one has its earlier default for good",
+            f"{origin}: the setting `{name}` was removed.",
+            needed="existing settings; this one is now fixed at its earlier default",
             fix="leave it out; `plantseg-next train --settings` lists all",
         )
     names = setting_names()
@@ -443,7 +493,7 @@ def _unknown(name: str, origin: str) -> UsageError:
     nearest = (by_ending or near)[0]
     return UsageError(
         f"{origin}: there is no setting `{name}`.",
-        needed=f"one of the settings; the nearest is `{nearest}`",
+        needed=f"an existing setting; the nearest is `{nearest}`",
         fix="`plantseg-next train --settings` lists all with their defaults",
     )
 
@@ -453,7 +503,7 @@ def _explain(error: ValidationError, origin: str) -> UsageError:
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return _unknown(name, origin)
-    what = f"`{name}`" if name else "the whole"
+    what = f"`{name}`" if name else "the content"
     return UsageError(
         f"{origin}: {what} is {first['input']!r}.",
         needed=first["msg"],

@@ -1,15 +1,15 @@
-"""The currency between rooms: samples, batches, predictions and class names.
+"""Data structures shared by all packages: samples, batches, predictions, class names.
 
 Axis letters, here and in every signature of the package:
 
     b image or tile in a batch    k class (0 is "no lesion")    c channel
     h row        w column           n token                       t tile
 
-Pixels without an annotation carry ``IGNORE``. A row that is not annotated for a head at
-all is ``IGNORE`` everywhere, so that "a row teaches only the heads it is annotated for"
-needs no further bookkeeping: losses and scores skip ignored pixels, and that is all.
+Pixels without an annotation are ``IGNORE``. A row that is not annotated for a head is
+``IGNORE`` everywhere in it. Losses and metrics skip ignored pixels, so each head is trained
+only on rows annotated for it.
 
-This module knows numpy only; the tensors of ``Batch`` are named for the type checker.
+This module imports NumPy only; the tensors of ``Batch`` are for the type checker.
 """
 
 from dataclasses import dataclass
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE = 255
-"""Label of pixels, and of whole images, that teach nothing and are not scored."""
+"""Label of pixels and images that are neither trained on nor evaluated."""
 
 NO_LESION = 0
 """Class id of pixels without a lesion, in every mask of lesions."""
 
 
 def is_lesion(lesion: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Return where a map of class ids says lesion; where nobody looked is none."""
+    """Return where a map of class ids is a lesion; ``IGNORE`` is not."""
     return (lesion != NO_LESION) & (lesion != IGNORE)
 
 
 @dataclass(frozen=True)
 class ClassMap:
-    """The names behind the ids of the three heads.
+    """The class names of the three heads.
 
     Args:
         lesions: Names of the lesion classes; ``lesions[i]`` has the mask id ``i + 1``.
         diseases: Names of the image-level labels; ``diseases[i]`` has the id ``i``.
-        has_leaf: Whether any row marks the leaf. Without it, no severity can be given.
+        has_leaf: Whether any row marks the leaf. Without it, severity is undefined.
 
     Example:
         >>> ClassMap(("rust", "phoma"), ("healthy", "rust"), True).lesion_name(2)
@@ -53,7 +53,7 @@ class ClassMap:
 
     @property
     def n_lesion_logits(self) -> int:
-        """Number of lesion scores a pixel has: the classes and "no lesion"."""
+        """Number of lesion logits per pixel: the classes and "no lesion"."""
         return len(self.lesions) + 1
 
     def lesion_name(self, class_id: int) -> str:
@@ -63,12 +63,12 @@ class ClassMap:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, or one tile of it, with what is known about it.
+    """One image, or one tile of it, with its labels.
 
     Args:
         key: Name of the manifest row it came from, unique in the manifest.
-        image: RGB, upright (EXIF turn applied), 0 to 255.
-        lesion: Lesion class ids, 0 for none, ``IGNORE`` where nobody looked.
+        image: RGB, upright (EXIF orientation applied), 0 to 255.
+        lesion: Lesion class ids, 0 for none, ``IGNORE`` where not annotated.
         leaf: 1 on the leaf (its lesions included), 0 off it, ``IGNORE`` if unknown.
         disease: Index into ``ClassMap.diseases``, ``IGNORE`` if unknown.
     """
@@ -85,7 +85,7 @@ class SkippedImage(NamedTuple):
 
     Args:
         key: Its manifest row.
-        reason: What reading it said.
+        reason: The error message.
     """
 
     key: str
@@ -102,9 +102,10 @@ class Batch:
         leaf: uint8 ``(b, h, w)``, 0, 1 or ``IGNORE``.
         disease: uint8 ``(b,)``, index or ``IGNORE``.
         keys: Manifest rows the tiles came from.
-        sparse_target: uint8 ``(b, h, w)``, what points and scribbles say, class ids or
-            ``IGNORE``; such tiles have no other ``lesion``. ``None`` in a run without.
-        skipped: Rows that could not be read when these were drawn.
+        sparse_target: uint8 ``(b, h, w)``, labels from points and scribbles, class ids or
+            ``IGNORE``; ``lesion`` of such tiles is ``IGNORE``. ``None`` in a run
+            without sparse masks.
+        skipped: Rows that could not be read when these were sampled.
     """
 
     image: "Tensor"
@@ -120,13 +121,13 @@ class Batch:
 
     @property
     def target(self) -> "Tensor":
-        """What masks and points say, class ids or ``IGNORE``."""
+        """Labels from masks, points and scribbles: class ids or ``IGNORE``."""
         if self.sparse_target is None:
             return self.lesion
         return self.lesion.where(self.lesion != IGNORE, self.sparse_target)
 
     def select(self, which: slice) -> "Batch":
-        """Return some of the tiles."""
+        """Return a slice of the tiles."""
         return Batch(
             self.image[which],
             self.lesion[which],
@@ -139,15 +140,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class UnlabeledBatch:
-    """Tiles without masks, each from one place under several lights.
+    """Tiles without masks, each with one weak and several strong views.
 
     Args:
-        weak: Bytes ``(b, 3, h, w)``, as the camera saw it: the teacher looks at this.
-        strong: ``(v, b, 3, h, w)``, changed light and camera: the student looks at these.
-        valid: bool ``(b, h, w)``, whether a pixel lies in the image at all.
-        disease: uint8 ``(b,)``, ``IGNORE`` of an image without a name.
+        weak: uint8 ``(b, 3, h, w)``, photometrically unchanged; input of the EMA teacher.
+        strong: uint8 ``(v, b, 3, h, w)``, strongly augmented; input of the student.
+        valid: bool ``(b, h, w)``, whether a pixel lies inside the image.
+        disease: uint8 ``(b,)``, ``IGNORE`` for an image without an image-level label.
         keys: Manifest rows the tiles came from.
-        skipped: Rows that could not be read when these were drawn.
+        skipped: Rows that could not be read when these were sampled.
     """
 
     weak: "Tensor"
@@ -161,7 +162,7 @@ class UnlabeledBatch:
         return len(self.keys)
 
     def select(self, which: slice) -> "UnlabeledBatch":
-        """Return some of the tiles."""
+        """Return a slice of the tiles."""
         return UnlabeledBatch(
             self.weak[which],
             self.strong[:, which],
@@ -173,16 +174,16 @@ class UnlabeledBatch:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says about one image, at the image's own size.
+    """The prediction for one image, at the size of the image.
 
     Args:
         lesion: Most probable lesion class where a lesion of any class is more probable
             than none, 0 elsewhere.
         lesion_probability: Probability of any lesion, in [0, 1].
-        leaf_probability: Probability of leaf, in [0, 1]; ``None`` where the model never
-            learned the leaf.
-        disease_probability: A probability a disease of ``ClassMap.diseases``; empty
-            where the model has no image-level head.
+        leaf_probability: Probability of leaf, in [0, 1]; ``None`` if the model was not
+            trained on the leaf.
+        disease_probability: One probability for each of ``ClassMap.diseases``; empty
+            if the model has no image-level head.
     """
 
     lesion: UInt8[np.ndarray, "h w"]

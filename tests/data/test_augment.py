@@ -16,7 +16,7 @@ PRIMARIES = np.array(
 
 
 class Certain(np.random.Generator):
-    """A source of chance that draws what it is told, again and again, and no blur."""
+    """Random generator that returns the given values in a cycle, and never blurs."""
 
     def __init__(self, *draws):
         super().__init__(np.random.PCG64(0))
@@ -31,13 +31,13 @@ class Certain(np.random.Generator):
 
 
 def changed(image, end=1.0, **greatest):
-    """Return an image under one change of light, as far as it goes; h w 3, as integers."""
+    """Return the image after one largest photometric change; h w 3, as integers."""
     out = Photometry(**(STILL | greatest)).apply(image, Certain(end))
     return out.permute(1, 2, 0).numpy().astype(int)
 
 
 def by_reference(image, adjust, *arguments):
-    """Return what torchvision makes of an image; h w 3, as integers."""
+    """Return the image after a torchvision transform; h w 3, as integers."""
     x = torch.from_numpy(image).permute(2, 0, 1)
     return adjust(x, *arguments).permute(1, 2, 0).numpy().astype(int)
 
@@ -46,7 +46,7 @@ def random_image(low, high, seed=0):
     return np.random.default_rng(seed).integers(low, high, (40, 30, 3), np.uint8)
 
 
-def test_scales_stay_in_range_and_are_even_in_their_logarithm():
+def test_geometry_scale_is_log_uniform_in_range():
     rng = np.random.default_rng(0)
     scales = np.array([Geometry((0.5, 2.0)).draw_scale(rng) for _ in range(400)])
     assert 0.5 <= scales.min() < 0.6
@@ -54,7 +54,7 @@ def test_scales_stay_in_range_and_are_even_in_their_logarithm():
     assert np.log(scales).mean() == pytest.approx(0, abs=0.1)
 
 
-def test_all_turns_and_mirrorings_are_drawn():
+def test_geometry_draws_all_rotations_and_mirrorings():
     rng = np.random.default_rng(0)
     drawn = [Geometry(angle_deg=0.0).draw((5.0, 5.0), 1.0, rng) for _ in range(60)]
     assert {p.angle_deg for p in drawn} == {0.0, 90.0, 180.0, 270.0}
@@ -70,8 +70,8 @@ def test_photometry_without_changes_is_the_identity(light):
     np.testing.assert_array_equal(out.permute(1, 2, 0).numpy(), image)
 
 
-def test_photometry_of_chances_that_change_nothing_is_the_identity():
-    """The whole way through the map of colors, unlike that of ``UNCHANGED``."""
+def test_photometry_with_neutral_draws_is_the_identity():
+    """Runs the full computation, unlike ``UNCHANGED``."""
     image = random_image(0, 256)
     np.testing.assert_array_equal(changed(image, end=0.0, brightness=0.5, hue=0.3), image)
 
@@ -86,36 +86,36 @@ def test_photometry_of_chances_that_change_nothing_is_the_identity():
     ],
 )
 @pytest.mark.parametrize("range_", [(70, 170), (0, 256)], ids=["inside", "clipped"])
-def test_photometry_factor_is_that_of_torchvision(name, adjust, end, range_):
+def test_photometry_factor_matches_torchvision(name, adjust, end, range_):
     image = random_image(*range_)
-    found = changed(image, end, **{name: 0.25})
+    result = changed(image, end, **{name: 0.25})
     expected = by_reference(image, adjust, 1 + 0.25 * end)
-    assert np.abs(found - expected).max() <= 1
-    assert np.abs(found - image).max() > 3
+    assert np.abs(result - expected).max() <= 1
+    assert np.abs(result - image).max() > 3
 
 
 @pytest.mark.parametrize("end", [-1.0, -0.3, 0.6, 1.0])
-def test_photometry_gamma_is_that_of_torchvision(end):
+def test_photometry_gamma_matches_torchvision(end):
     image = random_image(0, 256)
-    found = changed(image, end, gamma=0.25)
+    result = changed(image, end, gamma=0.25)
     expected = by_reference(image, reference.adjust_gamma, 1.25**end)
-    assert np.abs(found - expected).max() <= 1
-    assert np.abs(found - image).max() > 3
+    assert np.abs(result - expected).max() <= 1
+    assert np.abs(result - image).max() > 3
 
 
 @pytest.mark.parametrize("end", [-1.0, 1.0])
-def test_photometry_changes_together_are_those_of_torchvision_in_turn(end):
+def test_photometry_combined_changes_match_torchvision_sequence(end):
     image = random_image(90, 150)
-    found = changed(image, end, brightness=0.2, contrast=0.2, saturation=0.2)
+    result = changed(image, end, brightness=0.2, contrast=0.2, saturation=0.2)
     x = torch.from_numpy(image).permute(2, 0, 1) / 255
     for name in ("brightness", "contrast", "saturation"):
         x = getattr(reference, f"adjust_{name}")(x, 1 + 0.2 * end)
     expected = (255 * x).permute(1, 2, 0).numpy()
-    assert np.abs(found - expected).max() <= 1
+    assert np.abs(result - expected).max() <= 1
 
 
 @pytest.mark.parametrize("hue", [0.02, 0.25, 0.5, 0.9])
-def test_photometry_hue_leaves_gray_as_it_is(hue):
+def test_photometry_hue_does_not_change_gray(hue):
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     gray = np.stack([levels] * 3, axis=-1)
     assert np.abs(changed(gray, hue=hue) - gray).max() <= 1
@@ -128,18 +128,18 @@ def test_photometry_hue_of_a_full_turn_is_the_identity(end):
 
 
 @pytest.mark.parametrize("end", [-1.0, 1.0])
-def test_photometry_hue_of_a_third_is_that_of_torchvision(end):
-    """Red becomes green, green blue and blue red: there the two ways to turn agree."""
+def test_photometry_hue_of_a_third_matches_torchvision(end):
+    """Red becomes green, green blue and blue red: there both definitions of hue agree."""
     image = random_image(0, 256)
-    found = changed(image, end, hue=1 / 3)
-    np.testing.assert_array_equal(found, np.roll(image, round(end), axis=-1))
+    result = changed(image, end, hue=1 / 3)
+    np.testing.assert_array_equal(result, np.roll(image, round(end), axis=-1))
     expected = by_reference(image, reference.adjust_hue, end / 3)
-    assert np.abs(found - expected).max() <= 2  # torchvision rounds on its way to HSV
+    assert np.abs(result - expected).max() <= 2  # torchvision rounds on its way to HSV
 
 
 @pytest.mark.parametrize(("end", "sign"), [(1.0, 1), (-1.0, -1)])
-def test_photometry_hue_turns_from_red_by_yellow_to_green(end, sign):
-    """A little at a time too, and without a change of the mean of the channels."""
+def test_photometry_hue_rotates_from_red_to_green(end, sign):
+    """Also for small rotations, and without a change of the channel mean."""
     colors = np.array([[(150, 90, 90), (90, 150, 90), (90, 90, 150)]], np.uint8)
     out = changed(colors, end, hue=0.05)
     for before, after in zip(colors[0], out[0], strict=True):
@@ -151,8 +151,8 @@ def test_photometry_hue_turns_from_red_by_yellow_to_green(end, sign):
 
 @pytest.mark.parametrize("end", [-1.0, 1.0])
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue", "gamma"])
-def test_photometry_values_end_at_black_and_white_and_never_wrap(name, end):
-    """A level beyond the ends is the end: what was bright does not turn dark."""
+def test_photometry_values_are_clipped_and_do_not_wrap(name, end):
+    """Values outside the range are clipped: bright pixels do not become dark."""
     out = changed(PRIMARIES, end, **{name: 0.02 if name == "hue" else 0.9})
     strongest = PRIMARIES == 255
     for i, j in np.ndindex(2, 3):
@@ -167,7 +167,7 @@ def test_photometry_values_end_at_black_and_white_and_never_wrap(name, end):
 
 
 def test_photometry_clips_once_at_the_end():
-    """Brighter and then flatter: what would be beyond white in between comes back."""
+    """Brightness, then contrast: intermediate values above white are not clipped."""
     image = np.full((8, 8, 3), 20, np.uint8)
     image[:, 0], image[:, 1] = 230, 215
     x = image * 1.5
@@ -177,21 +177,21 @@ def test_photometry_clips_once_at_the_end():
     out = light.apply(image, rng).permute(1, 2, 0).numpy()
     expected = np.clip(0.5 * x + 0.5 * mean, 0, 255)
     assert np.abs(out - expected).max() <= 1
-    assert out[0, 0, 0] > out[0, 1, 0]  # both were beyond white in between
+    assert out[0, 0, 0] > out[0, 1, 0]  # both intermediate values were above white
 
 
-def test_light_is_repeatable_and_changes_values():
+def test_photometry_is_repeatable_and_changes_values():
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    one, again, other = (
+    first, again, other = (
         Photometry(blur=1.0).apply(image, np.random.default_rng(seed)) for seed in (1, 1, 2)
     )
-    assert one.dtype == torch.uint8
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
-def test_a_brown_spot_stays_browner_than_its_leaf():
-    """Lesions are known by color: no change of light may turn one green."""
+def test_photometry_keeps_brown_spot_browner_than_leaf():
+    """Lesions are recognized by color: no change may turn one green."""
     image = np.full((8, 8, 3), (70, 130, 50), np.uint8)
     image[2:6, 2:6] = (120, 75, 40)
     for seed in range(100):

@@ -18,7 +18,7 @@ from plantseg_next.synthetic.leaves import write_drawn_folder
 
 
 def manifest_of(**sources) -> Manifest:
-    """Return a table of sources: lesion classes as a tuple, labels as a list."""
+    """Return a manifest; each source has lesion classes (tuple) or labels (list)."""
     rows, codings = [], {}
     for source, names in sources.items():
         if isinstance(names, tuple):
@@ -33,7 +33,7 @@ def manifest_of(**sources) -> Manifest:
     return Manifest(tuple(rows), common_classes(rows, codings), codings)
 
 
-def test_one_name_for_what_differs_in_spelling():
+def test_propose_merges_spelling_variants():
     manifest = manifest_of(
         field=("early blight", "leaf spot"),
         village=["Early_Blight", "tomato early blight", "Leaf-Spot", "leaf mold"],
@@ -62,43 +62,43 @@ def test_one_name_for_what_differs_in_spelling():
         ("rust", "leaf rust", False),
     ],
 )
-def test_what_may_be_misspelt(one, other, are_alike):
+def test_alike_finds_misspellings(one, other, are_alike):
     manifest = manifest_of(a=(one,), b=[other])
     assert list(alike(manifest)) == ([(one, other)] if are_alike else [])
     codes = [f.code for f in check(manifest).issues]
     assert ("names-alike" in codes) == are_alike
 
 
-def test_names_become_one_class():
+def test_renamed_merges_classes_and_labels():
     manifest = manifest_of(a=("EB", "soil"), b=("early blight",), c=["eb", "odd"])
     names = {
         "a": {"EB": "early blight", "soil": "background"},
         "c": {"eb": "early blight", "odd": "ignore"},
     }
-    found = renamed(manifest, names)
-    assert found.classes.lesions == ("early blight",)
-    assert found.classes.diseases == ("early blight",)
-    assert found.codings["a"].meaning == {
+    merged = renamed(manifest, names)
+    assert merged.classes.lesions == ("early blight",)
+    assert merged.classes.diseases == ("early blight",)
+    assert merged.codings["a"].meaning == {
         0: "background",
         1: "early blight",
         2: "background",
     }
-    assert [row.disease for row in found.rows] == [None, None, "early blight", None]
+    assert [row.disease for row in merged.rows] == [None, None, "early blight", None]
 
 
-def test_one_id_for_two_diseases_stays_two_classes():
+def test_equal_ids_of_two_diseases_stay_two_classes():
     manifest = manifest_of(a=("rust",), b=("mildew",))
     assert manifest.classes.lesions == ("rust", "mildew")
     assert manifest.codings["a"].meaning[1] != manifest.codings["b"].meaning[1]
 
 
-def test_a_class_may_become_the_leaf():
-    found = renamed(manifest_of(a=("green", "rust")), {"a": {"green": "leaf"}})
-    assert found.classes.has_leaf
-    assert found.classes.lesions == ("rust",)
+def test_renamed_class_to_leaf():
+    merged = renamed(manifest_of(a=("green", "rust")), {"a": {"green": "leaf"}})
+    assert merged.classes.has_leaf
+    assert merged.classes.lesions == ("rust",)
 
 
-def test_a_mistyped_name_is_refused_with_the_nearest():
+def test_renamed_unknown_name_is_refused_with_suggestion():
     manifest = manifest_of(a=("early blight",), b=["rust"])
     with pytest.raises(UsageError, match="has `earl blight`; there is no such name in a"):
         renamed(manifest, {"a": {"earl blight": "x"}})
@@ -107,16 +107,16 @@ def test_a_mistyped_name_is_refused_with_the_nearest():
     assert "the nearest is `a`" in str(caught.value)
 
 
-def test_a_file_of_names_comes_back(tmp_path):
+def test_class_names_file_round_trip(tmp_path):
     names = {"a": {"Bl\u00e4tter #1": "leaf", "x: y": "rust"}}
     write_names(names, tmp_path / "names.yaml")
     assert read_names(tmp_path / "names.yaml") == names
     (tmp_path / "bad.yaml").write_text("- early blight")
-    with pytest.raises(DataError, match="is no file of names"):
+    with pytest.raises(DataError, match="is not a file of class names"):
         read_names(tmp_path / "bad.yaml")
 
 
-def test_data_sets_of_one_name_are_told_apart(tmp_path):
+def test_read_folders_equal_names_get_parent_folder(tmp_path):
     for place in ("x", "y"):
         write_drawn_folder(tmp_path / place / "leaves", 3, seed=1, size_hw=(64, 64))
     manifest = read_folders([tmp_path / "x/leaves", tmp_path / "y/leaves"])
@@ -125,7 +125,7 @@ def test_data_sets_of_one_name_are_told_apart(tmp_path):
         read_folders([tmp_path, tmp_path], classes=tmp_path / "c.yaml")
 
 
-def test_images_that_two_rows_call_differently_are_listed(tmp_path):
+def test_check_duplicates_with_different_labels_are_reported(tmp_path):
     for source, folder in (("a", "Tomato___Rust"), ("b", "Tomato___Mildew")):
         write_drawn_folder(tmp_path / "d", 1, seed=1, size_hw=(64, 64))
         (tmp_path / source / folder).mkdir(parents=True)
@@ -133,6 +133,6 @@ def test_images_that_two_rows_call_differently_are_listed(tmp_path):
         image.rename(tmp_path / source / folder / image.name)
         shutil.rmtree(tmp_path / "d")
     report = check(read_folders([tmp_path / "a", tmp_path / "b"]))
-    (found,) = [f for f in report.issues if f.code == "labels-disagree"]
-    assert "same scene under other labels: 1." in found.text
-    assert "is rust, " in found.text
+    (issue,) = [f for f in report.issues if f.code == "labels-disagree"]
+    assert "same scene with different labels: 1." in issue.text
+    assert "is rust, " in issue.text

@@ -46,7 +46,7 @@ def same(a, b):
 
 
 def mixed(folder, *, ratio=2, n_strong=2):
-    """Labeled tiles, and views of the same images as if they had no masks."""
+    """Return labeled tiles with unlabeled views of the same images."""
     tiles = dataset(folder)
     return MixedDataset(
         tiles,
@@ -62,7 +62,7 @@ def same_drawn(a, b):
     )
 
 
-def test_unlabeled_views_come_in_their_ratio(drawn_folder):
+def test_loader_unlabeled_views_follow_ratio(drawn_folder):
     ((batch, views),) = loader(
         mixed(drawn_folder), batch_size=4, start=0, stop=1, workers=0
     )
@@ -72,8 +72,8 @@ def test_unlabeled_views_come_in_their_ratio(drawn_folder):
     assert views.valid.dtype == torch.bool
 
 
-def test_views_show_one_place_under_other_lights(drawn_folder):
-    """A strong view has its edges where the weak one has them."""
+def test_views_differ_in_color_but_not_in_geometry(drawn_folder):
+    """Weak and strong view are correlated, but not equal."""
     tiles = dataset(drawn_folder)
     for draw in range(6):
         views = ViewDataset(tiles, n_strong=1, strong=strong_photometry(2.0))[draw]
@@ -84,23 +84,23 @@ def test_views_show_one_place_under_other_lights(drawn_folder):
         assert torch.corrcoef(torch.stack([weak, strong]))[0, 1] > 0.7
 
 
-def test_what_lies_outside_the_image_is_known(drawn_folder):
-    """Where a labeled tile of the same draw is ignored, a view is outside."""
+def test_views_valid_is_false_outside_image(drawn_folder):
+    """``valid`` is false where the labeled tile of the same index is ignored."""
     tiles = dataset(drawn_folder)
     for draw in range(6):
-        inside = ViewDataset(tiles, n_strong=1, strong=strong_photometry(2.0))[draw].valid
-        assert torch.equal(inside, tiles[draw].leaf != IGNORE)
+        valid = ViewDataset(tiles, n_strong=1, strong=strong_photometry(2.0))[draw].valid
+        assert torch.equal(valid, tiles[draw].leaf != IGNORE)
 
 
-def test_a_draw_depends_on_its_number_alone(drawn_folder):
+def test_sample_depends_only_on_seed_and_index(drawn_folder):
     one, two = dataset(drawn_folder), dataset(drawn_folder)
     for i in range(5):
-        two[i + 7]  # other draws, another cache
+        two[i + 7]  # other samples, another cache
     assert same(one[3], two[3])
     assert not same(one[3], one[4])
 
 
-def test_batches_go_on_where_they_stopped(drawn_folder):
+def test_loader_resumes_at_any_batch(drawn_folder):
     data = mixed(drawn_folder)
     whole = list(loader(data, batch_size=4, start=0, stop=4, workers=0))
     rest = list(loader(data, batch_size=4, start=2, stop=4, workers=0))
@@ -108,14 +108,14 @@ def test_batches_go_on_where_they_stopped(drawn_folder):
 
 
 @pytest.mark.integration
-def test_workers_change_nothing(drawn_folder):
+def test_loader_workers_do_not_change_batches(drawn_folder):
     data = mixed(drawn_folder)
     alone = list(loader(data, batch_size=4, start=0, stop=2, workers=0))
     helped = list(loader(data, batch_size=4, start=0, stop=2, workers=1))
     assert all(same_drawn(a, b) for a, b in zip(alone, helped, strict=True))
 
 
-def test_a_batch_holds_what_the_network_wants(drawn_folder):
+def test_batch_shapes_types_and_values(drawn_folder):
     data = MixedDataset(dataset(drawn_folder))
     ((batch, views),) = loader(data, batch_size=6, start=0, stop=1, workers=0)
     assert views is None
@@ -126,7 +126,7 @@ def test_a_batch_holds_what_the_network_wants(drawn_folder):
     assert set(batch.lesion.unique().tolist()) <= {0, 1, 2, 3, 4, 5, IGNORE}
 
 
-def test_tiles_seek_lesions_and_balance_diseases(drawn_folder):
+def test_samples_contain_lesions_and_balance_diseases(drawn_folder):
     data = dataset(drawn_folder, balance=1.0)
     tiles = collate([data[i] for i in range(60)])
     lesion = (tiles.lesion > 0) & (tiles.lesion != IGNORE)
@@ -138,21 +138,21 @@ def test_tiles_seek_lesions_and_balance_diseases(drawn_folder):
     assert min(drawn.count(d) for d in set(diseases.values())) >= 3
 
 
-def test_the_cache_forgets_the_oldest(drawn_folder):
+def test_cache_drops_least_recently_used(drawn_folder):
     manifest = read_folder(drawn_folder)
     one = 96 * 96 * 5 / 2**20
     read = dataset(drawn_folder)._read
     cache = SampleCache(read, budget_mib=2.5 * one)
     for row in manifest.rows[:4]:
         cache.get(row)
-    assert list(cache._held) == [row.key for row in manifest.rows[2:4]]
-    assert cache._bytes == sum(held.nbytes for held in cache._held.values())
+    assert list(cache._cached) == [row.key for row in manifest.rows[2:4]]
+    assert cache._bytes == sum(held.nbytes for held in cache._cached.values())
     nothing = SampleCache(read, budget_mib=0.0)
     assert nothing.get(manifest.rows[0]).sample.key == manifest.rows[0].key
-    assert not nothing._held
+    assert not nothing._cached
 
 
-def test_the_cache_makes_room_when_memory_runs_out(drawn_folder):
+def test_cache_is_cleared_on_memory_error(drawn_folder):
     rows = read_folder(drawn_folder).rows
     read, failures = dataset(drawn_folder)._read, iter([False, True])
 
@@ -164,10 +164,10 @@ def test_the_cache_makes_room_when_memory_runs_out(drawn_folder):
     cache = SampleCache(failing, budget_mib=100.0)
     cache.get(rows[0])
     assert cache.get(rows[1]).sample.key == rows[1].key
-    assert list(cache._held) == [rows[1].key]
+    assert list(cache._cached) == [rows[1].key]
 
 
-def test_pixels_are_counted_by_class(drawn_folder):
+def test_count_pixels_by_class(drawn_folder):
     manifest = read_folder(drawn_folder)
     seen = []
     pixels, sparse = count_pixels(manifest, on_progress=lambda i, n: seen.append((i, n)))
@@ -182,7 +182,7 @@ def test_pixels_are_counted_by_class(drawn_folder):
     ("value", "meaning", "is_sparse"),
     [(0, "background", False), (9, "ignore", True), (9, "leaf", False)],
 )
-def test_a_mask_that_says_little_is_sparse(tmp_path, value, meaning, is_sparse):
+def test_count_pixels_finds_sparse_masks(tmp_path, value, meaning, is_sparse):
     mask = np.full((40, 50), value, np.uint8)
     mask[3:6, 3:6] = 1
     (tmp_path / "images").mkdir()
@@ -195,7 +195,7 @@ def test_a_mask_that_says_little_is_sparse(tmp_path, value, meaning, is_sparse):
     assert counted.sparse == ({"a"} if is_sparse else set())
 
 
-def test_points_stand_apart_from_masks(drawn_folder):
+def test_sparse_masks_are_a_separate_target(drawn_folder):
     manifest = splits.assign(read_folder(drawn_folder), seed=0).split("train").labeled
     rows = [replace(row, sparse=i % 2 == 0) for i, row in enumerate(manifest.rows)]
     sparse = {row.key for row in rows if row.sparse}
@@ -206,19 +206,19 @@ def test_points_stand_apart_from_masks(drawn_folder):
         tiles = marked[draw]
         is_sparse = tiles.keys[0] in sparse
         seen.add(is_sparse)
-        said, silent = (
+        target, ignored = (
             (tiles.sparse_target, tiles.lesion)
             if is_sparse
             else (tiles.lesion, tiles.sparse_target)
         )
-        assert (silent == IGNORE).all()
-        assert (said != IGNORE).any()
+        assert (ignored == IGNORE).all()
+        assert (target != IGNORE).any()
     assert seen == {True, False}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_image_that_breaks_later_is_named(drawn_folder, tmp_path, workers):
-    """From a worker too, as the error itself and not as a traceback."""
+def test_loader_unreadable_images_raise_data_error(drawn_folder, tmp_path, workers):
+    """A worker returns the error itself, not a traceback."""
     shutil.copytree(drawn_folder, tmp_path / "leaves")
     data = MixedDataset(dataset(tmp_path / "leaves"))
     for path in (tmp_path / "leaves" / "images").iterdir():
@@ -228,7 +228,7 @@ def test_a_image_that_breaks_later_is_named(drawn_folder, tmp_path, workers):
 
 
 @pytest.mark.integration
-def test_a_broken_image_gives_its_place_to_another(drawn_folder, tmp_path):
+def test_loader_unreadable_image_is_replaced_and_reported(drawn_folder, tmp_path):
     shutil.copytree(drawn_folder, tmp_path / "leaves")
     whole, data = mixed(drawn_folder), mixed(tmp_path / "leaves")
     broken = dataset(tmp_path / "leaves").rows[3]
@@ -243,7 +243,7 @@ def test_a_broken_image_gives_its_place_to_another(drawn_folder, tmp_path):
         assert len(found.unlabeled) == 8
         assert broken.key not in found.labeled.keys + found.unlabeled.keys
         met = expected.labeled.keys + expected.unlabeled.keys
-        # Two tiles a visit: a visit that met it tells of it once.
+        # Each sample that drew the broken image reports it once.
         assert len(found.skipped) == met.count(broken.key)
         assert all(broken.image.name in reason for _, reason in found.skipped)
         lost += len(found.skipped)
@@ -252,25 +252,27 @@ def test_a_broken_image_gives_its_place_to_another(drawn_folder, tmp_path):
     assert lost
 
 
-def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(drawn_folder):
+def test_loader_killed_worker_is_replaced_without_losing_batches(drawn_folder):
     data = MixedDataset(dataset(drawn_folder))
     expected = list(loader(data, batch_size=2, start=0, stop=24, workers=0))
-    told, found = [], []
-    for batch in loader(data, batch_size=2, start=0, stop=24, workers=1, log=told.append):
+    messages, found = [], []
+    for batch in loader(
+        data, batch_size=2, start=0, stop=24, workers=1, log=messages.append
+    ):
         found.append(batch)
         if len(found) in (2, 8):
             _, worker = psutil.Process().children(recursive=True)[-2:]
             worker.send_signal(signal.SIGKILL if len(found) == 2 else signal.SIGTERM)
             worker.wait()
     assert all(same(a.labeled, b.labeled) for a, b in zip(expected, found, strict=True))
-    assert "was killed (SIGKILL), as the system does when memory runs out" in told[0]
-    assert "Going on with 1 workers; no batch is lost." in told[0]
-    assert "was ended by a signal (SIGTERM)" in told[1]
-    assert "Going on with no workers" in told[1]
+    assert "was killed (SIGKILL), as the system does when memory runs out" in messages[0]
+    assert "Continuing with 1 workers; no batch is lost." in messages[0]
+    assert "was ended by a signal (SIGTERM)" in messages[1]
+    assert "Continuing with no workers" in messages[1]
 
 
 class SlowInWorkers(MixedDataset):
-    """Takes its time, as a network drive does, or never answers at all."""
+    """Delays samples in workers, like a slow network drive."""
 
     seconds = 2.5
 
@@ -281,26 +283,26 @@ class SlowInWorkers(MixedDataset):
 
 
 @pytest.mark.integration
-def test_a_slow_worker_is_waited_for(drawn_folder, monkeypatch):
+def test_loader_waits_for_slow_worker(drawn_folder, monkeypatch):
     monkeypatch.setattr(dataloader, "LOOK_S", 1)
-    data, told = SlowInWorkers(dataset(drawn_folder)), []
-    assert list(loader(data, batch_size=2, start=0, stop=1, workers=1, log=told.append))
-    assert told == []
+    data, messages = SlowInWorkers(dataset(drawn_folder)), []
+    assert list(loader(data, batch_size=2, start=0, stop=1, workers=1, log=messages.append))
+    assert messages == []
 
 
 @pytest.mark.integration
-def test_a_hung_worker_is_given_up(drawn_folder, monkeypatch):
+def test_loader_hung_worker_is_replaced(drawn_folder, monkeypatch):
     monkeypatch.setattr(dataloader, "LOOK_S", 1)
     monkeypatch.setattr(dataloader, "HUNG_S", 1)
-    data, told = SlowInWorkers(dataset(drawn_folder)), []
+    data, messages = SlowInWorkers(dataset(drawn_folder)), []
     data.seconds = 100
-    assert list(loader(data, batch_size=2, start=0, stop=1, workers=1, log=told.append))
-    assert told[0].startswith("A process that reads images gave no answer")
-    assert told[1].endswith("Going on with no workers; no batch is lost.")
+    assert list(loader(data, batch_size=2, start=0, stop=1, workers=1, log=messages.append))
+    assert messages[0].startswith("A data loader worker does not respond")
+    assert messages[1].endswith("Continuing with no workers; no batch is lost.")
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
-def test_a_step_in_parts_is_the_step(drawn_folder, size):
+def test_micro_batches_concatenate_to_batch(drawn_folder, size):
     (drawn,) = loader(mixed(drawn_folder), batch_size=4, start=0, stop=1, workers=0)
     parts = to_micro_batches(drawn, size)
     assert max(len(part.labeled) for part in parts) == size

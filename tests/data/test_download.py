@@ -23,12 +23,12 @@ CONTENT = packed()
 
 
 class Server(ThreadingHTTPServer):
-    """A server that may break off, know no ranges, or refuse."""
+    """A server that can close connections early, ignore ranges, or return an error."""
 
-    breaks_after: int | None = None
-    knows_ranges = True
-    refuses = 0
-    asked: list[str | None]
+    closes_after: int | None = None
+    supports_ranges = True
+    error_code = 0
+    ranges: list[str | None]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,29 +36,29 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         wanted = self.headers.get("Range")
-        self.server.asked.append(wanted)
-        if self.server.refuses:
-            self.send_error(self.server.refuses)
+        self.server.ranges.append(wanted)
+        if self.server.error_code:
+            self.send_error(self.server.error_code)
             return
-        start = int(wanted[6:-1]) if wanted and self.server.knows_ranges else 0
+        start = int(wanted[6:-1]) if wanted and self.server.supports_ranges else 0
         self.send_response(206 if start else 200)
         body = CONTENT[start:]
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: self.server.breaks_after])
+        self.wfile.write(body[: self.server.closes_after])
 
     def log_message(self, *_):
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def server():
-    with Server(("127.0.0.1", 0), Handler) as found:
-        found.asked = []
-        thread = threading.Thread(target=found.serve_forever, daemon=True)
+    with Server(("127.0.0.1", 0), Handler) as http:
+        http.ranges = []
+        thread = threading.Thread(target=http.serve_forever, daemon=True)
         thread.start()
-        yield found
-        found.shutdown()
+        yield http
+        http.shutdown()
         thread.join()
 
 
@@ -74,43 +74,43 @@ def archive(server):
     )
 
 
-def test_an_archive_is_fetched_checked_and_unpacked(archive, tmp_path):
-    told = []
-    folder = download(archive, tmp_path / "set", on_progress=lambda *n: told.append(n))
+def test_download_checks_and_unpacks_archive(archive, tmp_path):
+    progress = []
+    folder = download(archive, tmp_path / "set", on_progress=lambda *n: progress.append(n))
     assert (folder / "set/Metadata.csv").read_text() == "Name,Index"
-    assert told[-1] == (len(CONTENT), len(CONTENT))
+    assert progress[-1] == (len(CONTENT), len(CONTENT))
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_line_that_breaks_is_taken_up_where_it_was(archive, server, tmp_path):
-    server.breaks_after = 4000
+def test_download_closed_connection_is_resumed(archive, server, tmp_path):
+    server.closes_after = 4000
     download(archive, tmp_path / "set")
-    starts = [int(asked[6:-1]) for asked in server.asked]
+    starts = [int(ranges[6:-1]) for ranges in server.ranges]
     assert starts == list(range(0, len(CONTENT), 4000))
 
 
-def test_what_came_is_kept_for_the_next_time(archive, server, tmp_path):
-    server.breaks_after = 4000
+def test_download_partial_file_is_kept_and_resumed(archive, server, tmp_path):
+    server.closes_after = 4000
     part = tmp_path / "set.zip.part"
     part.write_bytes(CONTENT[:7000])
-    server.refuses = 503
-    with pytest.raises(DataError, match="could not be loaded: 503") as caught:
+    server.error_code = 503
+    with pytest.raises(DataError, match="could not be downloaded: 503") as caught:
         download(archive, tmp_path / "set")
-    assert "run the same command again: it goes on where it was" in str(caught.value)
+    assert "run the same command again: it resumes the download" in str(caught.value)
     assert part.read_bytes() == CONTENT[:7000]
-    server.refuses = 0
+    server.error_code = 0
     download(archive, tmp_path / "set")
-    assert server.asked[1] == "bytes=7000-"
+    assert server.ranges[1] == "bytes=7000-"
 
 
-def test_a_server_without_ranges_sends_it_anew(archive, server, tmp_path):
-    server.knows_ranges = False
+def test_download_without_range_support_starts_again(archive, server, tmp_path):
+    server.supports_ranges = False
     (tmp_path / "set.zip.part").write_bytes(b"x" * 100)
     download(archive, tmp_path / "set")
-    assert len(server.asked) == 1
+    assert len(server.ranges) == 1
 
 
-def test_another_file_is_refused_and_removed(archive, tmp_path):
+def test_download_wrong_digest_is_refused_and_removed(archive, tmp_path):
     (tmp_path / "set.zip.part").write_bytes(b"x" * len(CONTENT))
     with pytest.raises(DataError, match="has the sha256 ") as caught:
         download(archive, tmp_path / "set")
@@ -119,14 +119,14 @@ def test_another_file_is_refused_and_removed(archive, tmp_path):
     assert not any((tmp_path / "set").iterdir())
 
 
-def test_a_server_that_sends_nothing_is_given_up(archive, server, tmp_path):
-    server.breaks_after = 0
-    with pytest.raises(DataError, match="could not be loaded"):
+def test_download_without_data_fails_after_retries(archive, server, tmp_path):
+    server.closes_after = 0
+    with pytest.raises(DataError, match="could not be downloaded"):
         download(archive, tmp_path / "set")
-    assert len(server.asked) == module.TRIES
+    assert len(server.ranges) == module.TRIES
 
 
-def test_a_full_disk_and_a_folder_in_use_are_refused_before(
+def test_download_full_disk_or_used_folder_is_refused_before_request(
     archive, server, tmp_path, monkeypatch
 ):
     usage = type("Usage", (), {"free": 10})
@@ -138,12 +138,12 @@ def test_a_full_disk_and_a_folder_in_use_are_refused_before(
     (tmp_path / "used/file").touch()
     with pytest.raises(OutputError):
         download(archive, tmp_path / "used")
-    assert server.asked == []
+    assert server.ranges == []
 
 
-def test_the_published_archives():
+def test_archives_are_known_and_unknown_name_is_refused():
     assert set(ARCHIVES) == {"plantseg", "plantvillage"}
     for archive in ARCHIVES.values():
         assert len(archive.digest) == {"md5": 32, "sha256": 64}[archive.algorithm]
-    with pytest.raises(UsageError, match="no data set `plantdoc` to fetch"):
+    with pytest.raises(UsageError, match="no data set `plantdoc` to download"):
         archive_named("plantdoc")

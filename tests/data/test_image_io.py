@@ -29,7 +29,7 @@ def save_turned(path: Path, turn: int) -> Path:
 
 
 def gray_png(path: Path, values: list[int], bits: int) -> Path:
-    """Write a gray PNG of one row with two or four bits a pixel, as Pillow cannot."""
+    """Write a gray PNG of one row with two or four bits per pixel; Pillow cannot."""
     packed = 0
     for value in values:
         packed = packed << bits | value
@@ -47,7 +47,7 @@ def gray_png(path: Path, values: list[int], bits: int) -> Path:
 
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("ending", ["png", "tif", "jpg"])
-def test_exif_turns_are_undone_as_pillow_undoes_them(tmp_path, turn, ending):
+def test_read_image_exif_orientation_matches_pillow(tmp_path, turn, ending):
     path = save_turned(tmp_path / f"leaf.{ending}", turn)
     with Image.open(path) as image:
         expected = np.array(ImageOps.exif_transpose(image))
@@ -56,7 +56,7 @@ def test_exif_turns_are_undone_as_pillow_undoes_them(tmp_path, turn, ending):
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA", "RGBA", "YCbCr"])
-def test_every_mode_becomes_rgb(tmp_path, mode):
+def test_read_image_every_mode_becomes_rgb(tmp_path, mode):
     image = Image.fromarray(PIXELS).convert(mode)
     path = tmp_path / ("leaf.tif" if mode in {"CMYK", "YCbCr"} else "leaf.png")
     image.save(path)
@@ -65,18 +65,18 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert np.array_equal(got, np.array(image.convert("RGB")))
 
 
-def test_gray_of_16_bits_is_scaled_not_clipped(tmp_path):
+def test_read_image_16_bit_gray_is_scaled(tmp_path):
     values = np.array([[0, 257, 32768, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "gray.png")
     assert read_image(tmp_path / "gray.png")[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_transparent_pixels_are_laid_on_white(tmp_path):
+def test_read_image_transparency_becomes_white(tmp_path):
     Image.new("RGBA", (3, 2), (10, 20, 30, 0)).save(tmp_path / "cut_out.png")
     assert (read_image(tmp_path / "cut_out.png") == 255).all()
 
 
-def test_transparent_palette_is_laid_on_white_without_a_warning(tmp_path):
+def test_read_image_transparent_palette_becomes_white_without_warning(tmp_path):
     image = Image.fromarray(PIXELS).convert("P")
     index = image.getpixel((0, 0))
     image.save(
@@ -85,19 +85,19 @@ def test_transparent_palette_is_laid_on_white_without_a_warning(tmp_path):
     assert read_image(tmp_path / "p.png")[0, 0].tolist() == [255, 255, 255]
 
 
-def test_an_animation_gives_its_first_frame(tmp_path):
+def test_read_image_animation_gives_first_frame(tmp_path):
     frames = [Image.new("L", (4, 4), gray) for gray in (0, 255)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert not read_image(tmp_path / "a.gif").any()
 
 
-def test_a_image_of_100_megapixels_is_read_without_a_warning(tmp_path):
+def test_read_image_100_megapixels_without_warning(tmp_path):
     Image.new("1", (12_500, 8_000)).save(tmp_path / "mosaic.png")
     assert read_size(tmp_path / "mosaic.png") == (8_000, 12_500)
     assert read_image(tmp_path / "mosaic.png").shape == (8_000, 12_500, 3)
 
 
-def test_a_image_above_the_limit_is_refused(tmp_path):
+def test_read_image_above_pixel_limit_is_refused(tmp_path):
     Image.new("1", (14_000, 13_000)).save(tmp_path / "mosaic.png")
     with pytest.raises(DataError, match="has more than 179 megapixels"):
         read_image(tmp_path / "mosaic.png")
@@ -113,7 +113,7 @@ def test_a_image_above_the_limit_is_refused(tmp_path):
         (b"\0\x01\x02\x03" * 20, "is not an image of a known format"),
     ],
 )
-def test_what_is_no_image_is_refused_with_the_reason(tmp_path, content, sentence):
+def test_read_image_not_an_image_is_refused_with_reason(tmp_path, content, sentence):
     path = tmp_path / "leaf.jpg"
     path.write_bytes(content)
     with pytest.raises(DataError, match=sentence) as caught:
@@ -124,27 +124,27 @@ def test_what_is_no_image_is_refused_with_the_reason(tmp_path, content, sentence
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "tif"])
-def test_a_file_cut_short_is_refused(tmp_path, ending):
+def test_read_image_truncated_file_is_refused(tmp_path, ending):
     path = tmp_path / f"leaf.{ending}"
     big = np.random.default_rng(1).integers(0, 256, (200, 200, 3), np.uint8)
     Image.fromarray(big).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DataError, match=r"is damaged or cut short|cannot be opened"):
+    with pytest.raises(DataError, match=r"is damaged or truncated|cannot be opened"):
         read_image(path)
 
 
-def test_a_missing_file_is_a_usage_error(tmp_path):
+def test_read_image_missing_file_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match=r"gone.jpg` does not exist"):
         read_image(tmp_path / "gone.jpg")
 
 
-def test_floating_point_images_are_refused(tmp_path):
+def test_read_image_floating_point_is_refused(tmp_path):
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "depth.tif")
     with pytest.raises(DataError, match="holds numbers of 32 bits"):
         read_image(tmp_path / "depth.tif")
 
 
-def test_mask_values_are_kept_as_stored(tmp_path):
+def test_read_mask_keeps_stored_values(tmp_path):
     ids = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
     palette = Image.fromarray(ids).convert("P")
     palette.putpalette([0, 0, 0, 0, 255, 0, 255, 0, 0])
@@ -160,7 +160,7 @@ def test_mask_values_are_kept_as_stored(tmp_path):
     assert np.array_equal(read_mask(tmp_path / "p.png"), ids)
 
 
-def test_palette_masks_give_colors_on_request(tmp_path):
+def test_read_mask_palette_as_colors(tmp_path):
     image = Image.new("P", (2, 1), 1)
     image.putpalette([0, 0, 0, 255, 128, 0])
     image.save(tmp_path / "p.png")
@@ -170,21 +170,21 @@ def test_palette_masks_give_colors_on_request(tmp_path):
 
 
 @pytest.mark.parametrize(("bits", "values"), [(2, [0, 1, 2, 3]), (4, [0, 1, 7, 15])])
-def test_masks_of_few_bits_are_not_spread(tmp_path, bits, values):
+def test_read_mask_two_and_four_bits_are_not_scaled(tmp_path, bits, values):
     path = gray_png(tmp_path / "few.png", values, bits)
     assert read_mask(path).tolist() == [values]
 
 
-def test_a_colored_mask_has_three_channels(tmp_path):
+def test_read_mask_colored_has_three_channels(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "c.png")
     assert np.array_equal(read_mask(tmp_path / "c.png"), PIXELS)
 
 
-def test_a_jpeg_mask_is_refused_whatever_its_ending(tmp_path):
+def test_read_mask_jpeg_is_refused_with_any_ending(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "mask.png", format="JPEG")
     with pytest.raises(DataError, match="is a JPEG") as caught:
         read_mask(tmp_path / "mask.png")
-    assert "invents classes" in str(caught.value)
+    assert "JPEG compression changes ids" in str(caught.value)
 
 
 def manifest_of(row: Row) -> Manifest:
@@ -199,7 +199,7 @@ def write_pair(folder: Path, mask: np.ndarray, turn: int = 1) -> Row:
     return Row("leaf", image, "s", folder / "mask.png", disease="rust")
 
 
-def test_a_sample_carries_image_masks_and_label(tmp_path):
+def test_load_sample_returns_image_masks_and_label(tmp_path):
     mask = np.zeros((6, 10), np.uint8)
     mask[0, :3] = [0, 1, 2]
     row = write_pair(tmp_path, mask)
@@ -210,7 +210,7 @@ def test_a_sample_carries_image_masks_and_label(tmp_path):
     assert sample.disease == 0
 
 
-def test_a_healthy_image_without_a_mask_says_nothing_about_pixels(tmp_path):
+def test_load_sample_healthy_without_mask_is_ignored(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "leaf.png")
     row = Row("leaf", tmp_path / "leaf.png", "s", disease="healthy")
     sample = load_sample(row, manifest_of(row))
@@ -220,7 +220,7 @@ def test_a_healthy_image_without_a_mask_says_nothing_about_pixels(tmp_path):
 
 
 @pytest.mark.parametrize("turn", [5, 6, 7, 8])
-def test_a_mask_of_the_unturned_image_is_turned_with_it(tmp_path, turn):
+def test_load_sample_mask_of_stored_image_is_rotated(tmp_path, turn):
     mask = (PIXELS[..., 0] > 128).astype(np.uint8)
     row = write_pair(tmp_path, mask, turn)
     sample = load_sample(row, manifest_of(row))
@@ -228,14 +228,14 @@ def test_a_mask_of_the_unturned_image_is_turned_with_it(tmp_path, turn):
     assert np.array_equal(sample.leaf == 1, sample.image[..., 0] > 128)
 
 
-def test_a_mask_of_the_upright_image_stays(tmp_path):
+def test_load_sample_mask_of_upright_image_is_kept(tmp_path):
     mask = np.zeros((10, 6), np.uint8)
     mask[0, 0] = 2
     row = write_pair(tmp_path, mask, turn=6)
     assert load_sample(row, manifest_of(row)).lesion[0, 0] == 1
 
 
-def test_a_mask_of_another_size_is_refused(tmp_path):
+def test_load_sample_mask_of_other_size_is_refused(tmp_path):
     row = write_pair(tmp_path, np.zeros((6, 9), np.uint8))
     with pytest.raises(DataError, match="has 9 x 6 pixels, but its image"):
         load_sample(row, manifest_of(row))
@@ -243,14 +243,14 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
         orient_mask(np.zeros((6, 9), np.uint8), (6, 10), row)
 
 
-def test_a_label_that_the_manifest_does_not_list_is_refused(tmp_path):
+def test_load_sample_unknown_label_is_refused(tmp_path):
     row = write_pair(tmp_path, np.zeros((6, 10), np.uint8))
     manifest = Manifest((row,), common_classes([], {}), manifest_of(row).codings)
-    with pytest.raises(DataError, match="labeled `rust`, which is no known label"):
+    with pytest.raises(DataError, match="labeled `rust`, which is not a known label"):
         load_sample(row, manifest)
 
 
-def test_the_header_tells_format_and_turn(tmp_path):
+def test_read_header_returns_format_and_orientation(tmp_path):
     header = read_header(save_turned(tmp_path / "leaf.png", 6))
     assert (header.file_format, header.mode, header.exif_orientation) == ("PNG", "RGB", 6)
     assert (header.height, header.width) == (10, 6)

@@ -15,7 +15,7 @@ from plantseg_next.data.manifest import (
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.structures import ClassMap
 
-CODING = MaskCoding({0: "background", 1: "leaf", "#ff0000": "rust"}, True, "by hand")
+CODING = MaskCoding({0: "background", 1: "leaf", "#ff0000": "rust"}, True, "test")
 
 
 def manifest_of(source: str, folder: Path, coding: MaskCoding = CODING) -> Manifest:
@@ -24,17 +24,17 @@ def manifest_of(source: str, folder: Path, coding: MaskCoding = CODING) -> Manif
         Row("b", folder / "b.jpg", source, stated={"severity": "3"}, sha256="0f"),
     )
     codings = {source: coding}
-    origins = {source: Origin("by hand", ("left.png",), ("lost",))}
+    origins = {source: Origin("test", ("left.png",), ("lost",))}
     return Manifest(rows, common_classes(rows, codings), codings, origins)
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_manifest_write_read_round_trip(tmp_path):
     manifest = manifest_of("s", tmp_path.resolve())
     manifest.write(tmp_path / "manifest.json")
     assert Manifest.read(tmp_path / "manifest.json") == manifest
 
 
-def test_relative_paths_are_relative_to_the_table(tmp_path):
+def test_manifest_relative_paths_are_relative_to_its_folder(tmp_path):
     manifest_of("s", tmp_path).write(tmp_path / "manifest.json")
     table = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
     table["rows"][1]["image"] = "deeper/b.jpg"
@@ -44,19 +44,19 @@ def test_relative_paths_are_relative_to_the_table(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', "leaf"])
-def test_anything_else_is_refused(tmp_path, text):
+def test_manifest_read_invalid_file_is_refused(tmp_path, text):
     (tmp_path / "m.json").write_text(text, "utf-8")
     with pytest.raises(DataError, match="is not a manifest"):
         Manifest.read(tmp_path / "m.json")
 
 
-def test_a_newer_format_is_refused(tmp_path):
+def test_manifest_read_newer_format_is_refused(tmp_path):
     (tmp_path / "m.json").write_text('{"format": 99}', "utf-8")
     with pytest.raises(DataError, match="has format 99"):
         Manifest.read(tmp_path / "m.json")
 
 
-def test_merging_shares_classes_and_keeps_their_order(tmp_path):
+def test_merge_unites_classes_in_order(tmp_path):
     other = MaskCoding({0: "background", 1: "phoma", 2: "rust"}, False, "x")
     one, two = manifest_of("s", tmp_path), manifest_of("t", tmp_path, other)
     both = merge([one, two])
@@ -67,12 +67,12 @@ def test_merging_shares_classes_and_keeps_their_order(tmp_path):
     assert both.rows[0].group_key != both.rows[2].group_key
 
 
-def test_two_data_sets_of_one_name_are_refused(tmp_path):
+def test_merge_equal_names_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"both called \['s'\]"):
         merge([manifest_of("s", tmp_path), manifest_of("s", tmp_path)])
 
 
-def test_selections_keep_the_classes(tmp_path):
+def test_manifest_selections_keep_classes(tmp_path):
     manifest = manifest_of("s", tmp_path)
     assert [row.key for row in manifest.split("train").rows] == ["a"]
     assert [row.key for row in manifest.labeled.rows] == ["a"]
@@ -80,7 +80,7 @@ def test_selections_keep_the_classes(tmp_path):
     assert manifest.split("test").classes == manifest.classes
 
 
-def test_images_are_known_by_their_content(tmp_path):
+def test_digested_fills_sha256(tmp_path):
     (tmp_path / "ä 1.jpg").write_bytes(b"abc")
     (tmp_path / "a.png").write_bytes(b"abc")
     manifest = manifest_of("s", tmp_path).digested()
@@ -89,7 +89,7 @@ def test_images_are_known_by_their_content(tmp_path):
     assert [row.mask_sha256 for row in manifest.rows] == [expected, ""]
 
 
-def test_what_is_no_longer_what_it_was_is_found(tmp_path):
+def test_changed_finds_modified_and_missing_files(tmp_path):
     for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg", "b.png"):
         (tmp_path / name).write_bytes(b"abc")
     rows = [Row(n, tmp_path / f"{n}.jpg", "s") for n in "abcd"]
@@ -102,6 +102,6 @@ def test_what_is_no_longer_what_it_was_is_found(tmp_path):
     assert [row.key for row in manifest.changed().rows] == ["b", "c", "d"]
 
 
-def test_a_image_that_is_gone_is_named(tmp_path):
+def test_digested_missing_image_is_named(tmp_path):
     with pytest.raises(DataError, match=r"1\.jpg` cannot be read"):
         manifest_of("s", tmp_path).digested()

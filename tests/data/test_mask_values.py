@@ -19,7 +19,7 @@ LEAF = {"background": 0, "leaf": 1, "ignore": IGNORE, "phoma": 1, "rust": 1}
     st.booleans(),
     st.randoms(use_true_random=False),
 )
-def test_every_pixel_gets_the_meaning_of_its_value(meaning, marks_leaf, random):
+def test_decode_mask_maps_every_pixel(meaning, marks_leaf, random):
     coding = MaskCoding(meaning, marks_leaf, "test")
     picked = [[random.choice(list(meaning)) for _ in range(5)] for _ in range(3)]
     lesion, leaf = decode_mask(np.array(picked, np.uint16), coding, CLASSES)
@@ -30,7 +30,7 @@ def test_every_pixel_gets_the_meaning_of_its_value(meaning, marks_leaf, random):
         assert leaf_row.tolist() == [LEAF[n] if marks_leaf else IGNORE for n in names]
 
 
-def test_colors_and_gray_levels_share_a_coding():
+def test_decode_mask_mixes_colors_and_gray_levels():
     coding = MaskCoding({0: "background", "#ff8000": "rust"}, False, "test")
     mask = np.array([[[0, 0, 0], [255, 128, 0]]], np.uint8)
     lesion, leaf = decode_mask(mask, coding, CLASSES)
@@ -38,7 +38,7 @@ def test_colors_and_gray_levels_share_a_coding():
     assert leaf.tolist() == [[IGNORE, IGNORE]]
 
 
-def test_an_unknown_value_names_value_share_and_known_values():
+def test_decode_mask_unknown_value_error_states_value_and_fraction():
     coding = MaskCoding({0: "background", 1: "rust"}, False, "stated in classes.yaml")
     mask = np.zeros((10, 10), np.uint8)
     mask[0, :3], mask[1, 0] = 7, 9
@@ -49,14 +49,14 @@ def test_an_unknown_value_names_value_share_and_known_values():
     assert "only the values 0, 1 (stated in classes.yaml)" in text
 
 
-def test_an_unknown_color_is_named_as_a_color():
+def test_decode_mask_unknown_color_error_states_color():
     coding = MaskCoding({"#000000": "background", "#ff0000": "rust"}, False, "test")
     mask = np.full((2, 2, 3), 10, np.uint8)
     with pytest.raises(DataError, match="holds the value #0a0a0a on 100 %"):
         decode_mask(mask, coding, CLASSES)
 
 
-def test_a_colored_mask_needs_a_coding_by_color():
+def test_decode_mask_colored_mask_requires_color_coding():
     coding = MaskCoding({0: "background", 1: "rust"}, False, "test")
     with pytest.raises(DataError, match="is a colored mask"):
         decode_mask(np.zeros((2, 2, 3), np.uint8), coding, CLASSES)

@@ -29,7 +29,7 @@ FACTS = st.lists(
 
 
 def drawn(facts, split=None) -> Manifest:
-    """Return rows of one source in groups of all sizes, with and without labels."""
+    """Return rows of one source in groups of any size, with and without labels."""
     return manifest_of(
         Row(
             key=f"{i}",
@@ -53,7 +53,7 @@ def splits_of(manifest: Manifest) -> dict[str, str | None]:
 
 
 @given(FACTS, st.integers(0, 5))
-def test_no_group_parts_and_every_row_has_a_split(facts, seed):
+def test_assign_keeps_groups_together_and_splits_every_row(facts, seed):
     groups = defaultdict(set)
     for row in assign(drawn(facts), seed=seed).rows:
         assert row.split is not None
@@ -64,17 +64,17 @@ def test_no_group_parts_and_every_row_has_a_split(facts, seed):
 
 
 @given(FACTS, st.integers(0, 5))
-def test_shares_are_met_within_a_group(facts, seed):
+def test_assign_meets_fractions_within_group_size(facts, seed):
     assume(any(has_mask for *_, has_mask in facts))
     rows = [row for row in assign(drawn(facts), seed=seed).rows if is_labeled(row)]
     largest = max(Counter(row.group_key for row in rows).values(), default=0)
-    for name, share in zip(("train", "val", "test"), FRACTIONS, strict=True):
+    for name, fraction in zip(("train", "val", "test"), FRACTIONS, strict=True):
         n = sum(row.split == name for row in rows)
-        assert abs(n - share * len(rows)) <= 4 / 3 * largest
+        assert abs(n - fraction * len(rows)) <= 4 / 3 * largest
 
 
 @given(FACTS, st.integers(0, 5), st.randoms(use_true_random=False))
-def test_the_order_of_rows_does_not_matter(facts, seed, random):
+def test_assign_does_not_depend_on_row_order(facts, seed, random):
     manifest = drawn(facts)
     shuffled = list(manifest.rows)
     random.shuffle(shuffled)
@@ -90,15 +90,15 @@ def leaves(n: int, **changes) -> list[Row]:
     return [replace(row, key=f"{i}", **changes) for i in range(n)]
 
 
-def test_labels_are_spread_evenly():
+def test_assign_stratifies_by_label():
     rows = [replace(r, disease="rust" if int(r.key) % 4 else "phoma") for r in leaves(400)]
     counts = Counter((r.split, r.disease) for r in assign(manifest_of(rows), seed=1).rows)
-    for name, share in zip(("train", "val", "test"), FRACTIONS, strict=True):
-        assert abs(counts[name, "rust"] - 300 * share) <= 1
-        assert abs(counts[name, "phoma"] - 100 * share) <= 2
+    for name, fraction in zip(("train", "val", "test"), FRACTIONS, strict=True):
+        assert abs(counts[name, "rust"] - 300 * fraction) <= 1
+        assert abs(counts[name, "phoma"] - 100 * fraction) <= 2
 
 
-def test_a_data_set_without_a_mask_only_teaches():
+def test_assign_data_set_without_masks_is_train_only():
     named = drawn([(i, "rust", False) for i in range(20)] + [(50, None, False)])
     splits = splits_of(assign(named, seed=0))
     assert Counter(splits.values()) == {"train": 20, "unlabeled": 1}
@@ -107,12 +107,12 @@ def test_a_data_set_without_a_mask_only_teaches():
     ) == {"train"}
 
 
-def test_another_seed_draws_another_division():
+def test_assign_depends_on_seed():
     manifest = manifest_of(leaves(100))
     assert splits_of(assign(manifest, seed=0)) != splits_of(assign(manifest, seed=1))
 
 
-def test_stated_splits_stay():
+def test_assign_keeps_stated_splits():
     rows = [
         *leaves(3, split="train"),
         *(replace(r, key=f"v{r.key}", split="val") for r in leaves(2)),
@@ -120,18 +120,18 @@ def test_stated_splits_stay():
     assert assign(manifest_of(rows), seed=0) == manifest_of(rows)
 
 
-def test_validation_is_cut_from_training_by_groups():
+def test_assign_takes_val_from_train_by_groups():
     rows = [replace(r, group=f"{int(r.key) // 2}") for r in leaves(100, split="train")]
     test = [replace(r, key=f"t{r.key}") for r in leaves(20, split="test")]
-    got = assign(manifest_of([*rows, *test]), seed=0)
-    counts = Counter(row.split for row in got.rows)
+    assigned = assign(manifest_of([*rows, *test]), seed=0)
+    counts = Counter(row.split for row in assigned.rows)
     assert counts["test"] == 20
     assert abs(counts["val"] - 100 * 0.15 / 0.85) <= 2
-    groups = {(r.group, r.split) for r in got.rows if r.group}
+    groups = {(r.group, r.split) for r in assigned.rows if r.group}
     assert len(groups) == 50
 
 
-def test_rows_without_a_split_beside_stated_ones_never_flatter():
+def test_assign_partial_splits_go_to_group_or_train():
     stated = leaves(2, split="val", group="7")
     rows = [
         *stated,
@@ -139,11 +139,11 @@ def test_rows_without_a_split_beside_stated_ones_never_flatter():
         *(replace(r, key=f"y{r.key}") for r in leaves(1)),
         *(replace(r, key=f"z{r.key}") for r in leaves(1, mask=None)),
     ]
-    got = splits_of(assign(manifest_of(rows), seed=0))
-    assert (got["x0"], got["y0"], got["z0"]) == ("val", "train", "unlabeled")
+    assigned = splits_of(assign(manifest_of(rows), seed=0))
+    assert (assigned["x0"], assigned["y0"], assigned["z0"]) == ("val", "train", "unlabeled")
 
 
-def test_joining_chains_pairs_and_whole_groups():
+def test_group_near_duplicates_is_transitive_within_source():
     rows = [replace(r, group=("x", "x", "y", "", "", "z")[int(r.key)]) for r in leaves(6)]
     other = replace(rows[0], key="t/0", source="t", group="")
     pairs = [("0", "2"), ("3", "1"), ("4", "t/0")]
@@ -154,17 +154,17 @@ def test_joining_chains_pairs_and_whole_groups():
     assert group_near_duplicates(manifest_of(rows), []) == manifest_of(rows)
 
 
-def test_wrong_shares_are_refused():
+def test_assign_invalid_fractions_are_refused():
     with pytest.raises(UsageError, match=r"sum to 1\.2"):
         assign(manifest_of(leaves(1)), seed=0, fractions=(0.8, 0.2, 0.2))
 
 
 @given(FACTS, st.integers(0, 5))
-def test_fractions_are_nested_and_grouped(facts, seed):
+def test_labeled_fraction_is_nested_and_grouped(facts, seed):
     manifest = drawn(facts, split="train")
     previous: set[str] = set()
-    for share in (0.05, 0.125, 0.25, 0.5, 1.0):
-        rows = labeled_fraction(manifest, share, seed=seed).rows
+    for fraction in (0.05, 0.125, 0.25, 0.5, 1.0):
+        rows = labeled_fraction(manifest, fraction, seed=seed).rows
         masked = [row for row in rows if row.mask]
         kept = {row.key for row in masked if row.split == "train"}
         assert previous <= kept
@@ -175,22 +175,22 @@ def test_fractions_are_nested_and_grouped(facts, seed):
     assert previous == {row.key for row in manifest.rows if row.mask}
 
 
-def test_a_fraction_keeps_its_share_of_every_label_and_hides_the_rest():
+def test_labeled_fraction_holds_per_label_and_hides_the_rest():
     rows = [
         replace(r, disease=("rust", "phoma")[int(r.key) % 2])
         for r in leaves(160, split="train")
     ]
     rare = [replace(r, key="rare", disease="rare") for r in leaves(1, split="train")]
     test = [replace(r, key=f"t{r.key}") for r in leaves(8, split="test")]
-    got = labeled_fraction(manifest_of([*rows, *rare, *test]), 1 / 8, seed=3)
-    counts = Counter((row.split, row.disease) for row in got.rows)
+    assigned = labeled_fraction(manifest_of([*rows, *rare, *test]), 1 / 8, seed=3)
+    counts = Counter((row.split, row.disease) for row in assigned.rows)
     assert counts["train", "rust"] == counts["train", "phoma"] == 10
     assert counts["train", "rare"] == 1
     assert counts["test", None] == 8
-    assert all(row.mask is not None for row in got.rows)
+    assert all(row.mask is not None for row in assigned.rows)
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
-def test_a_share_outside_its_range_is_refused(share):
-    with pytest.raises(UsageError, match="`share` is"):
-        labeled_fraction(manifest_of(leaves(1)), share, seed=0)
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5])
+def test_labeled_fraction_outside_range_is_refused(fraction):
+    with pytest.raises(UsageError, match="`fraction` is"):
+        labeled_fraction(manifest_of(leaves(1)), fraction, seed=0)

@@ -20,11 +20,11 @@ from plantseg_next.data.tiling import (
 )
 from plantseg_next.structures import IGNORE, Sample
 
-REACH = 7  # pixels that the bounded network below sees in every direction
+REACH = 7  # receptive field of the network below, in every direction
 
 
 def bounded_network(tile: np.ndarray) -> np.ndarray:
-    """Two scores from a blur of a known reach: a network with a bounded field of view."""
+    """Two scores from a blur: a network with a bounded receptive field."""
     gray = tile.astype(np.float32).mean(2)
     size = 2 * REACH + 1
     blurred = cv2.blur(gray, (size, size), borderType=cv2.BORDER_CONSTANT)
@@ -52,7 +52,7 @@ def make_sample(h: int = 64, w: int = 96, *, lesion_at: slice | None = None) -> 
     quarter=st.integers(0, 12),
 )
 @settings(max_examples=60, deadline=None)
-def test_tiles_cover_the_image_and_their_weights_never_vanish(h, w, tile, quarter):
+def test_tile_grid_covers_image_with_positive_weights(h, w, tile, quarter):
     overlap = min(4 * quarter, tile // 2)
     grid = TileGrid((h, w), tile, overlap)
     ones = (np.ones((1, tile, tile), np.float32) for _ in range(len(grid)))
@@ -66,7 +66,7 @@ def test_tiles_cover_the_image_and_their_weights_never_vanish(h, w, tile, quarte
 
 @given(h=st.integers(40, 190), w=st.integers(40, 190))
 @settings(max_examples=25, deadline=None)
-def test_no_seam_shows_where_the_rim_holds_the_field_of_view(h, w):
+def test_stitch_equals_untiled_if_rim_covers_receptive_field(h, w):
     image = np.random.default_rng(h * 1000 + w).integers(0, 256, (h, w, 3), np.uint8)
     grid = TileGrid((h, w), tile_px=64, overlap_px=4 * (REACH + 1))
     tiled = grid.stitch(bounded_network(t) for t in grid.cut(image))
@@ -77,8 +77,8 @@ def test_no_seam_shows_where_the_rim_holds_the_field_of_view(h, w):
     )
 
 
-def test_a_seam_would_show_without_the_rim():
-    """The tolerance above is one that a careless window fails."""
+def test_stitch_without_rim_has_seams():
+    """The tolerance above fails without the rim."""
     image = np.random.default_rng(0).integers(0, 256, (64, 150, 3), np.uint8)
     grid = TileGrid((64, 150), tile_px=64, overlap_px=2)
     tiled = grid.stitch(bounded_network(t) for t in grid.cut(image))
@@ -86,7 +86,7 @@ def test_a_seam_would_show_without_the_rim():
     assert np.abs(stitched - bounded_network(image))[:, REACH:-REACH].max() > 1
 
 
-def test_bands_come_in_order_and_hold_few_rows():
+def test_stitch_yields_bands_in_order_with_bounded_rows():
     grid = TileGrid((1000, 70), 64, 16)
     ones = (np.ones((1, 64, 64), np.float32) for _ in range(len(grid)))
     bands = list(grid.stitch(ones))
@@ -96,13 +96,13 @@ def test_bands_come_in_order_and_hold_few_rows():
     assert max(band.shape[1] for _, band in bands) <= 64
 
 
-def test_a_image_of_one_pixel_fills_a_tile():
+def test_pad_to_image_of_one_pixel():
     tile = pad_to(np.full((1, 1, 3), 7, np.uint8), (32, 32))
     assert tile.shape == (32, 32, 3)
     assert (tile == 7).all()
 
 
-def test_only_large_images_shrink():
+def test_shrink_only_large_images():
     image = np.zeros((50, 100, 3), np.uint8)
     assert shrink_to(image, None) is image
     assert shrink_to(image, 100) is image
@@ -111,7 +111,7 @@ def test_only_large_images_shrink():
     assert small.image.shape[:2] == small.lesion.shape == small.leaf.shape == (20, 40)
 
 
-def test_the_identity_placement_returns_the_image():
+def test_draw_tile_identity_returns_image():
     sample = make_sample(64, 64, lesion_at=slice(8, 20))
     tile = draw_tile(sample, Placement((31.5, 31.5)), 64)
     np.testing.assert_array_equal(tile.image, sample.image)
@@ -126,7 +126,7 @@ def test_the_identity_placement_returns_the_image():
     y=st.floats(20, 44),
 )
 @settings(max_examples=40, deadline=None)
-def test_image_and_masks_move_together(angle, scale, mirrored, x, y):
+def test_draw_tile_transforms_image_and_masks_equally(angle, scale, mirrored, x, y):
     lesion = np.zeros((64, 96), np.uint8)
     lesion[20:50, 30:70] = 1
     image = np.repeat((lesion * 200)[:, :, None], 3, axis=2)
@@ -139,13 +139,13 @@ def test_image_and_masks_move_together(angle, scale, mirrored, x, y):
     assert ((tile.leaf == IGNORE) == ~inside).all()
 
 
-def test_what_lies_outside_the_image_is_ignored():
+def test_draw_tile_outside_image_is_ignored():
     tile = draw_tile(make_sample(32, 32), Placement((0.0, 0.0)), 64)
     assert (tile.lesion[:31, :31] == IGNORE).all()
     assert (tile.lesion[32:63, 32:63] == 0).all()
 
 
-def test_a_tile_without_the_lesion_does_not_carry_the_name_of_the_disease():
+def test_draw_tile_without_lesion_has_no_disease_label():
     sample = make_sample(64, 96, lesion_at=slice(0, 10))
     assert draw_tile(sample, Placement((15.0, 15.0)), 32).disease == 1
     assert draw_tile(sample, Placement((75.0, 45.0)), 32).disease == IGNORE
@@ -153,7 +153,7 @@ def test_a_tile_without_the_lesion_does_not_carry_the_name_of_the_disease():
     assert draw_tile(healthy, Placement((75.0, 45.0)), 32).disease == 1
 
 
-def test_rare_classes_weigh_more():
+def test_lesion_information_is_higher_for_rare_classes():
     weights = class_weights(np.array([1000, 100, 1]))
     assert weights[2] > weights[1] > weights[0]
     lesion = np.zeros((CELL, 3 * CELL), np.uint8)
@@ -162,14 +162,14 @@ def test_rare_classes_weigh_more():
     assert rare > common > ignored == 0
 
 
-def test_saliency_finds_the_spot():
+def test_saliency_is_highest_at_spot():
     image = np.full((128, 128, 3), (60, 140, 60), np.uint8)
     cv2.circle(image, (100, 40), 5, (120, 70, 30), -1)
     row, column = divmod(int(saliency(image).argmax()), 128 // CELL)
     assert (row, column) == (40 // CELL, 100 // CELL)
 
 
-def test_tiles_go_where_the_information_is():
+def test_choose_center_follows_information():
     information = np.zeros((20, 20), np.float32)
     information[3, 15] = 1
     rng = np.random.default_rng(0)
@@ -189,12 +189,12 @@ def test_tiles_go_where_the_information_is():
 
     assert np.abs(centers(50, 0.0) / CELL - (15.5, 3.5)).max() <= 1
     spread = centers(200, 1.0)
-    assert spread.std() > 4 * CELL  # the share of plain background comes from anywhere
+    assert spread.std() > 4 * CELL  # background tiles are drawn uniformly
 
 
 @given(seed=st.integers(0, 1000), rows=st.integers(1, 30), columns=st.integers(1, 30))
 @settings(max_examples=40, deadline=None)
-def test_tiles_stay_inside_a_larger_image(seed, rows, columns):
+def test_choose_center_keeps_tile_inside_image(seed, rows, columns):
     rng = np.random.default_rng(seed)
     information = rng.random((rows, columns)).astype(np.float32)
     for _ in range(4):

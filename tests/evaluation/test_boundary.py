@@ -1,4 +1,4 @@
-"""Boundary F1: against distances by brute force, and in its empty cases."""
+"""Boundary F1: compared with brute-force distances, and its empty cases."""
 
 import jaxtyping
 import numpy as np
@@ -26,39 +26,39 @@ def outline(mask):
 
 @given(masks, masks, st.sampled_from([1.0, 1.5, 2.3, 5.0]))
 @settings(max_examples=60, deadline=None)
-def test_counts_agree_with_all_pairs_of_outline_pixels(truth, predicted, tolerance):
-    found = boundary_counts(truth, predicted, tolerance_px=tolerance)
+def test_boundary_counts_agree_with_brute_force(truth, predicted, tolerance):
+    counts = boundary_counts(truth, predicted, tolerance_px=tolerance)
     of_truth, of_predicted = outline(truth), outline(predicted)
     matched = (0, 0)
     if len(of_truth) and len(of_predicted):
-        away = cdist(of_predicted, of_truth)
+        distance = cdist(of_predicted, of_truth)
         matched = (
-            (away.min(axis=1) <= tolerance).sum(),
-            (away.min(axis=0) <= tolerance).sum(),
+            (distance.min(axis=1) <= tolerance).sum(),
+            (distance.min(axis=0) <= tolerance).sum(),
         )
-    assert found.tolist() == [matched[0], len(of_predicted), matched[1], len(of_truth)]
+    assert counts.tolist() == [matched[0], len(of_predicted), matched[1], len(of_truth)]
 
 
 @given(masks)
 @settings(max_examples=30, deadline=None)
-def test_a_mask_matches_itself(mask):
+def test_boundary_f1_of_identical_masks_is_one(mask):
     score = boundary_f1(boundary_counts(mask, mask))
     assert score == 1.0 if len(outline(mask)) else np.isnan(score)
 
 
-def test_tolerance_is_a_share_of_the_diagonal_but_at_least_a_pixel():
+def test_boundary_tolerance_is_a_fraction_of_the_diagonal_but_at_least_a_pixel():
     assert boundary_tolerance(300, 400) == pytest.approx(3.75)
     assert boundary_tolerance(30, 40) == 1.0
 
 
-def test_a_shift_within_the_tolerance_costs_nothing_and_beyond_it_everything():
+def test_boundary_f1_of_a_shift_is_one_within_the_tolerance_and_zero_beyond():
     truth = np.zeros((300, 400), np.uint8)
     truth[100:200, 100] = 1
     assert boundary_f1(boundary_counts(truth, np.roll(truth, 3, axis=1))) == 1.0
     assert boundary_f1(boundary_counts(truth, np.roll(truth, 4, axis=1))) == 0.0
 
 
-def test_empty_cases():
+def test_boundary_f1_of_empty_masks():
     empty, spot = np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8)
     spot[4, 4] = 1
     assert np.isnan(boundary_f1(boundary_counts(empty, empty)))
@@ -66,12 +66,12 @@ def test_empty_cases():
     assert boundary_f1(boundary_counts(empty, spot)) == 0.0
 
 
-def test_the_border_of_the_image_is_no_outline():
+def test_boundary_excludes_the_border_of_the_image():
     whole = np.ones((8, 8), np.uint8)
     assert boundary_counts(whole, whole).tolist() == [0, 0, 0, 0]
 
 
-def test_ignored_pixels_have_no_outline():
+def test_boundary_excludes_the_border_of_ignored_pixels():
     truth = np.zeros((20, 20), np.uint8)
     truth[5:15, 5:10] = 3
     truth[:, 10:] = 255
@@ -81,8 +81,8 @@ def test_ignored_pixels_have_no_outline():
     assert (matched_p, matched_t) == (n_p, n_t) == (18, 18)
 
 
-def test_other_size_is_refused(monkeypatch):
-    # As in production: the shape hook of the tests would speak first.
+def test_boundary_counts_of_another_size_are_refused(monkeypatch):
+    # As in production: the shape check of the tests would raise first.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match="never resize the truth"):
         boundary_counts(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8))

@@ -1,4 +1,4 @@
-"""The bootstrap: against scipy's, and in its degenerate cases."""
+"""The bootstrap: compared with scipy's, and its degenerate cases."""
 
 import math
 
@@ -9,7 +9,7 @@ from scipy.stats import bootstrap
 from plantseg_next.evaluation.intervals import bootstrap_interval, bootstrap_rows
 
 
-def share(total):
+def fraction(total):
     return float(total[0] / total[1]) if total[1] else math.nan
 
 
@@ -19,9 +19,9 @@ def counts_of(n_groups):
     return np.stack([rng.binomial(n, 0.7), n], axis=1)
 
 
-def test_agrees_with_scipy():
+def test_bootstrap_interval_agrees_with_scipy():
     counts = counts_of(40)
-    found = bootstrap_interval(counts, share, n_resamples=4000)
+    interval = bootstrap_interval(counts, fraction, n_resamples=4000)
     expected = bootstrap(
         (counts[:, 0], counts[:, 1]),
         lambda hit, n, axis: hit.sum(axis=axis) / n.sum(axis=axis),
@@ -30,20 +30,20 @@ def test_agrees_with_scipy():
         n_resamples=4000,
         random_state=np.random.default_rng(1),
     ).confidence_interval
-    assert found.low == pytest.approx(expected.low, abs=0.002)
-    assert found.high == pytest.approx(expected.high, abs=0.002)
-    assert found.n_groups == 40
+    assert interval.low == pytest.approx(expected.low, abs=0.002)
+    assert interval.high == pytest.approx(expected.high, abs=0.002)
+    assert interval.n_groups == 40
 
 
-def test_rows_alone_in_their_groups_give_the_same_interval():
+def test_bootstrap_rows_of_single_row_groups_equals_counts():
     counts = counts_of(30)
     names = [f"group {i:02d}" for i in range(30)]
-    a = bootstrap_interval(counts, share, seed=3)
-    b = bootstrap_rows(counts, names, lambda rows: share(rows.sum(axis=0)), seed=3)
+    a = bootstrap_interval(counts, fraction, seed=3)
+    b = bootstrap_rows(counts, names, lambda rows: fraction(rows.sum(axis=0)), seed=3)
     assert (a.low, a.high) == pytest.approx((b.low, b.high))
 
 
-def test_rows_of_a_group_come_together():
+def test_bootstrap_rows_draws_whole_groups():
     rows = np.arange(12).reshape(12, 1)
     groups = [f"{i // 3}" for i in range(12)]
 
@@ -57,7 +57,7 @@ def test_rows_of_a_group_come_together():
     assert bootstrap_rows(rows, groups, whole_groups, n_resamples=50).n_groups == 4
 
 
-def test_groups_widen_the_interval():
+def test_bootstrap_interval_of_groups_is_wider():
     rng = np.random.default_rng(2)
     values = np.repeat(rng.normal(size=10), 20)[:, None]
 
@@ -69,41 +69,41 @@ def test_groups_widen_the_interval():
     assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
 
 
-def test_the_seed_fixes_the_interval_and_the_level_narrows_it():
+def test_bootstrap_interval_depends_on_seed_and_level():
     counts = counts_of(15)
-    assert bootstrap_interval(counts, share) == bootstrap_interval(counts, share)
-    wide, narrow = (bootstrap_interval(counts, share, level=q) for q in (0.95, 0.5))
+    assert bootstrap_interval(counts, fraction) == bootstrap_interval(counts, fraction)
+    wide, narrow = (bootstrap_interval(counts, fraction, level=q) for q in (0.95, 0.5))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
 @pytest.mark.parametrize("n_groups", [0, 1])
-def test_fewer_than_two_groups_give_no_interval(n_groups):
-    found = bootstrap_interval(counts_of(2)[:n_groups], share)
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
-    assert found.n_groups == n_groups
+def test_bootstrap_interval_of_fewer_than_two_groups_is_undefined(n_groups):
+    interval = bootstrap_interval(counts_of(2)[:n_groups], fraction)
+    assert math.isnan(interval.low)
+    assert math.isnan(interval.high)
+    assert interval.n_groups == n_groups
     rows = bootstrap_rows(np.ones((n_groups, 1)), ["a"] * n_groups, lambda _: 1.0)
     assert math.isnan(rows.low)
 
 
-def test_undefined_resamples_are_left_out_unless_they_are_most():
+def test_bootstrap_interval_excludes_a_minority_of_undefined_resamples():
     some = np.array([[0, 0], [1, 2], [2, 2]])
-    assert bootstrap_interval(some, share).low == 0.5
-    assert math.isnan(bootstrap_interval(np.zeros((9, 2)), share).low)
+    assert bootstrap_interval(some, fraction).low == 0.5
+    assert math.isnan(bootstrap_interval(np.zeros((9, 2)), fraction).low)
 
 
-def test_a_matrix_of_counts_keeps_its_shape():
+def test_bootstrap_statistic_gets_counts_in_their_shape():
     seen = []
     counts = np.ones((3, 2, 4), np.int64)
     bootstrap_interval(counts, lambda m: seen.append(m.shape) or m.sum(), n_resamples=250)
     assert seen == [(2, 4)] * 250
 
 
-def test_wrong_level_is_refused():
+def test_bootstrap_with_a_wrong_level_is_refused():
     with pytest.raises(ValueError, match=r"`level` is 95.0, but must be in \(0, 1\)"):
-        bootstrap_interval(counts_of(3), share, level=95.0)
+        bootstrap_interval(counts_of(3), fraction, level=95.0)
 
 
-def test_missing_groups_are_refused():
-    with pytest.raises(ValueError, match="`groups` names 2 rows, but `rows` has 3"):
+def test_bootstrap_rows_with_missing_groups_is_refused():
+    with pytest.raises(ValueError, match="`groups` has 2 entries, but `rows` has 3"):
         bootstrap_rows(np.ones((3, 1)), ["a", "b"], lambda _: 1.0)

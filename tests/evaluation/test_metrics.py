@@ -1,4 +1,4 @@
-"""Scores of overlap: against counts by hand, scikit-image and loops."""
+"""Overlap metrics: compared with counts by hand, scikit-image and loops."""
 
 import jaxtyping
 import numpy as np
@@ -51,13 +51,13 @@ def test_scores_agree_with_sets_of_pixels(pair):
     for k in range(K):
         t, p = (truth == k) & known, (predicted == k) & known
         both, either = (t & p).sum(), (t | p).sum()
-        for found, part, whole in (
+        for score, part, whole in (
             (scores.iou[k], both, either),
             (scores.dice[k], 2 * both, t.sum() + p.sum()),
             (scores.precision[k], both, p.sum()),
             (scores.recall[k], both, t.sum()),
         ):
-            assert found == part / whole if whole else np.isnan(found)
+            assert score == part / whole if whole else np.isnan(score)
     t, p = (truth > 0) & known, (predicted > 0) & known
     if (t | p).any():
         assert scores.lesion_iou == pytest.approx((t & p).sum() / (t | p).sum())
@@ -71,14 +71,14 @@ def test_confusion_agrees_with_scikit_image_across_blocks():
     np.testing.assert_array_equal(confusion_matrix(truth, predicted, 3), expected)
 
 
-def test_116_classes_and_the_id_below_ignore():
+def test_confusion_of_255_classes_includes_id_254():
     truth = np.array([[254, 115, 255]], np.uint8)
-    found = confusion_matrix(truth, np.array([[115, 254, 200]], np.uint8), 255)
-    assert found.sum() == 2
-    assert found[254, 115] == found[115, 254] == 1
+    confusion = confusion_matrix(truth, np.array([[115, 254, 200]], np.uint8), 255)
+    assert confusion.sum() == 2
+    assert confusion[254, 115] == confusion[115, 254] == 1
 
 
-def test_absent_class_is_undefined_and_false_class_counts_as_zero():
+def test_iou_of_an_absent_class_is_undefined_and_of_a_false_class_zero():
     # class 1 is in neither, class 2 is predicted only, class 3 is true only
     truth = np.array([[0, 0, 0, 3]], np.uint8)
     predicted = np.array([[0, 0, 2, 0]], np.uint8)
@@ -91,7 +91,7 @@ def test_absent_class_is_undefined_and_false_class_counts_as_zero():
     assert scores.mean_accuracy == pytest.approx(1 / 3)
 
 
-def test_right_place_wrong_class_is_a_found_lesion():
+def test_lesion_scores_ignore_confusion_of_lesion_classes():
     truth, predicted = np.full((2, 2), 1, np.uint8), np.full((2, 2), 2, np.uint8)
     scores = ClassScores(confusion_matrix(truth, predicted, 3))
     assert scores.disease_miou == 0.0
@@ -99,17 +99,17 @@ def test_right_place_wrong_class_is_a_found_lesion():
     assert scores.lesion_precision == scores.lesion_recall == 1.0
 
 
-def test_all_ignored_is_undefined_without_a_warning():
-    nothing = confusion_matrix(
+def test_scores_of_ignored_pixels_are_undefined_without_a_warning():
+    confusion = confusion_matrix(
         np.full((3, 3), 255, np.uint8), np.zeros((3, 3), np.uint8), 2
     )
-    scores = ClassScores(nothing)
-    assert nothing.sum() == 0
+    scores = ClassScores(confusion)
+    assert confusion.sum() == 0
     assert np.isnan([scores.mean_iou, scores.disease_miou, scores.lesion_dice]).all()
     assert np.isnan(mean_defined(np.array([np.nan])))
 
 
-def test_counts_of_sums_are_sums_of_counts():
+def test_class_counts_are_additive():
     rng = np.random.default_rng(1)
     a, b = rng.integers(0, 9, (2, K, K))
     for count in (class_counts, foreground_counts):
@@ -120,21 +120,21 @@ def test_counts_of_sums_are_sums_of_counts():
     assert dice(counts)[2] == pytest.approx(2 * p * r / (p + r))
 
 
-def test_unknown_predicted_class_is_refused():
+def test_confusion_of_an_unknown_predicted_class_is_refused():
     truth = np.array([[0, 1]], np.uint8)
     with pytest.raises(DataError, match=r"The prediction holds the class ids \[7\]") as e:
         confusion_matrix(truth, np.array([[0, 7]], np.uint8), 2)
     assert "needed: ids from 0 to 1, or 255 for unknown truth" in str(e.value)
-    assert "judge a model on the classes that it was trained for" in str(e.value)
+    assert "evaluate a model on the classes that it was trained for" in str(e.value)
 
 
-def test_unknown_true_class_is_refused():
+def test_confusion_of_an_unknown_true_class_is_refused():
     with pytest.raises(DataError, match=r"The true mask holds the class ids \[3\]"):
         confusion_matrix(np.array([[3]], np.uint8), np.array([[0]], np.uint8), 2)
 
 
-def test_other_size_is_refused(monkeypatch):
-    # As in production: the shape hook of the tests would speak first.
+def test_confusion_of_another_size_is_refused(monkeypatch):
+    # As in production: the shape check of the tests would raise first.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match="never resize the truth"):
         confusion_matrix(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), 2)

@@ -1,4 +1,4 @@
-"""The report: additive over images, honest about what is unknown, readable."""
+"""The report: sums over images, unknown annotations, subsets and output files."""
 
 import csv
 import json
@@ -58,7 +58,7 @@ def report_of(items, source_domain=()):
     return evaluate(items, CLASSES, severity=plain_severity, source_domain=source_domain)
 
 
-def test_scores_are_those_of_all_pixels_at_once():
+def test_report_scores_equal_those_of_all_pixels_together():
     items = [make_image(i) for i in range(8)]
     report = report_of(iter(items))
     truth = np.concatenate([item.sample.lesion for item in items])
@@ -80,7 +80,7 @@ def test_scores_are_those_of_all_pixels_at_once():
     assert 0 < report.lesion_boundary_f1.value <= 1
 
 
-def test_severity_agrees_with_the_formula():
+def test_report_severity_equals_severity_agreement():
     items = [make_image(i) for i in range(8)]
     report = report_of(items)
     truth, predicted = (
@@ -88,19 +88,19 @@ def test_severity_agrees_with_the_formula():
         for name in ("severity_truth", "severity_predicted")
     )
     assert report.severity.agreement == severity_agreement(truth, predicted)
-    found = report.severity.rho_c
-    assert found.low <= found.value <= found.high
+    rho_c = report.severity.rho_c
+    assert rho_c.low <= rho_c.value <= rho_c.high
     assert truth[3] == plain_severity(items[3].sample.lesion, items[3].sample.leaf)
 
 
-def test_groups_not_images_are_counted():
+def test_report_interval_of_one_group_is_undefined():
     report = report_of(make_image(i, group="one leaf") for i in range(4))
     assert (report.n_images, report.n_groups) == (4, 1)
     assert math.isnan(report.lesion_dice.low)
     assert not math.isnan(report.lesion_dice.value)
 
 
-def test_what_is_unknown_is_skipped():
+def test_report_excludes_unknown_annotations():
     known = [make_image(i) for i in range(4)]
     alone = report_of(known)
     mixed = report_of(
@@ -113,7 +113,7 @@ def test_what_is_unknown_is_skipped():
     assert mixed.disease_accuracy.n_groups == 5
 
 
-def test_ignored_pixels_are_hidden_from_the_predicted_severity():
+def test_report_severity_excludes_ignored_pixels_of_the_prediction():
     item = make_image(4)
     item.sample.lesion[:, 10:] = 255
     item.sample.leaf[:, 10:] = 255
@@ -124,9 +124,9 @@ def test_ignored_pixels_are_hidden_from_the_predicted_severity():
     assert row.severity_predicted == pytest.approx(expected)
 
 
-def test_a_model_without_a_leaf_has_no_severity_and_says_so():
+def test_report_without_a_leaf_head_states_missing_severity():
     items = [make_image(i) for i in range(3)]
-    blind = [
+    without_leaf = [
         EvalItem(
             item.sample,
             Prediction(item.prediction.lesion, item.prediction.lesion_probability, None),
@@ -135,7 +135,7 @@ def test_a_model_without_a_leaf_has_no_severity_and_says_so():
         )
         for item in items
     ]
-    report = report_of(blind)
+    report = report_of(without_leaf)
     assert (report.severity.agreement.n, report.severity.n_without) == (0, 3)
     assert report.leaf_dice.n_groups == report.disease_accuracy.n_groups == 0
     assert "0 images; 3 more have a true severity but no predicted one" in (
@@ -144,7 +144,7 @@ def test_a_model_without_a_leaf_has_no_severity_and_says_so():
     assert report.diseases == ()
 
 
-def test_subsets():
+def test_report_has_rows_of_sources_and_diseases():
     report = report_of(
         [make_image(0), make_image(1), make_image(2, source="glasshouse", leaf=False)]
     )
@@ -156,8 +156,8 @@ def test_subsets():
     assert report.diseases[0].lesion_dice == report.lesion_dice
 
 
-def test_data_sets_abroad_are_compared_with_those_at_home():
-    """The ratio of means, by hand; an interval needs groups of both kinds."""
+def test_report_target_domain_is_a_ratio_of_means():
+    """The ratio is computed by hand; it needs data sets of both domains."""
     items = [make_image(i) for i in range(6)]
     items += [make_image(i, source=f"crop {i % 2}") for i in range(6, 12)]
     report = report_of(items, source_domain={"field", "elsewhere"})
@@ -165,23 +165,23 @@ def test_data_sets_abroad_are_compared_with_those_at_home():
     expected = (dice["crop 0"] + dice["crop 1"]) / 2 / dice["field"]
     assert report.target_domain.value == pytest.approx(expected)
     assert report.target_domain.low < expected < report.target_domain.high
-    assert "Dice, of that at home" in report.to_text()
-    for home in ((), {"field", "crop 0", "crop 1"}):
-        report = report_of(items, source_domain=home)
+    assert "Dice over source Dice" in report.to_text()
+    for source_domain in ((), {"field", "crop 0", "crop 1"}):
+        report = report_of(items, source_domain=source_domain)
         assert math.isnan(report.target_domain.value)
-        assert "at home" not in report.to_text()
+        assert "source Dice" not in report.to_text()
 
 
-def test_json_has_null_for_undefined():
+def test_report_json_has_null_for_undefined():
     report = report_of([make_image(0)])
-    found = json.loads(report.to_json(), parse_constant=pytest.fail)
-    assert found["lesion_dice"]["low"] is None
-    assert found["classes"][3]["iou"] is None
-    assert found["confusion"] == report.confusion.tolist()
-    assert found["images"][0]["key"] == "field/0"
+    tree = json.loads(report.to_json(), parse_constant=pytest.fail)
+    assert tree["lesion_dice"]["low"] is None
+    assert tree["classes"][3]["iou"] is None
+    assert tree["confusion"] == report.confusion.tolist()
+    assert tree["images"][0]["key"] == "field/0"
 
 
-def test_text_is_aligned_and_states_its_rules():
+def test_report_text_is_aligned_and_has_footnotes():
     text = report_of([make_image(i) for i in range(5)]).to_text()
     assert "5 images in 5 groups; lesions known in 5, leaf in 5" in text
     assert "In neither truth nor prediction: scab" in text
@@ -192,7 +192,7 @@ def test_text_is_aligned_and_states_its_rules():
     assert len({len(line) for line in table}) == 1
 
 
-def test_no_images_give_an_empty_report():
+def test_report_of_no_images_is_empty():
     report = report_of([])
     assert report.n_images == 0
     assert math.isnan(report.mean_iou.value)
@@ -200,7 +200,7 @@ def test_no_images_give_an_empty_report():
     json.loads(report.to_json())
 
 
-def test_write(tmp_path: Path):
+def test_report_write_creates_three_files(tmp_path: Path):
     report_of([make_image(0), make_image(1, leaf=False)]).write(tmp_path / "new" / "report")
     folder = tmp_path / "new" / "report"
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -213,27 +213,27 @@ def test_write(tmp_path: Path):
     assert 0 <= float(rows[1]["lesion_dice"]) <= 1
 
 
-def test_unwritable_folder_is_explained(tmp_path: Path):
+def test_report_in_an_unwritable_folder_is_refused(tmp_path: Path):
     (tmp_path / "report").write_text("in the way")
     with pytest.raises(OutputError, match="report` cannot be written"):
         report_of([make_image(0)]).write(tmp_path / "report")
 
 
-def test_an_unknown_class_names_the_image():
+def test_report_error_of_an_unknown_class_states_the_image():
     item = make_image(2)
     item.prediction.lesion[0, 0] = 9
     with pytest.raises(DataError, match=r"`field/2`: The prediction holds .* \[9\]"):
         report_of([item])
 
 
-def test_an_unknown_leaf_value_names_the_image():
+def test_report_error_of_an_unknown_leaf_value_states_the_image():
     item = make_image(2)
     item.sample.leaf[0, 0] = 2
     with pytest.raises(DataError, match=r"`field/2`: The true mask holds .* \[2\]"):
         report_of([item])
 
 
-def test_a_prediction_of_another_size_is_refused(monkeypatch):
+def test_report_of_a_prediction_of_another_size_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     small = np.zeros((3, 3), np.uint8)
     item = EvalItem(
@@ -243,7 +243,7 @@ def test_a_prediction_of_another_size_is_refused(monkeypatch):
         report_of([item])
 
 
-@pytest.mark.parametrize(("n", "says_so"), [(1, True), (9, True), (10, False)])
-def test_a_report_of_few_groups_says_that_they_are_few(n, says_so):
+@pytest.mark.parametrize(("n", "warns"), [(1, True), (9, True), (10, False)])
+def test_report_of_few_groups_has_a_warning(n, warns):
     text = report_of([make_image(i) for i in range(n)]).to_text()
-    assert ("So few groups say little about other images" in text) is says_so
+    assert ("Too few groups for conclusions about other images" in text) is warns

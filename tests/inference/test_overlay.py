@@ -1,4 +1,4 @@
-"""Overlays: readable at any size, true to the masks, in fixed colors."""
+"""Overlays: size, caption, outlines and colors."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def assessed(height, width, *, leaf=True, min_lesion_px=1):
     ("size", "long_side"),
     [((256, 256), 512), ((3000, 4000), 1600), ((600, 700), 700), ((8, 2000), 1600)],
 )
-def test_size_is_bounded_and_the_caption_comes_below(size, long_side):
+def test_overlay_size_is_bounded_with_a_caption_below(size, long_side):
     image = np.full((*size, 3), 90, np.uint8)
     drawn = draw_overlay(image, assessed(*size), CLASSES)
     height = round(size[0] * long_side / max(size))
@@ -40,7 +40,7 @@ def test_size_is_bounded_and_the_caption_comes_below(size, long_side):
     assert height + 30 < drawn.shape[0] < height + 200
 
 
-def test_colors_of_class_and_leaf_are_on_the_outlines():
+def test_overlay_outlines_have_class_and_leaf_colors():
     image = np.full((1200, 1400, 3), 90, np.uint8)
     drawn = draw_overlay(image, assessed(1200, 1400), CLASSES)
     assert tuple(drawn[300, 500]) == OKABE_ITO[0]
@@ -50,23 +50,23 @@ def test_colors_of_class_and_leaf_are_on_the_outlines():
     assert np.abs(drawn[440, 520] - tint).max() <= 1
 
 
-def test_a_single_pixel_of_a_large_image_is_seen():
+def test_overlay_of_a_large_image_shows_a_single_pixel():
     drawn = draw_overlay(np.zeros((3000, 4000, 3), np.uint8), assessed(3000, 4000), CLASSES)
     assert (np.abs(drawn[1195:1200, -5:].astype(int) - OKABE_ITO[1]).sum(-1) < 30).any()
 
 
-def test_a_narrow_image_gets_a_readable_caption():
+def test_overlay_of_a_narrow_image_is_widened_for_the_caption():
     drawn = draw_overlay(np.zeros((900, 20, 3), np.uint8), assessed(900, 20), CLASSES)
     assert drawn.shape[1] == 256
 
 
-def test_the_input_is_left_alone():
+def test_overlay_does_not_change_the_image():
     image = np.full((512, 512, 3), 90, np.uint8)
     draw_overlay(image, assessed(512, 512), CLASSES)
     assert (image == 90).all()
 
 
-def test_summary_names_the_denominator_and_the_filter():
+def test_summary_states_the_denominator_and_the_filter():
     assert summary(assessed(80, 80, min_lesion_px=20)) == (
         "severity 7.1 % of the leaf, 1 lesion >= 20 px"
     )
@@ -75,6 +75,6 @@ def test_summary_names_the_denominator_and_the_filter():
     )
 
 
-def test_colors_are_distinct_then_recur():
+def test_class_colors_are_distinct_then_repeat():
     assert len(set(class_colors(21))) == 21
     assert class_colors(116)[21] == OKABE_ITO[0]

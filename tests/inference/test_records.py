@@ -1,4 +1,4 @@
-"""Records: complete, apart from one another, and valid at every moment."""
+"""Records: columns, files and names, and valid tables after a crash."""
 
 import csv
 import errno
@@ -25,7 +25,7 @@ CLASSES = ClassMap(("rust", "brown spot"), ("healthy", "rust"), True)
 IMAGE = np.full((40, 50, 3), 120, np.uint8)
 
 
-def found(*, leaf=True, lesions=True, head=True):
+def example_assessment(*, leaf=True, lesions=True, head=True):
     lesion = np.zeros((40, 50), np.uint8)
     if lesions:
         lesion[5:10, 5:15] = 1
@@ -46,8 +46,8 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_a_row_holds_every_measure():
-    row = image_row("a.jpg", found(), CLASSES)
+def test_image_row_has_every_measure():
+    row = image_row("a.jpg", example_assessment(), CLASSES)
     assert row == {
         "image": "a.jpg",
         "disease": "rust",
@@ -71,10 +71,16 @@ def test_a_row_holds_every_measure():
     }
 
 
-def test_a_run_writes_tables_masks_and_overlays(tmp_path):
+def test_record_writer_writes_tables_masks_and_overlays(tmp_path):
     with RecordWriter(tmp_path / "out", CLASSES, model="abc123") as writer:
-        row = writer.add("plot 1/лист.jpg", IMAGE, found(), notes=("dark", "blurred"))
-        writer.add("healthy, left.png", IMAGE, found(leaf=False, lesions=False, head=False))
+        row = writer.add(
+            "plot 1/лист.jpg", IMAGE, example_assessment(), notes=("dark", "blurred")
+        )
+        writer.add(
+            "healthy, left.png",
+            IMAGE,
+            example_assessment(leaf=False, lesions=False, head=False),
+        )
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
         "leaves", "lesions.csv", "masks", "overlays", "records.json", "severity.csv",
@@ -95,10 +101,10 @@ def test_a_run_writes_tables_masks_and_overlays(tmp_path):
     assert (second["n_lesions"], second["denominator"]) == ("0", "image")
 
     lesions = read(out / "lesions.csv")
-    assert [one["class"] for one in lesions] == ["brown spot", "rust", "brown spot"]
-    assert [one["area_px"] for one in lesions] == ["60", "50", "36"]
-    assert [one["on_leaf"] for one in lesions] == ["False", "True", "True"]
-    assert {one["image"] for one in lesions} == {"plot 1/лист.jpg"}
+    assert [row["class"] for row in lesions] == ["brown spot", "rust", "brown spot"]
+    assert [row["area_px"] for row in lesions] == ["60", "50", "36"]
+    assert [row["on_leaf"] for row in lesions] == ["False", "True", "True"]
+    assert {row["image"] for row in lesions} == {"plot 1/лист.jpg"}
 
     records = json.loads((out / "records.json").read_text("utf-8"))
     assert records["classes"]["lesions"] == list(CLASSES.lesions)
@@ -114,10 +120,10 @@ def test_a_run_writes_tables_masks_and_overlays(tmp_path):
         assert overlay.width == 512
 
 
-def test_same_names_stay_apart(tmp_path):
+def test_record_writer_gives_equal_names_different_files(tmp_path):
     names = ["a/leaf.jpg", "b/leaf.jpg", "a/leaf.png", "a/LEAF.jpg", "a/leaf-2.jpg"]
     with RecordWriter(tmp_path, CLASSES) as writer:
-        rows = [writer.add(name, IMAGE, found()) for name in names]
+        rows = [writer.add(name, IMAGE, example_assessment()) for name in names]
     for column in ("mask", "leaf_mask", "overlay"):
         paths = [row[column] for row in rows]
         assert len({path.casefold() for path in paths}) == len(names)
@@ -131,16 +137,16 @@ def test_same_names_stay_apart(tmp_path):
 
 def interrupted_run(folder):
     with RecordWriter(folder, CLASSES) as writer:
-        writer.add("new.jpg", IMAGE, found())
-        # Even without a chance to close, what is done is on the disk.
+        writer.add("new.jpg", IMAGE, example_assessment())
+        # Rows are on disk before the tables are closed.
         done = read(folder / "severity.partial.csv")
         assert [row["image"] for row in done] == ["new.jpg"]
         raise KeyboardInterrupt
 
 
-def test_a_killed_run_leaves_whole_tables_and_the_old_ones(tmp_path):
+def test_record_writer_killed_keeps_partial_and_old_tables(tmp_path):
     with RecordWriter(tmp_path, CLASSES) as writer:
-        writer.add("old.jpg", IMAGE, found())
+        writer.add("old.jpg", IMAGE, example_assessment())
     with pytest.raises(KeyboardInterrupt):
         interrupted_run(tmp_path)
     assert [row["image"] for row in read(tmp_path / "severity.csv")] == ["old.jpg"]
@@ -149,38 +155,38 @@ def test_a_killed_run_leaves_whole_tables_and_the_old_ones(tmp_path):
     assert json.loads(lines[0])["image"] == "new.jpg"
 
 
-def test_an_empty_run_is_valid(tmp_path):
+def test_record_writer_without_images_writes_valid_tables(tmp_path):
     with RecordWriter(tmp_path, CLASSES):
         pass
     assert read(tmp_path / "severity.csv") == []
     assert json.loads((tmp_path / "records.json").read_text())["images"] == []
 
 
-def test_images_can_be_left_out(tmp_path):
+def test_record_writer_without_masks_and_overlays(tmp_path):
     with RecordWriter(tmp_path, CLASSES, masks=False, overlays=False) as writer:
-        assert "mask" not in writer.add("a.jpg", IMAGE, found())
+        assert "mask" not in writer.add("a.jpg", IMAGE, example_assessment())
     assert not (tmp_path / "masks").exists()
     assert read(tmp_path / "severity.csv")[0]["overlay"] == ""
 
 
 @pytest.mark.parametrize("name", ["/etc/leaf.jpg", "../leaf.jpg", "a/../../leaf.jpg", ""])
-def test_names_outside_the_folder_are_refused(tmp_path, name):
+def test_record_writer_refuses_names_outside_the_folder(tmp_path, name):
     with (
         RecordWriter(tmp_path, CLASSES) as writer,
         pytest.raises(UsageError, match="is not the name of an image within") as e,
     ):
-        writer.add(name, IMAGE, found())
+        writer.add(name, IMAGE, example_assessment())
     assert "needed: a relative path without `..`, such as plot_1/leaf.jpg" in str(e.value)
 
 
-def test_a_image_is_recorded_once(tmp_path):
+def test_record_writer_refuses_an_image_twice(tmp_path):
     with RecordWriter(tmp_path, CLASSES) as writer:
-        writer.add("a.jpg", IMAGE, found())
+        writer.add("a.jpg", IMAGE, example_assessment())
         with pytest.raises(UsageError, match=r"`a.jpg` was recorded twice"):
-            writer.add("a.jpg", IMAGE, found())
+            writer.add("a.jpg", IMAGE, example_assessment())
 
 
-def test_an_unwritable_folder_is_explained(tmp_path):
+def test_record_writer_in_an_unwritable_folder_is_refused(tmp_path):
     (tmp_path / "out").write_text("a file in the way")
     with (
         pytest.raises(OutputError, match="out` cannot be written") as error,
@@ -190,7 +196,7 @@ def test_an_unwritable_folder_is_explained(tmp_path):
     assert "free some space, or choose another --out" in str(error.value)
 
 
-def test_a_failed_write_keeps_what_was_there(tmp_path):
+def test_write_atomically_keeps_the_old_file_after_an_error(tmp_path):
     path = tmp_path / "a.txt"
     write_atomically(path, lambda file: file.write(b"old"))
 
@@ -204,7 +210,7 @@ def test_a_failed_write_keeps_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_mask_keeps_ids_colors_and_names(tmp_path):
+def test_mask_file_has_ids_colors_and_names(tmp_path):
     ids = np.array([[0, 1, 116, 255]], np.uint8)
     names = tuple(f"class {i}" for i in range(116))
     write_mask(tmp_path / "m.png", ids, names)
@@ -216,15 +222,15 @@ def test_a_mask_keeps_ids_colors_and_names(tmp_path):
     assert colors[3] == [128, 128, 128]
 
 
-def test_a_disease_is_not_named_where_others_together_are_likelier():
-    assessment = found()
+def test_image_row_has_no_disease_below_half_probability():
+    assessment = example_assessment()
     unsure = replace(assessment.prediction, disease_probability=(0.2, 0.45, 0.35))
     row = image_row("a.jpg", replace(assessment, prediction=unsure), CLASSES)
     assert row["disease"] is None
     assert row["disease_probability"] == 0.45
 
 
-def test_a_disk_that_is_full_when_tables_are_closed_is_said(tmp_path):
+def test_record_writer_on_a_full_disk_raises_at_closing(tmp_path):
     def full():
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -235,5 +241,5 @@ def test_a_disk_that_is_full_when_tables_are_closed_is_said(tmp_path):
     with pytest.raises(OutputError, match="No space left on device"):
         writer.__exit__(None, None, None)
     first = OutputError("cannot be written", needed="", fix="")
-    writer.__exit__(OutputError, first, None)  # which is raised then: nothing hides it
+    writer.__exit__(OutputError, first, None)  # the first error is raised
     table.close()

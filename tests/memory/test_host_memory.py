@@ -16,32 +16,32 @@ def planned(limit_mb, settings=ASKED):
     return plan_host_memory(settings, limit_mb * MB, resting=1000 * MB, with_unlabeled=True)
 
 
-def test_a_batch_has_the_bytes_of_its_images_and_masks():
-    # 3 of the image, 1 of the lesions, 1 of the leaf; weak, strong, and where it is.
+def test_batch_bytes_are_those_of_images_and_masks():
+    # 3 for the image, 1 for lesions, 1 for the leaf; weak view, strong view, valid mask.
     assert batch_bytes(ASKED, with_unlabeled=True) == 32 * 256**2 * (5 + 7)
     assert batch_bytes(ASKED, with_unlabeled=False) == 32 * 256**2 * 5
 
 
-def test_enough_memory_changes_nothing():
+def test_host_memory_within_budget_changes_nothing():
     chosen, needs = planned(20_000)
     assert chosen == ASKED
     assert needs < 20_000 * MB
 
 
 @pytest.mark.parametrize("limit_mb", [8000, 5000, 3500, 2500, 1500])
-def test_what_is_planned_fits_and_the_cache_gets_the_rest(limit_mb):
+def test_host_memory_plan_fits_and_gives_the_rest_to_the_cache(limit_mb):
     chosen, needs = planned(limit_mb)
     data = chosen.data
     assert needs <= limit_mb * MB
     assert 32 <= data.cache_mib <= ASKED.data.cache_mib
-    # A mebibyte more for every reader would be too much.
+    # One MiB more per process would exceed the budget.
     more = max(1, data.workers) * 1.25 * 2**20
     assert data.cache_mib == ASKED.data.cache_mib or needs + more > limit_mb * MB
 
 
-def test_the_cache_gives_way_first_and_workers_last():
-    found = [planned(limit)[0].data for limit in range(8000, 1200, -100)]
-    order = [(d.workers, d.prefetch, d.cache_mib) for d in found]
+def test_host_memory_plan_reduces_the_cache_first_and_workers_last():
+    plans = [planned(limit)[0].data for limit in range(8000, 1200, -100)]
+    order = [(d.workers, d.prefetch, d.cache_mib) for d in plans]
     for before, after in pairwise(order):
         assert after[0] <= before[0]
         if after[0] == before[0]:
@@ -52,7 +52,7 @@ def test_the_cache_gives_way_first_and_workers_last():
     assert order[-1][0] == 0
 
 
-def test_too_little_is_refused_with_what_would_do():
+def test_host_memory_too_small_is_refused_with_a_sufficient_budget():
     with pytest.raises(UsageError, match="does not fit into 1,000 MB") as refused:
         planned(1000)
     enough = int(
@@ -63,6 +63,6 @@ def test_too_little_is_refused_with_what_would_do():
     assert needs <= enough * MB
 
 
-def test_workers_share_what_they_import():
+def test_workers_share_the_memory_of_libraries():
     one, two = (reading_bytes(n, 2, 10 * MB) for n in (1, 2))
     assert two < 2 * one

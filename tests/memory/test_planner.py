@@ -18,7 +18,7 @@ MB = 10**6
 
 
 def toy_trace(settings, _classes, _device, *, with_unlabeled, with_image_labels):
-    """A step whose bytes and operations are simple sums."""
+    """Return a step whose bytes and operations are simple sums."""
     assert not with_image_labels
     size, memory = settings.training.tiles_at_once, settings.memory
     parts = -(-settings.training.batch // size)
@@ -54,7 +54,7 @@ def planned(limit_mb, settings=SETTINGS, device=GPU, **options):
     return plan_memory(settings, CLASSES, device, round(limit_mb * MB), **options)
 
 
-def test_a_gpu_computes_while_it_is_asked_and_a_cpu_asks_itself():
+def test_speed_overlaps_launches_on_a_gpu_only():
     on_cpu, on_gpu = planner.SPEEDS["cpu"], planner.SPEEDS["cuda"]
     assert on_cpu.seconds(6 * 10**10, 10**6) == pytest.approx(1 + 15)
     assert on_gpu.seconds(3 * 10**13, 10**6) == pytest.approx(40)
@@ -62,7 +62,7 @@ def test_a_gpu_computes_while_it_is_asked_and_a_cpu_asks_itself():
 
 
 @pytest.mark.usefixtures("toy")
-def test_what_fits_stays_as_it_is():
+def test_plan_that_fits_changes_nothing():
     plan = planned(2000)
     assert plan.changes == {"memory.budget_mb": 2000.0}
     assert plan.concessions == ()
@@ -71,19 +71,19 @@ def test_what_fits_stays_as_it_is():
 
 @pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize("limit_mb", [900, 500, 200, 100, 75, 60, 45])
-def test_a_plan_fits_its_budget_and_keeps_the_batch(limit_mb):
+def test_plan_fits_its_budget_and_keeps_the_batch(limit_mb):
     plan = planned(limit_mb)
     assert plan.needs <= limit_mb * MB
     assert plan.settings.training.batch == SETTINGS.training.batch
-    said = " ".join(plan.concessions)
-    assert ("Adafactor" in said) == (plan.settings.memory.optimizer == "adafactor")
-    assert ("main memory" in said) == (plan.settings.memory.ema_offload)
-    assert ("Tiles of" in said) == (plan.settings.data.tile_px < 192)
+    concessions = " ".join(plan.concessions)
+    assert ("Adafactor" in concessions) == (plan.settings.memory.optimizer == "adafactor")
+    assert ("main memory" in concessions) == (plan.settings.memory.ema_offload)
+    assert ("Tiles of" in concessions) == (plan.settings.data.tile_px < 192)
     assert f"needs {plan.needs / MB:,.0f} MB of {limit_mb} MB" in plan.to_text()
 
 
 @pytest.mark.usefixtures("toy")
-def test_less_memory_costs_more_time_and_then_more_than_time():
+def test_plan_prefers_slower_exact_steps_to_other_training():
     plans = [planned(mb) for mb in (2000, 900, 500, 200, 100, 75, 60)]
     slower = [plan.slower for plan in plans]
     assert slower == sorted(slower)
@@ -94,7 +94,7 @@ def test_less_memory_costs_more_time_and_then_more_than_time():
 
 
 @pytest.mark.usefixtures("toy")
-def test_what_cannot_fit_is_refused_with_what_would():
+def test_plan_too_small_is_refused_with_a_sufficient_budget():
     with pytest.raises(UsageError, match=r"does not fit into 20 MB") as refused:
         planned(20)
     least = parse_bytes(refused.value.fix.split()[1].rstrip(","))
@@ -104,7 +104,7 @@ def test_what_cannot_fit_is_refused_with_what_would():
 
 
 @pytest.mark.usefixtures("toy")
-def test_on_a_cpu_the_process_counts_and_the_cache_gets_the_rest():
+def test_plan_on_a_cpu_fits_the_process_and_gives_the_rest_to_the_cache():
     plan = planned(9000, device=CPU, resting=500 * MB)
     assert plan.needs <= 9000 * MB
     assert plan.settings.data.cache_mib == SETTINGS.data.cache_mib
@@ -117,7 +117,7 @@ def test_on_a_cpu_the_process_counts_and_the_cache_gets_the_rest():
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_plan_is_written_edited_and_obeyed(tmp_path):
+def test_plan_file_is_read_after_editing(tmp_path):
     path = tmp_path / "plan.json"
     plan = planned(200)
     plan.write(path)
@@ -131,7 +131,7 @@ def test_a_plan_is_written_edited_and_obeyed(tmp_path):
     with pytest.raises(UsageError, match=r"nearest is `training.micro_batch`"):
         read_plan(path, SETTINGS)
     path.write_text("[]")
-    with pytest.raises(UsageError, match=r"holds no plan"):
+    with pytest.raises(UsageError, match=r"is not a plan"):
         read_plan(path, SETTINGS)
 
 
@@ -139,19 +139,19 @@ def test_a_plan_is_written_edited_and_obeyed(tmp_path):
     ("text", "expected"),
     [("2GB", 2e9), ("1.5 GiB", 1.5 * 2**30), ("900mb", 9e8), (".5kib", 512)],
 )
-def test_sizes_are_read_with_their_units(text, expected):
+def test_parse_bytes_reads_units(text, expected):
     assert parse_bytes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["2", "2 G", "-1GB", "0GB", "two GB", ""])
-def test_a_size_without_a_unit_is_refused(text):
+def test_parse_bytes_without_a_unit_is_refused(text):
     with pytest.raises(UsageError, match=r"The memory is") as refused:
         parse_bytes(text)
     assert "--memory 2GB" in refused.value.fix
 
 
 @pytest.mark.usefixtures("toy")
-def test_an_encoder_without_stages_to_recompute_is_planned_and_refused_in_numbers():
+def test_plan_of_an_encoder_without_stages_fits_or_states_a_budget():
     settings = SETTINGS.with_settings(["model.encoder=test_resnet", "model.start=random"])
     plan = planned(150, settings)
     assert plan.settings.memory.activation_checkpointing in {(), ("fine", "decoder")}

@@ -62,19 +62,19 @@ def real_tiles(b, size):
 
 
 def allocated_in_a_step(settings, path):
-    """Return the most that PyTorch's own profiler sees allocated, in bytes.
+    """Return the peak of allocated bytes according to PyTorch's profiler.
 
-    It sees what is allocated while it looks, so all that was there before is added.
+    It records allocations while it runs only, so earlier tensors are added.
     """
     torch.manual_seed(0)
     network = build_segmenter(settings.model, CLASSES)
     engine = build_engine(network, settings, CPU, CLASSES, with_unlabeled=True)
     b = settings.training.batch
-    drawn = real_tiles(b, settings.data.tile_px)
+    batch = real_tiles(b, settings.data.tile_px)
 
     def step():
         engine.backward(
-            drawn,
+            batch,
             step=1,
             steps=3,
             micro_batch=settings.training.tiles_at_once,
@@ -89,8 +89,8 @@ def allocated_in_a_step(settings, path):
     tensors += [*engine.eval_model.parameters(), *engine.eval_model.buffers()]
     for state in engine.state_dict()["optimizer"]["state"].values():
         tensors += state.values()
-    tensors += [drawn.labeled.image, drawn.labeled.lesion, drawn.labeled.leaf]
-    tensors += [drawn.unlabeled.weak, drawn.unlabeled.strong, drawn.unlabeled.valid]
+    tensors += [batch.labeled.image, batch.labeled.lesion, batch.labeled.leaf]
+    tensors += [batch.unlabeled.weak, batch.unlabeled.strong, batch.unlabeled.valid]
     before = sum(tensor.nbytes for tensor in tensors)
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
@@ -98,36 +98,36 @@ def allocated_in_a_step(settings, path):
         step()
     profile.export_chrome_trace(str(path))
     events = json.loads(path.read_text())["traceEvents"]
-    seen = [e["args"] for e in events if e.get("name") == "[memory]"]
-    began = seen[0]["Total Allocated"] - seen[0]["Bytes"]
-    return before + max(e["Total Allocated"] for e in seen) - began
+    recorded = [e["args"] for e in events if e.get("name") == "[memory]"]
+    first = recorded[0]["Total Allocated"] - recorded[0]["Bytes"]
+    return before + max(e["Total Allocated"] for e in recorded) - first
 
 
 @pytest.mark.parametrize(("precision", "micro_batch"), [("float32", 2), ("bfloat16", 4)])
-def test_a_step_takes_what_it_is_predicted_to_take(tmp_path, precision, micro_batch):
+def test_trace_of_a_step_equals_profiled_memory(tmp_path, precision, micro_batch):
     settings = with_(
         f"training.micro_batch={micro_batch}", f"training.precision={precision}"
     )
     measured = allocated_in_a_step(settings, tmp_path / "profile.json")
-    found = trace(settings, CLASSES, CPU, with_unlabeled=True)
-    assert found.peak_bytes == pytest.approx(measured, rel=0.02)
+    traced = trace(settings, CLASSES, CPU, with_unlabeled=True)
+    assert traced.peak_bytes == pytest.approx(measured, rel=0.02)
 
 
 @pytest.mark.parametrize(("norm", "micro_batch"), [("group", 4), ("batch", 2)])
-def test_trace_of_an_efficientnet_is_what_a_step_takes(tmp_path, micro_batch, norm):
-    """With the normalization of a random start, and that of pretrained weights."""
+def test_trace_of_an_efficientnet_equals_profiled_memory(tmp_path, micro_batch, norm):
+    """With group normalization and with the batch normalization of pretrained weights."""
     settings = with_(
         "model.encoder=tf_efficientnet_lite0", f"training.micro_batch={micro_batch}"
     )
     if norm == "batch":
         settings = settings.with_settings(["model.start=imagenet"])
     measured = allocated_in_a_step(settings, tmp_path / "profile.json")
-    found = trace(settings, CLASSES, CPU, with_unlabeled=True)
-    assert found.peak_bytes == pytest.approx(measured, rel=0.02)
+    traced = trace(settings, CLASSES, CPU, with_unlabeled=True)
+    assert traced.peak_bytes == pytest.approx(measured, rel=0.02)
 
 
-def test_trace_of_an_efficientnet_with_stages_recomputed_is_less():
-    def found(*pairs):
+def test_trace_of_an_efficientnet_with_checkpointing_is_less():
+    def traced(*pairs):
         settings = with_(
             "model.encoder=test_efficientnet",
             "training.precision=bfloat16",
@@ -137,14 +137,14 @@ def test_trace_of_an_efficientnet_with_stages_recomputed_is_less():
         )
         return trace(settings, CLASSES, GPU, with_unlabeled=True)
 
-    plain = found()
-    stages = found("memory.activation_checkpointing=[stage_1,stage_2,stage_3,stage_4]")
+    plain = traced()
+    stages = traced("memory.activation_checkpointing=[stage_1,stage_2,stage_3,stage_4]")
     assert stages.peak_bytes < plain.peak_bytes
     assert stages.peak["activations"] < 0.8 * plain.peak["activations"]
     assert stages.flops > plain.flops
 
 
-def test_the_ledger_agrees_with_an_independent_one():
+def test_allocation_tracker_agrees_with_mem_tracker():
     peaks = []
     for tracker in (MemTracker(), AllocationTracker()):
         with FakeTensorMode(), tracker:
@@ -160,98 +160,100 @@ def test_the_ledger_agrees_with_an_independent_one():
         if isinstance(tracker, AllocationTracker):
             peaks.append(tracker.found().peak_bytes)
         else:
-            found = tracker.get_tracker_snapshot("peak")
-            peaks.append(sum(one["Total"] for one in found.values()))
+            devices = tracker.get_tracker_snapshot("peak")
+            peaks.append(sum(kinds["Total"] for kinds in devices.values()))
     assert peaks[0] == pytest.approx(peaks[1], rel=0.01)
 
 
-def reserved(seed: int, *, steps: int, foreseen: bool) -> int:
-    """Return what steps of random tensors reserve, and perhaps further ones."""
-    counted = AllocationTracker()
-    with FakeTensorMode(), counted:
+def reserved(seed: int, *, steps: int, extrapolated: bool) -> int:
+    """Return the reserved bytes of steps of random tensors, perhaps with further steps."""
+    tracker = AllocationTracker()
+    with FakeTensorMode(), tracker:
         left: list[torch.Tensor] = []
         for _ in range(steps):
-            counted.begin()
-            left.clear()  # as gradients go when the next step begins
-            chance = np.random.default_rng(seed)
+            tracker.begin()
+            left.clear()  # as gradients are freed when the next step begins
+            rng = np.random.default_rng(seed)
             held: list[torch.Tensor] = []
             for _ in range(30):
-                if held and chance.random() < 0.45:
-                    held.pop(chance.integers(len(held)))
+                if held and rng.random() < 0.45:
+                    held.pop(rng.integers(len(held)))
                 else:
-                    n_bytes = int(chance.integers(1, 60)) * MIB // 2
+                    n_bytes = int(rng.integers(1, 60)) * MIB // 2
                     held.append(torch.empty(n_bytes, dtype=torch.uint8))
             left += held[:3]
             held.clear()
-        return counted.found().reserved if foreseen else counted._allocator.reserved
+        return tracker.found().reserved if extrapolated else tracker._allocator.reserved
 
 
-def test_what_further_steps_reserve_is_foreseen_from_one():
+def test_reserved_memory_of_further_steps_is_extrapolated_from_one():
     grew = []
     for seed in range(20):
-        found = reserved(seed, steps=1, foreseen=True)
-        assert found == reserved(seed, steps=1 + REPEATED, foreseen=False)
-        grew.append(found > reserved(seed, steps=1, foreseen=False))
-    assert any(grew)  # or one step would tell as much
+        n_bytes = reserved(seed, steps=1, extrapolated=True)
+        assert n_bytes == reserved(seed, steps=1 + REPEATED, extrapolated=False)
+        grew.append(n_bytes > reserved(seed, steps=1, extrapolated=False))
+    assert any(grew)  # otherwise one step would suffice
 
 
-def test_what_multiplies_matrices_on_a_gpu_is_counted_once_a_direction():
-    counted = AllocationTracker(multiplying=2**20)
-    with FakeTensorMode(), counted:
+def test_gpu_workspace_of_matrix_products_is_counted_once_per_direction():
+    tracker = AllocationTracker(multiplying=2**20)
+    with FakeTensorMode(), tracker:
         layer = torch.nn.Linear(8, 8)
         for _ in range(2):
             layer(torch.ones(4, 8)).sum().backward()
-    assert counted.found().resident["workspace"] == 2 * 2**20
+    assert tracker.found().resident["workspace"] == 2 * 2**20
 
 
-def test_what_is_remembered_changes_nothing(monkeypatch):
+def test_fake_op_cache_changes_no_trace(monkeypatch):
     settings = TOY.with_settings(["training.micro_batch=1", "training.precision=bfloat16"])
-    again = [trace(settings, CLASSES, GPU, with_unlabeled=True) for _ in range(2)]
+    cached = [trace(settings, CLASSES, GPU, with_unlabeled=True) for _ in range(2)]
     monkeypatch.setattr(
         "plantseg_next.memory.allocation_tracker.recall",
         lambda func, args, kwargs: func(*args, **kwargs),
     )
-    afresh = trace(settings, CLASSES, GPU, with_unlabeled=True)
-    assert again[0] == again[1]
-    # Less than afresh only by views that fake tensors take for copies: small ones here.
-    assert again[0].peak == pytest.approx(afresh.peak, rel=1e-3, abs=2**16)
-    assert (again[0].calls, again[0].flops) == (afresh.calls, afresh.flops)
+    uncached = trace(settings, CLASSES, GPU, with_unlabeled=True)
+    assert cached[0] == cached[1]
+    # Less only by views that fake tensors treat as copies: small ones here.
+    assert cached[0].peak == pytest.approx(uncached.peak, rel=1e-3, abs=2**16)
+    assert (cached[0].calls, cached[0].flops) == (uncached.calls, uncached.flops)
 
 
-def test_equal_numbers_of_another_kind_are_told_apart():
-    counted = AllocationTracker()
-    with FakeTensorMode(), counted:
+def test_fake_op_cache_distinguishes_numbers_by_type():
+    tracker = AllocationTracker()
+    with FakeTensorMode(), tracker:
         x = torch.zeros(3, dtype=torch.int64)
-        kinds = [torch.add(x, one).dtype for one in (1, 1.0, True, 1, 1.0)]
+        dtypes = [torch.add(x, number).dtype for number in (1, 1.0, True, 1, 1.0)]
         views = [x.view(3, 1) for _ in range(2)]
         assert len({v.untyped_storage()._cdata for v in [x, *views]}) == 1
-    whole, parts = torch.int64, torch.float32
-    assert kinds == [whole, parts, whole, whole, parts]
+    whole, real = torch.int64, torch.float32
+    assert dtypes == [whole, real, whole, whole, real]
 
 
-def test_many_micro_batches_are_foreseen_from_few():
+def test_footprint_of_many_micro_batches_is_extrapolated_from_few():
     settings = TOY.with_settings(["training.batch=5", "training.micro_batch=1"])
     whole = trace(settings, CLASSES, GPU, with_unlabeled=True)
-    foreseen = footprint(settings, lambda s: trace(s, CLASSES, GPU, with_unlabeled=True))
-    assert foreseen.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.001)
-    assert whole.reserved <= foreseen.reserved <= 1.06 * whole.reserved
-    assert foreseen.flops == pytest.approx(whole.flops, rel=0.01)
+    extrapolated = footprint(
+        settings, lambda s: trace(s, CLASSES, GPU, with_unlabeled=True)
+    )
+    assert extrapolated.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.001)
+    assert whole.reserved <= extrapolated.reserved <= 1.06 * whole.reserved
+    assert extrapolated.flops == pytest.approx(whole.flops, rel=0.01)
 
 
-def test_recomputed_parts_save_activations_and_cost_time():
-    def found(*pairs):
+def test_checkpointing_saves_activations_and_costs_flops():
+    def traced(*pairs):
         settings = with_("training.precision=bfloat16", "data.tile_px=192", *pairs)
         return trace(settings, CLASSES, GPU, with_unlabeled=True)
 
-    plain = found()
+    plain = traced()
     assert plain.peak["activations"] > 0.1 * plain.peak_bytes
-    recomputed = found(f"memory.activation_checkpointing=[{','.join(ALL_PARTS)}]")
+    recomputed = traced(f"memory.activation_checkpointing=[{','.join(ALL_PARTS)}]")
     assert recomputed.peak_bytes < plain.peak_bytes
     assert recomputed.flops > 1.1 * plain.flops
 
 
-def test_what_is_given_up_saves_what_it_should():
-    def found(*pairs):
+def test_memory_settings_reduce_their_kind_of_memory():
+    def traced(*pairs):
         settings = with_(
             "training.precision=bfloat16",
             "model.encoder=convnextv2_tiny",
@@ -260,25 +262,25 @@ def test_what_is_given_up_saves_what_it_should():
         )
         return trace(settings, CLASSES, GPU, with_unlabeled=True)
 
-    plain = found()
-    away = found("memory.ema_offload=true")
+    plain = traced()
+    offloaded = traced("memory.ema_offload=true")
     assert plain.peak["teacher"] == pytest.approx(plain.peak["weights"], rel=0.01)
-    assert away.peak["teacher"] == 0
-    lean = found("memory.optimizer=adafactor")
+    assert offloaded.peak["teacher"] == 0
+    lean = traced("memory.optimizer=adafactor")
     assert plain.peak["optimizer"] > 1.9 * plain.peak["weights"]
     assert lean.peak["optimizer"] < 0.2 * lean.peak["weights"]
-    frozen = found("memory.freeze_encoder=true")
+    frozen = traced("memory.freeze_encoder=true")
     assert frozen.peak["gradients"] < 0.2 * plain.peak["weights"]
     assert frozen.resident["teacher"] < 0.2 * plain.resident["teacher"]
 
 
-def test_on_a_gpu_attention_that_repeats_its_bits_keeps_its_weights():
-    """A CPU's does so as it is, and nothing more is kept there."""
+def test_deterministic_attention_on_a_gpu_keeps_its_weights():
+    """On a CPU attention is deterministic anyway, without more memory."""
     settings = TOY.with_settings(["data.tile_px=256", "training.batch=1"])
 
     def peak(device, *pairs):
-        asked = settings.with_settings(list(pairs))
-        return trace(asked, CLASSES, device, with_unlabeled=False).peak_bytes
+        changed = settings.with_settings(list(pairs))
+        return trace(changed, CLASSES, device, with_unlabeled=False).peak_bytes
 
     tokens = (256 // 16) ** 2 + (256 // 32) ** 2
     weights = 4 * tokens**2  # one head of 32 channels, float32
@@ -287,10 +289,10 @@ def test_on_a_gpu_attention_that_repeats_its_bits_keeps_its_weights():
     assert peak(CPU, "deterministic=true") == peak(CPU)
 
 
-def test_a_gpu_computes_in_float32_what_the_trace_takes_for_that():
-    """What autocast does on a GPU can be asked without one: nothing is computed."""
+def test_trace_casts_to_float32_as_autocast_on_a_gpu():
+    """Autocast of a GPU runs on fake tensors without a GPU: nothing is computed."""
 
-    def kinds(device):
+    def results(device):
         x = torch.zeros(2, 4, 8, 8, device=device, dtype=torch.bfloat16)
         weight = torch.ones(4, device=device)
         image = x.float()
@@ -308,22 +310,22 @@ def test_a_gpu_computes_in_float32_what_the_trace_takes_for_that():
             "sum of products": torch.addcmul(x, x, x),
         }
 
-    found = {}
+    dtypes = {}
     with FakeTensorMode():
         for device in ("cpu", "cuda"):
-            # Asked for by `torch.autocast`, it would be refused without a GPU.
+            # `torch.autocast` itself would raise an error without a GPU.
             torch.set_autocast_enabled(device, True)
             torch.set_autocast_dtype(device, torch.bfloat16)
             try:
-                found[device] = {n: t.dtype for n, t in kinds(device).items()}
+                dtypes[device] = {n: t.dtype for n, t in results(device).items()}
             finally:
                 torch.set_autocast_enabled(device, False)
-    assert set(found["cpu"].values()) == {torch.bfloat16}
-    differ = {n for n, kind in found["cuda"].items() if kind != torch.bfloat16}
+    assert set(dtypes["cpu"].values()) == {torch.bfloat16}
+    differ = {n for n, kind in dtypes["cuda"].items() if kind != torch.bfloat16}
     assert differ == set(IN_FLOAT32)
 
 
-def test_a_trace_leaves_no_trace():
+def test_trace_changes_neither_random_state_nor_functions():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -333,20 +335,20 @@ def test_a_trace_leaves_no_trace():
     assert torch.nn.functional.layer_norm is norm
 
 
-def test_the_allocator_takes_segments():
-    """Sizes worked out by hand from its rules."""
-    taken = CachingAllocator()
-    taken.allocate(1)
-    assert taken.reserved == 2 * MIB
-    first = taken.allocate(3 * MIB)
-    assert taken.reserved == 22 * MIB  # requests below 10 MiB share 20
-    second = taken.allocate(15 * MIB)
-    assert taken.reserved == 22 * MIB  # 17 were left
-    taken.allocate(11 * MIB + 1)
-    assert taken.reserved == 34 * MIB
-    taken.free(first)
-    taken.free(second)
-    taken.allocate(20 * MIB)  # the whole segment again
-    assert taken.reserved == 34 * MIB
-    taken.allocate(4 * MIB)
-    assert taken.reserved == 54 * MIB
+def test_allocator_reserves_segments():
+    """Sizes computed by hand from its rules."""
+    allocator = CachingAllocator()
+    allocator.allocate(1)
+    assert allocator.reserved == 2 * MIB
+    first = allocator.allocate(3 * MIB)
+    assert allocator.reserved == 22 * MIB  # requests below 10 MiB share 20
+    second = allocator.allocate(15 * MIB)
+    assert allocator.reserved == 22 * MIB  # 17 were left
+    allocator.allocate(11 * MIB + 1)
+    assert allocator.reserved == 34 * MIB
+    allocator.free(first)
+    allocator.free(second)
+    allocator.allocate(20 * MIB)  # the whole segment again
+    assert allocator.reserved == 34 * MIB
+    allocator.allocate(4 * MIB)
+    assert allocator.reserved == 54 * MIB

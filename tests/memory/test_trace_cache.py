@@ -9,58 +9,58 @@ STEP = Footprint(PEAK, PEAK, 100, ((1,) * len(KINDS), (3,) * len(KINDS)), 10**12
 
 
 def finder():
-    """Return what finds a step, and the list of times that it was asked."""
-    asked = []
+    """Return a function that returns a step, and the list of its calls."""
+    calls = []
 
     def find():
-        asked.append(1)
+        calls.append(1)
         return STEP
 
-    return find, asked
+    return find, calls
 
 
-def test_a_step_is_found_once_and_kept_whole():
-    find, asked = finder()
+def test_trace_cache_returns_the_stored_step():
+    find, calls = finder()
     assert cached_trace({"tile": 64}, find) == STEP
     assert cached_trace({"tile": 64}, find) == STEP
-    assert len(asked) == 1
+    assert len(calls) == 1
     assert cached_trace({"tile": 96}, find) == STEP
-    assert len(asked) == 2
+    assert len(calls) == 2
 
 
-def test_other_code_finds_anew(monkeypatch):
-    find, asked = finder()
+def test_trace_cache_of_other_code_is_not_used(monkeypatch):
+    find, calls = finder()
     for code in ("one", "other"):
         monkeypatch.setattr(trace_cache, "_code", lambda code=code: (code,))
         cached_trace({}, find)
-    assert len(asked) == 2
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"no gzip", None])
-def test_a_damaged_file_costs_time_and_nothing_else(content):
-    find, asked = finder()
+def test_trace_cache_with_a_damaged_file_is_rebuilt(content):
+    find, calls = finder()
     cached_trace({}, find)
-    (kept,) = folder().iterdir()
-    kept.write_bytes(kept.read_bytes()[:-9] if content is None else content)
+    (entry,) = folder().iterdir()
+    entry.write_bytes(entry.read_bytes()[:-9] if content is None else content)
     assert cached_trace({}, find) == STEP
     assert cached_trace({}, find) == STEP
-    assert len(asked) == 2
+    assert len(calls) == 2
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
+def test_trace_cache_in_an_unwritable_folder_is_no_error(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    find, asked = finder()
+    find, calls = finder()
     assert cached_trace({}, find) == STEP
     assert cached_trace({}, find) == STEP
-    assert len(asked) == 2
+    assert len(calls) == 2
 
 
-def test_the_oldest_go_first(monkeypatch):
+def test_trace_cache_removes_the_oldest_entries(monkeypatch):
     monkeypatch.setattr(trace_cache, "MOST_KEPT", 2)
-    find, asked = finder()
+    find, calls = finder()
     for i in range(4):
         cached_trace({"i": i}, find)
     assert len(list(folder().iterdir())) == 2
     cached_trace({"i": 3}, find)
-    assert len(asked) == 4
+    assert len(calls) == 4

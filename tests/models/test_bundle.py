@@ -32,7 +32,7 @@ def bundle(tmp_path_factory):
     return folder, network, write(folder, network, card)
 
 
-def test_a_model_comes_back_as_it_was(bundle):
+def test_bundle_read_after_write_is_identical(bundle):
     folder, network, card = bundle
     again, read = read_bundle(folder)
     assert read == card
@@ -42,7 +42,7 @@ def test_a_model_comes_back_as_it_was(bundle):
         assert torch.equal(network.eval()(x).lesion, again(x).lesion)
 
 
-def test_a_flipped_byte_is_found(bundle, tmp_path):
+def test_bundle_with_a_flipped_byte_is_refused(bundle, tmp_path):
     folder, _, card = bundle
     content = bytearray((folder / card.weights).read_bytes())
     content[len(content) // 2] ^= 1
@@ -52,7 +52,7 @@ def test_a_flipped_byte_is_found(bundle, tmp_path):
         read_bundle(tmp_path)
 
 
-def test_a_truncated_and_a_missing_file_are_found(bundle, tmp_path):
+def test_bundle_with_missing_or_truncated_weights_is_refused(bundle, tmp_path):
     folder, _, card = bundle
     (tmp_path / CARD).write_bytes((folder / CARD).read_bytes())
     with pytest.raises(DataError, match="is damaged"):
@@ -62,7 +62,7 @@ def test_a_truncated_and_a_missing_file_are_found(bundle, tmp_path):
         read_bundle(tmp_path)
 
 
-def test_wrong_folders_and_cards_are_explained(tmp_path):
+def test_card_missing_or_invalid_is_refused(tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
         read_card(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"holds no `model\.json`"):
@@ -72,7 +72,7 @@ def test_wrong_folders_and_cards_are_explained(tmp_path):
         read_card(tmp_path)
 
 
-def test_weights_of_another_network_are_said_not_to_fit(bundle, tmp_path):
+def test_bundle_with_weights_of_another_network_is_refused(bundle, tmp_path):
     folder, _, card = bundle
     tree = json.loads((folder / CARD).read_text("utf-8"))
     tree["model"]["width"] = 64
@@ -85,8 +85,8 @@ def test_weights_of_another_network_are_said_not_to_fit(bundle, tmp_path):
 @pytest.mark.parametrize(
     ("start", "norm"), [("imagenet", nn.BatchNorm2d), ("random", nn.GroupNorm)]
 )
-def test_bundle_of_any_first_weights_keeps_their_topology(tmp_path, start, norm):
-    """Where training started decides the normalization, without a look at the weights."""
+def test_bundle_keeps_the_normalization_of_its_first_weights(tmp_path, start, norm):
+    """``model.start`` determines the kind of normalization, not the weights."""
     settings = ModelSettings(encoder="test_efficientnet", start=start, width=32, layers=1)
     network = build_segmenter(settings, CLASSES, fetch=False)
     for name, buffer in network.named_buffers():
@@ -100,7 +100,7 @@ def test_bundle_of_any_first_weights_keeps_their_topology(tmp_path, start, norm)
         assert torch.equal(network.eval()(x).lesion, again(x).lesion)
 
 
-def test_bundle_that_started_from_a_model_is_read_without_it(tmp_path):
+def test_bundle_started_from_a_deleted_model_is_readable(tmp_path):
     settings = ModelSettings(
         encoder="test_efficientnet", weights="none", width=32, layers=1, start="/gone/run"
     )
@@ -122,7 +122,7 @@ def test_bundle_states_license_and_digest_of_the_first_weights(bundle, tmp_path)
     assert read_card(tmp_path) == bound
 
 
-def test_a_newer_format_is_said_to_be(bundle, tmp_path):
+def test_bundle_of_a_newer_format_is_refused(bundle, tmp_path):
     folder, _, _ = bundle
     tree = json.loads((folder / CARD).read_text("utf-8"))
     (tmp_path / CARD).write_text(json.dumps(tree | {"format": 99}))
@@ -132,7 +132,7 @@ def test_a_newer_format_is_said_to_be(bundle, tmp_path):
 
 @pytest.mark.parametrize("older", [1, 2])
 def test_bundle_of_an_older_format_is_refused(bundle, tmp_path, older):
-    """With its own settings and words, so that the sentence is what a user meets."""
+    """With the settings and keys of the old format."""
     folder, _, card = bundle
     tree = json.loads((folder / CARD).read_text("utf-8"))
     tree["weights_license"] = tree.pop("weights_license")
@@ -148,27 +148,27 @@ def test_bundle_of_an_older_format_is_refused(bundle, tmp_path, older):
 
 
 @pytest.mark.parametrize("written", [0, 1])
-def test_a_model_that_is_replaced_is_the_old_or_the_new_one(
+def test_bundle_write_killed_midway_keeps_the_old_model(
     bundle, tmp_path, monkeypatch, written
 ):
-    """Whichever of its two files the writer had come to when it died."""
+    """Before the first and before the second of its two files."""
     _, network, card = bundle
     old = write(tmp_path, network, card)
     torch.nn.init.ones_(network.stem_stride2[0].weight)
-    left = iter([True] * written + [False])
+    succeeds = iter([True] * written + [False])
 
-    def dying(path, content):
-        if not next(left):
+    def killed(path, content):
+        if not next(succeeds):
             raise KeyboardInterrupt
         write_atomically(path, content)
 
-    monkeypatch.setattr("plantseg_next.models.bundle.write_atomically", dying)
+    monkeypatch.setattr("plantseg_next.models.bundle.write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, network, card)
     assert read_bundle(tmp_path)[1].sha256 == old.sha256
 
 
-def test_a_replaced_model_leaves_nothing_behind(bundle, tmp_path):
+def test_bundle_replacement_removes_the_old_weights(bundle, tmp_path):
     _, network, card = bundle
     write(tmp_path, network, card)
     torch.nn.init.zeros_(network.stem_stride2[0].weight)

@@ -16,42 +16,42 @@ def group_norm():
     return norm
 
 
-def gradients(layer, x, pull):
-    """Return what a layer gives, and the gradients of its input and weights."""
+def gradients(layer, x, weight):
+    """Return a layer's output, and the gradients of its input and weights."""
     x = x.clone(memory_format=torch.channels_last).requires_grad_()
     layer.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x.bfloat16())
-    (y.float() * pull).sum().backward()
+    (y.float() * weight).sum().backward()
     return y, [x.grad, *(p.grad for p in layer.parameters())]
 
 
 @pytest.mark.parametrize("make", [depthwise, group_norm])
-def test_gradients_are_those_of_float32(make, monkeypatch):
+def test_bfloat16_gradients_are_as_exact_as_float32(make, monkeypatch):
     torch.manual_seed(0)
     layer = make()
-    # Numbers that bfloat16 holds, so that rounding on the way in plays no part.
-    x, pull = (torch.randn(2, 16, 12, 20).bfloat16().float() for _ in range(2))
+    # Values that bfloat16 represents exactly, so that the inputs are not rounded.
+    x, weight = (torch.randn(2, 16, 12, 20).bfloat16().float() for _ in range(2))
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(parameter.bfloat16())
-    y, found = gradients(layer, x, pull)
+    y, grads = gradients(layer, x, weight)
     monkeypatch.setattr(cpu_backward, "is_faster", lambda _: False)
-    plain_y, plain = gradients(layer, x, pull)
+    plain_y, plain = gradients(layer, x, weight)
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, plain_y)  # the forward pass is the same
 
     exact = x.clone().requires_grad_()
     layer.zero_grad()
-    (layer(exact) * pull).sum().backward()
+    (layer(exact) * weight).sum().backward()
     truth = [exact.grad, *(p.grad for p in layer.parameters())]
-    for mine, usual, true in zip(found, plain, truth, strict=True):
+    for mine, usual, true in zip(grads, plain, truth, strict=True):
         scale = true.abs().max()
         assert (mine - true).abs().max() < 0.01 * scale
         assert (mine - true).norm() <= 1.05 * (usual - true).norm()
 
 
-def test_nothing_changes_without_bfloat16_or_without_gradients():
+def test_replacement_is_unused_without_bfloat16_or_gradients():
     x = torch.randn(1, 16, 8, 8)
     assert not cpu_backward.is_faster(x)
     with torch.no_grad():

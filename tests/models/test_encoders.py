@@ -19,16 +19,15 @@ from plantseg_next.models.pretrained import PACKAGED, PretrainedSource
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.settings import LossSettings, ModelSettings
 from plantseg_next.structures import Batch, ClassMap
-from plantseg_next.training.accumulation import accumulate_gradients
-from plantseg_next.training.step import supervised_loss, supervised_stats
+from plantseg_next.training.step import train_step
 
 LITE1 = "tf_efficientnet_lite1"
 TOY = "test_efficientnet"
 """An EfficientNet with batch normalization and 82,000 weights."""
 
 
-def drawn_image(h=96, w=64):
-    """Return a normalized image that is the same everywhere: no chance takes part."""
+def fixed_image(h=96, w=64):
+    """Return a normalized image that is the same on every machine: no random numbers."""
     y, x = torch.linspace(-2, 2, h)[:, None], torch.linspace(-2, 2, w)[None]
     colors = [torch.sin(5 * x + 3 * y * y), torch.cos(7 * x * y), torch.sin(4 * y - x)]
     return torch.stack(colors)[None]
@@ -36,17 +35,17 @@ def drawn_image(h=96, w=64):
 
 def features(encoder, image=None):
     with torch.no_grad():
-        return encoder.eval()(drawn_image() if image is None else image)
+        return encoder.eval()(fixed_image() if image is None else image)
 
 
 def package_folder(name):
-    """Return the folder of the package that carries a network's weights."""
+    """Return the folder of the package with a network's weights."""
     spec = importlib.util.find_spec(PACKAGED[name].module)
     return Path(spec.origin).parent
 
 
 def install_at(monkeypatch, folder):
-    """Let the packages of weights be found in a folder; ``None``: nowhere."""
+    """Make the packages of weights importable from a folder; ``None``: not installed."""
     spec = folder and importlib.machinery.ModuleSpec(
         "weights", None, origin=str(folder / "__init__.py")
     )
@@ -54,7 +53,7 @@ def install_at(monkeypatch, folder):
 
 
 def with_statistics(network):
-    """Draw weights and statistics, so that every tensor of a network tells."""
+    """Randomize weights and statistics of batch normalization; none keeps its default."""
     torch.manual_seed(0)
     for module in network.modules():
         if isinstance(module, _BatchNorm):
@@ -73,16 +72,16 @@ def toy_file(tmp_path):
     return path
 
 
-# Where weights come from ------------------------------------------------------
+# Sources of weights ------------------------------------------------------
 
 
-def test_encoder_packaged_features_are_those_recorded():
-    """Recorded once, so that neither timm nor the conversion changes them unseen."""
+def test_encoder_packaged_features_equal_recorded_values():
+    """Detects changes in timm and in the conversion of weights."""
     encoder = build_encoder(LITE1, weights="packaged")
-    found = features(encoder)
-    shapes = [tuple(feature.shape[1:]) for feature in found]
+    maps = features(encoder)
+    shapes = [tuple(feature.shape[1:]) for feature in maps]
     assert shapes == [(24, 24, 16), (40, 12, 8), (112, 6, 4), (320, 3, 2)]
-    numbers = [(f.mean().item(), f.std().item()) for f in found]
+    numbers = [(f.mean().item(), f.std().item()) for f in maps]
     recorded = [
         (3.672749, 15.857698),
         (0.234408, 12.724170),
@@ -102,7 +101,7 @@ def test_encoder_packaged_source_states_license_and_digest(name):
     package = PACKAGED[name]
     digest = hashlib.sha256((package_folder(name) / package.file).read_bytes()).hexdigest()
     assert encoder.source == PretrainedSource(f"{name} (ImageNet)", "apache-2.0", digest)
-    # timm states the license of the same weights, and needs no network to do so.
+    # timm states the license of the same weights, without network access.
     assert timm.get_pretrained_cfg(name).license == "apache-2.0"
 
 
@@ -131,7 +130,7 @@ def test_encoder_packaged_file_that_is_truncated_is_refused(tmp_path, monkeypatc
         build_encoder(LITE1, weights="packaged")
 
 
-def test_encoder_package_that_is_not_installed_is_named(monkeypatch):
+def test_encoder_package_not_installed_is_refused(monkeypatch):
     install_at(monkeypatch, None)
     with pytest.raises(UsageError) as caught:
         build_encoder(LITE1, weights="packaged")
@@ -144,13 +143,13 @@ def test_encoder_package_that_is_not_installed_is_named(monkeypatch):
 def test_encoder_without_a_package_is_refused_packaged_weights():
     with pytest.raises(UsageError) as caught:
         build_encoder("convnextv2_atto", weights="packaged")
-    assert "No package carries weights of `convnextv2_atto`." in str(caught.value)
+    assert "No package contains weights of `convnextv2_atto`." in str(caught.value)
     assert caught.value.needed == f"one of {', '.join(PACKAGED)}"
     assert "--set model.weights=hub" in caught.value.fix
 
 
 def test_encoder_read_from_disk_needs_no_package(monkeypatch):
-    """A model has weights of its own, and the normalization of its first ones."""
+    """The weights come from the model file; the kind of normalization is kept."""
     install_at(monkeypatch, None)
     encoder = build_encoder(LITE1, weights="packaged", fetch=False)
     assert any(isinstance(module, _BatchNorm) for module in encoder.modules())
@@ -164,7 +163,7 @@ def test_encoder_file_loads_alike_whatever_its_names(toy_file, tmp_path, kind):
         path = path.with_suffix(".safetensors")
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
     elif kind == "other names":
-        # Of another order in the alphabet too: the file's order counts, not the names'.
+        # Also in another alphabetical order: only the order in the file matters.
         renamed = [f"{len(state) - i}.layer" for i in range(len(state))]
         torch.save(dict(zip(renamed, state.values(), strict=True)), path)
     else:
@@ -172,7 +171,7 @@ def test_encoder_file_loads_alike_whatever_its_names(toy_file, tmp_path, kind):
     encoder = build_encoder(TOY, weights=str(path))
     whole = timm.create_model(TOY, features_only=True, out_indices=(1, 2, 3, 4))
     whole.load_state_dict(state, strict=False)
-    theirs = whole.eval()(drawn_image())
+    theirs = whole.eval()(fixed_image())
     for mine, expected in zip(features(encoder), theirs, strict=True):
         torch.testing.assert_close(mine, expected)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -193,13 +192,13 @@ def test_encoder_packaged_file_loads_like_one_in_timms_names(tmp_path):
 
 
 def test_encoder_convnext_file_in_timms_names_is_loaded(tmp_path):
-    """A pyramid's names are flat, ``stages_0``, the whole network's are not."""
+    """The pyramid has ``stages_0`` where the whole network has ``stages.0``."""
     torch.manual_seed(0)
     whole = timm.create_model("test_convnext")
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
     encoder = build_encoder("test_convnext", weights=str(tmp_path / "whole.pth"))
     expected = whole.eval().forward_intermediates(
-        drawn_image(), intermediates_only=True, norm=False
+        fixed_image(), intermediates_only=True, norm=False
     )
     for mine, theirs in zip(features(encoder), expected, strict=True):
         torch.testing.assert_close(mine, theirs)
@@ -222,9 +221,9 @@ def test_encoder_file_of_the_same_names_and_other_shapes_is_refused(tmp_path):
     ("content", "said"),
     [
         (b"no weights", "it cannot be read: "),
-        ([1, 2], "it holds no table of tensors"),
-        ({"a": 1}, "it holds no table of tensors"),
-        ({"state_dict": {}}, "it holds no table of tensors"),
+        ([1, 2], "it holds no state dict"),
+        ({"a": 1}, "it holds no state dict"),
+        ({"state_dict": {}}, "it holds no state dict"),
     ],
 )
 def test_encoder_file_without_tensors_is_refused(tmp_path, content, said):
@@ -254,7 +253,7 @@ def test_encoder_file_that_is_missing_is_refused(tmp_path):
     assert caught.value.needed == "packaged, hub, none, or a file of weights"
 
 
-def test_encoder_hub_out_of_reach_is_said_to_be(monkeypatch):
+def test_encoder_hub_unreachable_is_refused(monkeypatch):
     made = timm.create_model
 
     def unreachable(name, *positional, pretrained=False, **named):
@@ -265,7 +264,7 @@ def test_encoder_hub_out_of_reach_is_said_to_be(monkeypatch):
     monkeypatch.setattr(encoders.timm, "create_model", unreachable)
     with pytest.raises(UsageError) as caught:
         build_encoder("convnextv2_atto", weights="hub")
-    said = "`convnextv2_atto.fcmae_ft_in1k` could not be fetched: no route to host"
+    said = "`convnextv2_atto.fcmae_ft_in1k` could not be downloaded: no route to host"
     assert said in str(caught.value)
     assert caught.value.fix == (
         "--set model.weights=packaged with an EfficientNet-Lite, or "
@@ -288,7 +287,7 @@ def test_encoder_hub_source_is_what_timm_states(monkeypatch):
     assert source.license == "cc-by-nc-4.0"
 
 
-def test_encoder_license_is_told():
+def test_encoder_notice_states_the_license():
     bound = PretrainedSource("convnextv2_atto.fcmae_ft_in1k", "cc-by-nc-4.0")
     assert bound.notice == (
         "weights: convnextv2_atto.fcmae_ft_in1k, license cc-by-nc-4.0"
@@ -305,7 +304,7 @@ def test_encoder_convnextv2_weights_forbid_commercial_use(size):
     assert timm.get_pretrained_cfg(f"convnextv2_{size}").license == "cc-by-nc-4.0"
 
 
-# Which networks there are -----------------------------------------------------
+# Supported networks -----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -314,7 +313,7 @@ def test_encoder_convnextv2_weights_forbid_commercial_use(size):
 def test_encoder_of_an_unknown_name_is_refused(name, near):
     with pytest.raises(UsageError, match=rf"model\.encoder is '{name}'\.") as caught:
         build_encoder(name)
-    assert caught.value.needed == "a network that timm knows by this name"
+    assert caught.value.needed == "the name of a network in timm"
     assert "tf_efficientnet_lite1" in caught.value.fix
     assert near is None or near in caught.value.fix
 
@@ -329,12 +328,12 @@ def test_encoder_of_an_unknown_name_is_refused(name, near):
     ],
     ids=["one stride", "one size", "swin", "channels last"],
 )
-def test_encoder_that_gives_no_pyramid_is_refused(name, why):
+def test_encoder_without_a_pyramid_is_refused(name, why):
     with pytest.raises(UsageError) as caught:
         build_encoder(name)
     assert caught.value.came == f"`{name}` cannot be an encoder: {why}."
     assert caught.value.needed == (
-        "a network that timm makes with features_only, for images of any size, "
+        "a network that timm creates with features_only, for images of any size, "
         "with feature maps at strides 4, 8, 16 and 32"
     )
     assert caught.value.fix == "for example tf_efficientnet_lite1 or convnextv2_atto"
@@ -343,7 +342,7 @@ def test_encoder_that_gives_no_pyramid_is_refused(name, why):
 @pytest.mark.parametrize(
     "name", [LITE1, "convnextv2_atto", "resnet18", "mobilenetv3_small_050", "regnetx_002"]
 )
-def test_encoder_of_a_pyramid_gives_four_strides(name):
+def test_encoder_gives_four_strides(name):
     encoder = build_encoder(name)
     found = features(encoder, torch.rand(1, 3, 64, 96))
     assert [tuple(f.shape[1:]) for f in found] == [
@@ -368,7 +367,7 @@ def test_encoder_at_a_random_start_has_no_batch_norm(name):
 
 
 def test_encoder_group_norm_keeps_the_activations_of_timm():
-    """Where timm joins normalization and activation, the activation stays, and is once."""
+    """Also where timm fuses both: the activation is applied exactly once."""
     ours, theirs = build_encoder(TOY), timm.create_model(TOY, features_only=True)
     kinds = [
         [type(m.act) for m in network.modules() if hasattr(m, "act") and hasattr(m, "drop")]
@@ -392,7 +391,7 @@ def test_encoder_batch_norm_statistics_do_not_change_in_training(name, tmp_path)
     encoder.eval()(torch.rand(2, 3, 64, 64))
     encoder.train()
     assert not any(norm.training for norm in norms)
-    # Their scales and shifts are learned none the less.
+    # Their scales and shifts are still trained.
     sum(f.square().mean() for f in in_training).backward()
     assert all(norm.weight.grad.any() and norm.bias.grad.any() for norm in norms)
 
@@ -408,14 +407,14 @@ def test_encoder_batch_norm_stays_frozen_in_a_network_that_trains(toy_file):
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_encoder_batch_norm_gives_micro_batches_the_gradient_of_the_batch(toy_file, size):
-    """Exact accumulation holds for pretrained weights too: nothing mixes the images."""
+    """Accumulation is exact for pretrained weights too: images are independent."""
     classes = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
     settings = ModelSettings(
         encoder=TOY, weights=str(toy_file), dropout=0.0, width=32, layers=1
     )
     torch.manual_seed(0)
     network = build_segmenter(settings, classes).train()
-    weights = LossSettings()
+    weights = LossSettings(ohem_ce=0, focal_tversky=0, leaf=0)
     labels = torch.randint(0, 3, (4, 64, 64))
     batch = Batch(
         image=torch.rand(4, 3, 64, 64) * torch.tensor([0.2, 0.5, 1, 1]).view(4, 1, 1, 1),
@@ -427,13 +426,17 @@ def test_encoder_batch_norm_gives_micro_batches_the_gradient_of_the_batch(toy_fi
 
     def gradients(n):
         network.zero_grad()
-        accumulate_gradients(
+        train_step(
+            network,
             [batch.select(slice(i, i + n)) for i in range(0, 4, n)],
-            lambda part: supervised_stats(network(part.image), part, weights),
-            lambda stats: supervised_loss(stats, weights),
+            weights,
             lambda loss: loss.backward(),
         )
-        return {name: p.grad.clone() for name, p in network.named_parameters()}
+        return {
+            name: p.grad.clone()
+            for name, p in network.named_parameters()
+            if p.grad is not None
+        }
 
     whole, parts = gradients(4), gradients(size)
     for name, expected in whole.items():
@@ -441,7 +444,7 @@ def test_encoder_batch_norm_gives_micro_batches_the_gradient_of_the_batch(toy_fi
         assert error < 1e-3, name
 
 
-def test_encoder_response_norm_is_that_of_timm():
+def test_encoder_response_norm_equals_timm():
     torch.manual_seed(0)
     for last in (True, False):
         theirs = GlobalResponseNorm(8, channels_last=last)
@@ -471,7 +474,7 @@ def test_encoder_convnextv2_has_no_response_norm_of_timm():
         ("resnet18", ["conv1", *(f"layer{i}" for i in range(1, 5))]),
     ],
 )
-def test_encoder_depths_fall_towards_the_decoder(name, in_order):
+def test_encoder_layer_depths_decrease_towards_the_decoder(name, in_order):
     encoder = build_encoder(name)
     depths = encoder.layer_depths()
     assert set(depths) == {n for n, _ in encoder.named_parameters()}
@@ -542,7 +545,7 @@ def test_encoder_without_stages_refuses_checkpointing():
     encoder.set_checkpointing(())
     with pytest.raises(UsageError) as caught:
         encoder.set_checkpointing([1])
-    said = "names stages, and `resnet18` has none that can be computed again."
+    said = "names stages, and `resnet18` has none that can be recomputed."
     assert said in str(caught.value)
     assert caught.value.needed == "an EfficientNet or a ConvNeXt"
 
@@ -552,7 +555,7 @@ def test_encoder_without_stages_refuses_checkpointing():
     [("test_convnext", torch.float32), ("convnextv2_atto", torch.bfloat16)],
 )
 def test_encoder_on_a_cpu_stays_in_float32_unless_convnext(name, dtype):
-    """Of the depthwise layers of other networks, the gradient is slow in bfloat16."""
+    """The gradient of other networks' depthwise layers is slow in bfloat16."""
     encoder = build_encoder(name).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         stages = encoder(torch.rand(1, 3, 64, 64))
@@ -561,8 +564,8 @@ def test_encoder_on_a_cpu_stays_in_float32_unless_convnext(name, dtype):
 
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (16, 31), (5, 8)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_encoder_strided_pointwise_convolution_is_that_of_torch(channels, size, bias):
-    """In channels-last, where torch's own gradient of it writes past its memory."""
+def test_encoder_strided_pointwise_convolution_equals_torch(channels, size, bias):
+    """In channels-last, where torch's own gradient writes outside its memory."""
     conv = nn.Conv2d(channels, 7, 1, 2, bias=bias)
     own = StridedPointwiseConv(conv)
     image = torch.rand(2, channels, size, size)
@@ -595,6 +598,6 @@ def test_encoder_that_needs_several_images_in_training_is_accepted():
     assert build_encoder("rexnet_100").channels
 
 
-def test_encoder_knows_whether_its_stages_can_be_computed_again():
+def test_encoder_reports_whether_it_can_checkpoint():
     assert build_encoder(TOY).can_checkpoint
     assert not build_encoder("test_resnet").can_checkpoint

@@ -18,7 +18,7 @@ def network(request) -> Segmenter:
 
 
 @pytest.mark.parametrize(("h", "w"), [(32, 32), (64, 96), (160, 64)])
-def test_scores_fit_images_of_any_size(network, h, w):
+def test_scores_resized_have_the_size_of_the_image(network, h, w):
     with torch.no_grad():
         scores = network(torch.rand(2, 3, h, w)).resized((h, w))
     assert scores.lesion.shape == (2, 3, h, w)
@@ -27,7 +27,7 @@ def test_scores_fit_images_of_any_size(network, h, w):
     assert scores.disease.shape == (2, 3)
 
 
-def test_a_data_set_without_diseases_has_no_disease_scores():
+def test_segmenter_without_diseases_has_no_disease_scores():
     network = build_segmenter(
         ModelSettings(encoder="test_convnext", start="random"), ClassMap(("lesion",))
     )
@@ -35,28 +35,28 @@ def test_a_data_set_without_diseases_has_no_disease_scores():
 
 
 @pytest.mark.parametrize("image", [torch.zeros(1, 3, 64, 64), torch.rand(1, 3, 32, 32)])
-def test_tiles_without_any_spread_have_finite_gradients(network, image):
-    """A flat tile has no spread, nor has the single cell of the coarsest stage."""
+def test_gradients_of_constant_tiles_are_finite(network, image):
+    """The deviation of a constant tile is zero, and so is that of a single cell."""
     sum(s.square().mean() for s in network(image)).backward()
-    slopes = [p.grad for p in network.parameters() if p.grad is not None]
+    grads = [p.grad for p in network.parameters() if p.grad is not None]
     network.zero_grad()
-    assert all(torch.isfinite(slope).all() for slope in slopes)
+    assert all(torch.isfinite(grad).all() for grad in grads)
 
 
-def test_every_parameter_learns(network):
+def test_every_parameter_has_a_gradient(network):
     scores = network(torch.rand(2, 3, 64, 64))
     sum(s.square().mean() for s in scores).backward()
-    still = [n for n, p in network.named_parameters() if p.grad is None]
+    without = [n for n, p in network.named_parameters() if p.grad is None]
     network.zero_grad()
-    assert not still
+    assert not without
 
 
-def test_there_is_no_batch_normalization(network):
+def test_random_start_has_no_batch_normalization(network):
     kinds = {type(m).__name__ for m in network.modules()}
     assert not [kind for kind in kinds if "BatchNorm" in kind]
 
 
-def test_tiles_of_a_batch_do_not_mix(network):
+def test_scores_of_a_tile_do_not_depend_on_the_batch(network):
     one, two = torch.rand(2, 1, 3, 64, 64)
     with torch.no_grad():
         alone = network(one).lesion
@@ -64,7 +64,7 @@ def test_tiles_of_a_batch_do_not_mix(network):
     torch.testing.assert_close(alone, beside, atol=1e-5, rtol=1e-4)
 
 
-def test_dropout_makes_passes_differ_for_monte_carlo(network):
+def test_monte_carlo_dropout_passes_differ(network):
     x = torch.rand(1, 3, 64, 64)
     dropouts = [m for m in network.modules() if type(m).__name__.startswith("Dropout")]
     live = [m for m in dropouts if m.p > 0]
@@ -78,8 +78,8 @@ def test_dropout_makes_passes_differ_for_monte_carlo(network):
     assert differ
 
 
-def test_attention_carries_what_is_far_away():
-    """Beyond what GroupNorm's means already carry: the tokens themselves change."""
+def test_attention_reaches_distant_cells():
+    """Measured before GroupNorm, whose means depend on all cells anyway."""
     torch.manual_seed(0)
     decoder = Decoder((8, 8, 8, 8), width=32, layers=1).eval()
     p4, p5 = torch.rand(1, 32, 8, 8), torch.rand(1, 32, 4, 4)
@@ -91,7 +91,7 @@ def test_attention_carries_what_is_far_away():
     assert not torch.equal(before[1][..., 0, 0], after[1][..., 0, 0])  # across scales
 
 
-def test_a_position_is_that_of_the_cell_in_pixels():
+def test_sine_position_is_that_of_the_cell_in_pixels():
     cpu = torch.device("cpu")
     # Cells of 48 pixels and of 16 have a common center at pixel 24: cell 0 and cell 1.
     fine = sine_position(3, 3, 32, stride=16, device=cpu).unflatten(0, (3, 3))
@@ -103,33 +103,33 @@ def test_a_position_is_that_of_the_cell_in_pixels():
 
 @pytest.mark.parametrize("parts", [("stage_1", "stage_3"), ("decoder", "fine")])
 @pytest.mark.parametrize("encoder", ["convnextv2_atto", "test_efficientnet"])
-def test_what_is_recomputed_changes_nothing(encoder, parts):
+def test_checkpointing_changes_no_gradient(encoder, parts):
     torch.manual_seed(0)
     network = build_segmenter(
         ModelSettings(encoder=encoder, start="random", dropout=0.3, width=32), CLASSES
     )
     image = torch.rand(2, 3, 64, 64)
-    found = []
+    grads = []
     for recomputed in ((), parts):
         network.set_checkpointing(recomputed)
         network.zero_grad()
         torch.manual_seed(1)
         scores = network(image)
         sum(s.square().mean() for s in scores).backward()
-        found.append({n: p.grad.clone() for n, p in network.named_parameters()})
-    for name, expected in found[0].items():
-        torch.testing.assert_close(found[1][name], expected, msg=name)
+        grads.append({n: p.grad.clone() for n, p in network.named_parameters()})
+    for name, expected in grads[0].items():
+        torch.testing.assert_close(grads[1][name], expected, msg=name)
 
 
 @pytest.mark.parametrize("rows", [slice(0, 16), slice(24, 40), slice(48, 64), slice(5, 7)])
-def test_a_stripe_is_a_part_of_the_whole(rows):
+def test_row_slice_equals_rows_of_the_whole(rows):
     scores = Scores(torch.randn(2, 3, 32, 16), torch.randn(2, 2, 32, 16), torch.zeros(2, 0))
-    whole, stripe = scores.resized((64, 32)), scores.row_slice(rows, (64, 32))
-    assert torch.equal(stripe.lesion, whole.lesion[:, :, rows])
-    assert torch.equal(stripe.leaf, whole.leaf[:, :, rows])
+    whole, rows_only = scores.resized((64, 32)), scores.row_slice(rows, (64, 32))
+    assert torch.equal(rows_only.lesion, whole.lesion[:, :, rows])
+    assert torch.equal(rows_only.leaf, whole.leaf[:, :, rows])
 
 
-def test_bytes_are_images_too():
+def test_segmenter_on_bytes_equals_floats():
     network = build_segmenter(
         ModelSettings(encoder="test_convnext", start="random"), CLASSES
     ).eval()
@@ -138,7 +138,7 @@ def test_bytes_are_images_too():
         torch.testing.assert_close(network(image).lesion, network(image / 255).lesion)
 
 
-def test_segmenter_normalizes_as_the_weights_of_the_encoder_expect():
+def test_segmenter_normalizes_as_the_encoder_weights_require():
     """EfficientNet-Lite's weights were trained on images in [-1, 1], ConvNeXt-V2's not."""
     lite, v2 = (
         build_segmenter(ModelSettings(encoder=name), CLASSES, fetch=False)

@@ -1,4 +1,4 @@
-"""Training that starts from another model: what is taken with it, and what is new."""
+"""Training that starts from another model: adapted classes, shape, source and errors."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from plantseg_next.settings import ModelSettings
 from plantseg_next.structures import ClassMap
 from small_models import SHAPE, any_lesion, scores, started, write_model
 
-# What the new network predicts ------------------------------------------------
+# Predictions of the new network ------------------------------------------------
 
 
 def test_start_from_a_model_of_the_same_classes_predicts_the_same(tmp_path):
@@ -38,8 +38,8 @@ def test_start_from_a_model_of_the_same_classes_predicts_the_same(tmp_path):
 def test_start_from_a_model_reorders_classes_by_name(tmp_path):
     classes = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
     old = scores(write_model(tmp_path, classes))
-    turned = ClassMap(("blight", "rust"), ("rust", "healthy"), has_leaf=True)
-    new = scores(started(tmp_path, turned)[0])
+    reordered = ClassMap(("blight", "rust"), ("rust", "healthy"), has_leaf=True)
+    new = scores(started(tmp_path, reordered)[0])
     torch.testing.assert_close(new.lesion[:, [0, 2, 1]], old.lesion)
     torch.testing.assert_close(new.disease[:, [1, 0]], old.disease)
     torch.testing.assert_close(new.leaf, old.leaf)
@@ -78,7 +78,7 @@ def test_start_with_unknown_classes_prefers_none_of_them(tmp_path):
         assert torch.equal(new.lesion[:, i], new.lesion[:, 1])
 
 
-def test_start_takes_rows_of_diseases_by_name(tmp_path):
+def test_start_keeps_disease_rows_by_name(tmp_path):
     old = write_model(tmp_path, ClassMap(("rust",), ("healthy", "rust", "mold")))
     wanted = ClassMap(("rust",), ("blight", "mold", "healthy"))
     new, _ = started(tmp_path, wanted)
@@ -105,8 +105,8 @@ def test_start_with_or_without_diseases_and_leaf_keeps_the_lesions(tmp_path, kno
     assert new.disease.shape == (2, len(wanted.diseases))
 
 
-def test_start_takes_frozen_statistics_too(tmp_path):
-    """Of a model that began with pretrained weights, batch normalization and all."""
+def test_start_keeps_batch_norm_statistics(tmp_path):
+    """Of a model with pretrained weights and frozen batch normalization."""
     classes = ClassMap(("rust",), (), has_leaf=True)
     torch.manual_seed(0)
     settings = ModelSettings(encoder="test_efficientnet", width=32, layers=1)
@@ -120,7 +120,7 @@ def test_start_takes_frozen_statistics_too(tmp_path):
     assert torch.equal(scores(new).lesion, scores(old).lesion)
 
 
-# Shape, source and what is refused --------------------------------------------
+# Shape, source and errors --------------------------------------------
 
 
 def test_start_takes_the_shape_of_the_earlier_model(tmp_path):
@@ -184,7 +184,7 @@ def test_start_from_a_missing_model_is_refused(tmp_path):
         with_start(ModelSettings(start=str(tmp_path / "empty")))
 
 
-def test_start_names_a_run_or_a_model(tmp_path, monkeypatch):
+def test_start_folder_of_a_run_or_a_model_is_found(tmp_path, monkeypatch):
     write_model(tmp_path / "run" / "best", ClassMap(("rust",)))
     for path in ("run", "run/best"):
         assert start_folder(str(tmp_path / path)) == tmp_path / "run" / "best"
@@ -212,8 +212,8 @@ def test_start_source_carries_license_and_digest_of_the_model(tmp_path):
     assert "no commercial use of the trained model" in source.notice
 
 
-def test_start_of_a_run_is_remembered_beside_its_checkpoint(tmp_path):
-    """The model may be gone when a run is resumed: its checkpoint has the weights."""
+def test_start_of_a_resumed_run_needs_no_model(tmp_path):
+    """The checkpoint has the weights, and start.json their source."""
     classes = ClassMap(("rust",))
     write_model(tmp_path / "first", classes)
     settings = with_start(ModelSettings(start=str(tmp_path / "first")))
@@ -228,15 +228,15 @@ def test_start_of_a_run_is_remembered_beside_its_checkpoint(tmp_path):
         "data_sets": [],
     }
     shutil.rmtree(tmp_path / "first")
-    again, remembered = network_of_run(settings, classes, run, resumed=True)
-    assert remembered == source
+    again, known_source = network_of_run(settings, classes, run, resumed=True)
+    assert known_source == source
     again.load_state_dict(network.state_dict())  # as a checkpoint does
     with pytest.raises(UsageError, match="there is no such model"):
         network_of_run(settings, classes, run, resumed=False)
 
 
 @pytest.mark.parametrize("resumed", [True, False])
-def test_start_of_a_run_without_a_memory_of_it_is_looked_for(tmp_path, resumed):
+def test_start_of_a_run_without_start_json_is_loaded_again(tmp_path, resumed):
     """Before its first checkpoint, and in a run whose start.json was deleted."""
     classes = ClassMap(("rust",))
     old = write_model(tmp_path / "first", classes)
@@ -260,7 +260,7 @@ def test_start_from_the_starter_takes_its_shape_and_license():
 
 
 @pytest.mark.parametrize("where", ["run", "run/best"])
-def test_start_within_a_folder_that_was_moved_is_found_there(tmp_path, where):
+def test_start_in_a_moved_folder_gets_the_new_path(tmp_path, where):
     old, new = tmp_path / "run", tmp_path / "run.earlier"
     settings = ModelSettings(start=str(tmp_path / where))
     moved = moved_start(settings, old, new).start

@@ -18,30 +18,30 @@ SHAPES = st.lists(st.integers(0, 4), max_size=4)
     ),
     st.dictionaries(st.text(), st.text()),
 )
-def test_the_library_of_the_format_reads_what_is_written(shapes, metadata):
+def test_written_tensors_are_read_by_safetensors(shapes, metadata):
     tensors = {
         name: torch.rand(shape).mul(9).to(dtype) for name, (shape, dtype) in shapes.items()
     }
     file = io.BytesIO()
     n_bytes = write_tensors(file.write, tensors, metadata)
     assert n_bytes == len(file.getvalue())
-    found = safetensors.torch.load(file.getvalue())
-    assert found.keys() == tensors.keys()
+    loaded = safetensors.torch.load(file.getvalue())
+    assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor)
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
 
 
-def test_any_layout_is_written_in_order():
+def test_tensors_of_any_memory_layout_are_written():
     tensor = torch.arange(24.0).reshape(1, 2, 3, 4)
     tensors = {"last": tensor.to(memory_format=torch.channels_last), "part": tensor[..., 1]}
     file = io.BytesIO()
     write_tensors(file.write, tensors)
-    found = safetensors.torch.load(file.getvalue())
-    assert torch.equal(found["last"], tensor)
-    assert torch.equal(found["part"], tensor[..., 1])
+    loaded = safetensors.torch.load(file.getvalue())
+    assert torch.equal(loaded["last"], tensor)
+    assert torch.equal(loaded["part"], tensor[..., 1])
 
 
-def test_a_type_that_the_format_lacks_is_refused():
+def test_tensor_of_an_unsupported_type_is_refused():
     with pytest.raises(KeyError, match="complex"):
         write_tensors(io.BytesIO().write, {"a": torch.zeros(1, dtype=torch.complex64)})

@@ -1,4 +1,4 @@
-"""The drawn leaves: exact, seeded, growing with age, and readable once on disk."""
+"""Drawn leaves: exact masks, fixed seeds, growth with age, files."""
 
 import csv
 from itertools import pairwise
@@ -19,7 +19,7 @@ SMALL = (96, 128)
 seeds = st.integers(0, 10_000)
 
 
-def test_the_same_seed_gives_the_same_bytes():
+def test_leaf_of_same_seed_has_same_bytes():
     first, again, other = draw_leaf(7), draw_leaf(7), draw_leaf(8)
     for part in ("image", "lesion", "leaf"):
         np.testing.assert_array_equal(getattr(first, part), getattr(again, part))
@@ -29,7 +29,7 @@ def test_the_same_seed_gives_the_same_bytes():
 
 @settings(max_examples=25, deadline=None)
 @given(seed=seeds, disease=st.sampled_from(DISEASES), natural=st.booleans())
-def test_masks_are_consistent(seed, disease, natural):
+def test_leaf_masks_are_consistent(seed, disease, natural):
     drawn = draw_leaf(seed, size_hw=SMALL, disease=disease, natural_ground=natural)
     assert drawn.image.shape == (*SMALL, 3)
     assert set(np.unique(drawn.leaf)) <= {0, 1}
@@ -44,7 +44,7 @@ def test_masks_are_consistent(seed, disease, natural):
     kind=st.sampled_from(LESION_KINDS),
     ages=st.lists(st.floats(0, 40), min_size=2, max_size=3),
 )
-def test_lesions_never_heal_and_the_leaf_never_changes(seed, kind, ages):
+def test_lesions_only_grow_with_age_and_the_leaf_is_constant(seed, kind, ages):
     drawn = [
         draw_leaf(seed, size_hw=SMALL, disease=kind, age_days=age) for age in sorted(ages)
     ]
@@ -54,7 +54,7 @@ def test_lesions_never_heal_and_the_leaf_never_changes(seed, kind, ages):
 
 
 @pytest.mark.parametrize("kind", LESION_KINDS)
-def test_lesions_are_absent_at_first_and_shown_in_the_end(kind):
+def test_lesions_are_absent_at_age_zero_and_present_later(kind):
     shown = 0
     for seed in range(12):
         fresh = draw_leaf(seed, size_hw=SMALL, disease=kind, age_days=0.0)
@@ -62,47 +62,47 @@ def test_lesions_are_absent_at_first_and_shown_in_the_end(kind):
         assert fresh.disease == kind
         aged = draw_leaf(seed, size_hw=SMALL, disease=kind, age_days=25.0)
         shown += bool(aged.lesion.any())
-    assert shown >= 11  # a first lesion may sit where insects have eaten the leaf
+    assert shown >= 11  # a first lesion may lie in a hole of the leaf
 
 
 @pytest.mark.parametrize("kind", LESION_KINDS)
-def test_at_age_zero_a_diseased_leaf_looks_healthy(kind):
+def test_diseased_leaf_at_age_zero_equals_healthy_leaf(kind):
     fresh = draw_leaf(5, size_hw=SMALL, disease=kind, age_days=0.0)
     healthy = draw_leaf(5, size_hw=SMALL, disease="healthy")
     np.testing.assert_array_equal(fresh.image, healthy.image)
 
 
 @pytest.mark.parametrize("kind", LESION_KINDS)
-def test_the_image_changes_where_the_mask_says(kind):
-    """What differs from the healthy twin is the lesion, but for halo, glare and JPEG."""
+def test_image_differs_from_healthy_leaf_within_the_mask(kind):
+    """Except for halo, glare and JPEG artifacts."""
     inside, outside = [], []
     same = {"size_hw": (144, 144), "natural_ground": False}
     for seed in range(20, 30):
-        sick = draw_leaf(seed, disease=kind, age_days=22.0, **same)
-        well = draw_leaf(seed, disease="healthy", **same)
-        change = np.abs(sick.image.astype(float) - well.image).mean(axis=2)
-        core = ndimage.binary_erosion(sick.lesion > 0)
-        far = ndimage.distance_transform_edt(sick.lesion == 0) > 40
+        diseased = draw_leaf(seed, disease=kind, age_days=22.0, **same)
+        healthy = draw_leaf(seed, disease="healthy", **same)
+        change = np.abs(diseased.image.astype(float) - healthy.image).mean(axis=2)
+        core = ndimage.binary_erosion(diseased.lesion > 0)
+        far = ndimage.distance_transform_edt(diseased.lesion == 0) > 40
         inside += [change[core].mean()] if core.any() else []
         outside += [change[far].mean()] if far.any() else []
     assert np.median(inside) > 12
     assert np.median(outside) < 2
 
 
-def test_one_blot_covers_the_logistic_area():
+def test_blot_area_follows_logistic_growth():
     """An even blot against the area that the formula of logistic growth gives."""
     blot = Blots(
         np.array([[80.0, 85.0]]), *(np.array([v]) for v in (60.0, 1.0, 0.0, 2.0, 0.5)), 0.0
     )
     even = np.ones((170, 170), np.float32)
     for age in (3.0, 9.0, 30.0):
-        share = 1 / (1 + 49 * np.exp(-0.5 * (age - 2)))
+        fraction = 1 / (1 + 49 * np.exp(-0.5 * (age - 2)))
         area = int((blot.extent(age, even).depth_px > 0).sum())
-        assert area == pytest.approx(np.pi * 60**2 * share, rel=0.02)
+        assert area == pytest.approx(np.pi * 60**2 * fraction, rel=0.02)
     assert (blot.extent(2.0, even).depth_px < 0).all()
 
 
-def test_depth_and_zone_name_the_same_pixels():
+def test_depth_and_zone_mark_the_same_pixels():
     rng = np.random.default_rng(0)
     leaf = np.full((64, 64), 50.0, np.float32)
     blots = place_blots(rng, "leaf spot", leaf, 120.0)
@@ -111,7 +111,7 @@ def test_depth_and_zone_name_the_same_pixels():
     np.testing.assert_array_equal(extent.depth_px > 0, extent.zone < 1)
 
 
-def test_no_leaf_no_blots():
+def test_blots_without_a_leaf_are_none():
     rng = np.random.default_rng(0)
     blots = place_blots(rng, "rust", np.full((40, 40), -9.0, np.float32), 100.0)
     assert blots.radius_px.size == 0
@@ -131,7 +131,7 @@ def test_no_leaf_no_blots():
         ({"age_days": float("nan")}, "`age_days` is nan."),
     ],
 )
-def test_wrong_arguments_are_named(wrong, sentence):
+def test_draw_leaf_with_wrong_arguments_is_refused(wrong, sentence):
     with pytest.raises(UsageError) as error:
         draw_leaf(**{"seed": 0, **wrong})
     assert sentence in str(error.value)
@@ -139,12 +139,12 @@ def test_wrong_arguments_are_named(wrong, sentence):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("drawn")
-    write_drawn_folder(place, 48, seed=3, size_hw=(64, 64))
-    return place
+    path = tmp_path_factory.mktemp("drawn")
+    write_drawn_folder(path, 48, seed=3, size_hw=(64, 64))
+    return path
 
 
-def test_the_folder_holds_what_its_index_says(folder):
+def test_drawn_folder_matches_its_index(folder):
     with (folder / "index.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 48
@@ -163,38 +163,38 @@ def test_the_folder_holds_what_its_index_says(folder):
         assert lesions == ({expected} if row["disease"] != "healthy" else set())
 
 
-def test_a_leaf_is_in_one_split_and_every_disease_in_all(folder):
+def test_drawn_folder_has_each_leaf_in_one_split_and_each_disease_in_all(folder):
     with (folder / "index.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     groups = {}
     for row in rows:
         groups.setdefault(row["group"], set()).add((row["split"], row["disease"]))
-    assert all(len(places) == 1 for places in groups.values())
+    assert all(len(pairs) == 1 for pairs in groups.values())
     assert 48 > len(groups) > 24  # some leaves are seen twice
     for disease in DISEASES:
         splits = {row["split"] for row in rows if row["disease"] == disease}
         assert splits == {"train", "val", "test"}
 
 
-def test_splits_are_70_15_15_when_there_are_enough_leaves():
+def test_splits_of_many_leaves_are_70_15_15():
     from plantseg_next.synthetic.leaves import _plan_splits
 
     splits = _plan_splits(np.random.default_rng(0), [*DISEASES] * 40)
-    shares = [splits.count(name) / len(splits) for name in ("train", "val", "test")]
-    assert shares == pytest.approx([0.70, 0.15, 0.15])
+    fractions = [splits.count(name) / len(splits) for name in ("train", "val", "test")]
+    assert fractions == pytest.approx([0.70, 0.15, 0.15])
 
 
-def test_the_same_folder_seed_writes_the_same_files(tmp_path):
+def test_drawn_folder_of_same_seed_has_same_files(tmp_path):
     for name in ("a", "b"):
         write_drawn_folder(tmp_path / name, 3, seed=1, size_hw=(48, 48))
     first = sorted(path for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert len(first) == 3 + 3 + 2
     for path in first:
-        twin = tmp_path / "b" / path.relative_to(tmp_path / "a")
-        assert path.read_bytes() == twin.read_bytes()
+        other = tmp_path / "b" / path.relative_to(tmp_path / "a")
+        assert path.read_bytes() == other.read_bytes()
 
 
-def test_a_used_folder_is_refused(folder, tmp_path):
+def test_drawn_folder_that_is_not_empty_is_refused(folder, tmp_path):
     with pytest.raises(OutputError, match="needed: a folder without images and index"):
         write_drawn_folder(folder, 3)
     with pytest.raises(UsageError, match="`n` is 0"):

@@ -1,4 +1,4 @@
-"""The drawn scenes: exact, seeded, of every kind, and readable once on disk."""
+"""Drawn scenes: exact masks, fixed seeds, every kind, files."""
 
 import csv
 
@@ -47,7 +47,7 @@ def test_masks_have_known_values_and_lesions_lie_on_leaf(drawn):
         assert shown == ({DISEASES.index(scene.disease)} - {0})
 
 
-def test_undergrowth_has_foliage_that_does_not_count_and_no_lesion(drawn):
+def test_undergrowth_has_ignored_foliage_and_no_lesion(drawn):
     for seed in SEEDS:
         scene = drawn["undergrowth", seed]
         assert IGNORE in scene.leaf
@@ -55,7 +55,7 @@ def test_undergrowth_has_foliage_that_does_not_count_and_no_lesion(drawn):
         assert not scene.lesion.any()
 
 
-def test_every_kind_with_a_leaf_shows_it(drawn):
+def test_scene_of_a_kind_with_a_leaf_has_leaf_pixels(drawn):
     for (kind, _), scene in drawn.items():
         if kind == "none":
             assert not scene.leaf.any()
@@ -67,18 +67,18 @@ def test_every_kind_with_a_leaf_shows_it(drawn):
         assert all(IGNORE not in drawn[kind, seed].leaf for seed in SEEDS)
 
 
-def test_images_are_neither_black_nor_flat(drawn):
+def test_scene_images_are_neither_black_nor_constant(drawn):
     for scene in drawn.values():
         assert scene.image.max() > 60
         assert scene.image.std() > 1
 
 
 def test_shadows_do_not_change_masks(drawn, monkeypatch):
-    def leave_lit(*_):
+    def no_shadow(*_):
         return None
 
-    monkeypatch.setattr(scene_canvas, "darken", leave_lit)
-    monkeypatch.setattr(scenes, "darken", leave_lit)
+    monkeypatch.setattr(scene_canvas, "darken", no_shadow)
+    monkeypatch.setattr(scenes, "darken", no_shadow)
     for kind in ("leaf", "soil", "canopy", "foreground"):
         lit = draw_scene(3, size_hw=SMALL, kind=kind)
         np.testing.assert_array_equal(lit.leaf, drawn[kind, 3].leaf)
@@ -87,8 +87,8 @@ def test_shadows_do_not_change_masks(drawn, monkeypatch):
             assert not np.array_equal(lit.image, drawn[kind, 3].image)
 
 
-def test_dead_tissue_stays_leaf():
-    """Much of some leaf is dead, and all of that is leaf."""
+def test_scene_leaf_mask_includes_dead_tissue():
+    """Blight covers a large part of some leaves, within the leaf mask."""
     fractions = []
     for seed in range(40):
         scene = draw_scene(seed, size_hw=(64, 64), kind="leaf")
@@ -112,7 +112,7 @@ def test_about_a_quarter_is_healthy_and_every_disease_occurs():
         ({"kind": "desert"}, "`kind` is 'desert'.\n  needed: one of leaf, soil"),
     ],
 )
-def test_wrong_arguments_are_named(wrong, sentence):
+def test_draw_scene_with_wrong_arguments_is_refused(wrong, sentence):
     with pytest.raises(UsageError) as error:
         draw_scene(**{"seed": 0, **wrong})
     assert sentence in str(error.value)

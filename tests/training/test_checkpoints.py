@@ -13,10 +13,10 @@ from plantseg_next.training import checkpoints
 from plantseg_next.training.checkpoints import Checkpoints, read_state, write_state
 
 STATE = {
-    "learner": {0: {"exp_avg": torch.arange(6.0).reshape(2, 3)}, "betas": (0.9, 0.999)},
+    "engine": {0: {"exp_avg": torch.arange(6.0).reshape(2, 3)}, "betas": (0.9, 0.999)},
     "rows": [{"step": 1, "loss": math.inf, "name": "Mehltau é"}],
     "nothing": None,
-    "chance": torch.arange(5, dtype=torch.uint8),
+    "rng": torch.arange(5, dtype=torch.uint8),
 }
 
 
@@ -41,7 +41,7 @@ def files(folder):
     return sorted(p.name for p in (folder / checkpoints.FOLDER).iterdir())
 
 
-def there_and_back(state):
+def round_trip(state):
     with NamedTemporaryFile() as file:
         digest = hashlib.sha256()
         write_state(file, state, digest)
@@ -61,32 +61,32 @@ def holding(parts):
 
 @settings(max_examples=30)  # each writes a file and reads it back
 @given(st.dictionaries(st.text(), st.recursive(PLAIN, holding)))
-def test_whatever_goes_in_comes_out(state):
-    assert same(there_and_back(state), state)
+def test_state_round_trip_is_exact(state):
+    assert same(round_trip(state), state)
 
 
-def test_tensors_come_back_bit_for_bit(tmp_path):
+def test_tensors_round_trip_is_bit_identical(tmp_path):
     kept = saved(tmp_path, 4)
     assert same(kept.load(), STATE | {"step": 4})
 
 
-def test_keys_that_look_alike_keep_their_own_tensors():
+def test_keys_1_and_string_1_keep_separate_tensors():
     state = {"a": {1: torch.zeros(2), "1": torch.ones(2)}}
-    assert same(there_and_back(state), state)
+    assert same(round_trip(state), state)
 
 
-def test_what_cannot_be_kept_is_refused():
+def test_unsupported_value_is_refused():
     with pytest.raises(TypeError, match="cannot hold object at /a/1"):
-        there_and_back({"a": [1, object()]})
+        round_trip({"a": [1, object()]})
 
 
-def test_the_newest_three_and_the_best_are_kept(tmp_path):
+def test_pruning_keeps_newest_three_and_best(tmp_path):
     kept = saved(tmp_path, 1, 2, 3, 4, 5, 6, also_keep=2)
     assert kept.steps() == [2, 4, 5, 6]
     assert len(files(tmp_path)) == 8
 
 
-def test_the_digest_is_one_that_sha256sum_reads(tmp_path):
+def test_digest_file_has_sha256sum_format(tmp_path):
     saved(tmp_path, 1)
     folder = tmp_path / checkpoints.FOLDER
     (sidecar,) = folder.glob("*.sha256")
@@ -100,32 +100,32 @@ def newest(tmp_path):
 
 
 @pytest.mark.parametrize("where", [0.01, 0.5, 0.999])
-def test_a_flipped_byte_is_passed_over_and_told(tmp_path, where):
+def test_checkpoint_with_flipped_byte_is_skipped_and_reported(tmp_path, where):
     kept = saved(tmp_path, 1, 2)
     content = bytearray(newest(tmp_path).read_bytes())
     content[int(where * len(content))] ^= 1
     newest(tmp_path).write_bytes(content)
-    said = []
-    assert kept.load(say=said.append)["step"] == 1
-    (line,) = said
-    assert "000002-step-2.safetensors` is damaged and passed over" in line
+    messages = []
+    assert kept.load(say=messages.append)["step"] == 1
+    (line,) = messages
+    assert "000002-step-2.safetensors` is damaged and skipped" in line
 
 
 @pytest.mark.parametrize("length", [0, 7, 300])
-def test_a_truncated_one_is_passed_over(tmp_path, length):
+def test_truncated_checkpoint_is_skipped(tmp_path, length):
     kept = saved(tmp_path, 1, 2)
     newest(tmp_path).write_bytes(newest(tmp_path).read_bytes()[:length])
     assert kept.load()["step"] == 1
 
 
-def test_a_flipped_digest_is_passed_over(tmp_path):
+def test_checkpoint_with_wrong_digest_is_skipped(tmp_path):
     kept = saved(tmp_path, 1, 2)
     sidecar = newest(tmp_path).with_name(newest(tmp_path).name + ".sha256")
     sidecar.write_bytes(b"\xff" + sidecar.read_bytes()[1:])
     assert kept.load()["step"] == 1
 
 
-def test_when_all_are_damaged_it_says_so(tmp_path):
+def test_all_checkpoints_damaged_raises(tmp_path):
     kept = saved(tmp_path, 1)
     newest(tmp_path).write_bytes(b"")
     with pytest.raises(DataError, match=r"All 1 checkpoints in .* are damaged"):
@@ -133,10 +133,8 @@ def test_when_all_are_damaged_it_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("n_writes", [0, 1])
-def test_whatever_moment_writing_dies_at_the_one_before_is_taken(
-    tmp_path, monkeypatch, n_writes
-):
-    """Before the file, or between the file and its digest."""
+def test_kill_while_writing_leaves_previous_checkpoint(tmp_path, monkeypatch, n_writes):
+    """The kill comes before the file, or between the file and its digest."""
     kept = saved(tmp_path, 1)
     real, left = checkpoints.write_atomically, iter([True] * n_writes + [False])
 
@@ -154,16 +152,16 @@ def test_whatever_moment_writing_dies_at_the_one_before_is_taken(
     assert kept.load()["step"] == 3
 
 
-def test_a_disk_that_lies_is_found_out_before_anything_is_removed(tmp_path, monkeypatch):
+def test_unreliable_disk_raises_before_pruning(tmp_path, monkeypatch):
     kept = saved(tmp_path, 1, keep=1)
     monkeypatch.setattr(checkpoints, "sha256_of", lambda _: hashlib.sha256(b"").hexdigest())
-    with pytest.raises(OutputError, match="reads back otherwise than it was written"):
+    with pytest.raises(OutputError, match="reads back with other content than was written"):
         kept.save(STATE | {"step": 2}, step=2)
     monkeypatch.undo()
     assert kept.load()["step"] == 1
 
 
-def test_a_full_disk_leaves_the_older_ones(tmp_path, monkeypatch):
+def test_full_disk_keeps_older_checkpoints(tmp_path, monkeypatch):
     kept = saved(tmp_path, 1, keep=1)
 
     def full(path, content):
@@ -176,7 +174,7 @@ def test_a_full_disk_leaves_the_older_ones(tmp_path, monkeypatch):
     assert kept.load()["step"] == 1
 
 
-def test_a_run_that_went_back_goes_on_from_the_lower_step(tmp_path):
+def test_load_after_rollback_returns_the_lower_step(tmp_path):
     kept = saved(tmp_path, 10, 20, 10)
     assert kept.steps() == [10, 20, 10]
     assert kept.load()["step"] == 10
@@ -184,7 +182,7 @@ def test_a_run_that_went_back_goes_on_from_the_lower_step(tmp_path):
     assert kept.load(step=20)["step"] == 20
 
 
-def test_a_newer_format_is_said_to_be(tmp_path, monkeypatch):
+def test_newer_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "FORMAT", 99)
     kept = saved(tmp_path, 1)
     monkeypatch.undo()
@@ -192,15 +190,15 @@ def test_a_newer_format_is_said_to_be(tmp_path, monkeypatch):
         kept.load()
 
 
-def test_a_file_of_another_program_is_said_to_be(tmp_path):
+def test_foreign_file_is_refused(tmp_path):
     kept = saved(tmp_path, 1)
     newest(tmp_path).write_bytes(b"12345678{}")
     digest = hashlib.sha256(b"12345678{}").hexdigest()
     newest(tmp_path).with_name(newest(tmp_path).name + ".sha256").write_text(digest)
-    with pytest.raises(DataError, match="is no checkpoint of ours"):
+    with pytest.raises(DataError, match="is not a checkpoint of plantseg-next"):
         kept.load()
 
 
-def test_without_a_checkpoint_there_is_nothing(tmp_path):
+def test_empty_folder_loads_none(tmp_path):
     assert Checkpoints(tmp_path).load() is None
     assert Checkpoints(tmp_path).steps() == []

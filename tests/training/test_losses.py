@@ -37,64 +37,64 @@ def draw(seed: int, k: int = 3, *, ignored: float = 0.2):
     return logits, target
 
 
-def counts_by_hand(logits, target):
-    """Soft counts a class by plain loops over NumPy arrays."""
+def counts_by_loops(logits, target):
+    """Soft counts of each class by plain loops over NumPy arrays."""
     prob = torch.softmax(logits.double(), 1).numpy()
     target = target.numpy()
     k = prob.shape[1]
-    hit, false, missed = np.zeros(k), np.zeros(k), np.zeros(k)
+    tp, fp, fn = np.zeros(k), np.zeros(k), np.zeros(k)
     for b, h, w in np.ndindex(target.shape):
         if target[b, h, w] == IGNORE:
             continue
         for c in range(k):
             p = prob[b, c, h, w]
             if target[b, h, w] == c:
-                hit[c] += p
-                missed[c] += 1 - p
+                tp[c] += p
+                fn[c] += 1 - p
             else:
-                false[c] += p
+                fp[c] += p
     present = np.array([(target == c).any() for c in range(k)])
-    return hit, false, missed, present
+    return tp, fp, fn, present
 
 
 @given(seed=st.integers(0, 10_000), k=st.integers(2, 5))
 @settings(max_examples=20, deadline=None)
-def test_dice_equals_a_count_by_hand(seed, k):
+def test_dice_equals_loop_implementation(seed, k):
     logits, target = draw(seed, k)
-    hit, false, missed, present = counts_by_hand(logits, target)
-    dice = (2 * hit + 1) / (2 * hit + false + missed + 1)
+    tp, fp, fn, present = counts_by_loops(logits, target)
+    dice = (2 * tp + 1) / (2 * tp + fp + fn + 1)
     expected = (1 - dice)[present].mean()
     assert soft_dice(logits, target).item() == pytest.approx(expected, abs=1e-5)
 
 
 @given(seed=st.integers(0, 10_000), k=st.integers(2, 5))
 @settings(max_examples=20, deadline=None)
-def test_focal_tversky_equals_a_count_by_hand(seed, k):
+def test_focal_tversky_equals_loop_implementation(seed, k):
     logits, target = draw(seed, k)
-    hit, false, missed, present = counts_by_hand(logits, target)
-    index = (hit + 1) / (hit + 0.3 * false + 0.7 * missed + 1)
+    tp, fp, fn, present = counts_by_loops(logits, target)
+    index = (tp + 1) / (tp + 0.3 * fp + 0.7 * fn + 1)
     expected = ((1 - index) ** (1 / 1.2))[present].mean()
     loss = focal_tversky(logits, target).item()
     assert loss == pytest.approx(expected, abs=1e-5)
 
 
-def test_misses_cost_more_than_false_positives():
+def test_focal_tversky_weighs_false_negatives_more():
     target = torch.zeros(1, 40, 40, dtype=torch.long)
     target[0, :4, :4] = 1
-    one_missed, one_false = target[0].clone(), target[0].clone()
-    one_missed[0, 0] = 0
-    one_false[20, 20] = 1
+    one_fn, one_fp = target[0].clone(), target[0].clone()
+    one_fn[0, 0] = 0
+    one_fp[20, 20] = 1
 
-    def loss_when_called(called):
-        logits = 20.0 * torch.stack([1 - called, called])[None]
+    def loss_when_predicted(predicted):
+        logits = 20.0 * torch.stack([1 - predicted, predicted])[None]
         return focal_tversky(logits, target, smooth=0.0).item()
 
-    assert loss_when_called(one_missed) > 1.5 * loss_when_called(one_false)
+    assert loss_when_predicted(one_fn) > 1.5 * loss_when_predicted(one_fp)
 
 
 @given(seed=st.integers(0, 10_000), fraction=st.sampled_from([0.1, 0.25, 0.5, 1.0]))
 @settings(max_examples=20, deadline=None)
-def test_ohem_ce_are_a_share_of_the_valid_ones(seed, fraction):
+def test_ohem_ce_keeps_a_fraction_of_valid_pixels(seed, fraction):
     logits, target = draw(seed)
     loss = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
     valid = np.sort(loss[target != IGNORE].numpy())[::-1]
@@ -103,7 +103,7 @@ def test_ohem_ce_are_a_share_of_the_valid_ones(seed, fraction):
     assert found == pytest.approx(kept.mean(), rel=1e-5)
 
 
-def test_image_level_leaves_unknown_rows_out():
+def test_cross_entropy_of_unlabeled_image_is_zero():
     logits = torch.tensor([[2.0, 0.0], [0.0, 5.0]])
     known = losses.cross_entropy(logits, torch.tensor([0, IGNORE]))
     assert known.tolist() == pytest.approx([math.log(1 + math.exp(-2)), 0])
@@ -132,7 +132,7 @@ def test_ignored_pixels_take_no_gradient(loss):
 
 
 @pytest.mark.parametrize("loss", PIXEL_LOSSES)
-def test_a_perfect_match_costs_nothing(loss):
+def test_perfect_match_has_zero_loss(loss):
     _, target = draw(0)
     perfect = 30.0 * F.one_hot(target % IGNORE, 3).movedim(-1, 1).float()
     assert loss(perfect, target).item() == pytest.approx(0, abs=1e-4)
@@ -153,33 +153,35 @@ def test_dice_stays_finite_without_smoothing(seed):
     assert torch.isfinite(soft_dice(logits, target, smooth=0.0))
 
 
-def test_a_target_of_another_size_is_refused(monkeypatch):
+def test_target_of_other_size_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(UsageError, match=r"`target` has shape \(1, 2, 2\) beside logits"):
+    with pytest.raises(
+        UsageError, match=r"`target` has shape \(1, 2, 2\), the logits have shape"
+    ):
         soft_dice(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, dtype=torch.long))
 
 
 @given(st.integers(1, 10**6), st.lists(st.integers(1, 10**5), min_size=1, max_size=3))
-def test_a_sample_with_as_many_lesions_as_not_asks_for_the_true_shares(none, lesions):
-    """Half the points on no lesion, half on lesions: right logits are left alone."""
+def test_logit_adjustment_of_balanced_sample_has_no_gradient_at_true_prior(none, lesions):
+    """Half the points lie off lesions, half on them; logits are those of the prior."""
     pixels = (none, *lesions)
-    shares = torch.tensor(pixels, dtype=torch.float64)
-    logits = shares.log().view(1, -1, 1, 1).requires_grad_()
+    fractions = torch.tensor(pixels, dtype=torch.float64)
+    logits = fractions.log().view(1, -1, 1, 1).requires_grad_()
     where = torch.ones(1, 1, 1, dtype=torch.bool)
     log_prior_odds = losses.class_log_prior_odds(torch.tensor([none, sum(lesions)]))
     found = losses.logit_adjustment(logits, where, log_prior_odds)
-    chance = shares.clone()
-    chance[0] = 0.5 * shares.sum()
-    chance[1:] *= 0.5 * shares.sum() / shares[1:].sum()
+    probability = fractions.clone()
+    probability[0] = 0.5 * fractions.sum()
+    probability[1:] *= 0.5 * fractions.sum() / fractions[1:].sum()
     entropy = [
         losses.cross_entropy(found, torch.tensor([[[c]]])).squeeze()
         for c in range(len(pixels))
     ]
-    (chance / chance.sum() * torch.stack(entropy)).sum().backward()
+    (probability / probability.sum() * torch.stack(entropy)).sum().backward()
     assert logits.grad.abs().max() < 1e-5
 
 
-def test_only_points_are_seen_as_if_lesions_were_common():
+def test_logit_adjustment_changes_points_only():
     logits = torch.randn(1, 3, 2, 2)
     where = torch.tensor([[[True, False], [False, False]]])
     found = losses.logit_adjustment(logits, where, torch.tensor(2.0))
@@ -191,5 +193,5 @@ def test_only_points_are_seen_as_if_lesions_were_common():
 
 
 @pytest.mark.parametrize("pixels", [(10, 0), (0, 10), (10, 10)])
-def test_where_nobody_knows_how_rare_lesions_are_nothing_is_corrected(pixels):
+def test_log_prior_odds_without_counts_or_imbalance_is_zero(pixels):
     assert losses.class_log_prior_odds(torch.tensor(pixels)) == 0.0

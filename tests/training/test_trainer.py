@@ -60,7 +60,8 @@ class Recorder(Callback):
         self.micro_batches.append(info.micro_batch)
         if info.losses:
             parts = info.losses
-            self.losses.append(float(parts["ohem_ce"] + parts["leaf"]))
+            names = [name for name in ("ohem_ce", "leaf") if name in parts]
+            self.losses.append(sum(float(parts[name]) for name in names))
         return ()
 
     def on_validation(self, step, validation, *, best):
@@ -81,7 +82,7 @@ def manifest(drawn_folder):
 
 
 class Run:
-    """A trainer with all that it needs, but for what is under test."""
+    """A trainer with stubbed validation."""
 
     def __init__(
         self, manifest, folder, settings=SETTINGS, *, scores=(0.1, 0.9), batches=None
@@ -94,21 +95,21 @@ class Run:
         data = MixedDataset(
             TileDataset(manifest, settings.data, seed=0, pixels=(9, 1, 1, 1, 1, 1))
         )
-        found = iter(scores)
+        remaining = iter(scores)
 
         def validate(_):
-            score = next(found)
+            score = next(remaining)
             event = Event(NO_LESION_EVENT, "No lesion.")
             return Validation(score, {"lesion_dice": score}, events=(event,) * (score == 0))
 
-        def drawn(start):
+        def batches_from(start):
             stop = settings.training.steps
             tiles = settings.training.batch
             return loader(data, batch_size=tiles, start=start, stop=stop, workers=0)
 
         self.trainer = Trainer(
             self.engine,
-            batches or drawn,
+            batches or batches_from,
             validate,
             settings,
             Checkpoints(folder),
@@ -128,7 +129,7 @@ def equal(one, two):
     return all(torch.equal(one[name], two[name]) for name in one | two)
 
 
-def test_a_run_steps_validates_and_tells(manifest, tmp_path):
+def test_run_steps_validates_and_calls_callbacks(manifest, tmp_path):
     run = Run(manifest, tmp_path)
     outcome = run()
     assert run.recorder.steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -138,13 +139,13 @@ def test_a_run_steps_validates_and_tells(manifest, tmp_path):
     assert run.recorder.events == []
 
 
-def test_the_best_is_not_always_the_last(manifest, tmp_path):
+def test_best_validation_need_not_be_the_last(manifest, tmp_path):
     run = Run(manifest, tmp_path, scores=(0.9, 0.1))
     assert run().best.monitored_metric == 0.9
     assert [best for *_, best in run.recorder.validations] == [True, False]
 
 
-def test_the_same_seed_gives_the_same_weights(manifest, tmp_path):
+def test_same_seed_gives_same_weights(manifest, tmp_path):
     one = Run(manifest, tmp_path / "1")
     one()
     two = Run(manifest, tmp_path / "2")
@@ -152,7 +153,7 @@ def test_the_same_seed_gives_the_same_weights(manifest, tmp_path):
     assert equal(one.weights, two.weights)
 
 
-def test_a_batch_seen_again_and_again_is_learned(manifest, tmp_path):
+def test_repeated_batch_lowers_the_loss(manifest, tmp_path):
     settings = CONVNEXT.with_settings(["training.steps=30", "training.validations=1"])
     data = MixedDataset(
         TileDataset(manifest, settings.data, seed=0, pixels=(9, 1, 1, 1, 1, 1))
@@ -164,7 +165,7 @@ def test_a_batch_seen_again_and_again_is_learned(manifest, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
-def test_a_run_goes_on_where_it_stopped_bit_for_bit(manifest, tmp_path, stop):
+def test_resume_after_stop_is_bit_identical(manifest, tmp_path, stop):
     whole = Run(manifest, tmp_path / "whole")
     whole()
     first = Run(manifest, tmp_path / "parts")
@@ -178,7 +179,7 @@ def test_a_run_goes_on_where_it_stopped_bit_for_bit(manifest, tmp_path, stop):
     assert second.recorder.losses == whole.recorder.losses[stop:]
 
 
-def test_a_finished_run_is_not_trained_again(manifest, tmp_path):
+def test_resume_of_finished_run_takes_no_steps(manifest, tmp_path):
     Run(manifest, tmp_path)()
     again = Run(manifest, tmp_path)
     assert again().best.monitored_metric == 0.9
@@ -186,7 +187,7 @@ def test_a_finished_run_is_not_trained_again(manifest, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_after_the_step_and_loses_nothing(manifest, tmp_path, number):
+def test_signal_stops_after_the_step_and_saves(manifest, tmp_path, number):
     run = Run(manifest, tmp_path)
     run.recorder.on_step = lambda _: signal.raise_signal(number) or ()
     before = signal.getsignal(number)
@@ -199,7 +200,7 @@ def test_a_signal_stops_after_the_step_and_loses_nothing(manifest, tmp_path, num
     assert signal.getsignal(number) is before
 
 
-def test_a_second_signal_is_let_through(manifest, tmp_path):
+def test_second_signal_reaches_the_original_handler(manifest, tmp_path):
     run = Run(manifest, tmp_path)
 
     def twice(_):
@@ -217,25 +218,25 @@ def test_a_second_signal_is_let_through(manifest, tmp_path):
 
 
 def out_of_memory_above(tiles):
-    """Return a way to find gradients that a device of so many tiles would have."""
+    """Return a ``backward`` that raises as if memory sufficed for so many tiles."""
     real = Engine.backward
 
-    def find(self, drawn, *, micro_batch, **rest):
-        found = real(self, drawn, micro_batch=micro_batch, **rest)
+    def backward(self, batch, *, micro_batch, **rest):
+        result = real(self, batch, micro_batch=micro_batch, **rest)
         if micro_batch > tiles:
             raise torch.OutOfMemoryError(
                 "CUDA out of memory. Tried to allocate 96.00 MiB. GPU 0 has a total "
                 "capacity of 7.80 GiB of which 1.00 GiB is free. See documentation"
             )
-        return found
+        return result
 
-    return find
+    return backward
 
 
-def test_too_little_memory_halves_the_micro_batch_and_keeps_the_step(
-    manifest, tmp_path, monkeypatch
-):
-    settings = SETTINGS.with_settings(["training.batch=4", "model.dropout=0"])
+def test_oom_halves_micro_batch_and_keeps_the_mean_losses(manifest, tmp_path, monkeypatch):
+    # Losses that are means over the step; overlaps are of a micro-batch.
+    means = ["loss.ohem_ce=0", "loss.focal_tversky=0", "loss.leaf=0"]
+    settings = SETTINGS.with_settings(["training.batch=4", "model.dropout=0", *means])
     whole = Run(manifest, tmp_path / "whole", settings)
     whole()
     small = Run(manifest, tmp_path / "small", settings)
@@ -245,16 +246,14 @@ def test_too_little_memory_halves_the_micro_batch_and_keeps_the_step(
     assert small.recorder.kinds == ["out-of-memory", "out-of-memory"]
     assert small.recorder.events[0][2].startswith(
         "Memory ran out in a training step (CUDA out of memory. Tried to allocate 96.00 "
-        "MiB). Going on with 2 at once"
+        "MiB). The run continues with 2 at once"
     )
-    # Adam divides by the root of tiny second moments, so rounding shows in a few weights.
+    # Adam divides by the root of tiny second moments, so a few weights differ by rounding.
     for name, weight in whole.weights.items():
         assert (weight - small.weights[name]).norm() <= 0.02 * weight.norm() + 1e-3
 
 
-def test_too_little_memory_for_one_tile_names_what_to_change(
-    manifest, tmp_path, monkeypatch
-):
+def test_oom_with_one_tile_raises_with_advice(manifest, tmp_path, monkeypatch):
     run = Run(manifest, tmp_path)
     monkeypatch.setattr(Engine, "backward", out_of_memory_above(0))
     with pytest.raises(
@@ -265,7 +264,7 @@ def test_too_little_memory_for_one_tile_names_what_to_change(
     assert Checkpoints(tmp_path).load()["progress"]["step"] == 0
 
 
-def test_memory_that_runs_out_amid_the_weights_goes_back(manifest, tmp_path, monkeypatch):
+def test_oom_in_optimizer_step_rolls_back(manifest, tmp_path, monkeypatch):
     real, failures = Engine.optimizer_step, iter([False, True])
 
     def tearing(self, **arguments):
@@ -282,7 +281,7 @@ def test_memory_that_runs_out_amid_the_weights_goes_back(manifest, tmp_path, mon
     assert run.trainer.progress.micro_batch == 1
 
 
-def test_another_error_is_not_taken_for_lack_of_memory(manifest, tmp_path, monkeypatch):
+def test_other_runtime_error_is_not_oom(manifest, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("shapes do not match")
 
@@ -294,14 +293,14 @@ def test_another_error_is_not_taken_for_lack_of_memory(manifest, tmp_path, monke
 def not_finite_at(steps):
     real = Engine.backward
 
-    def find(self, drawn, *, step, **rest):
-        losses, is_finite = real(self, drawn, step=step, **rest)
+    def backward(self, batch, *, step, **rest):
+        losses, is_finite = real(self, batch, step=step, **rest)
         return losses, is_finite and step not in steps()
 
-    return find
+    return backward
 
 
-def test_one_infinite_gradient_costs_one_step(manifest, tmp_path, monkeypatch):
+def test_one_nonfinite_gradient_skips_one_step(manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(Engine, "backward", not_finite_at(lambda: {1}))
     run = Run(manifest, tmp_path)
     run()
@@ -310,7 +309,7 @@ def test_one_infinite_gradient_costs_one_step(manifest, tmp_path, monkeypatch):
     assert len(run.recorder.losses) == 3
 
 
-def test_a_network_of_infinities_keeps_its_weights_until_it_gives_up(manifest, tmp_path):
+def test_nonfinite_network_raises_with_unchanged_weights(manifest, tmp_path):
     run = Run(manifest, tmp_path, scores=repeat(0.5))
     nn.init.constant_(run.network.lesion_head.bias, float("inf"))
     before = run.weights
@@ -319,9 +318,7 @@ def test_a_network_of_infinities_keeps_its_weights_until_it_gives_up(manifest, t
     assert equal(run.weights, before)
 
 
-def test_three_infinite_gradients_go_back_with_a_lower_rate(
-    manifest, tmp_path, monkeypatch
-):
+def test_three_nonfinite_gradients_roll_back_with_lower_lr(manifest, tmp_path, monkeypatch):
     run = Run(manifest, tmp_path, SETTINGS.with_settings(["training.steps=8"]))
     bad = {5, 6, 7}
     monkeypatch.setattr(
@@ -332,13 +329,15 @@ def test_three_infinite_gradients_go_back_with_a_lower_rate(
     run()
     assert run.recorder.kinds == [*["not-finite"] * 3, "rollback"]
     assert (
-        "goes on from step 4, with 0.5 of the learning rate" in run.recorder.events[-1][2]
+        "resumes from step 4, with 0.5 of the learning rate" in run.recorder.events[-1][2]
     )
     assert run.trainer.progress.lr_scale == 0.5
     assert run.trainer.progress.step == 8
 
 
-def test_trouble_that_comes_again_goes_back_further(manifest, tmp_path, monkeypatch):
+def test_repeated_failure_rolls_back_to_an_earlier_checkpoint(
+    manifest, tmp_path, monkeypatch
+):
     settings = SETTINGS.with_settings(["training.steps=8", "training.validations=4"])
     run = Run(manifest, tmp_path, settings, scores=repeat(0.5))
     bad = {5, 6, 7}
@@ -348,20 +347,20 @@ def test_trouble_that_comes_again_goes_back_further(manifest, tmp_path, monkeypa
         not_finite_at(lambda: bad if run.trainer.progress.rollbacks < 2 else set()),
     )
     run()
-    back = [text for _, kind, text in run.recorder.events if kind == "rollback"]
-    assert "goes on from step 4" in back[0]
-    assert "goes on from step 2" in back[1]
+    texts = [text for _, kind, text in run.recorder.events if kind == "rollback"]
+    assert "resumes from step 4" in texts[0]
+    assert "resumes from step 2" in texts[1]
     assert run.trainer.progress.lr_scale == 0.25
 
 
-def test_the_number_of_returns_survives_a_crash(manifest, tmp_path, monkeypatch):
+def test_number_of_rollbacks_is_saved(manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(Engine, "backward", not_finite_at(lambda: {0, 1, 2, 3}))
     with pytest.raises(TrainingError):
         Run(manifest, tmp_path, scores=repeat(0.5))()
     assert Checkpoints(tmp_path).load()["progress"]["rollbacks"] == 3
 
 
-def test_a_collapse_goes_back_where_that_is_asked(manifest, tmp_path):
+def test_collapse_rolls_back_with_on_collapse_rollback(manifest, tmp_path):
     settings = SETTINGS.with_settings(["training.on_collapse=rollback"])
     run = Run(manifest, tmp_path, settings, scores=(0.4, 0.0, 0.6))
     assert run().best.monitored_metric == 0.6
@@ -369,7 +368,7 @@ def test_a_collapse_goes_back_where_that_is_asked(manifest, tmp_path):
     assert [step for step, _ in run.recorder.steps] == [1, 2, 3, 4, 3, 4]
 
 
-def test_a_collapse_is_only_told_otherwise(manifest, tmp_path):
+def test_collapse_emits_an_event_by_default(manifest, tmp_path):
     run = Run(manifest, tmp_path, scores=(0.4, 0.0))
     run()
     assert run.recorder.kinds == [NO_LESION_EVENT]
@@ -377,31 +376,31 @@ def test_a_collapse_is_only_told_otherwise(manifest, tmp_path):
 
 @pytest.fixture
 def rotting(drawn_folder, tmp_path):
-    """A data set of which an image can be broken."""
+    """A copy of the data set whose images may be damaged."""
     shutil.copytree(drawn_folder, tmp_path / "leaves")
     return read_folder(tmp_path / "leaves")
 
 
-def test_a_image_that_turns_unreadable_is_replaced_and_told_once(rotting, tmp_path):
+def test_unreadable_image_is_replaced_and_reported_once(rotting, tmp_path):
     settings = SETTINGS.with_settings(["training.steps=40", "training.validations=1"])
     run = Run(rotting, tmp_path / "run", settings, scores=(0.5,))
     rotting.rows[7].image.write_bytes(b"rot")
     run()
     assert run.recorder.kinds == ["unreadable-image"]
-    assert "Another image takes its place" in run.recorder.events[0][2]
+    assert "Another image replaces it" in run.recorder.events[0][2]
     assert list(run.trainer.progress.skipped) == [rotting.rows[7].key]
 
 
-def test_too_many_unreadable_images_stop_the_run(rotting, tmp_path):
+def test_too_many_unreadable_images_stop_the_run_with_advice(rotting, tmp_path):
     settings = SETTINGS.with_settings(["training.steps=40", "training.validations=1"])
     for row in rotting.rows[:10]:
         row.image.write_bytes(b"rot")
     with pytest.raises(DataError, match="3 of 40 images cannot be read") as caught:
         Run(rotting, tmp_path / "run", settings)()
-    assert "goes on from here" in caught.value.fix
+    assert "run the same command again to resume" in caught.value.fix
 
 
-def test_a_full_disk_stops_and_says_from_where_to_go_on(manifest, tmp_path, monkeypatch):
+def test_full_disk_stops_and_names_the_resume_step(manifest, tmp_path, monkeypatch):
     run = Run(manifest, tmp_path)
     real, left = Checkpoints.save, iter([True, True, False])
 
@@ -417,10 +416,10 @@ def test_a_full_disk_stops_and_says_from_where_to_go_on(manifest, tmp_path, monk
         OutputError, match=r"disk full\. The run stopped at step 4"
     ) as caught:
         run()
-    assert "the same command then goes on from step 2" in caught.value.fix
+    assert "the same command then resumes from step 2" in caught.value.fix
 
 
-def test_a_new_micro_batch_is_taken_up(manifest, tmp_path):
+def test_resume_uses_new_micro_batch(manifest, tmp_path):
     with pytest.raises(StoppedError):
         Run(manifest, tmp_path)(stop_after=2)
     run = Run(manifest, tmp_path, SETTINGS.with_settings(["training.micro_batch=1"]))
@@ -428,71 +427,71 @@ def test_a_new_micro_batch_is_taken_up(manifest, tmp_path):
     assert run.recorder.micro_batches == [1, 1]
 
 
-def test_minutes_become_steps_once(monkeypatch):
+def test_minutes_become_a_fixed_number_of_steps(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
-    pace = TimeBudget(TrainingSettings(minutes=10, validations=4))
+    budget = TimeBudget(TrainingSettings(minutes=10, validations=4))
     ends = []
     for step in range(1, 41):
-        now += 30.0 if step == 17 else 2.0  # one step waits for a cold file
-        if pace.ends_profile(step):
+        now += 30.0 if step == 17 else 2.0  # one step waits for an uncached file
+        if budget.ends_profile(step):
             ends.append(step)
             now += 3.0
-            pace.set_steps(step, validation_s=3.0)
+            budget.set_steps(step, validation_s=3.0)
     assert ends == [30]
-    assert pace.steps == 30 + (600 - (29 * 2 + 30 + 3) - 4 * 3) // 2
+    assert budget.steps == 30 + (600 - (29 * 2 + 30 + 3) - 4 * 3) // 2
 
 
-def test_minutes_that_are_too_few_are_said_in_numbers(monkeypatch):
+def test_too_few_minutes_warn_with_numbers(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
 
-    def said(step_s: float, **settings: int) -> tuple[TimeBudget, str | None]:
+    def warning(step_s: float, **settings: int) -> tuple[TimeBudget, str | None]:
         nonlocal now
-        pace = TimeBudget(TrainingSettings(minutes=12, validations=1, **settings))
+        budget = TimeBudget(TrainingSettings(minutes=12, validations=1, **settings))
         for step in range(1, 31):
             now += step_s
-            if pace.ends_profile(step):
-                return pace, pace.set_steps(step, validation_s=0.0)
+            if budget.ends_profile(step):
+                return budget, budget.set_steps(step, validation_s=0.0)
         raise AssertionError("a run in minutes is timed")
 
-    pace, few = said(6.0)
-    assert pace.steps == 120
+    budget, few = warning(6.0)
+    assert budget.steps == 120
     assert few is not None
     assert "Only 120 steps of 6.0 s fit into 12 minutes" in few
     assert "`training.minutes=30`" in few  # 300 steps of 6 s
-    assert said(2.0)[1] is None
-    assert said(6.0, steps=100)[1] is None  # as many as were asked for
-    pace, few = said(60.0)  # the time is over after the timed steps
-    assert pace.steps == 31
+    assert warning(2.0)[1] is None
+    assert warning(6.0, steps=100)[1] is None  # as many as the settings ask for
+    budget, few = warning(60.0)  # the time is over after the timed steps
+    assert budget.steps == 31
     assert "`training.minutes=300`" in (few or "")
 
 
-def test_minutes_that_are_too_few_are_said_after_five_steps(monkeypatch):
+def test_too_few_minutes_warn_after_five_steps(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
 
-    def said(*seconds: float) -> list[str | None]:
+    def warning(*seconds: float) -> list[str | None]:
         nonlocal now
-        pace, found = TimeBudget(TrainingSettings(minutes=12, validations=1)), []
+        budget, texts = TimeBudget(TrainingSettings(minutes=12, validations=1)), []
         for step, step_s in enumerate(seconds, start=1):
             now += step_s
-            found.append(pace.warn_if_few_steps(step))
-            if pace.ends_profile(step):
-                found.append(pace.set_steps(step, validation_s=0.0))
-        return found
+            texts.append(budget.warn_if_few_steps(step))
+            if budget.ends_profile(step):
+                texts.append(budget.set_steps(step, validation_s=0.0))
+        return texts
 
-    *quiet, few = said(60.0, 6.0, 6.0, 6.0, 6.0)
+    *quiet, few = warning(60.0, 6.0, 6.0, 6.0, 6.0)
     assert quiet == [None] * 4
     assert "Only about 111 steps of 6.0 s fit into 12 minutes" in (few or "")
-    assert "--restart begins anew" in (few or "")
+    assert "start again with --restart" in (few or "")
     assert "`training.minutes=31`" in (few or "")
-    (once,) = (n for n in said(*[6.0] * 30) if n)
+    (once,) = (n for n in warning(*[6.0] * 30) if n)
     assert "Only about 120 steps of 6.0 s fit into 12 minutes" in once
-    assert not any(said(60.0, 60.0, 2.0, 2.0, 2.0))  # a slow start alone does not warn
+    assert not any(warning(60.0, 60.0, 2.0, 2.0, 2.0))  # a slow start alone does not warn
 
 
-def test_the_pace_is_kept_by_a_run_that_goes_on(monkeypatch):
+def test_resume_keeps_the_time_budget(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
     first = TimeBudget(TrainingSettings(minutes=10, validations=4))
@@ -509,16 +508,16 @@ def test_the_pace_is_kept_by_a_run_that_goes_on(monkeypatch):
     assert second.seconds == kept["seconds"] + 1
 
 
-def test_a_run_stopped_while_it_was_timed_is_timed_again(monkeypatch):
+def test_resume_during_profiling_profiles_again(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
-    pace = TimeBudget(TrainingSettings(minutes=10, validations=4))
+    budget = TimeBudget(TrainingSettings(minutes=10, validations=4))
     ends = []
     for step in range(29, 60):
         now += 2.0
-        if pace.ends_profile(step):
+        if budget.ends_profile(step):
             ends.append(step)
-            pace.set_steps(step, validation_s=3.0)
+            budget.set_steps(step, validation_s=3.0)
     assert ends == [39]
 
 
@@ -530,13 +529,13 @@ def test_validations_are_evenly_spaced_and_end_the_run(steps, n):
 
 
 @given(st.integers(1, 300), st.integers(1, 320), st.data())
-def test_validations_to_come_are_those_that_are_due(steps, n, data):
+def test_validations_left_counts_due_steps(steps, n, data):
     step = data.draw(st.integers(0, steps))
     due = sum(is_due(s, steps, n) for s in range(step + 1, steps + 1))
     assert validations_left(step, steps, n) == due
 
 
-def test_deep_layers_learn_slowly_from_published_weights():
+def test_layer_decay_lowers_lr_of_pretrained_layers():
     network = build_segmenter(CONVNEXT.model, _classes())
     fine = CONVNEXT.with_settings(["training.layer_decay=0.5", "training.lr=1"])
     groups = parameter_groups(network, fine)
@@ -553,7 +552,7 @@ def test_deep_layers_learn_slowly_from_published_weights():
 @pytest.mark.parametrize(
     ("start", "decay"), [("imagenet", 0.75), ("/a/run", 0.75), ("random", 1.0)]
 )
-def test_layer_decay_by_default_is_for_pretrained_weights_alone(start, decay):
+def test_layer_decay_default_applies_to_pretrained_weights_only(start, decay):
     settings = SETTINGS.with_settings(
         ["model.encoder=test_efficientnet", f"model.start={start}", "training.lr=1"]
     )
@@ -565,7 +564,7 @@ def test_layer_decay_by_default_is_for_pretrained_weights_alone(start, decay):
     assert n_in_groups == sum(p.numel() for p in network.parameters())
 
 
-def test_layer_decay_makes_the_stem_slowest():
+def test_layer_decay_gives_the_stem_the_lowest_lr():
     network = build_segmenter(CONVNEXT.model, _classes())
     fine = CONVNEXT.with_settings(["training.layer_decay=0.5", "training.lr=1"])
     peaks = {
@@ -576,39 +575,39 @@ def test_layer_decay_makes_the_stem_slowest():
     layers = [network.encoder.network.stem_0]
     layers += [network.encoder.network[f"stages_{i}"] for i in range(4)]
     layers += [network.decoder]
-    found = [{peaks[id(p)] for p in layer.parameters()} for layer in layers]
-    assert found == [{2.0**-n} for n in (5, 4, 3, 2, 1, 0)]
+    lrs = [{peaks[id(p)] for p in layer.parameters()} for layer in layers]
+    assert lrs == [{2.0**-n} for n in (5, 4, 3, 2, 1, 0)]
 
 
 @pytest.mark.parametrize("name", ["convnextv2_atto", "tf_efficientnet_lite1"])
-def test_bfloat16_on_a_cpu_is_used_where_it_computes_in_it(name):
+def test_bfloat16_auto_on_cpu_follows_hardware_support(name):
     auto = Settings(model=ModelSettings(encoder=name))
     assert uses_bfloat16(auto, Device("cpu", "new", has_bfloat16=True))
     assert not uses_bfloat16(auto, CPU)
 
 
 @pytest.mark.parametrize("name", ["convnextv2_atto", "tf_efficientnet_lite1"])
-def test_bfloat16_on_a_gpu_is_used_where_it_computes_in_it(name):
+def test_bfloat16_auto_on_gpu_follows_hardware_support(name):
     auto = Settings(model=ModelSettings(encoder=name))
     assert uses_bfloat16(auto, Device("cuda", "new", has_bfloat16=True))
     assert not uses_bfloat16(auto, Device("cuda", "old", has_bfloat16=False))
 
 
-def test_bfloat16_may_be_forced_and_forbidden():
+def test_bfloat16_setting_overrides_hardware_support():
     forced = Settings(training=TrainingSettings(precision="bfloat16"))
     assert uses_bfloat16(forced, CPU)
     forbidden = Settings(training=TrainingSettings(precision="float32"))
     assert not uses_bfloat16(forbidden, Device("cuda", "new", has_bfloat16=True))
 
 
-def test_a_gpu_that_is_not_there_is_refused():
+def test_missing_gpu_is_refused():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UsageError, match="PyTorch sees no GPU"):
         find_device("cuda")
 
 
-def test_the_history_keeps_figures_and_models(manifest, tmp_path):
+def test_csv_logger_writes_metrics_and_models(manifest, tmp_path):
     run = Run(manifest, tmp_path, scores=(0.9, 0.1))
     card = ModelCard(manifest.classes, SETTINGS.model, 64, None)
     run.trainer._callbacks = [CsvLogger(tmp_path, run.network, card)]

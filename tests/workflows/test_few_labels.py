@@ -1,4 +1,4 @@
-"""Runs with few masks and many images, the whole way."""
+"""Runs with few masks and many images, end to end."""
 
 import csv
 import json
@@ -29,27 +29,27 @@ def history(folder):
 
 
 @pytest.mark.parametrize("method", ["mean_teacher", "weak_to_strong"])
-def test_hidden_masks_judge_the_teacher_and_teach_nobody(drawn_folder, tmp_path, method):
+def test_hidden_masks_are_validated_on_and_not_learned_from(drawn_folder, tmp_path, method):
     settings = FEW.with_settings([f"semi.method={method}"])
-    said = []
-    trained = api.train(drawn_folder, tmp_path / "run", settings, log=said.append)
+    lines = []
+    trained = api.train(drawn_folder, tmp_path / "run", settings, log=lines.append)
     hidden = Manifest.read(trained.folder / "manifest.json").split("unlabeled")
-    assert f"{len(hidden)} images without masks to learn from" in said
+    assert f"{len(hidden)} images without masks to learn from" in lines
     for row in history(trained.folder):
         assert 0 <= float(row["pl_coverage/no lesion"]) <= 1
         assert 0 <= float(row["pl_precision/no lesion"]) <= 1
     assert api.evaluate(trained.folder).n_images
 
 
-def test_the_supervised_twin_looks_at_no_other_image(drawn_folder, tmp_path):
-    said = []
+def test_supervised_run_uses_no_unlabeled_image(drawn_folder, tmp_path):
+    lines = []
     settings = FEW.with_settings(["semi.method=supervised"])
-    trained = api.train(drawn_folder, tmp_path / "run", settings, log=said.append)
-    assert not any("without masks" in line for line in said)
+    trained = api.train(drawn_folder, tmp_path / "run", settings, log=lines.append)
+    assert not any("without masks" in line for line in lines)
     assert "pl_mask_ratio" not in history(trained.folder)[0]
 
 
-def test_a_leaf_that_only_judges_know_gives_no_severity(drawn_folder, tmp_path):
+def test_leaf_in_validation_masks_only_gives_no_severity(drawn_folder, tmp_path):
     whole = read_folder(drawn_folder)
     coding = next(iter(whole.codings.values()))
     of_lesions = replace(
@@ -63,28 +63,28 @@ def test_a_leaf_that_only_judges_know_gives_no_severity(drawn_folder, tmp_path):
     )
     mixed = replace(whole, rows=rows, codings=whole.codings | {"field": of_lesions})
     mixed.write(tmp_path / "data" / "manifest.json")
-    said = []
-    trained = api.train(tmp_path / "data", tmp_path / "run", TINY, log=said.append)
-    assert any("marks the leaf: the model will know no severity" in line for line in said)
+    lines = []
+    trained = api.train(tmp_path / "data", tmp_path / "run", TINY, log=lines.append)
+    assert any("marks the leaf: the model will give no severity" in line for line in lines)
     assert not read_card(trained.folder / "best").classes.has_leaf
     assert api.evaluate(trained.folder).n_images
-    found = api.predict(trained.folder, drawn_folder / "images", tmp_path / "out")
-    assert {row["denominator"] for row in found.rows} == {"image"}
-    assert not any(row["severity_pct"] for row in found.rows)
+    table = api.predict(trained.folder, drawn_folder / "images", tmp_path / "out")
+    assert {row["denominator"] for row in table.rows} == {"image"}
+    assert not any(row["severity_pct"] for row in table.rows)
 
 
-def test_a_folder_without_masks_joins_the_run(drawn_folder, tmp_path):
+def test_unlabeled_folder_is_added_to_the_run(drawn_folder, tmp_path):
     write_drawn_folder(tmp_path / "more", 4, seed=9, size_hw=(96, 96))
     images = tmp_path / "more" / "images"
     whole = FEW.with_settings(["data.labeled_fraction=1"])
     run = api.train(drawn_folder, tmp_path / "first", whole)
     test = Manifest.read(run.folder / "manifest.json").split("test").rows[0]
     shutil.copy(test.image, images / "from_test.jpg")
-    said = []
+    lines = []
     sources = DataSources(drawn_folder, unlabeled=[images])
-    trained = api.train(sources, tmp_path / "run", whole, log=said.append)
-    assert "4 images without masks to learn from" in said
-    (line,) = [line for line in said if "left out" in line]
+    trained = api.train(sources, tmp_path / "run", whole, log=lines.append)
+    assert "4 images without masks to learn from" in lines
+    (line,) = [line for line in lines if "excluded" in line]
     assert "show the scene of a validation or test image: 1" in line
     assert line.endswith("from_test.jpg")
     added = Manifest.read(trained.folder / "manifest.json").split("unlabeled")
@@ -97,7 +97,7 @@ def test_a_folder_without_masks_joins_the_run(drawn_folder, tmp_path):
     assert "  no masks   images: " in summary
 
 
-def test_a_folder_without_plants_wrecks_nothing_and_is_told_of(drawn_folder, tmp_path):
+def test_unlabeled_images_without_plants_are_reported(drawn_folder, tmp_path):
     bricks = tmp_path / "bricks"
     bricks.mkdir()
     for i in range(3):
@@ -107,8 +107,8 @@ def test_a_folder_without_plants_wrecks_nothing_and_is_told_of(drawn_folder, tmp
     settings = FEW.with_settings(["data.labeled_fraction=1"])
     trained = api.train(sources, tmp_path / "run", settings)
     events = (trained.folder / "events.jsonl").read_text().splitlines()
-    (told, *_) = [json.loads(line) for line in events if "no-plants" in line]
-    assert "In 100% of what was looked at in the images of `bricks`" in told["text"]
+    (event, *_) = [json.loads(line) for line in events if "no-plants" in line]
+    assert "In 100% of the tiles of `bricks`" in event["text"]
 
 
 def test_two_strong_views_train(drawn_folder, tmp_path):
@@ -117,8 +117,8 @@ def test_two_strong_views_train(drawn_folder, tmp_path):
     assert trained.summary.steps == 6
 
 
-def test_a_image_with_points_is_learned_from_twice(drawn_folder, tmp_path):
-    """Its points are a label, and the rest of it is an image without one."""
+def test_image_with_points_is_labeled_and_unlabeled(drawn_folder, tmp_path):
+    """Its points are labels; the rest of it is used as an image without a mask."""
     shutil.copytree(drawn_folder, tmp_path / "leaves")
     with (tmp_path / "leaves" / "classes.yaml").open("a") as classes:
         classes.write("255: ignore\n")
@@ -127,20 +127,20 @@ def test_a_image_with_points_is_learned_from_twice(drawn_folder, tmp_path):
         known = np.zeros(mask.shape, bool)
         known[10:13, 10:13] = known[60:63, 60:63] = True
         Image.fromarray(np.where(known, mask, 255).astype(mask.dtype)).save(path)
-    said = []
-    run = api.train(tmp_path / "leaves", tmp_path / "run", TINY, log=said.append)
+    lines = []
+    run = api.train(tmp_path / "leaves", tmp_path / "run", TINY, log=lines.append)
     rows = Manifest.read(run.folder / "manifest.json").split("train").rows
     sparse = sum(row.sparse for row in rows)
     assert 0 < sparse < len(rows)
-    first = next(line for line in said if "to learn from" in line)
+    first = next(line for line in lines if "to learn from" in line)
     assert first.startswith(
         f"{len(rows)} labeled images to learn from ({sparse} of them by points"
     )
-    assert f"{sparse} images without masks to learn from" in said
+    assert f"{sparse} images without masks to learn from" in lines
     assert float(history(run.folder)[-1]["loss_points"]) > 0
 
 
-def test_points_may_be_all_there_is(drawn_folder, tmp_path):
+def test_run_with_points_only_trains(drawn_folder, tmp_path):
     manifest = splits.assign(read_folder(drawn_folder), seed=0)
     rows = []
     for row in manifest.rows:
@@ -164,8 +164,8 @@ def test_points_may_be_all_there_is(drawn_folder, tmp_path):
     assert float(last["loss_ohem_ce"]) == 0
 
 
-def test_names_of_a_folder_are_learned_beside_masks(drawn_folder, tmp_path):
-    """Class folders join a data set with masks, killed and gone on with."""
+def test_image_labels_of_class_folders_train_and_resume_identically(drawn_folder, tmp_path):
+    """Class folders beside a data set with masks, interrupted and resumed."""
     write_drawn_folder(tmp_path / "more", 8, seed=9, size_hw=(96, 96))
     for i, image in enumerate(sorted((tmp_path / "more" / "images").iterdir())):
         folder = tmp_path / "village" / ("Plant___Rust" if i % 2 else "Plant___healthy")
@@ -179,10 +179,10 @@ def test_names_of_a_folder_are_learned_beside_masks(drawn_folder, tmp_path):
         ]
     )
     sources = DataSources([drawn_folder, tmp_path / "village"])
-    said = []
-    whole = api.train(sources, tmp_path / "whole", settings, log=said.append)
-    assert any(line.endswith("of them with a name") for line in said)
-    assert any("no named image is of a data set with masks" in line for line in said)
+    lines = []
+    whole = api.train(sources, tmp_path / "whole", settings, log=lines.append)
+    assert any(line.endswith("of them with an image-level label") for line in lines)
+    assert any("label is of a data set with masks" in line for line in lines)
     row = history(whole.folder)[-1]
     assert float(row["loss_unsup_disease"]) > 0
     assert float(row["loss_unsup_cam_seeds"]) >= 0
@@ -197,6 +197,8 @@ def test_names_of_a_folder_are_learned_beside_masks(drawn_folder, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         api.train(sources, tmp_path / "parts", settings, callbacks=[Stop()])
     parts = api.train(sources, tmp_path / "parts", settings)
-    assert history(parts.folder) == history(whole.folder)  # says what parts first
+    assert history(parts.folder) == history(
+        whole.folder
+    )  # compared first for a readable difference
     digests = [read_card(run.folder / "last").sha256 for run in (whole, parts)]
     assert digests[0] == digests[1]

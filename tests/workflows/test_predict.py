@@ -1,4 +1,4 @@
-"""What is measured at the scale of the model, and stated in pixels of the image."""
+"""Lesions are measured at the scale of the model and reported in pixels of the image."""
 
 import csv
 from dataclasses import replace
@@ -54,16 +54,14 @@ def measured(folder, images, min_lesion_px, long_side_px=SEEN_PX):
 
 
 @pytest.mark.parametrize(("min_lesion_px", "n"), [(1, 2), (17, 1), (65, 0)])
-def test_measures_count_the_same_lesions_whatever_camera_took_them(
-    tmp_path, min_lesion_px, n
-):
+def test_lesion_count_is_the_same_at_every_resolution(tmp_path, min_lesion_px, n):
     rows = measured(tmp_path, {f"x{k}": leaf_image(k) for k in (1, 2, 5)}, min_lesion_px)
     for k in (1, 2, 5):
         row = rows[f"x{k}"]
         assert int(row["n_lesions"]) == n
         assert float(row["scale"]) == pytest.approx(1 / k)
         assert (int(row["height"]), int(row["width"])) == (48 * k, 64 * k)
-        # The least lesion, like all areas, is in pixels of the image itself.
+        # The smallest lesion, like all areas, is in pixels of the image itself.
         assert int(row["min_lesion_px"]) == min_lesion_px * k**2
     if n:
         areas = [int(rows[f"x{k}"]["max_lesion_px"]) / k**2 for k in (1, 2, 5)]
@@ -71,7 +69,7 @@ def test_measures_count_the_same_lesions_whatever_camera_took_them(
 
 
 @pytest.mark.parametrize("long_side_px", [None, 64, 1024])
-def test_measures_of_an_image_that_is_not_shrunk_have_the_scale_1(tmp_path, long_side_px):
+def test_scale_of_an_image_that_is_not_reduced_is_1(tmp_path, long_side_px):
     images = {"as is": leaf_image(1), "tiny": leaf_image(1)[8:40, 8:40]}
     rows = measured(tmp_path, images, 20, long_side_px)
     for row in rows.values():
@@ -79,16 +77,16 @@ def test_measures_of_an_image_that_is_not_shrunk_have_the_scale_1(tmp_path, long
         assert row["min_lesion_px"] == "20"
 
 
-def test_measures_of_an_image_between_two_scales_round_to_whole_pixels(tmp_path):
+def test_min_lesion_px_is_rounded_to_whole_pixels(tmp_path):
     image = leaf_image(2)[:, :100]
     (row,) = measured(tmp_path, {"cut": image}, 20).values()
     assert float(row["scale"]) == pytest.approx(0.64)
     assert row["min_lesion_px"] == str(round(20 / 0.64**2))
 
 
-def test_measures_of_the_same_image_upright_and_turned_are_the_same(tmp_path):
+def test_measures_of_a_transposed_image_are_the_same(tmp_path):
     image = leaf_image(2)
-    turned = np.ascontiguousarray(image.transpose(1, 0, 2))
-    rows = measured(tmp_path, {"a": image, "b": turned}, 20)
+    transposed = np.ascontiguousarray(image.transpose(1, 0, 2))
+    rows = measured(tmp_path, {"a": image, "b": transposed}, 20)
     for column in ("scale", "min_lesion_px", "n_lesions", "severity_pct"):
         assert rows["a"][column] == rows["b"][column]

@@ -1,4 +1,4 @@
-"""What a model is sure of becomes the next run's masks."""
+"""Confident predictions of a model become training masks of the next run."""
 
 import csv
 import shutil
@@ -25,35 +25,33 @@ pytestmark = pytest.mark.integration
 
 def prediction(lesion, leaf, name):
     probability, leaf = (np.array([values], np.float16) for values in (lesion, leaf))
-    found = np.where(probability >= 0.5, np.array([name]), 0).astype(np.uint8)
-    return Prediction(found, probability, leaf)
+    lesion = np.where(probability >= 0.5, np.array([name]), 0).astype(np.uint8)
+    return Prediction(lesion, probability, leaf)
 
 
-def test_masks_say_what_is_sure_and_nothing_else():
+def test_mask_ignores_pixels_below_the_threshold():
     classes = ClassMap(("rust", "blight"), has_leaf=True)
     #            lesion  lesion?  leaf  leaf?  ground  lesion off the leaf
     lesion = [0.95, 0.80, 0.02, 0.02, 0.02, 0.95]
     leaf = [0.99, 0.99, 0.97, 0.60, 0.03, 0.50]
-    found = prediction(lesion, leaf, [2, 2, 1, 1, 1, 1])
-    mask, certainty = sure_mask(found, threshold=0.9, has_leaf=True)
+    predicted = prediction(lesion, leaf, [2, 2, 1, 1, 1, 1])
+    mask, confidence = sure_mask(predicted, threshold=0.9, has_leaf=True)
     assert mask[0].tolist() == [3, IGNORE, 1, IGNORE, 0, 2]
-    assert certainty[0] == pytest.approx([0.95, 0.80, 0.97, 0.60, 0.97, 0.95], abs=2e-3)
+    assert confidence[0] == pytest.approx([0.95, 0.80, 0.97, 0.60, 0.97, 0.95], abs=2e-3)
     decoded = decode_mask(mask, coding_of(classes), classes)
     assert decoded[0][0].tolist() == [2, IGNORE, 0, IGNORE, 0, 1]
     assert decoded[1][0].tolist() == [1, IGNORE, 1, IGNORE, 0, 1]
-    bare, _ = sure_mask(found, threshold=0.9, has_leaf=False)
+    bare, _ = sure_mask(predicted, threshold=0.9, has_leaf=False)
     assert bare[0].tolist() == [2, IGNORE, 0, 0, 0, 1]
 
 
-def test_a_folder_is_labeled_corrected_and_learned_from(
-    finished_run, drawn_folder, tmp_path
-):
+def test_pseudo_labels_are_corrected_and_learned_from(finished_run, drawn_folder, tmp_path):
     write_drawn_folder(tmp_path / "more", 5, seed=7, size_hw=(96, 96))
     images = tmp_path / "more" / "images"
     (images / "broken.jpg").write_bytes(b"not an image")
-    found = api.pseudo_label(finished_run, images, tmp_path / "out", threshold=0.6)
-    assert len(found.rows) == 5
-    assert [name for name, _ in found.skipped] == ["broken.jpg"]
+    table = api.pseudo_label(finished_run, images, tmp_path / "out", threshold=0.6)
+    assert len(table.rows) == 5
+    assert [name for name, _ in table.skipped] == ["broken.jpg"]
     with (tmp_path / "out" / "pseudo_labels.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5
@@ -76,19 +74,17 @@ def test_a_folder_is_labeled_corrected_and_learned_from(
     assert kept.classes == first.classes
 
 
-def test_a_threshold_that_believes_everything_is_refused(
-    finished_run, drawn_folder, tmp_path
-):
+def test_threshold_of_one_half_is_refused(finished_run, drawn_folder, tmp_path):
     with pytest.raises(UsageError, match=r"The threshold is 0\.5\."):
         api.pseudo_label(finished_run, drawn_folder, tmp_path / "out", threshold=0.5)
 
 
-def test_images_that_have_masks_need_no_label(finished_run, drawn_folder, tmp_path):
+def test_images_with_masks_are_refused(finished_run, drawn_folder, tmp_path):
     with pytest.raises(UsageError, match="has a mask"):
         api.pseudo_label(finished_run, drawn_folder, tmp_path / "out")
 
 
-def test_rounds_of_self_training_learn_from_hidden_images(drawn_folder, tmp_path):
+def test_self_train_learns_from_hidden_images(drawn_folder, tmp_path):
     few = TINY.with_settings(
         [
             "data.labeled_fraction=0.3",
@@ -96,24 +92,24 @@ def test_rounds_of_self_training_learn_from_hidden_images(drawn_folder, tmp_path
             "semi.threshold=0.6",
         ]
     )
-    said = []
-    first, second = api.self_train(drawn_folder, tmp_path / "rounds", few, log=said.append)
+    lines = []
+    first, second = api.self_train(drawn_folder, tmp_path / "rounds", few, log=lines.append)
     hidden = Manifest.read(first.folder / "manifest.json").split("unlabeled")
     assert second.n_train == first.n_train + len(hidden)
     assert second.n_val == first.n_val
-    assert f"round 1: {len(hidden)} images labeled by run_0" in said
+    assert f"round 1: {len(hidden)} images labeled by run_0" in lines
     rows = Manifest.read(second.folder / "manifest.json").rows
-    assert len({row.image for row in rows}) == len(rows)  # none is there twice
+    assert len({row.image for row in rows}) == len(rows)  # no image twice
     assert not any(row.split == "unlabeled" for row in rows)
     report = api.evaluate(second.folder)
     assert report.n_images
 
-    # Killed while it labeled, it goes on there, and ends the same.
+    # Killed while labeling, it resumes there and ends with the same weights.
     ended_with = read_card(second.folder / "last").sha256
     shutil.rmtree(second.folder)
     (tmp_path / "rounds" / "labels_1" / "manifest.json").unlink()
-    said.clear()
-    _, again = api.self_train(drawn_folder, tmp_path / "rounds", few, log=said.append)
+    lines.clear()
+    _, again = api.self_train(drawn_folder, tmp_path / "rounds", few, log=lines.append)
     assert read_card(again.folder / "last").sha256 == ended_with
     (tmp_path / "rounds" / "thesis.txt").touch()
     with pytest.raises(OutputError, match="already holds labels_1, run_0"):

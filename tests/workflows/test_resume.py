@@ -1,4 +1,4 @@
-"""A run goes on where it was interrupted, however it was."""
+"""A run resumes where it was interrupted, in whatever way."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from plantseg_next.workflows.setup import DataSources
 
 pytestmark = pytest.mark.integration
 COMMAND = "import toy_encoder, plantseg_next.cli; plantseg_next.cli.main()"
-"""The command line where the toy encoder is known by its name."""
+"""The command line, with the toy encoder registered in timm."""
 
 
 def assert_same(one: Path, two: Path) -> None:
@@ -39,15 +39,15 @@ def kinds(folder: Path) -> list[str]:
     return [json.loads(line)["kind"] for line in lines]
 
 
-def test_the_same_seed_gives_the_same_run(finished_semi_run, drawn_folder, tmp_path):
+def test_same_seed_gives_identical_weights(finished_semi_run, drawn_folder, tmp_path):
     api.train(drawn_folder, tmp_path / "run", FEW)
     assert_same(finished_semi_run, tmp_path / "run")
 
 
-def test_kernels_that_give_the_same_bits_may_be_asked_for(
+def test_deterministic_setting_is_applied_during_the_run(
     finished_semi_run, drawn_folder, tmp_path
 ):
-    asked = FEW.with_settings(["deterministic=true"])
+    settings = FEW.with_settings(["deterministic=true"])
     seen, summaries = set(), []
 
     class Spy(Callback):
@@ -59,7 +59,7 @@ def test_kernels_that_give_the_same_bits_may_be_asked_for(
             summaries.append((tmp_path / "run" / "summary.txt").read_text())
             return ()
 
-    api.train(drawn_folder, tmp_path / "run", asked, callbacks=[Spy()])
+    api.train(drawn_folder, tmp_path / "run", settings, callbacks=[Spy()])
     assert seen == {True}
     assert not torch.are_deterministic_algorithms_enabled()
     assert_same(finished_semi_run, tmp_path / "run")  # on a CPU nothing changes
@@ -67,7 +67,7 @@ def test_kernels_that_give_the_same_bits_may_be_asked_for(
     assert "  as of" not in (tmp_path / "run" / "summary.txt").read_text()
 
 
-def test_interrupted_three_times_it_ends_the_same(
+def test_resume_after_three_interruptions_is_bit_identical(
     finished_semi_run, drawn_folder, tmp_path
 ):
     for step in (1, 6, 11):
@@ -78,14 +78,14 @@ def test_interrupted_three_times_it_ends_the_same(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_is_ended_amid_a_run_loses_nothing(
+def test_resume_after_sigkill_or_sigterm_is_bit_identical(
     finished_semi_run, drawn_folder, tmp_path, number
 ):
     FEW.write(tmp_path / "few.yaml")
     out = tmp_path / "run"
     command = [sys.executable, "-c", COMMAND, "train", str(drawn_folder)]
     command += ["--out", str(out), "--config", str(tmp_path / "few.yaml")]
-    # As the test's own process computes: another number of threads rounds otherwise.
+    # The threads of this process: another number of threads rounds differently.
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(sys.path),
@@ -96,17 +96,17 @@ def test_a_process_that_is_ended_amid_a_run_loses_nothing(
         while not list(out.glob("checkpoints/*-step-3.*")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(number)
-        _, said = process.communicate()
+        _, err = process.communicate()
     if number == signal.SIGTERM:
         assert process.returncode == 128 + signal.SIGTERM
-        assert b"of 12, asked by SIGTERM. The same command goes on from here." in said
+        assert b"of 12, asked by SIGTERM. The same command resumes from here." in err
     else:
         assert process.returncode == -signal.SIGKILL
     api.train(drawn_folder, out, FEW)
     assert_same(finished_semi_run, out)
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
+def test_damaged_checkpoint_is_reported_and_the_one_before_used(
     finished_semi_run, drawn_folder, tmp_path
 ):
     train_until(5, drawn_folder, tmp_path / "run")
@@ -116,12 +116,12 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
     newest.write_bytes(content)
     api.train(drawn_folder, tmp_path / "run", FEW)
     assert_same(finished_semi_run, tmp_path / "run")
-    of_coming_back = {"damaged-checkpoint", "resumed"}
-    told = [kind for kind in kinds(tmp_path / "run") if kind in of_coming_back]
-    assert told == ["damaged-checkpoint", "resumed"]
+    expected = {"damaged-checkpoint", "resumed"}
+    emitted = [kind for kind in kinds(tmp_path / "run") if kind in expected]
+    assert emitted == ["damaged-checkpoint", "resumed"]
 
 
-def test_what_a_killed_process_left_half_written_is_removed(drawn_folder, stopped_run):
+def test_partial_files_of_a_killed_process_are_removed(drawn_folder, stopped_run):
     out = stopped_run
     for name in ("checkpoints/.000009-step-9.safetensors.1.partial", ".run.json.1.partial"):
         (out / name).write_bytes(b"half")
@@ -130,7 +130,7 @@ def test_what_a_killed_process_left_half_written_is_removed(drawn_folder, stoppe
     assert [path.name for path in out.rglob("*.partial")] == ["mine.partial"]
 
 
-def test_another_configuration_is_refused_with_the_difference(
+def test_resume_with_other_settings_is_refused_with_the_difference(
     drawn_folder, stopped_run, tmp_path
 ):
     out = stopped_run
@@ -141,26 +141,26 @@ def test_another_configuration_is_refused_with_the_difference(
     rate = FEW.training.lr
     assert f"training.lr: {rate} in the run, 0.1 now" in str(caught.value)
     assert f"--unlabeled: nothing in the run, ['{tmp_path}'] now" in str(caught.value)
-    assert "--restart to set it aside" in caught.value.fix
+    assert "--restart to archive it" in caught.value.fix
 
 
-def test_what_does_not_change_what_is_learned_may_change(drawn_folder, stopped_run):
+def test_setting_without_effect_on_the_weights_may_change(drawn_folder, stopped_run):
     out = stopped_run
     api.train(drawn_folder, out, FEW.with_settings(["data.cache_mib=1"]))
     assert kinds(out)[0] == "changed"
 
 
-def test_a_restart_sets_the_earlier_run_aside(drawn_folder, stopped_run, tmp_path):
+def test_restart_archives_the_earlier_run(drawn_folder, stopped_run, tmp_path):
     out = stopped_run
-    said = []
+    lines = []
     other = FEW.with_settings(["training.steps=2", "training.validations=1"])
-    api.train(drawn_folder, out, other, restart=True, log=said.append)
-    assert said[0] == f"what was in {out} is now in {tmp_path / 'run.1'}"
+    api.train(drawn_folder, out, other, restart=True, log=lines.append)
+    assert lines[0] == f"what was in {out} is now in {tmp_path / 'run.1'}"
     assert Settings.read(tmp_path / "run.1" / "settings.yaml") == FEW
     assert Settings.read(out / "settings.yaml") == other
 
 
-def test_images_that_changed_meanwhile_are_told_of(drawn_folder, tmp_path):
+def test_changed_images_are_reported_on_resume(drawn_folder, tmp_path):
     data = tmp_path / "leaves"
     shutil.copytree(drawn_folder, data)
     train_until(2, data, tmp_path / "run")
@@ -168,10 +168,10 @@ def test_images_that_changed_meanwhile_are_told_of(drawn_folder, tmp_path):
     first.write_bytes(first.read_bytes() + b" ")
     api.train(data, tmp_path / "run", FEW)
     lines = (tmp_path / "run" / "events.jsonl").read_text("utf-8").splitlines()
-    assert f"not what they were: {first.stem}" in json.loads(lines[0])["text"]
+    assert f"images or masks changed: {first.stem}" in json.loads(lines[0])["text"]
 
 
-def test_two_processes_do_not_train_in_one_folder(drawn_folder, tmp_path):
+def test_second_process_in_one_folder_is_refused(drawn_folder, tmp_path):
     (tmp_path / "run").mkdir()
     with (
         run_lock(tmp_path / "run"),
@@ -181,7 +181,7 @@ def test_two_processes_do_not_train_in_one_folder(drawn_folder, tmp_path):
 
 
 @pytest.mark.parametrize("n_writes", [0, 1, 2])
-def test_a_run_that_died_while_it_was_written_down_begins(
+def test_run_killed_while_writing_its_record_starts_again(
     drawn_folder, tmp_path, monkeypatch, n_writes
 ):
     left = iter([True] * n_writes + [False])
@@ -201,7 +201,7 @@ def test_a_run_that_died_while_it_was_written_down_begins(
 
 
 @pytest.mark.parametrize(("written_as", "words"), [(1, "an older"), (99, "a newer")])
-def test_a_run_of_another_version_is_refused(drawn_folder, stopped_run, written_as, words):
+def test_run_of_another_version_is_refused(drawn_folder, stopped_run, written_as, words):
     out = stopped_run
     tree = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps(tree | {"format": written_as}))
@@ -212,7 +212,7 @@ def test_a_run_of_another_version_is_refused(drawn_folder, stopped_run, written_
         api.train(drawn_folder, out, FEW)
 
 
-def test_a_run_says_what_it_was_run_on(finished_semi_run):
+def test_run_record_states_device_versions_and_sources(finished_semi_run):
     tree = json.loads((finished_semi_run / "run.json").read_text())
     assert tree["device"].startswith("CPU")
     assert tree["versions"].keys() == {"torch", "timm", "numpy"}

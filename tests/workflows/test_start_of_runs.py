@@ -1,4 +1,4 @@
-"""Runs that start from a model: what they keep of it, and what is refused."""
+"""Runs that start from a model: what they take from it, and what is refused."""
 
 import shutil
 
@@ -39,9 +39,9 @@ def from_model(folder, **changes):
     return FEW.model_copy(update={"model": model}).with_settings(pairs)
 
 
-def test_start_of_a_run_from_another_is_written_down(first, drawn_folder, tmp_path):
-    said = []
-    api.train(drawn_folder, tmp_path / "run", from_model(first), log=said.append)
+def test_start_from_a_run_is_recorded(first, drawn_folder, tmp_path):
+    lines = []
+    api.train(drawn_folder, tmp_path / "run", from_model(first), log=lines.append)
     model = RunRecord.read(tmp_path / "run").settings.model
     assert {name: getattr(model, name) for name in SHAPE} == SHAPE
     assert model.start == str(first)
@@ -49,12 +49,12 @@ def test_start_of_a_run_from_another_is_written_down(first, drawn_folder, tmp_pa
     digest = read_card(first / "best").sha256
     assert card.weights_sha256 == digest
     assert card.weights_origin == f"model {digest[:12]}, from random"
-    assert any(f"weights: model {digest[:12]}, from random" in line for line in said)
+    assert any(f"weights: model {digest[:12]}, from random" in line for line in lines)
     read_bundle(tmp_path / "run" / "best")
 
 
-def test_start_of_a_run_uses_what_the_model_learned(first, drawn_folder, tmp_path):
-    """Not only its shape: without a rate, the model stays what it was."""
+def test_start_from_a_run_uses_its_weights(first, drawn_folder, tmp_path):
+    """With a learning rate near 0, the outputs stay those of the first model."""
     settings = from_model(first, **{"training.lr": 1e-12, "loss.disease": 0})
     api.train(drawn_folder, tmp_path / "run", settings)
     new, _ = read_bundle(tmp_path / "run" / "last")
@@ -64,13 +64,13 @@ def test_start_of_a_run_uses_what_the_model_learned(first, drawn_folder, tmp_pat
 
 
 @pytest.mark.parametrize("stop_after", [2, 4], ids=["before", "after"])
-def test_start_of_a_run_is_resumed_after_its_model_was_deleted(
+def test_resume_after_the_start_model_was_deleted_is_identical(
     first, drawn_folder, tmp_path, monkeypatch, stop_after
 ):
     """Before and after the first validation, at step 3, which writes the first model."""
     shutil.copytree(first, tmp_path / "first")
     settings = from_model(tmp_path / "first")
-    api.train(drawn_folder, tmp_path / "undisturbed", settings)
+    api.train(drawn_folder, tmp_path / "uninterrupted", settings)
     run = Trainer.run
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "run", lambda self: run(self, stop_after=stop_after))
@@ -79,14 +79,14 @@ def test_start_of_a_run_is_resumed_after_its_model_was_deleted(
     shutil.rmtree(tmp_path / "first")
     api.train(drawn_folder, tmp_path / "run", settings)
     for model in ("best", "last"):
-        cards = [read_card(tmp_path / r / model) for r in ("undisturbed", "run")]
+        cards = [read_card(tmp_path / r / model) for r in ("uninterrupted", "run")]
         assert cards[0] == cards[1]
 
 
-def test_start_of_a_run_is_resumed_in_mid_course_without_start_json_or_model(
+def test_resume_without_start_json_and_start_model_is_refused(
     first, drawn_folder, tmp_path, monkeypatch
 ):
-    """What is missing is said; nothing else takes its place."""
+    """The missing model is reported; no other model is used instead."""
     shutil.copytree(first, tmp_path / "first")
     settings = from_model(tmp_path / "first")
     run = Trainer.run
@@ -101,7 +101,7 @@ def test_start_of_a_run_is_resumed_in_mid_course_without_start_json_or_model(
 
 
 @pytest.mark.parametrize("where", ["", "best", "last"])
-def test_start_within_the_run_that_restart_archives_is_found(
+def test_restart_from_a_model_of_the_archived_run_works(
     first, drawn_folder, tmp_path, where
 ):
     run = tmp_path / "run"
@@ -114,11 +114,11 @@ def test_start_within_the_run_that_restart_archives_is_found(
     start = RunRecord.read(run).settings.model.start
     assert start == str(archived / where)
     assert (archived / "best").is_dir()
-    # The run is known again by the path that it wrote down.
+    # The run is resumed with the path that it recorded.
     assert api.train(drawn_folder, run, from_model(start)).summary.steps == 6
 
 
-def test_start_of_a_plan_has_the_shape_of_the_model(first, drawn_folder, monkeypatch):
+def test_plan_uses_the_shape_of_the_start_model(first, drawn_folder, monkeypatch):
     planned = []
 
     def recorder(_manifest, settings, *_, **__):
@@ -133,7 +133,7 @@ def test_start_of_a_plan_has_the_shape_of_the_model(first, drawn_folder, monkeyp
         api.plan(drawn_folder, 10**10, from_model(first, **{"model.width": 64}))
 
 
-def test_start_of_a_finished_run_is_reported_after_its_model_was_deleted(
+def test_finished_run_is_evaluated_after_its_start_model_was_deleted(
     first, drawn_folder, tmp_path
 ):
     shutil.copytree(first, tmp_path / "first")
@@ -144,25 +144,23 @@ def test_start_of_a_finished_run_is_reported_after_its_model_was_deleted(
     assert api.evaluate(tmp_path / "run").n_images > 0
 
 
-def test_start_of_a_run_from_another_model_is_refused_to_resume(
-    first, drawn_folder, tmp_path
-):
+def test_resume_from_another_start_model_is_refused(first, drawn_folder, tmp_path):
     shutil.copytree(first, tmp_path / "other")
     api.train(drawn_folder, tmp_path / "run", from_model(first))
     with pytest.raises(UsageError, match="holds a run of another configuration") as caught:
         api.train(drawn_folder, tmp_path / "run", from_model(tmp_path / "other"))
-    said = f"model.start: {first} in the run, {tmp_path / 'other'} now"
-    assert said in str(caught.value)
+    difference = f"model.start: {first} in the run, {tmp_path / 'other'} now"
+    assert difference in str(caught.value)
 
 
-def test_start_of_a_run_from_nowhere_leaves_nothing_behind(drawn_folder, tmp_path):
+def test_start_from_a_missing_model_leaves_no_folder(drawn_folder, tmp_path):
     with pytest.raises(UsageError, match="there is no such model"):
         api.train(drawn_folder, tmp_path / "run", from_model(tmp_path / "nowhere"))
     assert not (tmp_path / "run").exists()
 
 
-def test_start_of_an_unknown_encoder_leaves_nothing_behind(drawn_folder, tmp_path):
-    """Or a second try with the right name would meet a run of another configuration."""
+def test_unknown_encoder_leaves_no_folder(drawn_folder, tmp_path):
+    """A second try with the right name would be refused as another configuration."""
     settings = TINY.with_settings(["model.encoder=mega"])
     with pytest.raises(UsageError, match=r"model\.encoder is 'mega'"):
         api.train(drawn_folder, tmp_path / "run", settings)
@@ -173,20 +171,18 @@ def test_start_of_an_unknown_encoder_leaves_nothing_behind(drawn_folder, tmp_pat
     ("name", "other"),
     [("encoder", "resnet18"), ("width", 64), ("encoder", "tf_efficientnet_lite1")],
 )
-def test_start_of_a_run_with_another_shape_is_refused_to_resume(
-    drawn_folder, tmp_path, name, other
-):
-    """Whether the other one is the default or not: this run starts from no model."""
+def test_resume_with_another_shape_is_refused(drawn_folder, tmp_path, name, other):
+    """The run starts from no model, so the defaults are refused as well."""
     api.train(drawn_folder, tmp_path / "run", TINY)
     model = TINY.model.model_copy(update={name: other})
     with pytest.raises(UsageError, match="holds a run of another configuration") as caught:
         api.train(drawn_folder, tmp_path / "run", TINY.model_copy(update={"model": model}))
-    said = f"model.{name}: {getattr(TINY.model, name)} in the run, {other} now"
-    assert said in str(caught.value)
+    difference = f"model.{name}: {getattr(TINY.model, name)} in the run, {other} now"
+    assert difference in str(caught.value)
     assert "model.weights" not in str(caught.value)
 
 
-def test_start_from_a_card_that_does_not_fit_its_weights_is_refused(tmp_path):
+def test_start_from_a_card_that_does_not_match_its_weights_is_refused(tmp_path):
     write_model(tmp_path, ClassMap(("rust",)))
     card = tmp_path / "model.json"
     card.write_text(card.read_text("utf-8").replace('"width": 32', '"width": 64'))
@@ -194,7 +190,7 @@ def test_start_from_a_card_that_does_not_fit_its_weights_is_refused(tmp_path):
         started(tmp_path, ClassMap(("rust",)))
 
 
-def test_start_carries_the_data_sets_of_the_earlier_model(tmp_path):
+def test_start_keeps_the_data_sets_of_the_start_model(tmp_path):
     settings = with_start(ModelSettings(start="starter"))
     run = tmp_path / "run"
     run.mkdir()
@@ -203,31 +199,31 @@ def test_start_carries_the_data_sets_of_the_earlier_model(tmp_path):
         assert "coffee" in source.data_sets
 
 
-def test_start_of_a_run_is_validated_before_the_first_step(drawn_folder, tmp_path):
-    """Training that makes a model worse is said to."""
+def test_start_model_is_validated_before_the_first_step(drawn_folder, tmp_path):
+    """An event reports training that makes the model worse."""
     settings = from_model("starter", **{"training.lr": 5.0})
-    found = api.train(drawn_folder, tmp_path / "run", settings)
+    trained = api.train(drawn_folder, tmp_path / "run", settings)
     rows = (tmp_path / "run" / "history.csv").read_text().splitlines()
     assert rows[1].split(",")[:2] == ["0", "0"]
     scores = [float(row.split(",")[2]) for row in rows[1:]]
-    said = "no step was as good as the model that training" in (
+    reported = "No validation reached the score of the model that training" in (
         (tmp_path / "run" / "events.jsonl").read_text()
     )
-    assert said == (max(scores[1:]) < scores[0])
-    assert said
-    assert found.summary.best.monitored_metric == pytest.approx(max(scores[1:]), abs=1e-4)
+    assert reported == (max(scores[1:]) < scores[0])
+    assert reported
+    assert trained.summary.best.monitored_metric == pytest.approx(max(scores[1:]), abs=1e-4)
 
 
-def test_start_data_is_not_judged_unseen_by_a_later_model(first, drawn_folder, tmp_path):
-    """What the earlier model learned from, the later one's run does not know."""
+def test_data_of_the_start_model_is_refused_as_test_data(first, drawn_folder, tmp_path):
+    """The manifest of the run does not list what its start model learned from."""
     other = tmp_path / "other"
     shutil.copytree(drawn_folder, other)
-    found = api.train(other, tmp_path / "run", from_model(first))
+    trained = api.train(other, tmp_path / "run", from_model(first))
     for path in (other / "images").iterdir():  # other images, under the known name
         with path.open("ab") as file:
             file.write(b" ")
     (other / "index.csv").unlink()
     renamed = other.rename(tmp_path / drawn_folder.name)
     with pytest.raises(UsageError, match="or a model that it was started from") as caught:
-        api.evaluate(found.folder, renamed)
+        api.evaluate(trained.folder, renamed)
     assert "rename the folder" in caught.value.fix

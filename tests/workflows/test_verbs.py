@@ -1,4 +1,4 @@
-"""The whole way on drawn leaves: every verb, and what goes wrong on it."""
+"""Every command on synthetic leaves, and its errors."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ class Recorder(Callback):
 
 
 @pytest.mark.curves
-def test_training_leaves_a_run(drawn_folder, tmp_path):
+def test_train_writes_the_files_of_a_run(drawn_folder, tmp_path):
     recorder = Recorder()
     trained = api.train(drawn_folder, tmp_path / "run", TINY, callbacks=[recorder])
     folder = trained.folder
@@ -57,7 +57,7 @@ def test_training_leaves_a_run(drawn_folder, tmp_path):
     assert api.check(drawn_folder).spoils_training is False
 
 
-def test_a_folder_of_something_else_is_never_written_into(drawn_folder, tmp_path):
+def test_train_into_a_folder_with_other_files_is_refused(drawn_folder, tmp_path):
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(OutputError, match=r"already holds thesis\.txt") as caught:
         api.train(drawn_folder, tmp_path, TINY)
@@ -65,27 +65,29 @@ def test_a_folder_of_something_else_is_never_written_into(drawn_folder, tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_run_is_judged_on_its_own_test_images(finished_run):
+def test_evaluate_uses_the_test_images_of_the_run(finished_run):
     report = api.evaluate(finished_run)
     test = Manifest.read(finished_run / "manifest.json").split("test")
     assert report.n_images == len(test)
     assert {row.key for row in report.images} == {row.key for row in test.rows}
 
 
-def test_images_learned_from_are_not_judged(finished_run, drawn_folder):
+def test_evaluate_on_training_images_is_refused(finished_run, drawn_folder):
     report = api.evaluate(finished_run, drawn_folder)
     assert report.n_images == len(
         Manifest.read(finished_run / "manifest.json").split("test")
     )
-    with pytest.raises(UsageError, match="of these images are ones the model learned"):
+    with pytest.raises(UsageError, match="of these images were used to train"):
         api.evaluate(finished_run, drawn_folder, split="all")
 
 
-def test_a_copied_image_is_still_known(finished_run, drawn_folder, tmp_path):
+def test_evaluate_on_copied_training_images_is_refused(
+    finished_run, drawn_folder, tmp_path
+):
     import shutil
 
     shutil.copytree(drawn_folder, tmp_path / "copied")
-    with pytest.raises(UsageError, match="of these images are ones the model learned"):
+    with pytest.raises(UsageError, match="of these images were used to train"):
         api.evaluate(finished_run, tmp_path / "copied", split="all")
 
 
@@ -101,25 +103,25 @@ def make_other_data(folder):
     return folder
 
 
-def test_another_data_set_is_judged_as_any_lesion(finished_run, tmp_path):
-    """Its classes have other names, so where is judged, not which."""
+def test_evaluate_on_other_class_names_merges_to_any_lesion(finished_run, tmp_path):
+    """Its classes have other names, so lesions are evaluated without their class."""
     report = api.evaluate(finished_run, make_other_data(tmp_path / "other"), split="all")
     assert [row.name for row in report.classes] == ["no lesion", "any lesion"]
     assert report.n_images == 3
 
 
-def test_images_are_measured(finished_run, tmp_path):
+def test_predict_writes_tables_masks_and_overlays(finished_run, tmp_path):
     images = make_other_data(tmp_path / "new") / "images"
     (images / "broken.jpg").write_bytes(b"this is no image")
     seen = []
-    found = api.predict(
+    table = api.predict(
         finished_run,
         images,
         tmp_path / "out",
-        progress=lambda *told: seen.append(told),
+        progress=lambda *call: seen.append(call),
     )
-    assert len(found.rows) == 3
-    ((name, reason),) = found.skipped
+    assert len(table.rows) == 3
+    ((name, reason),) = table.skipped
     assert name == "broken.jpg"
     assert "broken.jpg" in reason
     with (tmp_path / "out" / "severity.csv").open(encoding="utf-8") as file:
@@ -137,7 +139,7 @@ def test_images_are_measured(finished_run, tmp_path):
         api.predict(finished_run, images, tmp_path / "out")
 
 
-def test_one_broken_image_is_an_error_and_leaves_nothing(finished_run, tmp_path):
+def test_predict_of_one_broken_image_leaves_no_folder(finished_run, tmp_path):
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"\xff\xd8\xff")
     with pytest.raises(DataError, match=r"broken\.jpg"):
@@ -146,7 +148,7 @@ def test_one_broken_image_is_an_error_and_leaves_nothing(finished_run, tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "RGBA", "L", "P", "1", "I;16"])
-def test_any_kind_of_image_is_measured(finished_run, tmp_path, mode):
+def test_predict_reads_every_image_mode(finished_run, tmp_path, mode):
     image = Image.fromarray(
         np.random.default_rng(0).integers(0, 255, (50, 60, 3), np.uint8)
     )
@@ -160,58 +162,60 @@ def test_any_kind_of_image_is_measured(finished_run, tmp_path, mode):
     assert (row["height"], row["width"]) == (50, 60)
 
 
-def test_a_image_of_one_pixel_is_measured(finished_run, tmp_path):
+def test_predict_measures_an_image_of_one_pixel(finished_run, tmp_path):
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
     (row,) = api.predict(finished_run, tmp_path / "dot.png", tmp_path / "out").rows
     assert (row["height"], row["width"]) == (1, 1)
     assert "hardly any green: a plant?" in row["notes"]
 
 
-def test_a_folder_without_a_model_is_explained(tmp_path):
+def test_evaluate_of_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UsageError, match="holds no trained model"):
         api.evaluate(tmp_path)
 
 
-def test_a_data_set_without_masks_cannot_teach(tmp_path):
+def test_train_without_masks_is_refused(tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     with pytest.raises(UsageError, match="no image with a mask in its train split"):
         api.train(tmp_path, tmp_path / "run", TINY)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_output_that_is_a_file_is_refused(drawn_folder, tmp_path):
+def test_train_into_a_file_is_refused(drawn_folder, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(OutputError, match="cannot be written: File exists"):
         api.train(drawn_folder, tmp_path / "out", TINY)
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_results_are_never_written_among_images(finished_run, drawn_folder):
+def test_predict_into_a_data_set_is_refused(finished_run, drawn_folder):
     before = sorted(p.name for p in (drawn_folder / "masks").iterdir())
     with pytest.raises(OutputError, match=r"already holds classes\.yaml, images"):
         api.predict(finished_run, drawn_folder / "images", drawn_folder)
     assert sorted(p.name for p in (drawn_folder / "masks").iterdir()) == before
 
 
-def test_the_images_of_a_manifest_are_measured(finished_run, tmp_path):
+def test_predict_reads_the_images_of_a_manifest(finished_run, tmp_path):
     rows = Manifest.read(finished_run / "manifest.json").split("test").rows
     manifest = Manifest.read(finished_run / "manifest.json").only(rows[:2])
     (tmp_path / "some").mkdir()
     manifest.write(tmp_path / "some" / "manifest.json")
-    found = api.predict(finished_run, tmp_path / "some", tmp_path / "out")
-    assert [row["image"] for row in found.rows] == [
+    table = api.predict(finished_run, tmp_path / "some", tmp_path / "out")
+    assert [row["image"] for row in table.rows] == [
         f"{row.key}{row.image.suffix}" for row in rows[:2]
     ]
 
 
-def test_masks_of_the_leaf_alone_teach_no_disease(tmp_path):
+def test_train_with_leaf_masks_only_is_refused(tmp_path):
     data = make_other_data(tmp_path / "leaf only")
     (data / "classes.yaml").write_text("0: background\n1: leaf\n")
     with pytest.raises(UsageError, match="name no lesion class"):
         api.train(data, tmp_path / "run", TINY)
 
 
-def test_a_model_away_from_its_run_does_not_guess(finished_run, drawn_folder, tmp_path):
+def test_evaluate_of_a_moved_model_on_its_data_is_refused(
+    finished_run, drawn_folder, tmp_path
+):
     import shutil
 
     shutil.copytree(finished_run / "best", tmp_path / "model")
@@ -224,35 +228,35 @@ def test_a_model_away_from_its_run_does_not_guess(finished_run, drawn_folder, tm
         api.evaluate(tmp_path / "model", tmp_path / "leaves")
 
 
-def test_a_model_alone_needs_data(finished_run, tmp_path):
+def test_evaluate_of_a_moved_model_without_data_is_refused(finished_run, tmp_path):
     import shutil
 
     shutil.copytree(finished_run / "best", tmp_path / "model")
-    with pytest.raises(UsageError, match="does not say which images"):
+    with pytest.raises(UsageError, match="does not state which images"):
         api.evaluate(tmp_path / "model")
 
 
-def test_demo_recipe_starts_from_a_model_of_a_free_license():
-    """The demonstration itself is tested with another recipe, which takes less time."""
+def test_demo_starts_from_a_model_with_a_free_license():
+    """The demo itself is tested with other settings, which take less time."""
     model = with_start(demo_workflow.refine().model)
     _, source = starting_network(model, ClassMap(("rust",)))
     assert source.license == "apache-2.0"
 
 
-def test_demo_goes_the_whole_way(tmp_path, monkeypatch):
-    recipe = []
+def test_demo_writes_results_before_and_after_training(tmp_path, monkeypatch):
+    calls = []
 
     def quick(*arguments):
-        recipe.append(arguments)
+        calls.append(arguments)
         return TINY
 
     monkeypatch.setattr("plantseg_next.workflows.demo.refine", quick)
-    said, measured = [], []
+    lines, measured = [], []
     done = api.demo(
         tmp_path / "demo",
         leaves=40,
-        log=said.append,
-        on_measured=lambda *found: measured.append(found),
+        log=lines.append,
+        on_measured=lambda *results: measured.append(results),
     )
     for name, table, report in (
         ("before", done.measured, done.before),
@@ -262,14 +266,14 @@ def test_demo_goes_the_whole_way(tmp_path, monkeypatch):
         assert (tmp_path / "demo" / name / "report" / "report.txt").exists()
         assert len(table.rows) == report.n_images > 0
     assert measured == [(done.measured, done.before)]
-    # Without training the starter is of use on them; six steps from nothing are of none.
+    # The starter segments them without training; six steps from random weights do not.
     assert done.before.leaf_iou.value > 0.8
     assert done.before.lesion_dice.value > done.after.lesion_dice.value
-    ((steps, fraction),) = recipe
+    ((steps, fraction),) = calls
     assert steps == 200
     n_train = done.trained.n_train
     assert fraction == pytest.approx(min(1.0, api.DEMO_MASKS / n_train))
-    assert said[0] == "drawing 40 leaves with exact masks"
+    assert lines[0] == "drawing 40 leaves with exact masks"
     with pytest.raises(OutputError, match="already holds"):
         api.demo(tmp_path / "demo")
 
@@ -304,7 +308,7 @@ def test_starter_card_states_its_license_and_what_it_marks(name, license_):
 
 
 @pytest.mark.parametrize("folder", STARTERS.values())
-def test_starter_is_small_and_whole(folder):
+def test_starter_is_small_and_finite(folder):
     card = read_card(folder)
     size = (folder / card.weights).stat().st_size
     assert size < 9_000_000
@@ -315,7 +319,7 @@ def test_starter_is_small_and_whole(folder):
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
-def test_a_packaged_model_is_found_by_its_name_unless_a_folder_has_it_too(
+def test_packaged_model_is_found_by_name_unless_a_folder_has_that_name(
     finished_run, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -326,7 +330,7 @@ def test_a_packaged_model_is_found_by_its_name_unless_a_folder_has_it_too(
     assert not api.holds_model(Path("starter"))  # images may be in it
     shutil.copytree(finished_run / "best", "starter-field")
     for find in (api.find_model, lambda path: start_folder(str(path))):
-        with pytest.raises(UsageError, match="comes with the package, and") as both:
+        with pytest.raises(UsageError, match="is a model in the package, and") as both:
             find(Path("starter-field"))
     assert str(Path("starter-field").resolve()) in both.value.fix
     assert api.find_model(Path("starter-field").resolve()).is_absolute()
@@ -340,7 +344,7 @@ def test_a_packaged_model_is_found_by_its_name_unless_a_folder_has_it_too(
 
 
 @pytest.mark.parametrize(("disease", "seed"), [("blight", 1), ("leaf miner", 1)])
-def test_starter_marks_most_of_a_drawn_diseased_leaf(tmp_path, disease, seed):
+def test_starter_segments_a_synthetic_diseased_leaf(tmp_path, disease, seed):
     leaf = draw_leaf(
         seed, size_hw=(192, 192), disease=disease, age_days=20.0, natural_ground=False
     )
@@ -350,15 +354,15 @@ def test_starter_marks_most_of_a_drawn_diseased_leaf(tmp_path, disease, seed):
         lesion = np.array(image) > 0
     with Image.open(tmp_path / "out" / row["leaf_mask"]) as image:
         marked = np.array(image) > 0
-    for found, drawn in ((lesion, leaf.lesion > 0), (marked, leaf.leaf > 0)):
-        assert (found & drawn).sum() / (found | drawn).sum() > 0.8
+    for predicted, drawn in ((lesion, leaf.lesion > 0), (marked, leaf.leaf > 0)):
+        assert (predicted & drawn).sum() / (predicted | drawn).sum() > 0.8
     truth = 100 * (leaf.lesion > 0).sum() / leaf.leaf.sum()
     assert row["severity_pct"] == pytest.approx(truth, rel=0.2)
     assert row["denominator"] == "leaf"
     assert row["model"] == read_card(STARTER_FOLDER).sha256[:12]
 
 
-def test_starter_marks_little_on_a_drawn_healthy_leaf(tmp_path):
+def test_starter_segments_little_on_a_synthetic_healthy_leaf(tmp_path):
     leaf = draw_leaf(1, size_hw=(192, 192), disease="healthy", natural_ground=False)
     Image.fromarray(leaf.image).save(tmp_path / "leaf.png")
     (row,) = api.predict(None, tmp_path / "leaf.png", tmp_path / "out").rows
@@ -373,8 +377,8 @@ def test_predict_with_a_model_uses_that_model(finished_run, drawn_folder, tmp_pa
     assert row["model"] == digest[:12] != read_card(STARTER_FOLDER).sha256[:12]
 
 
-def test_predict_states_scale_and_least_lesion_of_a_large_image(finished_run, tmp_path):
-    """In pixels of the image itself, of which the model sees fewer."""
+def test_predict_states_scale_and_min_lesion_px_of_a_large_image(finished_run, tmp_path):
+    """In pixels of the image itself; the model sees a reduced image."""
     long_side_px = read_card(finished_run / "best").long_side_px
     assert long_side_px == 1024
     rng = np.random.default_rng(0)
@@ -394,7 +398,7 @@ def test_predict_states_scale_and_least_lesion_of_a_large_image(finished_run, tm
     assert all(area >= 28 for area in areas)
 
 
-def test_links_that_lead_nowhere_and_odd_names_do_not_stop_a_batch(finished_run, tmp_path):
+def test_predict_skips_broken_links_and_escapes_odd_names(finished_run, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     odd = os.fsdecode(b"odd \xff.png")
@@ -402,13 +406,13 @@ def test_links_that_lead_nowhere_and_odd_names_do_not_stop_a_batch(finished_run,
         Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / name)
     (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (folder / "round.jpg").symlink_to(folder / "round.jpg")
-    found = api.predict(finished_run, folder, tmp_path / "out")
-    assert [row["image"] for row in found.rows] == ["a.png", "odd \\xff.png"]
-    assert [name for name, _ in found.skipped] == ["gone.jpg", "round.jpg"]
+    table = api.predict(finished_run, folder, tmp_path / "out")
+    assert [row["image"] for row in table.rows] == ["a.png", "odd \\xff.png"]
+    assert [name for name, _ in table.skipped] == ["gone.jpg", "round.jpg"]
     assert (tmp_path / "out" / "severity.csv").is_file()
 
 
-def test_images_that_a_packaged_model_may_know_are_not_judged(tmp_path):
+def test_evaluate_of_a_packaged_model_on_its_data_set_is_refused(tmp_path):
     data = make_other_data(tmp_path / "coffee")
     for split in ("test", "all"):
         with pytest.raises(UsageError, match="learned from a data set called coffee"):
@@ -422,7 +426,7 @@ def test_images_that_a_packaged_model_may_know_are_not_judged(tmp_path):
         api.evaluate(STARTER_FOLDER, data, split="all")
 
 
-def test_a_report_of_any_lesion_has_no_disease_iou(finished_run, tmp_path):
+def test_report_of_any_lesion_has_no_disease_iou(finished_run, tmp_path):
     other = api.evaluate(finished_run, make_other_data(tmp_path / "other"), split="all")
     assert "disease mIoU" not in other.to_text().split("How to read")[0]
     own = api.evaluate(finished_run)

@@ -1,12 +1,12 @@
-"""The command line: the verbs of ``api.py``; it and its bars alone print.
+"""The command line: the commands of ``api.py``. No other package prints.
 
-Nothing heavy is imported before a verb is chosen, so that ``--help`` answers at once.
+Large packages are imported only when a command runs, so that ``--help`` is fast.
 """
 
 import os
 import sys
 
-from plantseg_next.cli import data, training, using  # their verbs, in this order
+from plantseg_next.cli import data, training, using  # the order of the commands in --help
 from plantseg_next.cli.app import app
 from plantseg_next.errors import PlantSegError, StoppedError
 
@@ -14,10 +14,10 @@ __all__ = ["app", "data", "main", "training", "using"]
 
 
 def main() -> None:
-    """Run the command line; a user's error is printed without a traceback."""
+    """Run the command line; errors of the user are printed without a traceback."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        # By default PyTorch's threads spin while they wait. Where another program wants
-        # the same cores, the one that is waited for does not run meanwhile.
+        # By default the threads of PyTorch spin while they wait. Beside another program
+        # on the same cores, that keeps the thread they wait for from running.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app()
@@ -31,19 +31,19 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:
-        if not _lacks_memory(error):
+        if not _is_out_of_memory(error):
             raise
-        too_small = PlantSegError(
+        memory_error = PlantSegError(
             f"Memory ran out ({error or type(error).__name__}).",
             needed="about 1 GiB for PyTorch alone, and address space for its libraries",
             fix="close other programs, or raise the limit (ulimit -v)",
         )
-        print(f"error: {too_small}", file=sys.stderr)
+        print(f"error: {memory_error}", file=sys.stderr)
         sys.exit(1)
 
 
-def _lacks_memory(error: Exception) -> bool:
-    """Return whether memory ran out: in Python, a library as it is loaded, or OpenCV."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out in Python, in loading a library, or in OpenCV."""
     return (
         isinstance(error, MemoryError)
         or (isinstance(error, ImportError) and "map segment" in str(error))

@@ -1,4 +1,4 @@
-"""The command line's one application, and the options that its verbs share."""
+"""The Typer application, and the options that its commands share."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="plantseg-next",
-    help="Lesions and severity from leaf photographs.",
+    help="Segment lesions on leaf photographs and measure their severity.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -20,31 +20,31 @@ app = typer.Typer(
 )
 
 DATA_HELP = (
-    "One or more folders of images: with masks, the PlantSeg archive, with what COCO, "
-    "LabelMe, CVAT, Pascal VOC or YOLO wrote, class folders as in PlantVillage, or "
-    "images only. The layout is recognized."
+    "One or more folders of images: with masks, the PlantSeg archive, annotations of COCO, "
+    "LabelMe, CVAT, Pascal VOC or YOLO, class folders as in PlantVillage, or images only. "
+    "The layout is recognized."
 )
 MODEL_HELP = (
-    "A run, one of its models (RUN/best, RUN/last), or one that comes with the package "
-    "(starter, starter-field)."
+    "A run, one of its models (RUN/best, RUN/last), or a model of the package (starter, "
+    "starter-field)."
 )
 Data = Annotated[list[Path], typer.Argument(help=DATA_HELP)]
 Model = Annotated[Path, typer.Argument(help=MODEL_HELP)]
-Images = Annotated[Path, typer.Argument(help="An image, or a folder of them.")]
+Images = Annotated[Path, typer.Argument(help="An image, or a folder of images.")]
 Classes = Annotated[
     Path | None,
-    typer.Option(help="File that says what mask values mean: value -> background, "
-                 "leaf, ignore, or the name of a lesion class."),
+    typer.Option(help="File of what mask values mean: value -> background, leaf, ignore, "
+                 "or the name of a lesion class."),
 ]  # fmt: skip
-Names = Annotated[
+ClassNames = Annotated[
     Path | None,
-    typer.Option(help="File of what each data set calls things and what the run calls "
-                 "them; `data names` proposes one."),
+    typer.Option("--class-names", help="File of the class names of each data set, with "
+                 "the names that the run uses; `data class-names` proposes one."),
 ]  # fmt: skip
 Out = Annotated[Path, typer.Option(help="New folder for the results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Config = Annotated[
-    Path | None, typer.Option(help="YAML file of settings; see RUN/settings.yaml.")
+    Path | None, typer.Option(help="YAML file of settings, as RUN/settings.yaml.")
 ]
 Set = Annotated[
     list[str] | None,
@@ -52,7 +52,9 @@ Set = Annotated[
 ]
 Unlabeled = Annotated[
     list[Path] | None,
-    typer.Option(help="Further images to learn from; needs no masks. Repeatable."),
+    typer.Option(
+        "--unlabeled", help="Further images to learn from, without masks. Repeatable."
+    ),
 ]
 
 
@@ -60,14 +62,14 @@ Unlabeled = Annotated[
 def print_version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Print the version, where that is all that was asked."""
+    """Print the version if --version is given."""
     if version:
         print(__version__)
         raise typer.Exit
 
 
 def settings_of(config: Path | None, pairs: list[str]) -> "Settings":
-    """Return the settings of a file, or the defaults, with some of them changed."""
+    """Return the settings of a file, or the defaults, with ``--set`` applied."""
     from plantseg_next.settings import Settings
 
     base = Settings() if config is None else Settings.read(config)

@@ -1,4 +1,4 @@
-"""Progress bars of the command line. Nothing heavy is imported before one is shown."""
+"""Progress bars of the command line. rich is imported when the first bar is shown."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def bars() -> Iterator["Bar"]:
-    """Yield a place for bars and lines on the terminal, beside what is printed."""
+    """Yield a display for bars and lines on stderr."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -39,16 +39,16 @@ def bars() -> Iterator["Bar"]:
 
 @contextmanager
 def progress_bars() -> Iterator["Progress"]:
-    """Yield what ``api`` tells of its progress, shown as bars."""
+    """Yield a progress callback for ``api`` that shows bars."""
     with bars() as bar:
-        yield Told(bar)
+        yield TaskBars(bar)
 
 
-class Told:
-    """Turn ``api``'s progress into one bar a task.
+class TaskBars:
+    """Progress callback that shows one bar per task.
 
     Args:
-        bar: Where to draw.
+        bar: The display.
     """
 
     def __init__(self, bar: "Bar") -> None:
@@ -56,17 +56,17 @@ class Told:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Move the bar of this task."""
+        """Update the bar of this task."""
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=total)
         self._bar.update(self._tasks[what], completed=done, visible=done < total)
 
 
 class TrainingBar(Callback):
-    """Show how a run goes.
+    """Callback that shows the progress of a run.
 
     Args:
-        bar: Where to draw.
+        bar: The display.
     """
 
     def __init__(self, bar: "Bar") -> None:
@@ -74,7 +74,7 @@ class TrainingBar(Callback):
         self._task: TaskID | None = None
 
     def on_step(self, info: "StepInfo") -> Sequence["Event"]:
-        """Move the bar; the loss is looked at now and then, for looking costs time."""
+        """Update the bar; the loss is read every 10 steps, since reading takes time."""
         step, steps = info.step, info.steps
         if self._task is None:
             self._task = self._bar.add_task("training", total=steps)
@@ -87,12 +87,12 @@ class TrainingBar(Callback):
     def on_validation(
         self, step: int, validation: "Validation", *, best: bool
     ) -> Sequence["Event"]:
-        """Print a line."""
+        """Print the metrics."""
         metrics = ", ".join(f"{n} {v:.3f}" for n, v in validation.metrics.items())
         mark = "  best so far" if best else "" if step else "  before training"
         self._bar.console.print(f"step {step:>6}: {metrics}{mark}")
         return ()
 
     def on_event(self, step: int, event: "Event") -> None:
-        """Print a line."""
+        """Print the text of the event."""
         self._bar.console.print(f"step {step:>6}: {event.text}", markup=False)

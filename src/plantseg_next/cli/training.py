@@ -1,4 +1,4 @@
-"""Verbs that make a run, or look at one."""
+"""Commands that train a model or report on a run."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -9,15 +9,15 @@ import typer
 from plantseg_next.cli.app import (
     DATA_HELP,
     Classes,
+    ClassNames,
     Config,
     Data,
-    Names,
     Set,
     Unlabeled,
     app,
     settings_of,
 )
-from plantseg_next.cli.progress import Told, TrainingBar, bars
+from plantseg_next.cli.progress import TaskBars, TrainingBar, bars
 from plantseg_next.errors import UsageError
 from plantseg_next.training.callbacks.callback import Callback
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 Memory = Annotated[
     str,
-    typer.Option(help="Most that the run may take, as 2GB or 900MiB: of the GPU, or on a "
-                 "CPU of the whole process."),
+    typer.Option(help="Most memory that the run may take, as 2GB or 900MiB: of the GPU, "
+                 "or on a CPU of the whole process."),
 ]  # fmt: skip
 Ram = Annotated[
     str | None,
-    typer.Option(help="Most main memory for reading images beside a GPU, as 4GB."),
+    typer.Option(help="Most main memory for reading images, beside a GPU, as 4GB."),
 ]
 Run = Annotated[Path, typer.Argument(help="Folder of a run.")]
 
@@ -43,64 +43,66 @@ def plan(
     config: Config = None,
     set_: Set = None,
     classes: Classes = None,
-    names: Names = None,
+    class_names: ClassNames = None,
     *,
     ram: Ram = None,
     unlabeled: Annotated[
-        bool, typer.Option("--unlabeled", help="There will be further images.")
+        bool,
+        typer.Option("--unlabeled", help="There will be further images without masks."),
     ] = False,
     gpu: Annotated[
-        bool, typer.Option("--gpu", help="Plan for a GPU that is not here.")
+        bool, typer.Option("--gpu", help="Plan for a GPU that is not in this machine.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="File for the plan, as JSON.")] = None,
     explain: Annotated[
-        Path | None, typer.Option(help="File for an image of a step's memory, as PNG.")
+        Path | None, typer.Option(help="File for a plot of the memory of a step, as PNG.")
     ] = None,
 ) -> None:
     """Find settings that stay within a memory budget.
 
-    Nothing is trained. train --memory does the same first, train --plan takes what --out
-    wrote.
+    Nothing is trained. train --memory does the same before training; train --plan reads
+    the file that --out wrote.
     """
     from plantseg_next import api
     from plantseg_next.memory.plan import parse_bytes
     from plantseg_next.runtime import Device
 
-    elsewhere = Device("cuda", "a GPU", has_bfloat16=True) if gpu else None
-    found = api.plan(
-        api.DataSources(data, classes, names=names),
+    device = Device("cuda", "a GPU", has_bfloat16=True) if gpu else None
+    memory_plan = api.plan(
+        api.DataSources(data, classes, names=class_names),
         parse_bytes(memory),
         settings_of(config, set_ or []),
         ram=None if ram is None else parse_bytes(ram),
         unlabeled=unlabeled,
-        device=elsewhere,
+        device=device,
     )
-    print(found.to_text())
+    print(memory_plan.to_text())
     if out is not None:
-        found.write(out)
+        memory_plan.write(out)
     if explain is not None:
         from plantseg_next.memory.plot import plot_plan
 
-        plot_plan(found, explain)
+        plot_plan(memory_plan, explain)
 
 
 @app.command()
 def train(
     data: Annotated[list[Path] | None, typer.Argument(help=DATA_HELP)] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder of the run: new, or one to go on with.")
+        Path, typer.Option(help="Folder of the run: new, or one to resume.")
     ] = Path("run"),
     config: Config = None,
     set_: Set = None,
     classes: Classes = None,
-    names: Names = None,
+    class_names: ClassNames = None,
     *,
     memory: Annotated[
-        str | None, typer.Option(help="Budget, as 2GB: settings are planned to fit.")
+        str | None, typer.Option(help="Memory budget, as 2GB: plan settings that fit it.")
     ] = None,
     ram: Ram = None,
     plan: Annotated[
-        Path | None, typer.Option(help="A plan.json to obey; it may be edited.")
+        Path | None,
+        typer.Option(help="Use the settings of this plan.json; it may be edited."),
     ] = None,
     unlabeled: Unlabeled = None,
     pseudo_labels: Annotated[
@@ -109,19 +111,19 @@ def train(
     ] = None,
     restart: Annotated[
         bool,
-        typer.Option("--restart", help="Set an earlier run aside and begin anew."),
+        typer.Option("--restart", help="Archive an earlier run and start a new one."),
     ] = False,
     log: Annotated[
         list[str] | None,
-        typer.Option(help="Tell tensorboard or mlflow of it too. Repeatable."),
+        typer.Option(help="Log to tensorboard or mlflow too. Repeatable."),
     ] = None,
     settings: Annotated[
-        bool, typer.Option("--settings", help="Print all settings and stop.")
+        bool, typer.Option("--settings", help="Print all settings, described, and stop.")
     ] = False,
 ) -> None:
-    """Learn from images and masks; the model is RUN/best.
+    """Train a model on images and masks; the best one is RUN/best.
 
-    Called again in the same way, it goes on where it was interrupted.
+    The same command resumes a run that was interrupted.
     """
     from plantseg_next import api
     from plantseg_next.workflows.setup import DataSources
@@ -131,7 +133,7 @@ def train(
     if ram is not None and memory is None:
         raise UsageError(
             "train got --ram without --memory.",
-            needed="the GPU's budget too",
+            needed="a budget for the GPU too",
             fix="for example --memory 2GB --ram 4GB",
         )
     if plan is not None or memory is not None:
@@ -141,7 +143,7 @@ def train(
         budget = None if memory is None else parse_bytes(memory)
         main_memory = None if ram is None else parse_bytes(ram)
     if settings:
-        print(chosen.to_yaml(), end="")
+        print(chosen.to_commented_yaml(), end="")
         return
     if not data:
         raise UsageError(
@@ -152,7 +154,7 @@ def train(
     loggers = _loggers(log or [], out, chosen)
     with bars() as bar:
         trained = api.train(
-            DataSources(data, classes, unlabeled or (), pseudo_labels or (), names),
+            DataSources(data, classes, unlabeled or (), pseudo_labels or (), class_names),
             out,
             chosen,
             memory=budget,
@@ -160,7 +162,7 @@ def train(
             restart=restart,
             callbacks=[TrainingBar(bar), *loggers],
             log=bar.console.print,
-            progress=Told(bar),
+            progress=TaskBars(bar),
         )
     best = ", ".join(f"{n} {v:.3f}" for n, v in trained.summary.best.metrics.items())
     print(
@@ -175,29 +177,29 @@ def train(
 def self_train(
     data: Data,
     out: Annotated[
-        Path, typer.Option(help="Folder for the runs: new, or to go on with.")
+        Path, typer.Option(help="Folder of the runs: new, or one to resume.")
     ] = Path("rounds"),
     rounds: Annotated[
-        int, typer.Option(min=1, help="Times that images are labeled and learned from.")
+        int, typer.Option(min=1, help="How many times images are labeled.")
     ] = 1,
     config: Config = None,
     set_: Set = None,
     unlabeled: Unlabeled = None,
-    names: Names = None,
+    class_names: ClassNames = None,
 ) -> None:
-    """Train, label images without masks, train on both, again."""
+    """Train, label the images without masks, train on both, and repeat."""
     from plantseg_next import api
     from plantseg_next.workflows.setup import DataSources
 
     with bars() as bar:
         runs = api.self_train(
-            DataSources(data, unlabeled=unlabeled or (), names=names),
+            DataSources(data, unlabeled=unlabeled or (), names=class_names),
             out,
             settings_of(config, set_ or []),
             rounds=rounds,
             callbacks=[TrainingBar(bar)],
             log=bar.console.print,
-            progress=Told(bar),
+            progress=TaskBars(bar),
         )
     for run in runs:
         best = ", ".join(f"{n} {v:.3f}" for n, v in run.summary.best.metrics.items())
@@ -207,7 +209,7 @@ def self_train(
 
 @app.command()
 def status(run: Run) -> None:
-    """Say how a run is doing, or what became of it."""
+    """Print the state of a run, or how it ended."""
     from plantseg_next.training.callbacks.status import read_status
 
     print(read_status(run))
@@ -216,9 +218,9 @@ def status(run: Run) -> None:
 @app.command()
 def watch(
     run: Run,
-    every: Annotated[float, typer.Option(min=0.5, help="Seconds between looks.")] = 2.0,
+    every: Annotated[float, typer.Option(min=0.5, help="Seconds between updates.")] = 2.0,
 ) -> None:
-    """Follow a run until it ends; Ctrl-C leaves the run alone."""
+    """Show the state of a run until it ends; Ctrl-C does not stop the run."""
     import time
 
     from rich.console import Console
@@ -227,34 +229,34 @@ def watch(
 
     from plantseg_next.training.callbacks.status import read_status
 
-    found = read_status(run)
+    shown = read_status(run)
     console = Console()
     with (
         suppress(KeyboardInterrupt),
-        Live(Text(str(found)), console=console, auto_refresh=False) as live,
+        Live(Text(str(shown)), console=console, auto_refresh=False) as live,
     ):
-        while found.state == "running":
+        while shown.state == "running":
             time.sleep(every)
-            found = read_status(run)
-            live.update(Text(str(found)), refresh=True)
+            shown = read_status(run)
+            live.update(Text(str(shown)), refresh=True)
 
 
 @app.command()
 def verify(run: Run) -> None:
-    """Repeat the first steps of a run, compared bit for bit.
+    """Repeat the first steps of a run and compare them bit for bit.
 
-    Ends with exit code 1 where they differ.
+    Exit code 1 if they differ.
     """
     from plantseg_next import api
 
     with bars() as bar:
-        found = api.verify(run, log=bar.console.print)
-    for line in found.conditions:
-        print(f"not as it was: {line}")
-    if found.difference is None:
+        result = api.verify(run, log=bar.console.print)
+    for line in result.conditions:
+        print(f"changed since the run: {line}")
+    if result.difference is None:
         print("the first steps are repeated bit for bit")
         return
-    print(f"the first steps differ: {found.difference}")
+    print(f"the first steps differ: {result.difference}")
     raise typer.Exit(1)
 
 
@@ -263,15 +265,15 @@ def _loggers(names: list[str], run: Path, settings: "Settings") -> list[Callback
         return []
     from plantseg_next.training.callbacks.loggers import logger
 
-    found = []
+    loggers: list[Callback] = []
     for name in names:
         match name:
             case "tensorboard" | "mlflow":
-                found.append(logger(name, run, settings))
+                loggers.append(logger(name, run, settings))
             case _:
                 raise UsageError(
                     f"--log is {name!r}.",
                     needed="tensorboard or mlflow",
-                    fix="leave it out: every run keeps its own history",
+                    fix="leave it out: every run writes its own history.csv",
                 )
-    return found
+    return loggers

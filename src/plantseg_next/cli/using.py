@@ -1,4 +1,4 @@
-"""Verbs that judge a model or use it, and the demo that goes the whole way."""
+"""Commands that evaluate or use a model, and the demo."""
 
 import math
 import sys
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Never
 import typer
 
 from plantseg_next.cli.app import AsJson, Classes, Images, Model, Out, app
-from plantseg_next.cli.progress import Told, TrainingBar, bars, progress_bars
+from plantseg_next.cli.progress import TaskBars, TrainingBar, bars, progress_bars
 from plantseg_next.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,10 +21,13 @@ def evaluate(
     model: Model,
     data: Annotated[
         Path | None,
-        typer.Argument(help="Images with masks; the data set of the run by default."),
+        typer.Argument(help="Images with masks; by default the data set of the run."),
     ] = None,
     split: Annotated[
-        str, typer.Option(help="train, val, test, or all (for data never learned from).")
+        str,
+        typer.Option(
+            help="train, val, test, or all (for data that had no part in training)."
+        ),
     ] = "test",
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.txt, report.json, images.csv.")
@@ -32,9 +35,9 @@ def evaluate(
     classes: Classes = None,
     json: AsJson = False,
 ) -> None:
-    """Judge a model on images that it has not learned from.
+    """Evaluate a model on images that it has not learned from.
 
-    Those are the test images of its run, unless others are named.
+    By default these are the test images of its run.
     """
     from plantseg_next import api
     from plantseg_next.files import prepare_output
@@ -56,9 +59,9 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="[MODEL] IMAGES",
-            help="An image, or a folder of them; before it, a run, one of its models, or "
-            "starter-field for plants on soil. Without a model, the starter model that "
-            "comes with the package measures.",
+            help="An image, or a folder of images; before it, a run, one of its models, or "
+            "starter-field for plants on soil. Without a model, the starter model of the "
+            "package is used.",
         ),
     ],
     out: Out = Path("predictions"),
@@ -73,18 +76,18 @@ def predict(
 ) -> None:
     """Measure images: severity, lesions, masks, overlays.
 
-    Ends with exit code 1 if an image could not be read; the others are measured.
+    Exit code 1 if an image could not be read; the others are measured.
     """
     from plantseg_next import api
 
     model, images = _model_and_images(paths)
     with progress_bars() as progress:
-        found = api.predict(
+        table = api.predict(
             model, images, out, min_lesion_px=min_lesion_px, progress=progress
         )
-    print(_table(found))
-    print(f"{len(found.rows)} images measured: {out / 'severity.csv'}")
-    _end(found)
+    print(_table(table))
+    print(f"{len(table.rows)} images measured: {out / 'severity.csv'}")
+    _end(table)
 
 
 @app.command()
@@ -93,22 +96,22 @@ def pseudo_label(
     images: Images,
     out: Out = Path("pseudo_labels"),
     threshold: Annotated[
-        float, typer.Option(help="Least probability believed; the rest is ignored.")
+        float, typer.Option(help="Smallest probability accepted; the rest is ignored.")
     ] = 0.9,
 ) -> None:
-    """Label images with what a model is sure of.
+    """Label images where a model is confident.
 
-    train --pseudo-labels reads them, and a person can correct them before. Ends with exit
+    train --pseudo-labels reads the labels, and a person can correct them before. Exit
     code 1 if an image could not be read; the others are labeled.
     """
     from plantseg_next import api
 
     with progress_bars() as progress:
-        found = api.pseudo_label(model, images, out, threshold=threshold, progress=progress)
-    print(f"{len(found.rows)} images labeled: {out / 'pseudo_labels.csv'}")
-    print(f"correct the masks in {out / 'masks'} where they are wrong, then:")
+        table = api.pseudo_label(model, images, out, threshold=threshold, progress=progress)
+    print(f"{len(table.rows)} images labeled: {out / 'pseudo_labels.csv'}")
+    print(f"correct the masks in {out / 'masks'} where they are wrong")
     print(f"next:  plantseg-next train DATA --pseudo-labels {out}")
-    _end(found)
+    _end(table)
 
 
 @app.command()
@@ -117,7 +120,7 @@ def demo(
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 200,
     leaves: Annotated[int, typer.Option(min=40, help="Leaves to draw.")] = 200,
 ) -> None:
-    """Measure drawn leaves with the starter model, refine it on 20 masks, measure again."""
+    """Measure synthetic leaves, refine the starter model on 20 masks, measure again."""
     from plantseg_next import api
 
     with bars() as bar:
@@ -130,7 +133,7 @@ def demo(
             on_measured=lambda table, _: bar.console.print(
                 "measured by the starter model, before any training:\n" + _table(table)
             ),
-            progress=Told(bar),
+            progress=TaskBars(bar),
         )
     print("measured by the refined model:\n" + _table(done.refined))
     print(_comparison(done))
@@ -138,13 +141,13 @@ def demo(
         f"\nmodel:     {done.trained.folder / 'best'}\n"
         f"before:    {done.folder / 'before'}\n"
         f"after:     {done.folder / 'after'}\n"
-        "Each folder holds severity.csv, masks, overlays and a report. Names of diseases "
-        "take more masks\nand minutes than severity does."
+        "Each folder holds severity.csv, masks, overlays and a report. To learn the names "
+        "of diseases takes\nmore masks and minutes than to learn severity."
     )
 
 
 def _comparison(done: "DemoResult") -> str:
-    """Return how the two models compare with the exact masks, as aligned text."""
+    """Return the metrics of both models against the exact masks, as aligned text."""
     title = "against the exact masks of the test leaves"
     lines = [f"\n{title:<44}{'before':>8}{'after':>8}"]
     pairs = (
@@ -153,13 +156,13 @@ def _comparison(done: "DemoResult") -> str:
         ("concordance of severity", "rho_c"),
         ("disease of the image right", "disease_accuracy"),
     )
-    for what, name in pairs:
+    for label, name in pairs:
         values = (
             (r.severity.rho_c if name == "rho_c" else getattr(r, name)).value
             for r in (done.before, done.after)
         )
         cells = ("-" if math.isnan(value) else f"{value:.3f}" for value in values)
-        lines.append(f"{what:<44}" + "".join(f"{cell:>8}" for cell in cells))
+        lines.append(f"{label:<44}" + "".join(f"{cell:>8}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -193,17 +196,17 @@ def _one_split(name: str) -> Literal["train", "val", "test", "all"]:
             )
 
 
-def _end(found: "PredictionTable") -> Never:
-    """Name the images that were skipped; end with exit code 1 if there are any."""
-    for name, reason in found.skipped:
+def _end(table: "PredictionTable") -> Never:
+    """Print the skipped images; exit with code 1 if there are any, else 0."""
+    for name, reason in table.skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)
-    raise typer.Exit(1 if found.skipped else 0)
+    raise typer.Exit(1 if table.skipped else 0)
 
 
-def _table(found: "PredictionTable", most: int = 12) -> str:
+def _table(table: "PredictionTable", most: int = 12) -> str:
     """Return the first rows of the severity table as aligned text."""
     lines = [f"{'image':<40} {'severity':>10} {'lesions':>8}"]
-    for row in found.rows[:most]:
+    for row in table.rows[:most]:
         severity = row["severity_pct"]
         percent = (
             f"{severity:.2f} %"
@@ -211,6 +214,6 @@ def _table(found: "PredictionTable", most: int = 12) -> str:
             else f"({row['affected_pct_of_image']:.2f} % of image)"
         )
         lines.append(f"{str(row['image'])[-40:]:<40} {percent:>10} {row['n_lesions']:>8}")
-    if len(found.rows) > most:
-        lines.append(f"... and {len(found.rows) - most} more")
+    if len(table.rows) > most:
+        lines.append(f"... and {len(table.rows) - most} more")
     return "\n".join(lines)

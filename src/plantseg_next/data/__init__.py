@@ -1,1 +1,1 @@
-"""Photographs become batches."""
+"""From image files to batches."""

@@ -1,7 +1,7 @@
-"""Views: one image under another light, from another place.
+"""Augmentation: geometric and photometric.
 
-Geometry is drawn first and moves image and masks together; photometry then changes the
-image alone. Hue hardly moves: lesions are known by their color.
+The geometric transform applies to image and masks; the photometric one then changes only
+the image. Hue changes little, because lesions are recognized by color.
 """
 
 import math
@@ -16,16 +16,16 @@ from torch import Tensor
 from plantseg_next.data.tiling import Placement
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])
-"""Of red, green and blue; ITU-R BT.601."""
+"""Luma weights of red, green and blue; ITU-R BT.601."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How far a tile may be scaled and turned.
+    """Ranges of random scaling and rotation.
 
     Args:
-        scale: Least and greatest magnification, drawn evenly in its logarithm.
-        angle_deg: Greatest turn either way, on top of a random quarter turn.
+        scale: Least and greatest magnification, drawn log-uniformly.
+        angle_deg: Largest rotation either way, added to a random multiple of 90.
     """
 
     scale: tuple[float, float] = (0.6, 1.5)
@@ -34,7 +34,7 @@ class Geometry:
     def draw(
         self, center_xy: tuple[float, float], scale: float, rng: np.random.Generator
     ) -> Placement:
-        """Return a placement around a center, at a scale that was drawn before."""
+        """Return a random placement with the given center and scale."""
         quarter = 90.0 * int(rng.integers(4))
         return Placement(
             center_xy,
@@ -44,22 +44,22 @@ class Geometry:
         )
 
     def draw_scale(self, rng: np.random.Generator) -> float:
-        """Return a magnification."""
+        """Return a random magnification."""
         low, high = self.scale
         return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
 @dataclass(frozen=True)
 class Photometry:
-    """How far light and camera may change; every number is a greatest change.
+    """Photometric augmentation; every value is the largest change.
 
     Args:
         brightness: Factor on all values, in [1 - x, 1 + x].
         contrast: Factor on the distance from the mean.
         saturation: Factor on the distance from gray.
-        hue: Turn of the color circle, in parts of it.
+        hue: Rotation of hue, as a fraction of the full circle.
         gamma: Exponent, in [1 / (1 + x), 1 + x].
-        blur: Chance of a Gaussian blur of up to 1.5 pixels.
+        blur: Probability of a Gaussian blur with sigma up to 1.5 pixels.
     """
 
     brightness: float = 0.25
@@ -72,10 +72,10 @@ class Photometry:
     def apply(
         self, image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator
     ) -> UInt8[Tensor, "3 h w"]:
-        """Return the image under another light, as a tensor.
+        """Return the augmented image as a tensor.
 
-        Brightness, contrast, saturation and hue are one linear map of the colors, so that
-        an image is gone through once; hue turns around the gray axis.
+        Brightness, contrast, saturation and hue are combined into one affine map of the
+        colors, applied in one pass; hue rotates around the gray axis.
         """
         if self == UNCHANGED:
             return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -87,8 +87,8 @@ class Photometry:
         hue = rng.uniform(-1, 1) * self.hue if self.hue else 0.0
         mean = bright * float(np.dot(cv2.mean(image)[:3], LUMINANCE))
         saturate = saturation * np.eye(3) + (1 - saturation) * LUMINANCE
-        colors = contrast * bright * saturate @ _hue_turn(hue)
-        # Of a gray level, the changes of saturation and hue are none.
+        colors = contrast * bright * saturate @ _hue_rotation(hue)
+        # Saturation and hue do not change gray levels.
         offset = np.full((3, 1), (1 - contrast) * mean)
         x = cv2.transform(image, np.hstack([colors, offset]))
         levels = 255 * (np.arange(256) / 255) ** gamma
@@ -98,32 +98,32 @@ class Photometry:
         return torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)))
 
 
-def _hue_turn(turns: float) -> Float[np.ndarray, "3 3"]:
-    """Return the map of colors that turns around the gray axis."""
+def _hue_rotation(turns: float) -> Float[np.ndarray, "3 3"]:
+    """Return the color matrix that rotates hue around the gray axis."""
     cosine, sine = math.cos(2 * math.pi * turns), math.sin(2 * math.pi * turns)
     axis = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
-    turned: np.ndarray = (
+    rotation: np.ndarray = (
         cosine * np.eye(3) + sine * axis + (1 - cosine) * np.full((3, 3), 1 / 3)
     )
-    return turned
+    return rotation
 
 
 UNCHANGED = Photometry(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-"""The weak view: as the camera saw it."""
+"""The weak view: no photometric change."""
 
 
 def strong_photometry(factor: float) -> Photometry:
-    """Return the light of the strong view, ``factor`` times as hard as that of training.
+    """Return the strong augmentation: ``factor`` times the default of training.
 
-    Hue is left as it is, and color is not taken away as it is elsewhere: lesions are
-    known by their color.
+    Hue is not scaled, and there is no random grayscale as in other methods: lesions are
+    recognized by color.
     """
-    plain = Photometry()
+    default = Photometry()
     return replace(
-        plain,
-        brightness=min(1.0, plain.brightness * factor),
-        contrast=min(1.0, plain.contrast * factor),
-        saturation=min(1.0, plain.saturation * factor),
-        gamma=plain.gamma * factor,
-        blur=min(1.0, plain.blur * factor),
+        default,
+        brightness=min(1.0, default.brightness * factor),
+        contrast=min(1.0, default.contrast * factor),
+        saturation=min(1.0, default.saturation * factor),
+        gamma=default.gamma * factor,
+        blur=min(1.0, default.blur * factor),
     )

@@ -1,7 +1,7 @@
-"""What each data set calls a thing, and what a run calls it.
+"""Common class names: mapping the names of each data set to those of a run.
 
-Two data sets teach one class only if it has one name in both. A small file says so, a
-name a line; a proposal for it is made from the names themselves.
+Data sets share a class only if it has the same name in all of them. A YAML file maps the
+names, one per line; a proposal is made from their spelling.
 """
 
 import difflib
@@ -19,63 +19,63 @@ from plantseg_next.errors import DataError, unknown_name
 from plantseg_next.files import write_atomically
 
 Names = Mapping[str, Mapping[str, str]]
-"""From a data set, and from a name there, to the run's name."""
+"""For each data set, a mapping from its names to those of the run."""
 
 ALIKE = 0.8
-"""Likeness of two words from which one may be a misspelling of the other."""
+"""Similarity of two words from which one may be a misspelling of the other."""
 SHORT = 4
-"""Shorter words are never called misspelt: rot is not spot."""
+"""Shorter words are never reported as misspelled: rot is not spot."""
 _ROLES = get_args(Role)
 _HEAD = (
-    "# What each data set calls a class or a label: what the run is to call it.\n"
+    "# Names of classes and labels: name in the data set: name in the run.\n"
     "# A lesion class may also become leaf, background or ignore; a label, ignore.\n"
 )
 
 
 def names_of(manifest: Manifest) -> dict[str, tuple[str, ...]]:
     """Return the lesion classes and image-level labels of every data set."""
-    found: dict[str, dict[str, None]] = {}
+    by_source: dict[str, dict[str, None]] = {}
     for row in manifest.rows:
-        names = found.setdefault(row.source, {})
+        names = by_source.setdefault(row.source, {})
         if not names and row.source in manifest.codings:
             names |= dict.fromkeys(manifest.codings[row.source].lesions)
         if row.disease is not None:
             names[row.disease] = None
-    return {source: tuple(names) for source, names in found.items()}
+    return {source: tuple(names) for source, names in by_source.items()}
 
 
 def propose(manifest: Manifest) -> dict[str, dict[str, str]]:
-    """Return one name for what is called the same but for spelling.
+    """Return a mapping that gives one name to names that differ only in spelling.
 
-    Case, signs, word breaks and a plant's name in front do not count; the first data set
-    decides how it is written. Words that differ stay apart: ``alike`` names those.
+    Case, punctuation, word breaks and a leading plant name are ignored; the spelling is
+    that of the first data set. Names with different words stay separate, see ``alike``.
     """
     plants = {tidy_name(row.plant) for row in manifest.rows if row.plant}
-    written: dict[str, str] = {}
+    spelling: dict[str, str] = {}
     return {
-        source: {n: written.setdefault(_core(n, plants), tidy_name(n)) for n in names}
+        source: {n: spelling.setdefault(_core(n, plants), tidy_name(n)) for n in names}
         for source, names in names_of(manifest).items()
     }
 
 
 def alike(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield pairs of names that differ, but hardly: one may be misspelt."""
+    """Yield pairs of similar names, of which one may be misspelled."""
     names = dict.fromkeys(n for names in names_of(manifest).values() for n in names)
     for one, other in combinations(names, 2):
-        if _squeezed(one) == _squeezed(other) or _differ_by_spelling(one, other):
+        if _alphanumeric(one) == _alphanumeric(other) or _differ_by_spelling(one, other):
             yield one, other
 
 
 def renamed(manifest: Manifest, names: Names) -> Manifest:
-    """Return the manifest under the run's names.
+    """Return the manifest with the names of the run.
 
     Args:
         manifest: Of one or many data sets.
-        names: What is not mentioned keeps its name.
+        names: Names that are missing here are kept. A label that becomes a role is
+            removed.
 
     Raises:
-        UsageError: If a data set or a name is mentioned that there is not, or a label
-            becomes a part of a mask.
+        UsageError: If ``names`` contains an unknown data set or an unknown name.
     """
     known = names_of(manifest)
     for source, pairs in names.items():
@@ -85,7 +85,7 @@ def renamed(manifest: Manifest, names: Names) -> Manifest:
     codings = {}
     for source, coding in manifest.codings.items():
         new = names.get(source, {})
-        meaning = {value: new.get(meant, meant) for value, meant in coding.meaning.items()}
+        meaning = {value: new.get(role, role) for value, role in coding.meaning.items()}
         marks_leaf = "leaf" in meaning.values()
         codings[source] = replace(coding, meaning=meaning, marks_leaf=marks_leaf)
     rows = []
@@ -99,10 +99,10 @@ def renamed(manifest: Manifest, names: Names) -> Manifest:
 
 
 def read_names(path: Path) -> dict[str, dict[str, str]]:
-    """Return what a file of names says.
+    """Return the content of a file of class names.
 
     Raises:
-        DataError: If it is no such file.
+        DataError: If it is not such a file.
     """
     try:
         tree: Any = yaml.safe_load(path.read_text("utf-8-sig"))
@@ -112,45 +112,45 @@ def read_names(path: Path) -> dict[str, dict[str, str]]:
         }
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise DataError(
-            f"`{path}` is no file of names: {error}.",
+            f"`{path}` is not a file of class names: {error}.",
             needed="under each data set, lines such as `early_blight: early blight`",
-            fix="let `plantseg-next data names DATA ... --out names.yaml` write one",
+            fix="create one: `plantseg-next data class-names DATA ... --out names.yaml`",
         ) from error
 
 
 def names_in_words(names: Names) -> str:
-    """Return a file of names, as text."""
+    """Return the text of a file of class names."""
     tree = {source: dict(pairs) for source, pairs in names.items()}
     return _HEAD + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def write_names(names: Names, path: Path) -> None:
-    """Write a file of names."""
+    """Write a file of class names."""
     write_atomically(path, names_in_words(names).encode())
 
 
 def _core(name: str, plants: set[str]) -> str:
     tidy = tidy_name(name)
     plant = next((p for p in plants if tidy.startswith(f"{p} ")), "")
-    return _squeezed(tidy[len(plant) :])
+    return _alphanumeric(tidy[len(plant) :])
 
 
-def _squeezed(name: str) -> str:
+def _alphanumeric(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _differ_by_spelling(one: str, other: str) -> bool:
-    """Return whether all words agree but one pair, and that nearly does."""
+    """Return whether exactly one pair of words differs, and is similar."""
     words, others = one.split(), other.split()
     if len(words) != len(others):
         return False
-    apart = [(a, b) for a, b in zip(words, others, strict=True) if a != b]
-    if len(apart) != 1 or min(map(len, apart[0])) < SHORT:
+    different = [(a, b) for a, b in zip(words, others, strict=True) if a != b]
+    if len(different) != 1 or min(map(len, different[0])) < SHORT:
         return False
-    return difflib.SequenceMatcher(None, *apart[0]).ratio() >= ALIKE
+    return difflib.SequenceMatcher(None, *different[0]).ratio() >= ALIKE
 
 
 def _refuse_unknown(what: str, name: str, known: list[str]) -> None:
     if name not in known:
-        came = f"The file of names has `{name}`; there is no such {what}."
+        came = f"The file of class names has `{name}`; there is no such {what}."
         raise unknown_name(came, name, known)

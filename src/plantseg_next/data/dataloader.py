@@ -1,6 +1,6 @@
-"""The one loader: draws become batches, read by other processes where that pays.
+"""Data loader: samples become batches, read by worker processes if there are enough cores.
 
-A process that dies or hangs costs time and nothing else.
+A worker that dies or hangs is replaced, without losing or repeating a batch.
 """
 
 import os
@@ -18,11 +18,11 @@ from plantseg_next.data.dataset import MixedDataset, TrainBatch, collate, collat
 from plantseg_next.errors import PlantSegError
 
 START = "forkserver"
-"""How workers are started: OpenCV's threads do not survive a plain fork."""
+"""Start method of workers: OpenCV's threads do not survive a fork."""
 LOOK_S = 5
-"""Seconds between two looks whether a worker is still there."""
+"""Seconds between two checks whether the workers are alive."""
 HUNG_S = 600
-"""Seconds without an answer after which a worker counts as hung."""
+"""Seconds without a batch after which a worker counts as hung."""
 
 
 def loader(
@@ -37,22 +37,21 @@ def loader(
 ) -> Iterator[TrainBatch]:
     """Yield batches of ``batch_size`` labeled tiles, from batch ``start`` up to ``stop``.
 
-    A worker that dies or hangs is replaced, and the batches that it owed are drawn again:
-    nothing is lost and nothing comes twice. If it happens again, there are half as many
-    workers, in the end none.
+    A worker that dies or hangs is replaced and its batches are sampled again: none is lost
+    or repeated. At each further failure the number of workers is halved, down to none.
 
     Args:
-        dataset: Where tiles come from.
-        batch_size: Labeled tiles a batch.
+        dataset: Source of the tiles.
+        batch_size: Labeled tiles per batch.
         start: First batch.
         stop: Batch after the last.
-        workers: Processes beside the main one; 0 reads in the main process. ``None``:
-            see ``usual_workers``.
-        prefetch: Batches that each of them reads ahead.
-        log: Hears of workers that had to be replaced, and why.
+        workers: Worker processes; 0 reads in the main process. ``None``: see
+            ``usual_workers``.
+        prefetch: Batches that each worker reads ahead.
+        log: Called with a message when a worker is replaced.
 
     Raises:
-        DataError: If one image after the other cannot be read, from whichever process.
+        DataError: If too many images in a row cannot be read, in any process.
     """
     if workers is None:
         workers = usual_workers()
@@ -66,51 +65,51 @@ def loader(
         except LostWorkerError as lost:
             deaths += 1
             workers = workers if deaths == 1 else workers // 2
-            log(f"{lost} Going on with {workers or 'no'} workers; no batch is lost.")
+            log(f"{lost} Continuing with {workers or 'no'} workers; no batch is lost.")
 
 
 def usual_workers() -> int:
-    """Return as many as there are cores beyond two, at most 4.
+    """Return the default number of workers: the cores beyond two, at most 4.
 
-    On two cores a worker takes from the network more than it gives.
+    On two cores a worker slows training down.
     """
     return min(4, max(0, (os.cpu_count() or 1) - 2))
 
 
 class LostWorkerError(Exception):
-    """A process that read images is gone or does not answer."""
+    """A worker process died or does not respond."""
 
 
 def _in_order(
-    dataset: MixedDataset, visits: int, numbers: range, workers: int, prefetch: int
+    dataset: MixedDataset, batch_size: int, numbers: range, workers: int, prefetch: int
 ) -> Iterator[TrainBatch]:
-    """Yield batches of so many visits, by number, from one set of workers.
+    """Yield the batches with these numbers, from one set of workers.
 
     Raises:
         LostWorkerError: If one of them dies or hangs.
     """
     if workers:
-        # What they import is then held once by all of them.
+        # All workers then share the memory of the imported modules.
         get_context(START).set_forkserver_preload([MixedDataset.__module__])
     batches = DataLoader(
         _BatchSequence(dataset),
-        batch_size=visits,
-        sampler=range(numbers.start * visits, numbers.stop * visits),
+        batch_size=batch_size,
+        sampler=range(numbers.start * batch_size, numbers.stop * batch_size),
         num_workers=workers,
         collate_fn=_collate_or_error,
         worker_init_fn=_quiet_worker if workers else None,
         prefetch_factor=prefetch if workers else None,
-        # With a longer one, PyTorch would look no sooner whether a worker is dead.
+        # PyTorch detects a dead worker only after this timeout.
         timeout=LOOK_S if workers else 0,
         multiprocessing_context=START if workers else None,
-        # It draws seeds for the workers, which use none; the run's chance is not for it.
+        # It seeds the workers, which need no seeds; keep the global random state unchanged.
         generator=torch.Generator(),
     )
     handler = signal.getsignal(signal.SIGCHLD)
     iterator = iter(batches)
     if handler is not None and threading.current_thread() is threading.main_thread():
-        # PyTorch would raise wherever the main process happens to be, in the middle of
-        # an optimizer step too. The next batch notices as well that a worker is gone.
+        # PyTorch's handler would raise anywhere in the main process, even within an
+        # optimizer step. The next batch also detects a dead worker.
         signal.signal(signal.SIGCHLD, handler)
     while (batch := _next_or_lost(iterator, has_workers=workers > 0)) is not None:
         if isinstance(batch, PlantSegError):
@@ -124,48 +123,48 @@ def _next_or_lost(
     """Return the next batch, ``None`` after the last.
 
     Raises:
-        LostWorkerError: If a worker is dead, or all are silent for too long.
+        LostWorkerError: If a worker is dead, or no batch arrives for too long.
     """
-    silent_since = time.monotonic()
+    waiting_since = time.monotonic()
     while True:
         try:
             return next(iterator, None)
         except (RuntimeError, OSError, EOFError) as error:
-            # The last two: a batch that a worker had sent died with it.
+            # The last two: a worker died while its batch was transferred.
             if not has_workers:
                 raise
             is_slow = "timed out" in str(error) and not _exit_codes(iterator)
-            if is_slow and time.monotonic() - silent_since < HUNG_S:
+            if is_slow and time.monotonic() - waiting_since < HUNG_S:
                 continue
             raise LostWorkerError(_cause(error, iterator)) from error
 
 
 def _exit_codes(iterator: object) -> list[int]:
-    """Return those of the workers that have ended."""
+    """Return the exit codes of the workers that have ended."""
     workers = getattr(iterator, "_workers", ())
     return [worker.exitcode for worker in workers if worker.exitcode is not None]
 
 
 def _cause(error: Exception, iterator: object) -> str:
-    """Return in words why a worker does not answer."""
+    """Return a description of why a worker does not respond."""
     for worker in getattr(iterator, "_workers", ()):
         worker.join(1.0)  # one that has just died has no exit code yet
     ended = _exit_codes(iterator)
     if not ended:
-        return f"A process that reads images gave no answer ({error})."
+        return f"A data loader worker does not respond ({error})."
     if -signal.SIGKILL in ended:
         return (
-            "A process that reads images was killed (SIGKILL), as the system does when "
+            "A data loader worker was killed (SIGKILL), as the system does when "
             "memory runs out: lower data.workers or data.cache_mib if it happens again."
         )
     if ended[0] < 0:
         name = signal.Signals(-ended[0]).name
-        return f"A process that reads images was ended by a signal ({name})."
-    return f"A process that reads images ended with exit code {ended[0]}."
+        return f"A data loader worker was ended by a signal ({name})."
+    return f"A data loader worker ended with exit code {ended[0]}."
 
 
 class _BatchSequence(Dataset[TrainBatch | PlantSegError]):
-    """Hand a user's error over as a value: PyTorch would bury it in a traceback."""
+    """Return a user's error as a value: PyTorch would wrap it in a traceback."""
 
     def __init__(self, tiles: MixedDataset) -> None:
         self._tiles = tiles
@@ -180,18 +179,18 @@ class _BatchSequence(Dataset[TrainBatch | PlantSegError]):
 def _collate_or_error(
     drawn: Sequence[TrainBatch | PlantSegError],
 ) -> TrainBatch | PlantSegError:
-    found: list[TrainBatch] = []
-    for one in drawn:
-        if isinstance(one, PlantSegError):
-            return one
-        found.append(one)
-    views = [one.unlabeled for one in found if one.unlabeled is not None]
+    samples: list[TrainBatch] = []
+    for item in drawn:
+        if isinstance(item, PlantSegError):
+            return item
+        samples.append(item)
+    views = [s.unlabeled for s in samples if s.unlabeled is not None]
     return TrainBatch(
-        collate([one.labeled for one in found]), collate_views(views) if views else None
+        collate([s.labeled for s in samples]), collate_views(views) if views else None
     )
 
 
 def _quiet_worker(_: int) -> None:
-    """Keep a worker to one thread; there is a worker a core."""
+    """Limit a worker to one thread; there is one worker per core."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

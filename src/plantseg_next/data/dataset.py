@@ -1,8 +1,7 @@
-"""What the one loader draws: rows of a manifest become tiles, endlessly and repeatably.
+"""Data sets of training tiles, sampled from the rows of a manifest; endless, repeatable.
 
-Draw number ``i`` depends on the seed and on ``i`` alone: which image, which tiles, which
-light. So a run can go on at any draw, on any number of workers, and see what it would
-have seen.
+Sample ``i`` (image, tile and augmentation) depends only on the seed and on ``i``. So a
+run can resume at any sample, with any number of workers, and get the same samples.
 """
 
 from collections import OrderedDict
@@ -36,64 +35,64 @@ from plantseg_next.settings import DataSettings
 from plantseg_next.structures import IGNORE, Batch, Sample, SkippedImage, UnlabeledBatch
 
 SPARSE = 0.05
-"""Labeled part of an image below which its mask is points or scribbles."""
+"""Labeled fraction of an image below which its mask counts as points or scribbles."""
 TRIES = 20
-"""Images in a row that may be unreadable before a draw gives up."""
+"""Unreadable images in a row after which sampling raises the error."""
 
 
 class CachedSample(NamedTuple):
-    """A decoded image, and where in it the information is."""
+    """A decoded image and its information map."""
 
     sample: Sample
     information: Float32[np.ndarray, "gh gw"]
 
     @property
     def nbytes(self) -> int:
-        """Room it takes."""
+        """Bytes of its arrays."""
         sample = self.sample
         return int(sample.image.nbytes + sample.lesion.nbytes + sample.leaf.nbytes)
 
 
 class SampleCache:
-    """Decoded images, the least recently used dropped first.
+    """LRU cache of decoded images.
 
     Args:
         read: Decodes a row.
-        budget_mib: Room for images, a process; 0 keeps none.
+        budget_mib: Memory for images per process; 0 caches none.
     """
 
     def __init__(self, read: Callable[[Row], CachedSample], budget_mib: float) -> None:
         self._read = read
         self._budget = budget_mib * 2**20
-        self._held: OrderedDict[str, CachedSample] = OrderedDict()
+        self._cached: OrderedDict[str, CachedSample] = OrderedDict()
         self._bytes = 0
 
     def get(self, row: Row) -> CachedSample:
-        """Return the row's image, decoded now or earlier."""
-        if row.key in self._held:
-            self._held.move_to_end(row.key)
-            return self._held[row.key]
+        """Return the image of a row, from the cache or decoded now."""
+        if row.key in self._cached:
+            self._cached.move_to_end(row.key)
+            return self._cached[row.key]
         try:
-            held = self._read(row)
-        except MemoryError:  # what is kept for later makes room for what is needed now
-            self._held.clear()
+            cached = self._read(row)
+        except MemoryError:  # clear the cache and try again
+            self._cached.clear()
             self._bytes = 0
-            held = self._read(row)
-        self._held[row.key] = held
-        self._bytes += held.nbytes
-        while self._bytes > self._budget and self._held:
-            self._bytes -= self._held.popitem(last=False)[1].nbytes
-        return held
+            cached = self._read(row)
+        self._cached[row.key] = cached
+        self._bytes += cached.nbytes
+        while self._bytes > self._budget and self._cached:
+            self._bytes -= self._cached.popitem(last=False)[1].nbytes
+        return cached
 
 
 class SampledImage(NamedTuple):
-    """One draw's look at one image.
+    """One sampled image and the placement of its tile.
 
     Args:
         sample: The image.
-        placement: Where its tile lies.
-        rng: The draw's chance.
-        skipped: Images that were drawn first and could not be read.
+        placement: Placement of its tile.
+        rng: Random generator of this sample.
+        skipped: Images that were sampled first and could not be read.
     """
 
     sample: Sample
@@ -103,16 +102,16 @@ class SampledImage(NamedTuple):
 
 
 class TileDataset(Dataset[Batch]):
-    """Tiles by draw number; see the head of the module.
+    """Tiles by sample index; see the module docstring.
 
     Args:
-        manifest: Rows to draw from; at least one.
-        settings: How to cut them.
-        seed: Fixes every draw.
-        pixels: Labeled pixels of each lesion class, "no lesion" first; rare classes
-            are drawn more often.
-        photometry: Light and camera.
-        named_fraction: As in ``Mixture``.
+        manifest: Rows to sample from; at least one.
+        settings: How to cut tiles.
+        seed: Seed of all samples.
+        pixels: Labeled pixels of each lesion class, "no lesion" first; tiles on rare
+            classes are sampled more often.
+        photometry: Photometric augmentation.
+        named_fraction: As in ``MixtureSampler``.
     """
 
     def __init__(
@@ -139,35 +138,35 @@ class TileDataset(Dataset[Batch]):
         )
 
     def __getitem__(self, index: int) -> Batch:
-        """Return the tile of one visit to one image."""
-        visit = self.sample(index)
-        tile = draw_tile(visit.sample, visit.placement, self.settings.tile_px)
-        return replace(self._to_batch(tile, visit.rng), skipped=visit.skipped)
+        """Return one tile of one sampled image."""
+        sampled = self.sample(index)
+        tile = draw_tile(sampled.sample, sampled.placement, self.settings.tile_px)
+        return replace(self._to_batch(tile, sampled.rng), skipped=sampled.skipped)
 
     def sample(self, draw: int) -> SampledImage:
-        """Return the image of a draw; one that cannot be read is replaced by another.
+        """Return the image of a sample index; an unreadable one is replaced by another.
 
         Raises:
-            DataError: If one after the other cannot be read.
+            DataError: If ``TRIES`` images in a row cannot be read.
         """
         rng = np.random.default_rng((self.seed, draw))
-        lost: list[SkippedImage] = []
+        skipped: list[SkippedImage] = []
         while True:
             row = self.rows[self._mixture.index(draw, rng.random())]
             try:
                 sample, information = self._cache.get(row)
             except PlantSegError as error:
-                lost.append(SkippedImage(row.key, error.came))
-                if len(lost) == TRIES:
+                skipped.append(SkippedImage(row.key, error.came))
+                if len(skipped) == TRIES:
                     raise
             else:
                 placement = self._place_tile(information, rng)
-                return SampledImage(sample, placement, rng, tuple(lost))
+                return SampledImage(sample, placement, rng, tuple(skipped))
 
     def _place_tile(
         self, information: Float32[np.ndarray, "gh gw"], rng: np.random.Generator
     ) -> Placement:
-        """Return an informative place of one image."""
+        """Return a placement drawn from the information map of an image."""
         scale = self.geometry.draw_scale(rng)
         reach = self.settings.tile_px / scale / CELL / 2
         center = choose_center(information, reach_cells=reach, rng=rng)
@@ -197,12 +196,12 @@ class TileDataset(Dataset[Batch]):
 
 
 class ViewDataset(Dataset[UnlabeledBatch]):
-    """Weak and strong views of tiles without masks, by draw number.
+    """Weak and strong views of tiles without masks, by sample index.
 
     Args:
-        tiles: Where tiles come from; its rows have no masks, and some have names.
-        n_strong: Strong views a tile.
-        strong: Light and camera of those.
+        tiles: Source of the tiles; its rows have no masks, some have image-level labels.
+        n_strong: Strong views per tile.
+        strong: Photometric augmentation of the strong views.
     """
 
     def __init__(self, tiles: TileDataset, *, n_strong: int, strong: Photometry) -> None:
@@ -211,28 +210,28 @@ class ViewDataset(Dataset[UnlabeledBatch]):
         self._strong = strong
 
     def __getitem__(self, index: int) -> UnlabeledBatch:
-        """Return the views of one visit to one image."""
-        sample, placement, rng, lost = self._tiles.sample(index)
+        """Return the views of one tile of one sampled image."""
+        sample, placement, rng, skipped = self._tiles.sample(index)
         size = self._tiles.settings.tile_px
         image = draw_tile(sample, placement, size).image
         strong = [self._strong.apply(image, rng) for _ in range(self._n_strong)]
-        inside = covered(sample.image.shape[:2], placement, size)
+        valid = covered(sample.image.shape[:2], placement, size)
         return UnlabeledBatch(
             UNCHANGED.apply(image, rng)[None],
             torch.stack(strong)[:, None],
-            torch.from_numpy(inside)[None],
+            torch.from_numpy(valid)[None],
             torch.tensor([sample.disease], dtype=torch.uint8),
             (sample.key,),
-            lost,
+            skipped,
         )
 
 
 class TrainBatch(NamedTuple):
-    """What one forward pass learns from.
+    """The input of one forward pass.
 
     Args:
-        labeled: Tiles with whatever labels their rows have.
-        unlabeled: Views of tiles without; ``None`` in a supervised run.
+        labeled: Tiles with the labels of their rows.
+        unlabeled: Views of tiles without masks; ``None`` in a supervised run.
     """
 
     labeled: Batch
@@ -240,18 +239,18 @@ class TrainBatch(NamedTuple):
 
     @property
     def skipped(self) -> tuple[SkippedImage, ...]:
-        """Images that could not be read when this was drawn."""
+        """Images that could not be read when this was sampled."""
         views = self.unlabeled
         return self.labeled.skipped + (views.skipped if views is not None else ())
 
 
 class MixedDataset(Dataset[TrainBatch]):
-    """One visit to a labeled image, and ``ratio`` visits to unlabeled ones.
+    """One labeled tile and ``ratio`` unlabeled tiles per index.
 
     Args:
         labeled: Tiles with labels.
-        unlabeled: Views of tiles without.
-        ratio: Visits to unlabeled images a visit to a labeled one.
+        unlabeled: Views of tiles without masks.
+        ratio: Unlabeled tiles per labeled tile.
     """
 
     def __init__(
@@ -262,7 +261,7 @@ class MixedDataset(Dataset[TrainBatch]):
         self._ratio = ratio
 
     def __getitem__(self, index: int) -> TrainBatch:
-        """Return what a draw number stands for."""
+        """Return the labeled tile and the unlabeled views of an index."""
         views = None
         if self._unlabeled is not None:
             first = index * self._ratio
@@ -273,7 +272,7 @@ class MixedDataset(Dataset[TrainBatch]):
 
 
 def collate(batches: Sequence[Batch]) -> Batch:
-    """Return one batch of many, in order; values stay bytes until they are used."""
+    """Return the concatenated batches, in order; tensors stay uint8."""
     points = [batch.sparse_target for batch in batches if batch.sparse_target is not None]
     return Batch(
         image=torch.cat([batch.image for batch in batches]),
@@ -282,26 +281,26 @@ def collate(batches: Sequence[Batch]) -> Batch:
         disease=torch.cat([batch.disease for batch in batches]),
         keys=tuple(key for batch in batches for key in batch.keys),
         sparse_target=torch.cat(points) if points else None,
-        skipped=tuple(lost for batch in batches for lost in batch.skipped),
+        skipped=tuple(image for batch in batches for image in batch.skipped),
     )
 
 
 def collate_views(views: Sequence[UnlabeledBatch]) -> UnlabeledBatch:
-    """Return the views of many tiles as one, in order."""
+    """Return the concatenated views, in order."""
     return UnlabeledBatch(
         weak=torch.cat([v.weak for v in views]),
         strong=torch.cat([v.strong for v in views], dim=1),
         valid=torch.cat([v.valid for v in views]),
         disease=torch.cat([v.disease for v in views]),
         keys=tuple(key for v in views for key in v.keys),
-        skipped=tuple(lost for v in views for lost in v.skipped),
+        skipped=tuple(image for v in views for image in v.skipped),
     )
 
 
 def to_micro_batches(drawn: TrainBatch, size: int) -> list[TrainBatch]:
-    """Return a step's tiles in parts of at most ``size`` labeled ones, in order.
+    """Return the micro-batches of a step, each of at most ``size`` labeled tiles.
 
-    Views go with the labeled tiles they were drawn with.
+    Views stay with the labeled tiles they were sampled with.
     """
     n = len(drawn.labeled)
     ratio = len(drawn.unlabeled) // n if drawn.unlabeled is not None else 0
@@ -316,11 +315,11 @@ def to_micro_batches(drawn: TrainBatch, size: int) -> list[TrainBatch]:
 
 
 class LabelStats(NamedTuple):
-    """What masks hold.
+    """Statistics of the masks.
 
     Args:
         pixels: Labeled pixels of each lesion class, "no lesion" first.
-        sparse: Keys of the rows whose mask says something of few pixels only.
+        sparse: Keys of the rows whose mask labels only few pixels.
     """
 
     pixels: tuple[int, ...]
@@ -330,9 +329,9 @@ class LabelStats(NamedTuple):
 def count_pixels(
     manifest: Manifest, *, on_progress: Callable[[int, int], None] | None = None
 ) -> LabelStats:
-    """Return what the masks hold.
+    """Return the statistics of the masks.
 
-    Reads every image and mask once, so that a broken one is found before training.
+    Every image and mask is read once, so broken files are found before training.
     """
     n_ids = manifest.classes.n_lesion_logits
     total = np.zeros(256, np.int64)
@@ -340,12 +339,12 @@ def count_pixels(
     for i, row in enumerate(manifest.rows):
         sample = load_sample(row, manifest)
         lesion, leaf = sample.lesion, sample.leaf
-        # OpenCV's histogram reads bytes; NumPy's widens them eightfold first.
-        found = cv2.calcHist([lesion], [0], None, [256], [0, 256])
-        total += found.ravel().astype(np.int64)
-        few = SPARSE * lesion.size
-        # A mask that marks the leaf alone says much, though nothing of lesions.
-        if found[:IGNORE].sum() < few and cv2.countNonZero(leaf ^ IGNORE) < few:
+        # OpenCV's histogram reads uint8; NumPy's converts to int64 first.
+        histogram = cv2.calcHist([lesion], [0], None, [256], [0, 256])
+        total += histogram.ravel().astype(np.int64)
+        least = SPARSE * lesion.size
+        # A mask that marks only the leaf is not sparse.
+        if histogram[:IGNORE].sum() < least and cv2.countNonZero(leaf ^ IGNORE) < least:
             sparse.add(row.key)
         if on_progress is not None:
             on_progress(i + 1, len(manifest))

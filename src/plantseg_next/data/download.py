@@ -1,7 +1,7 @@
-"""Published data sets, fetched from where their authors put them.
+"""Download of published data sets from their original sources.
 
-What was loaded is kept when the line breaks, and gone on with; an archive is unpacked only
-if its digest is the published one.
+An interrupted download is kept and resumed; an archive is unpacked only if its digest is
+the published one.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from plantseg_next.files import explained, prepare_output
 
 BLOCK = 2**20
 TRIES = 5
-"""Times in a row that a line may break without a byte having come."""
+"""Consecutive connections without any data after which a download fails."""
 TIMEOUT_S = 30
 _RANGE_DONE = 416
 _PARTIAL = 206
@@ -31,13 +31,13 @@ class Archive:
     """A published ZIP file.
 
     Args:
-        url: Where it is.
+        url: Its URL.
         n_bytes: Its size.
-        algorithm: Of the digest that was published.
+        algorithm: Algorithm of the published digest.
         digest: In hexadecimal digits.
-        license: Of the images.
+        license: License of the images.
         citation: What to cite.
-        about: What to know before learning from it.
+        about: Description and limitations.
     """
 
     url: str
@@ -55,12 +55,12 @@ ARCHIVES = {
         1_057_281_724,
         "md5",
         "9358a66dff88cdd15c4fe009763c40a3",
-        "CC BY-NC 4.0: no commercial use, of models that learned from it either",
+        "CC BY-NC 4.0: no commercial use, which includes models trained on it",
         "Wei et al. 2026, Scientific Data 13:205, doi:10.1038/s41597-025-06513-4",
-        "7,774 images of diseased plants, 115 diseases. Leaves are not marked and none "
-        "is healthy: no severity can be learned from it alone.",
+        "7,774 images of diseased plants, 115 diseases. Leaves are not annotated and "
+        "none is healthy: severity cannot be learned from it alone.",
     ),
-    # As TensorFlow Datasets has it: the original source is gone.
+    # The copy that TensorFlow Datasets uses: the original source is offline.
     "plantvillage": Archive(
         "https://data.mendeley.com/public-files/datasets/tywbtsjrjv/files/"
         "d5652a28-c1d8-4b76-97f3-72fb80f94efc/file_downloaded",
@@ -71,7 +71,7 @@ ARCHIVES = {
         "Hughes and Salathe 2015, arXiv:1511.08060; this copy: Arun Pandian and Gopal "
         "2019, doi:10.17632/tywbtsjrjv.1",
         "55,448 images in 39 class folders, no masks. Leaves were photographed several "
-        "times, and this copy does not say which: scores on it flatter.",
+        "times, and this copy does not state which: metrics on it are too high.",
     ),
 }
 
@@ -82,34 +82,34 @@ def download(
     *,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Path:
-    """Return a folder with the unpacked archive, loaded now or earlier in part.
+    """Download and unpack an archive; return its folder.
 
     Args:
-        archive: What to fetch.
-        folder: New, or of a fetch that broke off.
-        on_progress: Hears how many bytes there are, and of how many.
+        archive: What to download.
+        folder: A new folder, or that of an interrupted download, which is resumed.
+        on_progress: Called with the bytes downloaded and the total.
 
     Raises:
-        DataError: If the server does not answer, or sends something else.
-        OutputError: If the disk is full, or ``folder`` holds something.
+        DataError: If the server does not respond, or sends another file.
+        OutputError: If the disk is full, or ``folder`` is not empty.
     """
     part = folder.with_name(f"{folder.name}.zip.part")
     prepare_output(folder)
     with explained(part):
         part.parent.mkdir(parents=True, exist_ok=True)
         _refuse_full_disk(archive, part)
-        _load(archive, part, on_progress)
+        _fetch(archive, part, on_progress)
     _refuse_other(archive, part)
     _unpack(part, folder)
     part.unlink()
     return folder
 
 
-def _load(archive: Archive, part: Path, told: Callable[[int, int], None]) -> None:
-    """Load what is missing of a file; a line that breaks is taken up again.
+def _fetch(archive: Archive, part: Path, on_progress: Callable[[int, int], None]) -> None:
+    """Download the rest of a file; reconnect when the connection is closed.
 
     Raises:
-        DataError: If nothing comes any longer; what came is kept.
+        DataError: If no more data arrives; the partial file is kept.
     """
     tries = 0
     while True:
@@ -118,14 +118,14 @@ def _load(archive: Archive, part: Path, told: Callable[[int, int], None]) -> Non
             return
         try:
             with part.open("ab") as file:
-                _take(archive, file, before, told)
-            cause = "the line broke"
+                _append(archive, file, before, on_progress)
+            cause = "the connection was closed"
         except HTTPError as error:
             error.close()
             if error.code != _RANGE_DONE:
                 raise _no_answer(archive, part, f"{error.code} {error.reason}") from error
             part.unlink()
-            cause = "the server has another file"
+            cause = "the file on the server has another size"
         except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
             cause = str(getattr(error, "reason", error)) or type(error).__name__
         after = part.stat().st_size if part.exists() else 0
@@ -134,87 +134,87 @@ def _load(archive: Archive, part: Path, told: Callable[[int, int], None]) -> Non
             raise _no_answer(archive, part, cause)
 
 
-def _take(
-    archive: Archive, file: BinaryIO, start: int, told: Callable[[int, int], None]
+def _append(
+    archive: Archive, file: BinaryIO, start: int, on_progress: Callable[[int, int], None]
 ) -> None:
-    """Append what one answer of the server brings."""
-    request = Request(  # noqa: S310 - the scheme is ours
+    """Append the data of one response of the server."""
+    request = Request(  # noqa: S310 - the scheme is fixed
         archive.url,
         headers={"Range": f"bytes={start}-", "User-Agent": "plantseg-next"},
     )
-    with urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
-        if answer.status != _PARTIAL and start:
+    with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
+        if response.status != _PARTIAL and start:
             file.truncate(0)
             start = 0
         done = start
-        while block := answer.read(BLOCK):
+        while block := response.read(BLOCK):
             file.write(block)
             done += len(block)
-            told(done, archive.n_bytes)
+            on_progress(done, archive.n_bytes)
 
 
 def _refuse_full_disk(archive: Archive, part: Path) -> None:
-    there = part.stat().st_size if part.exists() else 0
-    needed = 2 * archive.n_bytes - there  # packed and unpacked: images do not shrink
+    n_downloaded = part.stat().st_size if part.exists() else 0
+    needed = 2 * archive.n_bytes - n_downloaded  # the archive and its content
     free = shutil.disk_usage(part.parent).free
     if free < needed:
         raise OutputError(
             f"{free / 1e9:.1f} GB are free for `{part.parent}`.",
-            needed=f"{needed / 1e9:.1f} GB: the archive and what is in it",
-            fix="make room, or name another --out",
+            needed=f"{needed / 1e9:.1f} GB: the archive and its content",
+            fix="free some space, or choose another --out",
         )
 
 
 def _refuse_other(archive: Archive, part: Path) -> None:
-    """Refuse a file that is not the published one; it is removed.
+    """Remove a file that is not the published one.
 
     Raises:
-        DataError: If its digest is another.
+        DataError: If its digest differs.
     """
     with part.open("rb") as file:
-        found = hashlib.file_digest(file, archive.algorithm).hexdigest()
-    if found != archive.digest:
+        digest = hashlib.file_digest(file, archive.algorithm).hexdigest()
+    if digest != archive.digest:
         part.unlink()
         raise DataError(
-            f"What came from {archive.url} has the {archive.algorithm} {found}.",
+            f"The file from {archive.url} has the {archive.algorithm} {digest}.",
             needed=f"{archive.digest}, as published",
-            fix="fetch it again; if it stays so, the file was changed: load it by hand "
-            "and look at it",
+            fix="download it again; if the digest is still different, the file was "
+            "changed: download it yourself and inspect it",
         )
 
 
 def _unpack(part: Path, folder: Path) -> None:
-    """Unpack whole or not at all."""
-    half = folder.with_name(f"{folder.name}.unpacking")
-    shutil.rmtree(half, ignore_errors=True)
-    with explained(half), zipfile.ZipFile(part) as packed:
-        packed.extractall(half)
+    """Unpack completely or not at all."""
+    unpacking = folder.with_name(f"{folder.name}.unpacking")
+    shutil.rmtree(unpacking, ignore_errors=True)
+    with explained(unpacking), zipfile.ZipFile(part) as zipped:
+        zipped.extractall(unpacking)
         if folder.exists():
-            folder.rmdir()  # empty, or it would have been refused
-        half.rename(folder)
+            folder.rmdir()  # it is empty, see `prepare_output`
+        unpacking.rename(folder)
 
 
 def archive_named(name: str) -> Archive:
     """Return a published archive.
 
     Raises:
-        UsageError: If there is none of that name.
+        UsageError: If the name is unknown.
     """
     if name not in ARCHIVES:
         raise UsageError(
-            f"There is no data set `{name}` to fetch.",
+            f"There is no data set `{name}` to download.",
             needed=f"one of {', '.join(ARCHIVES)}",
-            fix="load any other by hand, and name its folder",
+            fix="download any other data set yourself, and give its folder",
         )
     return ARCHIVES[name]
 
 
 def _no_answer(archive: Archive, part: Path, cause: str) -> DataError:
-    there = part.stat().st_size if part.exists() else 0
+    n_downloaded = part.stat().st_size if part.exists() else 0
     return DataError(
-        f"{archive.url} could not be loaded: {cause}. {there / 1e6:.0f} of "
-        f"{archive.n_bytes / 1e6:.0f} MB are there.",
-        needed="a way to that server",
-        fix="run the same command again: it goes on where it was. Or load the file in a "
-        f"browser and save it as `{part}`",
+        f"{archive.url} could not be downloaded: {cause}. {n_downloaded / 1e6:.0f} of "
+        f"{archive.n_bytes / 1e6:.0f} MB are downloaded.",
+        needed="a connection to that server",
+        fix="run the same command again: it resumes the download. Or download the file "
+        f"in a browser and save it as `{part}`",
     )

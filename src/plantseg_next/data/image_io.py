@@ -1,8 +1,8 @@
-"""The only place that decodes a file: upright RGB images, and masks by their values.
+"""Decoding of all image files: upright RGB images, and masks by their values.
 
-Libraries disagree on what a file holds: one applies the EXIF turn, another does not;
-one reads a palette PNG as indices, another as colors; 16-bit masks are clipped in
-silence. Here every file is read by Pillow, in one way, or refused with a reason.
+Libraries decode files differently: some apply the EXIF orientation, some do not; some
+read a palette PNG as indices, some as colors; some silently clip 16-bit masks. Here
+every file is read by Pillow, in one way, or an error gives the reason.
 
 Axes: h row, w column.
 """
@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,11 @@ from plantseg_next.errors import DataError, missing_path
 from plantseg_next.structures import IGNORE, ClassMap, Sample
 
 MAX_PIXELS = 178_956_970
-"""The most pixels an image may have: Pillow's own limit against malicious files."""
+"""Largest number of pixels of an image: Pillow's limit against malicious files."""
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000"})
-"""Formats that smear ids; no mask is read from them."""
+"""Lossy formats, which change ids; masks in them are refused."""
 
 # `warnings.catch_warnings` changes the whole process: two threads must not interleave.
 _warnings_lock = threading.Lock()
@@ -38,12 +39,12 @@ _warnings_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about itself before it is decoded.
+    """Metadata of an image file, read without decoding it.
 
     Args:
         height: Rows of the upright image.
         width: Columns of the upright image.
-        file_format: Pillow's name of the format, from the content: "JPEG", "PNG".
+        file_format: Pillow's name of the format, detected from the content: "JPEG", "PNG".
         mode: Pillow's name of the pixel layout: "RGB", "P", "I;16".
         exif_orientation: EXIF orientation that reading must undo, 1 (none) to 8.
     """
@@ -56,17 +57,17 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Return size, format and EXIF turn of an image without decoding it.
+    """Return size, format and EXIF orientation of an image without decoding it.
 
     Raises:
         DataError: If the file is not an image.
         UsageError: If there is no such file.
     """
-    with _opened(path) as (image, turn):
+    with _opened(path) as (image, orientation):
         width, height = image.size
-        if turn >= 5:
+        if orientation >= 5:
             width, height = height, width
-        return Header(height, width, image.format or "", image.mode, turn)
+        return Header(height, width, image.format or "", image.mode, orientation)
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -83,38 +84,64 @@ def read_size(path: Path) -> tuple[int, int]:
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     """Return an image as upright RGB, 0 to 255.
 
-    The EXIF turn is applied. Transparent pixels are laid on white, the ground that
-    viewers show cut-out leaves on. Gray images of 16 bits are scaled by 1/257, never
-    clipped. Of an animation, the first frame is read. Color profiles are not applied.
+    The EXIF orientation is applied. Transparent pixels are composited on white, the
+    background on which viewers show cut-out leaves. Gray images of 16 bits are scaled by
+    1/257, not clipped. Of an animation, the first frame is read. Color profiles are not
+    applied.
 
     Args:
         path: An image of at most ``MAX_PIXELS`` pixels, in any format of Pillow.
 
     Raises:
-        DataError: If the file is empty, cut short, not an image, too large, or of a
-            kind that has no faithful form in 8-bit RGB.
+        DataError: If the file is empty, truncated, not an image, too large, or of a
+            kind that cannot be converted to 8-bit RGB.
         UsageError: If there is no such file.
     """
-    with _opened(path) as (image, turn):
-        try:
-            image.load()
-            rgb = _to_rgb(image, path)
-            return apply_orientation(np.array(rgb), turn)
-        except _BROKEN as error:
-            raise _undecodable(path, error) from error
+    with _opened(path) as (image, orientation):
+        return _upright_rgb(image, orientation, path)
+
+
+def decode_image(source: str | Path | bytes | Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Return an image as upright RGB, 0 to 255, as ``read_image`` does.
+
+    Args:
+        source: A path, the bytes of a file, or a PIL image of any mode, which is left as
+            it is.
+
+    Raises:
+        DataError: If it cannot be decoded.
+        UsageError: If there is no such file.
+    """
+    if isinstance(source, str | Path):
+        return read_image(Path(source))
+    if isinstance(source, bytes):
+        name = Path("the given bytes")
+        with _opened(name, BytesIO(source)) as (image, orientation):
+            return _upright_rgb(image, orientation, name)
+    return _upright_rgb(source, _exif_orientation(source), Path("the given image"))
+
+
+def _upright_rgb(
+    image: Image.Image, orientation: int, path: Path
+) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        image.load()
+        return apply_orientation(np.array(_to_rgb(image, path)), orientation)
+    except _BROKEN as error:
+        raise _undecodable(path, error) from error
 
 
 def read_mask(path: Path, *, as_colors: bool = False) -> MaskValues | MaskColors:
     """Return the values of a mask as they are stored.
 
     A palette gives its indices, one bit gives 0 and 1, two and four bits give 0 to 3
-    and 0 to 15, sixteen bits are kept. An EXIF turn of the mask is not applied. Gray
+    and 0 to 15, sixteen bits are kept. The EXIF orientation of a mask is not applied. Gray
     stored as three equal channels is one channel; an alpha channel is dropped.
 
     Args:
         path: A mask in a lossless format.
         as_colors: Return RGB instead: palette indices become their colors. Needed
-            where the meaning of a mask is stated by color.
+            if the coding of the mask is by color.
 
     Returns:
         uint8 or uint16 ``(h, w)``; uint8 ``(h, w, 3)`` for a colored mask, and always
@@ -129,7 +156,7 @@ def read_mask(path: Path, *, as_colors: bool = False) -> MaskValues | MaskColors
         if image.format in LOSSY_FORMATS:
             raise DataError(
                 f"The mask `{path}` is a JPEG.",
-                needed="a lossless file: JPEG smears ids, and so invents classes",
+                needed="a lossless file: JPEG compression changes ids",
                 fix="export the mask again as PNG; converting the JPEG does not help",
             )
         step = _gray_step(image)
@@ -143,12 +170,12 @@ def read_mask(path: Path, *, as_colors: bool = False) -> MaskValues | MaskColors
 
 
 def load_sample(row: Row, manifest: Manifest) -> Sample:
-    """Return the image of a row with everything its mask and its label say.
+    """Return the image of a row with its mask and its image-level label.
 
-    A row without a mask is ``IGNORE`` everywhere, also where it is called healthy: a
-    label of the whole leaf is no statement about its pixels. A mask that was drawn on
-    the image as stored, before its EXIF turn, is turned with it; where both ways fit
-    (half a turn, square images) the mask is taken as upright.
+    A row without a mask is ``IGNORE`` everywhere, also if it is labeled healthy: an
+    image-level label does not label pixels. A mask drawn on the image as stored, before
+    the EXIF orientation was applied, is rotated with it; where both ways fit (180
+    degrees, square images) the mask is taken as upright.
 
     Args:
         row: A row of the manifest.
@@ -162,8 +189,8 @@ def load_sample(row: Row, manifest: Manifest) -> Sample:
     image = read_image(row.image)
     disease = _disease_id(row, manifest.classes)
     if row.mask is None:
-        nothing = np.full(image.shape[:2], IGNORE, np.uint8)
-        return Sample(row.key, image, nothing, nothing, disease)
+        unlabeled = np.full(image.shape[:2], IGNORE, np.uint8)
+        return Sample(row.key, image, unlabeled, unlabeled, disease)
 
     coding = manifest.codings[row.source]
     values = read_mask(row.mask, as_colors=coding.by_color)
@@ -176,7 +203,7 @@ def load_sample(row: Row, manifest: Manifest) -> Sample:
 def orient_mask(
     values: MaskValues | MaskColors, size_hw: tuple[int, int], row: Row
 ) -> Shaped[np.ndarray, "upright_h upright_w *c"]:
-    """Return a mask turned as its image is, where only that makes the sizes agree.
+    """Return a mask with the EXIF orientation of its image, if only then the sizes agree.
 
     Args:
         values: Mask as stored, of another size than the upright image.
@@ -184,18 +211,18 @@ def orient_mask(
         row: Names the two files.
 
     Raises:
-        DataError: If the mask does not fit the turned image either.
+        DataError: If the sizes still differ.
     """
-    turn = read_header(row.image).exif_orientation
+    orientation = read_header(row.image).exif_orientation
     mask_hw = values.shape[:2]
-    if turn < 5 or mask_hw[::-1] != size_hw:
+    if orientation < 5 or mask_hw[::-1] != size_hw:
         raise DataError(
             f"The mask `{row.mask}` has {mask_hw[1]} x {mask_hw[0]} pixels, but its "
             f"image `{row.image}` has {size_hw[1]} x {size_hw[0]}.",
             needed="a mask of the size of its image",
             fix="export the mask at the size of the image, or pair the right files",
         )
-    return apply_orientation(values, turn)
+    return apply_orientation(values, orientation)
 
 
 def _disease_id(row: Row, classes: ClassMap) -> int:
@@ -203,49 +230,63 @@ def _disease_id(row: Row, classes: ClassMap) -> int:
         return IGNORE
     if row.disease not in classes.diseases:
         raise DataError(
-            f"`{row.key}` is labeled `{row.disease}`, which is no known label.",
+            f"`{row.key}` is labeled `{row.disease}`, which is not a known label.",
             needed=f"one of {', '.join(classes.diseases) or 'no label at all'}",
-            fix="write the manifest again from the folder of images",
+            fix="create the manifest again from the folder of images",
         )
     return classes.diseases.index(row.disease)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Image.Image, int]]:
-    """Yield the image, not yet decoded, and the EXIF turn that is left to undo."""
+def _opened(
+    path: Path, content: BytesIO | None = None
+) -> Iterator[tuple[Image.Image, int]]:
+    """Yield the image, not yet decoded, and the EXIF orientation still to apply.
+
+    Args:
+        path: Of the file, or what to call the content in errors.
+        content: Of a file that is in memory already.
+    """
     try:
         with _warnings_lock, warnings.catch_warnings():
-            # Large images and untidy metadata are no news to the user.
+            # Pillow warns of large images and malformed metadata.
             warnings.simplefilter("ignore")
-            image = Image.open(path)
-            turn = _exif_orientation(image)
+            image = Image.open(path if content is None else content)
+            orientation = _exif_orientation(image)
     except FileNotFoundError as error:
         raise missing_path(path, "an image") from error
     except Image.DecompressionBombError as error:
         raise DataError(
             f"`{path}` has more than {MAX_PIXELS / 1e6:.0f} megapixels.",
             needed="an image below that limit",
-            fix="cut the mosaic into parts, or scale it down, and try again",
+            fix="cut the image into parts, or scale it down",
         ) from error
     except _BROKEN as error:
-        raise _not_a_image(path, error) from error
+        if content is not None:
+            raise DataError(
+                f"{str(path).capitalize()} are not an image: {len(content.getvalue())} "
+                "bytes of no known format.",
+                needed="the content of an image file, such as JPEG, PNG or TIFF",
+                fix="check where they were read from",
+            ) from error
+        raise _not_an_image(path, error) from error
     with image:
-        yield image, turn
+        yield image, orientation
 
 
 def _exif_orientation(image: Image.Image) -> int:
-    # Pillow turns TIFF files by itself. For PNG, `PngImageFile.getexif` would decode
-    # the whole image to look for EXIF behind it; the base class reads the header.
+    # Pillow applies the orientation of TIFF files itself. `PngImageFile.getexif` would
+    # decode the whole PNG to find EXIF after it; the base class reads the header.
     if image.format == "TIFF":
         return 1
-    turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    return turn if turn in range(1, 9) else 1
+    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in range(1, 9) else 1
 
 
 def apply_orientation(
     pixels: Shaped[np.ndarray, "h w *c"], turn: int
 ) -> Shaped[np.ndarray, "upright_h upright_w *c"]:
-    """Undo an EXIF turn; the definition of the eight turns is Exif 2.32, table 6."""
+    """Return the upright image; the eight EXIF orientations are in Exif 2.32, table 6."""
     if turn >= 5:
         pixels = pixels.swapaxes(0, 1)
     if turn in {3, 4, 7, 8}:
@@ -269,8 +310,8 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
 
 def _sixteen_bits(image: Image.Image, path: Path) -> UInt16[np.ndarray, "h w"]:
     values = np.array(image)
-    whole = np.issubdtype(values.dtype, np.integer)
-    if not whole or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+    is_integer = np.issubdtype(values.dtype, np.integer)
+    if not is_integer or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise DataError(
             f"`{path}` holds numbers of 32 bits.",
             needed="8 or 16 bits a pixel; other numbers have no agreed range",
@@ -280,7 +321,7 @@ def _sixteen_bits(image: Image.Image, path: Path) -> UInt16[np.ndarray, "h w"]:
 
 
 def _gray_step(image: Image.Image) -> int:
-    """Return by how much Pillow spreads gray of two or four bits on decoding."""
+    """Return the factor by which Pillow scales gray of two or four bits on decoding."""
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     if not tiles:
         return 1
@@ -301,13 +342,13 @@ def _mask_values(image: Image.Image, path: Path, step: int) -> MaskValues | Mask
     return np.ascontiguousarray(rgb[..., 0]) if is_gray else rgb
 
 
-def _not_a_image(path: Path, error: Exception) -> DataError:
+def _not_an_image(path: Path, error: Exception) -> DataError:
     needed = "an image such as JPEG, PNG or TIFF"
     if not isinstance(error, UnidentifiedImageError) or not path.is_file():
         return DataError(
             f"`{path}` cannot be opened: {error}.",
             needed=needed,
-            fix="check the file in an image viewer, and who may read it",
+            fix="check the file in an image viewer, and its permissions",
         )
     with path.open("rb") as file:
         head = file.read(256)
@@ -316,9 +357,9 @@ def _not_a_image(path: Path, error: Exception) -> DataError:
     elif head.startswith(b"version https://git-lfs"):
         came, fix = "is a Git LFS pointer, not the file itself", "run `git lfs pull`"
     elif head[4:8] == b"ftyp" and head[8:11] in {b"hei", b"hev", b"mif"}:
-        came, fix = "is a HEIC image, as phones take them", "export it as JPEG"
+        came, fix = "is a HEIC image, the format of some phones", "export it as JPEG"
     elif b"\0" not in head and head.isascii():
-        came, fix = "holds text, not an image", "remove it, or find the real file"
+        came, fix = "holds text, not an image", "remove it, or replace it by the image"
     else:
         came = "is not an image of a known format"
         fix = "open it in an image viewer and export it as JPEG or PNG"
@@ -327,7 +368,7 @@ def _not_a_image(path: Path, error: Exception) -> DataError:
 
 def _undecodable(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"`{path}` is damaged or cut short: {error}.",
-        needed="an image that can be read to its end",
+        f"`{path}` is damaged or truncated: {error}.",
+        needed="an image that can be decoded completely",
         fix="copy or download the file again, or remove it",
     )

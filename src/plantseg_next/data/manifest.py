@@ -1,8 +1,8 @@
-"""The one common table: a row an image, whatever data set it came from.
+"""The manifest: one table for all data sets, one row per image.
 
-A layout's reader turns a folder into a ``Manifest``; from there on nobody asks where an
-image came from. How mask values are to be read is kept a source, in a ``MaskCoding``,
-so that five data sets with five conventions share one table of classes.
+The reader of each layout converts a folder to a ``Manifest``; the rest of the package
+does not depend on the layout. A ``MaskCoding`` per source maps mask values to classes, so
+data sets with different conventions share one table of classes.
 """
 
 import json
@@ -18,24 +18,24 @@ from plantseg_next.structures import ClassMap
 Split = Literal["train", "val", "test", "unlabeled"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Role = Literal["background", "leaf", "no lesion", "ignore"]
-"""What a mask value can mean besides a lesion class; "no lesion" may be leaf or not."""
+"""Meaning of a mask value besides a lesion class; "no lesion" may be leaf or not."""
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
-"""Name by which a folder with a manifest, a run for one, is known."""
+"""File name of the manifest in a folder, for example in a run."""
 
 
 @dataclass(frozen=True)
 class MaskCoding:
-    """What each value of a source's masks means.
+    """The meaning of each mask value of a source.
 
     Args:
-        meaning: From a mask value, or a color ``"#rrggbb"``, to a ``Role`` or to the
-            name of a lesion class. A value that is absent here is an unknown id.
-        marks_leaf: Whether these masks tell leaf from ground. Where they do, lesion
+        meaning: From a mask value, or a color ``"#rrggbb"``, to a ``Role`` or the name of
+            a lesion class. Any other value is unknown.
+        marks_leaf: Whether these masks separate leaf from background. If so, lesion
             pixels count as leaf.
-        origin: Where the coding comes from, for people: a file, or the rule by which
-            it was inferred.
+        origin: Where the coding comes from, as text: a file, or the rule by which it
+            was inferred.
     """
 
     meaning: Mapping[int | str, str]
@@ -44,7 +44,7 @@ class MaskCoding:
 
     @property
     def by_color(self) -> bool:
-        """Whether masks are colored images rather than maps of ids."""
+        """Whether masks are color images instead of maps of ids."""
         return any(isinstance(value, str) for value in self.meaning)
 
     @property
@@ -56,22 +56,22 @@ class MaskCoding:
 
 @dataclass(frozen=True)
 class Row:
-    """One image and everything that is known about it.
+    """One image with its labels and metadata.
 
     Args:
         key: Unique in the manifest; the path inside its source, without the ending.
         image: The image.
         source: Name of the data set; a key of ``Manifest.codings`` if it has masks.
         mask: The mask, or ``None`` for an image without one.
-        split: Where it is used; ``None`` until ``splits.assign`` has run.
-        group: Images of one group never part across splits: the same leaf, scene or
-            near-duplicate. Empty: a group of its own.
+        split: Its split; ``None`` until ``splits.assign`` has run.
+        group: Images of one group (the same leaf, scene or near-duplicate) are in one
+            split. Empty: a group of its own.
         disease: Image-level label, or ``None``.
         plant: Host, or ``None``.
-        stated: Further columns of the data set's own index, as text.
+        stated: Further columns of the index of the data set, as text.
         sha256: Digest of the image file; empty until it has been read.
         mask_sha256: Digest of the mask file; empty likewise.
-        sparse: Whether the mask says something of few pixels only: points, scribbles.
+        sparse: Whether the mask labels only few pixels: points, scribbles.
     """
 
     key: str
@@ -89,19 +89,19 @@ class Row:
 
     @property
     def group_key(self) -> str:
-        """Group within the source, or the row itself where it has no group."""
+        """Group within the source, or the key of a row without a group."""
         return f"{self.source}/{self.group}" if self.group else f"{self.key}"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """How a source was read from disk, for people and for the checks.
+    """How a source was read from disk, for reports and checks.
 
     Args:
-        layout: The layout that was recognized, in words.
-        masks_without_image: Files among the masks that no image belongs to.
-        names_without_image: Names in the source's index that no image has.
-        doubts: What else of it could not be used, in words.
+        layout: Description of the recognized layout.
+        masks_without_image: Mask files without an image.
+        names_without_image: Names in the index of the source without an image.
+        doubts: Descriptions of other data that could not be used.
     """
 
     layout: str
@@ -112,10 +112,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Rows, the classes they share, and how each source's masks are read.
+    """Rows, their common classes, and the mask coding of each source.
 
     Args:
-        rows: One an image, in a stable order.
+        rows: One per image, in a stable order.
         classes: Names of all lesion classes and image-level labels.
         codings: From a source's name to the meaning of its mask values.
         origins: From a source's name to how it was read from disk.
@@ -131,7 +131,7 @@ class Manifest:
         return len(self.rows)
 
     def split(self, name: Split) -> "Manifest":
-        """Return the manifest with the rows of one split only."""
+        """Return the manifest with only the rows of one split."""
         return self.only(row for row in self.rows if row.split == name)
 
     def only(self, rows: Iterable[Row]) -> "Manifest":
@@ -146,8 +146,8 @@ class Manifest:
     def digested(self) -> "Manifest":
         """Return the manifest with the SHA-256 of every image and mask filled in.
 
-        An image that was renamed, moved or copied is still known by it. Masks are read
-        anew: a person may have corrected them.
+        Digests identify images that were renamed, moved or copied. Masks are always
+        read again, because they may have been corrected.
 
         Raises:
             DataError: If an image cannot be read.
@@ -162,11 +162,11 @@ class Manifest:
         )
 
     def changed(self) -> "Manifest":
-        """Return the rows whose image or mask is gone or not what it was."""
+        """Return the rows whose image or mask is missing or has changed."""
         return self.only(row for row in self.rows if _has_changed(row))
 
     def write(self, path: Path) -> None:
-        """Write the table as JSON: files by absolute path, or relative to it if below."""
+        """Write the table as JSON; paths below its folder are relative, others absolute."""
         table = {
             "format": FORMAT,
             "classes": asdict(self.classes),
@@ -182,10 +182,10 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
-        """Read a table written by ``write``; relative paths are relative to it.
+        """Read a table written by ``write``; relative paths are relative to its folder.
 
         Raises:
-            DataError: If it is not such a table, or of a newer format.
+            DataError: If it is not such a table, or its format is newer.
         """
         try:
             table = json.loads(path.read_text("utf-8"))
@@ -225,15 +225,15 @@ class Manifest:
             raise DataError(
                 f"`{path}` is not a manifest: {error!r}.",
                 needed="a table written by plantseg-next",
-                fix="point at the folder of images instead, or write it again",
+                fix="use the folder of images instead, or create the manifest again",
             ) from error
 
 
 def common_classes(rows: Iterable[Row], codings: Mapping[str, MaskCoding]) -> ClassMap:
-    """Return the classes that rows of one or many sources share.
+    """Return the common classes of rows of one or many sources.
 
-    Lesion classes keep the order of their codings (a published order of ids survives);
-    image-level names are sorted.
+    Lesion classes keep the order of their codings, for example a published order of ids;
+    image-level labels are sorted.
     """
     rows = list(rows)
     used = [codings[s] for s in dict.fromkeys(r.source for r in rows) if s in codings]
@@ -247,10 +247,10 @@ def common_classes(rows: Iterable[Row], codings: Mapping[str, MaskCoding]) -> Cl
 
 
 def merge(manifests: Iterable[Manifest]) -> Manifest:
-    """Return one manifest of many; keys are prefixed by their source.
+    """Return the merged manifests; keys are prefixed by their source.
 
     Raises:
-        UsageError: If two sources share a name.
+        UsageError: If two sources have the same name.
     """
     rows: list[Row] = []
     codings: dict[str, MaskCoding] = {}
@@ -261,7 +261,7 @@ def merge(manifests: Iterable[Manifest]) -> Manifest:
         if clash := sources & seen:
             raise UsageError(
                 f"Two data sets are both called {sorted(clash)}.",
-                needed="another name for each data set",
+                needed="a different name for each data set",
                 fix="rename one of the folders",
             )
         seen |= sources
@@ -282,7 +282,7 @@ def digest(path: Path) -> str:
     except OSError as error:
         raise DataError(
             f"`{path}` cannot be read: {error.strerror}.",
-            needed="an image that is there and may be read",
+            needed="an image that exists and is readable",
             fix="restore the file, or run `plantseg-next check` on the folder",
         ) from error
 

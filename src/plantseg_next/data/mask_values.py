@@ -1,4 +1,4 @@
-"""What the values of a mask mean: from stored values to the two heads of the model.
+"""Decoding of masks: from stored values to the targets of the lesion and leaf heads.
 
 Axes: h row, w column.
 """
@@ -23,14 +23,14 @@ def decode_mask(
     *,
     name: str = "the mask",
 ) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]:
-    """Return what a mask says about lesions and about the leaf.
+    """Return the lesion mask and the leaf mask of the stored values.
 
     Args:
-        values: A mask from ``read_mask``, as colors where the coding is by color.
+        values: A mask from ``read_mask``, as colors if the coding is by color.
         coding: Meaning of the values. A coding without lesion classes does not
             annotate the lesion head.
-        classes: The common classes; every lesion class of the coding is among them.
-        name: What errors call the mask, for example its file.
+        classes: The common classes; they include all lesion classes of the coding.
+        name: Name of the mask in errors, for example its file.
 
     Returns:
         Lesion class ids, 0 for none; and 1 on the leaf, lesions included, 0 off it.
@@ -76,7 +76,7 @@ def decode_mask(
 
 
 def _packed(values: MaskValues | MaskColors) -> Integer[np.ndarray, "h w"]:
-    """Return colors as 0xrrggbb; a gray level counts as its color."""
+    """Return colors as 0xrrggbb; a gray level is converted to its color."""
     wide = values.astype(np.int64)
     if wide.ndim == 2:
         return wide * 0x010101
@@ -93,14 +93,14 @@ def _as_number(value: int | str, coding: MaskCoding) -> int:
 def _positions(
     values: Integer[np.ndarray, "h w"], known: Integer[np.ndarray, " n"]
 ) -> Integer[np.ndarray, "h w"]:
-    """Return the place of each value among the sorted known ones, -1 if unknown."""
+    """Return the index of each value in the sorted known ones, -1 if unknown."""
     if values.dtype.itemsize <= 2:
         table = np.full(1 << 16, -1, np.int32)
         table[known] = np.arange(len(known))
         looked_up: np.ndarray = table[values]
         return looked_up
-    place = np.searchsorted(known, values).clip(max=len(known) - 1)
-    return np.where(known[place] == values, place, -1)
+    index = np.searchsorted(known, values).clip(max=len(known) - 1)
+    return np.where(known[index] == values, index, -1)
 
 
 def _known_values(meaning: Mapping[int | str, str]) -> str:
@@ -111,19 +111,19 @@ def _known_values(meaning: Mapping[int | str, str]) -> str:
 def _unknown_value(
     unknown: Integer[np.ndarray, " n"], size: int, coding: MaskCoding, name: str
 ) -> DataError:
-    found, counts = np.unique(unknown, return_counts=True)
+    values, counts = np.unique(unknown, return_counts=True)
     most = counts.argmax()
-    value = int(found[most])
+    value = int(values[most])
     shown = f"#{value:06x}" if coding.by_color else str(value)
-    others = f", and {len(found) - 1} other such values" if len(found) > 1 else ""
+    others = f", and {len(values) - 1} other such values" if len(values) > 1 else ""
     return DataError(
         f"`{name}` holds the value {shown} on {_per_cent(counts[most] / size)} of its "
-        f"pixels{others}; its meaning is not known.",
+        f"pixels{others}; its meaning is unknown.",
         needed=f"only the values {_known_values(coding.meaning)} ({coding.origin})",
         fix="state its meaning in classes.yaml (a class, background, leaf or ignore), "
-        "or mend the mask",
+        "or correct the mask",
     )
 
 
-def _per_cent(share: float) -> str:
-    return f"{100 * share:.3g} %" if share >= 0.0001 else "less than 0.01 %"
+def _per_cent(fraction: float) -> str:
+    return f"{100 * fraction:.3g} %" if fraction >= 0.0001 else "less than 0.01 %"

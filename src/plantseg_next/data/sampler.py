@@ -1,7 +1,7 @@
-"""Which image a draw shows: streams in a stated mix, data sets and diseases balanced.
+"""Which row is sampled: balanced over data sets and diseases, streams in a fixed ratio.
 
-However many data sets there are, one table is drawn from: neither memory nor the time of
-a draw grows with their number.
+All data sets share one table: neither the memory nor the time of a draw grows with their
+number.
 """
 
 from collections import Counter, defaultdict
@@ -14,23 +14,22 @@ from plantseg_next.errors import unknown_name
 from plantseg_next.settings import DataSettings, Weight
 
 SPARSE_FRACTION = 0.25
-"""Most of the draws that show a mask of points or scribbles, where there are whole ones:
-a tile in which a hundred pixels are known must not take the place of one that is all
-known."""
+"""Largest fraction of draws from sparse masks (points, scribbles) if there are dense ones:
+a tile with a hundred labeled pixels must not replace a fully labeled one."""
 
 
 class MixtureSampler:
-    """Choose rows by draw number and chance.
+    """Sample rows by step number and a uniform random number.
 
-    Of the rows of a stream, one of a data set and disease with ``n`` images is drawn in
-    proportion to ``n`` to the power of ``1 - balance``, times the weight of its data set.
+    Within a stream, a data set and disease with ``n`` images is sampled in proportion
+    to ``n ** (1 - balance)``, times the weight of its data set.
 
     Args:
         rows: At least one.
         settings: Balance and weights.
-        named_fraction: Part of the draws that show a row with an image-level label, where
-            there are rows with and without; ``None``: labels do not count, but a mask of
-            points does, see ``SPARSE_SHARE``.
+        named_fraction: Fraction of draws from rows with an image-level label, if there
+            are rows with and without. ``None``: rows are divided by dense and sparse
+            masks instead, see ``SPARSE_FRACTION``.
     """
 
     def __init__(
@@ -41,67 +40,71 @@ class MixtureSampler:
         named_fraction: float | None = None,
     ) -> None:
         if named_fraction is None:
-            apart = [row.sparse for row in rows]
-            share = min(SPARSE_FRACTION, sum(apart) / len(rows))
+            in_second = [row.sparse for row in rows]
+            fraction = min(SPARSE_FRACTION, sum(in_second) / len(rows))
         else:
-            apart = [row.disease is not None for row in rows]
-            share = named_fraction
+            in_second = [row.disease is not None for row in rows]
+            fraction = named_fraction
         streams = [
-            [i for i, is_ in enumerate(apart) if is_ == which] for which in (False, True)
+            [i for i, second in enumerate(in_second) if second == which]
+            for which in (False, True)
         ]
         if not all(streams):
-            share, streams = 0.0, [list(range(len(rows)))]
-        self._share = share
-        self._streams = [_Stream(rows, these, settings) for these in streams]
+            fraction, streams = 0.0, [list(range(len(rows)))]
+        self._fraction = fraction
+        self._streams = [_Stream(rows, indices, settings) for indices in streams]
 
     def index(self, step: int, uniform: float) -> int:
-        """Return the row of a draw.
+        """Return the index of a sampled row.
 
         Args:
-            step: Its number. Of any so many draws in a row, the stated part is named (or
-                sparse), to the nearest one.
+            step: Number of the draw. Any consecutive draws contain the given fraction
+                of labeled (or sparse) rows, to within one.
             uniform: In [0, 1).
         """
-        before, after = int(step * self._share), int((step + 1) * self._share)
+        before, after = int(step * self._fraction), int((step + 1) * self._fraction)
         return self._streams[after > before].index(step, uniform)
 
 
 class _Stream:
-    """Rows that are drawn from together."""
+    """Rows that are sampled together."""
 
     def __init__(
-        self, rows: Sequence[Row], these: Sequence[int], settings: DataSettings
+        self, rows: Sequence[Row], indices: Sequence[int], settings: DataSettings
     ) -> None:
-        size = Counter((rows[i].source, rows[i].disease) for i in these)
+        size = Counter((rows[i].source, rows[i].disease) for i in indices)
         sources: dict[str, list[int]] = defaultdict(list)
-        for i in these:
+        for i in indices:
             sources[rows[i].source].append(i)
-        self._rows = [np.array(found) for found in sources.values()]
+        self._rows = [np.array(members) for members in sources.values()]
         self._cumulative = [
             np.cumsum(
-                [size[rows[i].source, rows[i].disease] ** -settings.balance for i in found]
+                [
+                    size[rows[i].source, rows[i].disease] ** -settings.balance
+                    for i in members
+                ]
             )
-            for found in sources.values()
+            for members in sources.values()
         ]
         weights = dict(settings.weights)
         self._weights = [weights.get(source, 1.0) for source in sources]
 
-    def index(self, draw: int, chance: float) -> int:
+    def index(self, draw: int, uniform: float) -> int:
         weight = np.array(
             [
                 weight_at(weight, draw) * cumulative[-1]
                 for weight, cumulative in zip(self._weights, self._cumulative, strict=True)
             ]
         )
-        if not weight.any():  # all of them are switched off: none is preferred
+        if not weight.any():  # all weights are 0: treat the data sets as equal
             weight = np.array([cumulative[-1] for cumulative in self._cumulative])
         until = np.cumsum(weight)
-        place = chance * until[-1]
-        source = min(int(np.searchsorted(until, place, side="right")), len(until) - 1)
-        inside = (place - (until[source] - weight[source])) / weight[source]
+        position = uniform * until[-1]
+        source = min(int(np.searchsorted(until, position, side="right")), len(until) - 1)
+        inside = (position - (until[source] - weight[source])) / weight[source]
         cumulative = self._cumulative[source]
-        found = int(np.searchsorted(cumulative, inside * cumulative[-1], side="right"))
-        return int(self._rows[source][min(found, len(cumulative) - 1)])
+        member = int(np.searchsorted(cumulative, inside * cumulative[-1], side="right"))
+        return int(self._rows[source][min(member, len(cumulative) - 1)])
 
 
 def weight_at(weight: Weight, draw: int) -> float:
@@ -118,12 +121,12 @@ def weight_at(weight: Weight, draw: int) -> float:
 
 
 def refuse_unknown(settings: DataSettings, sources: Sequence[str]) -> None:
-    """Refuse weights of data sets that there are not.
+    """Raise an error for weights of unknown data sets.
 
     Raises:
-        UsageError: If there is one; it names the nearest.
+        UsageError: If there is one; it suggests the nearest name.
     """
     for name, _ in settings.weights:
         if name not in sources:
-            came = f"data.weights has `{name}`; no data set is called so."
+            came = f"data.weights has `{name}`; there is no such data set."
             raise unknown_name(came, name, sources)

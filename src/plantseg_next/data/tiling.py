@@ -1,7 +1,7 @@
-"""Tiles: where to cut them, how to draw them for training, how to stitch scores back.
+"""Tiles: sampling them for training, cutting and stitching them for inference.
 
-Training wants few tiles that hold much information, at any scale and turn; inference
-wants every pixel once, without a seam. Both are geometry on arrays: no network here.
+Training samples informative tiles at random scale and rotation; inference covers every
+pixel without seams. Both operate on arrays, without a network.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,19 +15,19 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from plantseg_next.structures import IGNORE, NO_LESION, Sample, is_lesion
 
 BACKGROUND_FRACTION = 0.3
-"""Of the tiles of an image: from anywhere, instead of from a lesion."""
+"""Fraction of tiles with a uniformly drawn center, instead of a lesion."""
 CELL = 16
-"""Pixels a cell of an information map."""
+"""Side of a cell of an information map, in pixels."""
 
 
 @dataclass(frozen=True)
 class TileGrid:
     """Overlapping tiles that cover an image, and the weights that hide their seams.
 
-    A tile's weight is 0 in an outer rim of a quarter of the overlap, where the network
-    saw padding instead of leaf, and then rises as a squared sine; at the image's own
-    border, where there is nothing better, it stays 1. So wherever the network's field of
-    view is no larger than the rim, the stitched scores equal the untiled ones exactly.
+    A tile's weight is 0 in an outer rim of a quarter of the overlap, where scores depend
+    on padding, and then rises as a squared sine; at the border of the image, which no
+    other tile covers, it is 1. If the network's receptive field reaches no further than
+    the rim, the stitched scores equal the untiled ones exactly.
 
     Args:
         image_hw: Size of the image.
@@ -59,7 +59,7 @@ class TileGrid:
     def cut(
         self, image: UInt8[np.ndarray, "h w c"]
     ) -> Iterator[UInt8[np.ndarray, "tile tile c"]]:
-        """Yield the tiles row by row; what lies outside the image mirrors it."""
+        """Yield the tiles row by row; outside the image they are mirrored."""
         for top in self.tops:
             for left in self.lefts:
                 tile = image[top : top + self.tile_px, left : left + self.tile_px]
@@ -70,8 +70,8 @@ class TileGrid:
     ) -> Iterator[tuple[int, Float32[np.ndarray, "k rows w"]]]:
         """Yield bands of the image's scores, each with its first row, top to bottom.
 
-        Only the rows that a later tile may still change are held, so memory does not
-        grow with the height of the image.
+        Only rows that later tiles still change are kept, so memory does not grow with
+        the height of the image.
 
         Args:
             scores: Scores of the tiles, in the order of ``cut``.
@@ -147,7 +147,7 @@ def _window(
 
 
 def _shift_up(band: np.ndarray, rows: int) -> None:
-    """Drop the first rows of the last but one axis, in place; empty ones follow."""
+    """Drop the first rows of the second-to-last axis, in place; append zeros."""
     left = band.shape[-2] - rows
     band[..., :left, :] = band[..., rows:, :].copy()
     band[..., left:, :] = 0
@@ -156,9 +156,9 @@ def _shift_up(band: np.ndarray, rows: int) -> None:
 def pad_to(
     image: UInt8[np.ndarray, "h w c"], size_hw: tuple[int, int]
 ) -> UInt8[np.ndarray, "h2 w2 c"]:
-    """Return the image grown to ``size_hw`` at its right and lower edge, mirrored.
+    """Return the image padded to ``size_hw`` at its right and lower edge by mirroring.
 
-    An image of one pixel repeats that pixel: OpenCV mirrors as often as it takes.
+    OpenCV mirrors repeatedly, so an image of one pixel works too.
     """
     bottom, right = size_hw[0] - image.shape[0], size_hw[1] - image.shape[1]
     if bottom <= 0 and right <= 0:
@@ -169,7 +169,7 @@ def pad_to(
 def shrink_to(
     image: UInt8[np.ndarray, "h w 3"], long_side_px: int | None
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Return the image with its long side at most ``long_side_px``; never larger."""
+    """Return the image with its long side at most ``long_side_px``; never enlarged."""
     scale = shrink_scale(image.shape[:2], long_side_px)
     if scale == 1:
         return image
@@ -178,7 +178,7 @@ def shrink_to(
 
 
 def shrink_sample(sample: Sample, long_side_px: int | None) -> Sample:
-    """Return the sample with its long side at most ``long_side_px``, masks by nearest."""
+    """Return the sample with its long side at most ``long_side_px``; masks by nearest."""
     scale = shrink_scale(sample.lesion.shape, long_side_px)
     if scale == 1:
         return sample
@@ -200,12 +200,12 @@ def shrink_scale(size_hw: tuple[int, int], long_side_px: int | None) -> float:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a training tile lies on an image.
+    """Position, scale and rotation of a training tile on an image.
 
     Args:
-        center_xy: Middle of the tile, in pixels of the image.
-        scale: Pixels of the tile a pixel of the image; 2 magnifies.
-        angle_deg: Turn, counter-clockwise.
+        center_xy: Center of the tile, in pixels of the image.
+        scale: Tile pixels per image pixel; 2 magnifies.
+        angle_deg: Rotation, counter-clockwise.
         mirrored: Whether left and right are exchanged.
     """
 
@@ -216,9 +216,9 @@ class Placement:
 
     def matrix(self, tile_px: int) -> Float[np.ndarray, "2 3"]:
         """Return the affine map from image to tile coordinates."""
-        turn = np.deg2rad(self.angle_deg)
+        angle = np.deg2rad(self.angle_deg)
         linear = self.scale * np.array(
-            [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
+            [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
         )
         if self.mirrored:
             linear[0] *= -1
@@ -228,11 +228,11 @@ class Placement:
 
 
 def draw_tile(sample: Sample, placement: Placement, tile_px: int) -> Sample:
-    """Return the tile of an image at a placement, masks moved with it.
+    """Return the tile of an image and its masks at a placement.
 
-    What lies outside the image mirrors it, and is ``IGNORE`` in the masks. A tile keeps
-    the image's image-level label only where it can be seen in it: where the tile holds
-    a lesion, or where no mask says otherwise.
+    Outside the image, the tile is mirrored and its masks are ``IGNORE``. The tile keeps
+    the image-level label unless the mask of the image shows lesions and the tile has
+    none of them.
     """
     matrix = placement.matrix(tile_px)
     size = (tile_px, tile_px)
@@ -261,7 +261,7 @@ def draw_tile(sample: Sample, placement: Placement, tile_px: int) -> Sample:
 def covered(
     image_hw: tuple[int, int], placement: Placement, tile_px: int
 ) -> Bool[np.ndarray, "tile tile"]:
-    """Return which pixels of a tile lie in the image; the rest mirrors it."""
+    """Return which pixels of a tile lie inside the image; the rest is mirrored."""
     return (
         cv2.warpAffine(
             np.ones(image_hw, np.uint8),
@@ -276,28 +276,28 @@ def covered(
 def lesion_information(
     lesion: UInt8[np.ndarray, "h w"], class_weights: Float[np.ndarray, " k"]
 ) -> Float32[np.ndarray, "gh gw"]:
-    """Return how much each cell of a labeled image teaches: its lesion pixels.
+    """Return the information map of a labeled image: weighted lesion pixels per cell.
 
     Args:
         lesion: Lesion class ids.
-        class_weights: Worth of a pixel of each class, "no lesion" (0) included; rare
-            classes weigh more.
+        class_weights: Weight of a pixel of each class, "no lesion" (0) included; larger
+            for rare classes.
 
     Returns:
         Mean weight of the pixels of each cell of ``CELL`` pixels; 0 without a lesion.
     """
-    worth = np.zeros(256, np.float32)
-    worth[: len(class_weights)] = class_weights
-    worth[NO_LESION] = 0
-    return _cell_means(worth[lesion])
+    weights = np.zeros(256, np.float32)
+    weights[: len(class_weights)] = class_weights
+    weights[NO_LESION] = 0
+    return _cell_means(weights[lesion])
 
 
 def saliency(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "gh gw"]:
-    """Return how much each cell of an unlabeled image stands out from its surroundings.
+    """Return the information map of an unlabeled image: the contrast of each cell.
 
     The distance in CIELAB between the finely and the coarsely blurred image
-    (Achanta et al. 2009, frequency-tuned saliency, with a local mean for their global
-    one): spots on a leaf score high, an even leaf and an even ground low.
+    (Achanta et al. 2009, frequency-tuned saliency, with a local mean instead of their
+    global one): high for spots on a leaf, low for even leaf or background.
     """
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32)
     fine = cv2.blur(lab, (3, 3))
@@ -312,52 +312,52 @@ def choose_center(
     rng: np.random.Generator,
     background_fraction: float = BACKGROUND_FRACTION,
 ) -> tuple[float, float]:
-    """Return the center of a tile, drawn where the information is.
+    """Return a random center of a tile.
 
-    A cell is drawn with a chance in proportion to its information, or, with the chance
-    ``background_fraction`` and where there is no information at all, from anywhere:
-    without plain background a network marks lesions everywhere.
+    A cell is drawn with probability proportional to its information, or uniformly with
+    probability ``background_fraction`` and where the map is zero: without background
+    tiles, a network predicts lesions everywhere.
 
     Args:
-        information: Worth of each cell, >= 0: lesions, saliency, or any map of doubt.
+        information: Weight of each cell, >= 0: lesions, saliency or uncertainty.
         reach_cells: Half the side of a tile, in cells; a drawn cell lies anywhere in the
-            inner half of its tile, not always in its middle.
-        rng: Source of chance.
-        background_fraction: Chance of a tile from anywhere, in [0, 1].
+            inner half of its tile, not always in its center.
+        rng: Random generator.
+        background_fraction: Probability of a uniform draw, in [0, 1].
 
     Returns:
         ``(x, y)`` in pixels of the image.
     """
-    worth = information.astype(np.float64)
-    rows, columns = worth.shape
-    plain = rng.random() < background_fraction or worth.sum() <= 0
-    chance = np.full(worth.size, 1 / worth.size) if plain else worth.ravel() / worth.sum()
-    row, column = divmod(int(rng.choice(worth.size, p=chance)), columns)
-    jitter = rng.uniform(-reach_cells / 2, reach_cells / 2, 2) if not plain else (0, 0)
+    weights = information.astype(np.float64)
+    rows, columns = weights.shape
+    is_uniform = rng.random() < background_fraction or weights.sum() <= 0
+    probability = (
+        np.full(weights.size, 1 / weights.size)
+        if is_uniform
+        else weights.ravel() / weights.sum()
+    )
+    row, column = divmod(int(rng.choice(weights.size, p=probability)), columns)
+    jitter = rng.uniform(-reach_cells / 2, reach_cells / 2, 2) if not is_uniform else (0, 0)
     y = _keep_inside(row + 0.5 + jitter[0], rows, reach_cells)
     x = _keep_inside(column + 0.5 + jitter[1], columns, reach_cells)
     return x * CELL, y * CELL
 
 
 def class_weights(pixels: Int64[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    """Return the worth of a pixel of each class: one over the root of its frequency."""
+    """Return the weight of a pixel of each class: one over the root of its count."""
     return 1 / np.sqrt(np.maximum(pixels, 1))
 
 
 def _keep_inside(center: float, length: int, reach: float) -> float:
-    """Return the center moved so that its tile leaves the image as little as it can."""
+    """Return the center moved so that its tile overlaps the image as far as possible."""
     low, high = sorted((reach, length - reach))
-    if length < 2 * reach:  # the tile is larger than the image: let the image roam
+    if length < 2 * reach:  # the tile is larger than the image: vary its position
         low, high = (low + length / 2) / 2, (high + length / 2) / 2
     return float(np.clip(center, low, high))
 
 
-def _cell_means(worth: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "gh gw"]:
-    rows, columns = (-(-n // CELL) for n in worth.shape)
+def _cell_means(weights: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "gh gw"]:
+    rows, columns = (-(-n // CELL) for n in weights.shape)
     padded = np.zeros((rows * CELL, columns * CELL), np.float32)
-    padded[: worth.shape[0], : worth.shape[1]] = worth
+    padded[: weights.shape[0], : weights.shape[1]] = weights
     return padded.reshape(rows, CELL, columns, CELL).mean((1, 3))
-
-
-BACKGROUND_FRACTION = 0.3
-"""Of the tiles of an image: from anywhere, instead of from a lesion."""

@@ -1,1 +1,1 @@
-"""Scores are judged; this room knows numpy and no model."""
+"""Evaluation of predictions against truth; depends on numpy, not on torch."""

@@ -1,8 +1,8 @@
-"""Boundary F1: whether outlines run where they should, whatever the area inside.
+"""Boundary F1: agreement of outlines, independent of the area inside.
 
-Overlap is blind to a ragged margin on a large lesion and merciless to a one-pixel shift
-on a small one. The boundary score asks instead which share of each outline lies within
-a small distance of the other.
+Overlap hardly changes with a ragged margin of a large lesion, but strongly with a
+one-pixel shift of a small one. The boundary score is based on the fraction of each
+outline that lies within a small distance of the other.
 
 Axes: h row, w column.
 """
@@ -32,8 +32,8 @@ def boundary_counts(
     """Return how many outline pixels of two masks lie close to the other's outline.
 
     An outline pixel is in the mask and has a 4-neighbor that is known to be outside
-    it. The image's border is no outline, and neither is the rim of ignored pixels:
-    nobody knows whether the mask goes on there.
+    it. The image's border and the border of ignored pixels are no outlines, because
+    the mask may continue there.
 
     Args:
         truth: Non-zero in the mask, 0 off it, ``IGNORE`` where unknown.
@@ -43,7 +43,7 @@ def boundary_counts(
 
     Returns:
         ``matched_predicted, n_predicted, matched_truth, n_truth`` in pixels, for
-        ``boundary_f1``; they add up over images. All zero for two empty masks.
+        ``boundary_f1``; they can be summed over images. All zero for two empty masks.
 
     Raises:
         ValueError: If the two masks differ in size.
@@ -51,8 +51,8 @@ def boundary_counts(
     Source:
         Csurka et al. 2013, BMVC, "What is a good evaluation measure for semantic
         segmentation?", which adapts Martin et al. 2004 (PAMI 26:530); the tolerance of
-        0.75 % is theirs. As Csurka, each pixel is matched to its nearest, not one to
-        one. We depart by summing counts over images before dividing.
+        0.75 % is theirs. As in Csurka, each pixel is matched to its nearest, not one to
+        one. Our departure: counts are summed over images before dividing.
 
     Example:
         >>> mask = np.zeros((9, 9), np.uint8)
@@ -63,7 +63,7 @@ def boundary_counts(
     if truth.shape != predicted.shape:
         raise ValueError(
             f"`predicted` has shape {predicted.shape}, but `truth` has {truth.shape}. "
-            "Bring the prediction to the size of the image; never resize the truth."
+            "Resize the prediction to the image; never resize the truth."
         )
     if tolerance_px is None:
         tolerance_px = boundary_tolerance(*truth.shape)
@@ -88,7 +88,7 @@ def boundary_f1(counts: Real[np.ndarray, " 4"]) -> float:
 
     Returns:
         F1 in [0, 1]; NaN (undefined) if there is no outline at all, 0 if only one of
-        the two has outlines.
+        the two masks has an outline.
     """
     matched_predicted, n_predicted, matched_truth, n_truth = counts
     if n_predicted == 0 and n_truth == 0:
@@ -114,7 +114,7 @@ def _n_close(
 ) -> int:
     if not (pixels.any() and others.any()):  # the distance to nothing is undefined
         return 0
-    away = cv2.distanceTransform(
+    distance = cv2.distanceTransform(
         (~others).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
     )
-    return int(np.count_nonzero(away[pixels] <= tolerance_px))
+    return int(np.count_nonzero(distance[pixels] <= tolerance_px))

@@ -1,7 +1,7 @@
-"""How far a score can be trusted: percentile bootstrap over groups.
+"""Confidence intervals of scores: percentile bootstrap over groups.
 
-Pixels of an image, and images of a leaf, resemble one another; resampling them one
-by one would give intervals that are far too narrow. Whole groups are drawn instead.
+Pixels of an image, and images of a leaf, are correlated; resampling them one by one
+gives intervals that are far too narrow. Whole groups are drawn instead.
 
 Axes: g group, n image.
 """
@@ -18,12 +18,12 @@ _DRAWS_AT_ONCE = 100
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a score would fall on other images of the same kind.
+    """A confidence interval of a score on other images of the same kind.
 
     Args:
-        low: Lower bound; NaN where no interval can be given.
-        high: Upper bound; NaN where no interval can be given.
-        n_groups: Groups it rests on. Below about 20 it is too narrow.
+        low: Lower bound; NaN if undefined.
+        high: Upper bound; NaN if undefined.
+        n_groups: Groups resampled. With fewer than about 20 it is too narrow.
     """
 
     low: float
@@ -43,10 +43,10 @@ def bootstrap_interval(
 
     Args:
         counts: Counts of each group, summed over its images.
-        statistic: From counts summed over groups to a score; it may give NaN.
+        statistic: Computes a score from counts summed over groups; may return NaN.
         n_resamples: Times that ``g`` groups are drawn with replacement.
         seed: The same seed gives the same interval.
-        level: Share of resamples between the bounds, in (0, 1).
+        level: Fraction of resamples between the bounds, in (0, 1).
 
     Returns:
         Bounds in the unit of the statistic. They are NaN for fewer than two groups, and
@@ -59,7 +59,7 @@ def bootstrap_interval(
     Source:
         Efron and Tibshirani 1993, An Introduction to the Bootstrap, ch. 13; groups as
         units: Davison and Hinkley 1997, Bootstrap Methods and their Application,
-        section 3.8. Drawing multinomial weights is the same as drawing groups.
+        section 3.8. Drawing multinomial weights is equivalent to drawing groups.
 
     Example:
         >>> hits = np.array([[9, 10], [7, 10], [8, 10]])
@@ -85,18 +85,18 @@ def bootstrap_rows(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Return the percentile interval of a statistic that needs a value an image.
+    """Return the percentile interval of a statistic that needs one row per image.
 
-    As ``bootstrap_interval``, for statistics that no additive count can give, such as
-    a correlation. All rows of a drawn group come together.
+    As ``bootstrap_interval``, for statistics that additive counts cannot give, such as
+    a correlation. All rows of a drawn group are included together.
 
     Args:
-        rows: One row an image.
+        rows: One row per image.
         groups: Group of each row.
-        statistic: From resampled rows, about as many as there are, to a score.
+        statistic: Computes a score from resampled rows, about as many as ``rows``.
         n_resamples: Times that groups are drawn with replacement.
         seed: The same seed gives the same interval.
-        level: Share of resamples between the bounds, in (0, 1).
+        level: Fraction of resamples between the bounds, in (0, 1).
 
     Raises:
         ValueError: If ``level`` is outside (0, 1), or ``groups`` and ``rows`` differ in
@@ -104,7 +104,7 @@ def bootstrap_rows(
     """
     if len(groups) != len(rows):
         raise ValueError(
-            f"`groups` names {len(groups)} rows, but `rows` has {len(rows)}. "
+            f"`groups` has {len(groups)} entries, but `rows` has {len(rows)}. "
             "Give the group of every row."
         )
     names, group_of_row = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
@@ -131,9 +131,9 @@ def _draws(
 def _percentiles(values: list[float], n_groups: int, level: float) -> Interval:
     if not 0.0 < level < 1.0:
         raise ValueError(f"`level` is {level}, but must be in (0, 1). Try 0.95.")
-    found = np.array(values, np.float64)
-    defined = found[~np.isnan(found)]
-    if 2 * defined.size < found.size or defined.size == 0:
+    scores = np.array(values, np.float64)
+    defined = scores[~np.isnan(scores)]
+    if 2 * defined.size < scores.size or defined.size == 0:
         return Interval(float("nan"), float("nan"), n_groups)
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(defined, [tail, 1.0 - tail])

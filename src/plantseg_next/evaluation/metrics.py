@@ -1,11 +1,11 @@
-"""Scores of overlap, all taken from counts that add up over images.
+"""Overlap metrics, all computed from counts that are summed over images.
 
-Counts first, ratios last: an image gives a confusion matrix, matrices are summed over
-the data set, and only the sum is divided. A ratio an image, averaged, would let an
-image with five lesion pixels weigh as much as one with a million.
+Every image gives a confusion matrix, matrices are summed over the data set, and ratios
+are computed from the sum. With a mean of ratios per image, an image with five lesion
+pixels would have the same weight as one with a million.
 
-The currency between the sum and the ratio is an array of three rows,
-``overlap, truth, predicted`` in pixels, for one class or for many at once.
+The ratios are computed from an array of three rows, ``overlap, truth, predicted`` in
+pixels, for one class or for many at once.
 
 Axes: h row, w column, k class (0 is "no lesion").
 """
@@ -19,7 +19,7 @@ from plantseg_next.errors import DataError
 from plantseg_next.structures import IGNORE, NO_LESION
 
 _BLOCK_PX = 1 << 20
-"""Pixels counted at once: the temporary arrays stay at 10 MB at any image size."""
+"""Pixels counted at once: temporary arrays take 10 MB at any image size."""
 
 
 def confusion_matrix(
@@ -50,7 +50,7 @@ def confusion_matrix(
     if truth.shape != predicted.shape:
         raise ValueError(
             f"`predicted` has shape {predicted.shape}, but `truth` has {truth.shape}. "
-            "Bring the prediction to the size of the image; never resize the truth."
+            "Resize the prediction to the image; never resize the truth."
         )
     flat_truth, flat_predicted = truth.reshape(-1), predicted.reshape(-1)
     pairs = np.zeros(1 << 16, np.int64)
@@ -73,7 +73,7 @@ def _refuse_unknown_ids(
         raise DataError(
             f"The {what} holds the class ids {unknown[:5]}.",
             needed=f"ids from 0 to {n_classes - 1}, or {IGNORE} for unknown truth",
-            fix="judge a model on the classes that it was trained for",
+            fix="evaluate a model on the classes that it was trained for",
         )
 
 
@@ -85,12 +85,12 @@ def class_counts(confusion: Int64[np.ndarray, "k k"]) -> Int64[np.ndarray, "3 k"
 def foreground_counts(confusion: Int64[np.ndarray, "k k"]) -> Int64[np.ndarray, " 3"]:
     """Return overlap, truth and predicted pixels of any class but 0 against 0.
 
-    A lesion that is found but given the wrong class is overlap here.
+    Lesion pixels that are predicted as another lesion class count as overlap.
     """
-    found = np.delete(np.delete(confusion, NO_LESION, axis=0), NO_LESION, axis=1).sum()
+    overlap = np.delete(np.delete(confusion, NO_LESION, axis=0), NO_LESION, axis=1).sum()
     rows, columns = confusion.sum(axis=1), confusion.sum(axis=0)
     return np.array(
-        [found, rows.sum() - rows[NO_LESION], columns.sum() - columns[NO_LESION]]
+        [overlap, rows.sum() - rows[NO_LESION], columns.sum() - columns[NO_LESION]]
     )
 
 
@@ -98,7 +98,7 @@ def iou(counts: Real[np.ndarray, "3 ..."]) -> Float64[np.ndarray, "..."]:
     """Return overlap over union, in [0, 1].
 
     NaN (undefined) where a class is in neither truth nor prediction; 0 where it is
-    predicted but absent from the truth. This is the rule of MMSegmentation.
+    predicted but absent from the truth. MMSegmentation has the same rule.
     """
     overlap, truth, predicted = counts
     return _ratio(overlap, truth + predicted - overlap)
@@ -116,7 +116,7 @@ def precision(counts: Real[np.ndarray, "3 ..."]) -> Float64[np.ndarray, "..."]:
 
 
 def recall(counts: Real[np.ndarray, "3 ..."]) -> Float64[np.ndarray, "..."]:
-    """Return overlap over true area; NaN where nothing was there to be found."""
+    """Return overlap over true area; NaN where the class is absent from the truth."""
     return _ratio(counts[0], counts[1])
 
 
@@ -140,16 +140,16 @@ def _ratio(
 class ClassScores:
     """Scores of a whole data set, from its summed confusion matrix.
 
-    "No lesion" covers most pixels and is easy, so it lifts every average it is in. The
-    scores with and without it therefore stand side by side.
+    "No lesion" covers most pixels and is easy, so it raises every mean that includes it.
+    Means with and without it are therefore both given.
 
     Args:
         confusion: Sum of ``confusion_matrix`` over the data set, in pixels.
 
     Source:
-        mean IoU and mean accuracy as MMSegmentation's ``IoUMetric`` has them, without
-        its ``nan_to_num``; the PlantSeg benchmark (Wei et al. 2026, Sci. Data 13:205)
-        is scored so. The disease mean is our addition.
+        mean IoU and mean accuracy as in MMSegmentation's ``IoUMetric``, without its
+        ``nan_to_num``; the PlantSeg benchmark (Wei et al. 2026, Sci. Data 13:205) uses
+        them. The disease mean is our addition.
 
     Example:
         >>> scores = ClassScores(np.array([[90, 0], [5, 5]]))
@@ -176,12 +176,12 @@ class ClassScores:
 
     @property
     def precision(self) -> Float64[np.ndarray, " k"]:
-        """Share of each class's predicted pixels that are right."""
+        """Fraction of each class's predicted pixels that are correct."""
         return precision(self.counts)
 
     @property
     def recall(self) -> Float64[np.ndarray, " k"]:
-        """Share of each class's true pixels that are found."""
+        """Fraction of each class's true pixels that are predicted."""
         return recall(self.counts)
 
     @property

@@ -1,8 +1,8 @@
-"""Judge predictions of any model: images in, one at a time, and a report out.
+"""Evaluate predictions of any model, one image at a time, and return a report.
 
-Nothing of an image is kept but its counts, added to those of its group, and a few
-numbers for its row. Intervals are over groups: near-duplicates and tiles of one leaf
-are one witness, not many.
+Of an image only its counts, added to those of its group, and a few values for its row
+are kept. Intervals are over groups, because near-duplicates and tiles of one leaf are
+not independent.
 
 Axes: h row, w column, k class (0 is "no lesion"), g group, n image.
 """
@@ -43,18 +43,18 @@ from plantseg_next.structures import IGNORE, NO_LESION, ClassMap, Prediction, Sa
 Severity = Callable[
     [UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"] | None], float | None
 ]
-"""From lesion and leaf masks to severity in % of the leaf; ``None`` where there is none."""
+"""Computes severity in % of the leaf from lesion and leaf masks; ``None`` if undefined."""
 
 
 @dataclass(frozen=True)
 class EvalItem:
-    """One image with its truth and what was predicted for it.
+    """One image with its truth and its prediction.
 
     Args:
         sample: Image and truth.
         prediction: Masks of the same size.
         source: Name of its data set.
-        group: What is resampled as one; unique over sources.
+        group: Resampled as a whole; unique over sources.
         disease: Name of its image-level label, or ``None``.
     """
 
@@ -67,7 +67,7 @@ class EvalItem:
 
 @dataclass
 class _Counts:
-    """Counts of one or many images; each array adds up."""
+    """Counts of one or many images; each array is additive."""
 
     images: Int64[np.ndarray, " 2"]  # with lesions known, with the leaf known
     classes: Int64[np.ndarray, "3 k"]
@@ -75,7 +75,7 @@ class _Counts:
     leaf: Int64[np.ndarray, " 3"]
     lesion_boundary: Int64[np.ndarray, " 4"]
     leaf_boundary: Int64[np.ndarray, " 4"]
-    disease: Int64[np.ndarray, " 2"]  # images labeled right, images judged
+    disease: Int64[np.ndarray, " 2"]  # images with the correct label, images evaluated
 
     @classmethod
     def none(cls, n_classes: int) -> "_Counts":
@@ -98,21 +98,21 @@ def evaluate(
     source_domain: Collection[str] = (),
     seed: int = 0,
 ) -> Report:
-    """Return the report of a stream of judged images.
+    """Return the report of a stream of images and predictions.
 
-    An image whose lesions are unknown everywhere has no part in the lesion scores; one
-    whose leaf is unknown, or was not predicted, none in those of the leaf. Pixels that
-    are unknown in the truth are hidden from the predicted severity too.
+    Lesion scores exclude images whose lesions are unknown everywhere; leaf scores exclude
+    images whose leaf is unknown or was not predicted. Pixels that are unknown in the
+    truth are excluded from the predicted severity too.
 
     Args:
         items: Read once, in order; images are not kept.
-        classes: The classes of truth and prediction alike.
-        severity: How severity is measured; used on truth and prediction alike.
-        source_domain: Data sets whose masks the model learned from.
-        seed: Of the intervals.
+        classes: The classes of both truth and prediction.
+        severity: Computes severity; used for both truth and prediction.
+        source_domain: Data sets whose masks the model was trained on.
+        seed: Seed of the intervals.
 
     Raises:
-        DataError: If a mask holds an unknown class, naming the image.
+        DataError: If a mask has an unknown class; the message states the image.
         ValueError: If a prediction and its image differ in size.
     """
     n_classes = classes.n_lesion_logits
@@ -132,24 +132,24 @@ def evaluate(
             by_disease[item.disease][item.group].add(counts)
         rows.append(_row(item, counts, classes, severity))
 
-    groups = [one for parts in by_source.values() for one in parts.values()]
-    of_lesion = [one for one in groups if one.images[0]]
-    of_leaf = [one for one in groups if one.images[1]]
-    of_disease = [one for one in groups if one.disease[1]]
+    groups = [group for source in by_source.values() for group in source.values()]
+    of_lesion = [group for group in groups if group.images[0]]
+    of_leaf = [group for group in groups if group.images[1]]
+    of_disease = [group for group in groups if group.disease[1]]
 
     def lesion(score: Callable[..., Real[np.ndarray, ""]]) -> Estimate:
-        return _estimate([one.lesion for one in of_lesion], score, seed)
+        return _estimate([group.lesion for group in of_lesion], score, seed)
 
     def per_class(score: Callable[..., float]) -> Estimate:
-        return _estimate([one.classes for one in of_lesion], score, seed)
+        return _estimate([group.classes for group in of_lesion], score, seed)
 
     def leaf(score: Callable[..., Real[np.ndarray, ""]]) -> Estimate:
-        return _estimate([one.leaf for one in of_leaf], score, seed)
+        return _estimate([group.leaf for group in of_leaf], score, seed)
 
     return Report(
         n_images=len(rows),
-        n_lesion_images=sum(int(one.images[0]) for one in groups),
-        n_leaf_images=sum(int(one.images[1]) for one in groups),
+        n_lesion_images=sum(int(group.images[0]) for group in groups),
+        n_leaf_images=sum(int(group.images[1]) for group in groups),
         n_groups=len(groups),
         mean_iou=per_class(lambda counts: mean_defined(iou(counts))),
         mean_accuracy=per_class(lambda counts: mean_defined(recall(counts))),
@@ -159,15 +159,15 @@ def evaluate(
         lesion_precision=lesion(precision),
         lesion_recall=lesion(recall),
         lesion_boundary_f1=_estimate(
-            [one.lesion_boundary for one in of_lesion], boundary_f1, seed
+            [group.lesion_boundary for group in of_lesion], boundary_f1, seed
         ),
         leaf_iou=leaf(iou),
         leaf_dice=leaf(dice),
         leaf_boundary_f1=_estimate(
-            [one.leaf_boundary for one in of_leaf], boundary_f1, seed
+            [group.leaf_boundary for group in of_leaf], boundary_f1, seed
         ),
         disease_accuracy=_estimate(
-            [one.disease for one in of_disease], lambda n: n[0] / n[1], seed
+            [group.disease for group in of_disease], lambda n: n[0] / n[1], seed
         ),
         severity=_severity_scores(rows, seed),
         classes=_class_rows(confusion, classes),
@@ -207,22 +207,24 @@ def _count(item: EvalItem, pixels: Int64[np.ndarray, "k k"]) -> _Counts:
         counts.leaf = foreground_counts(_confusion(truth.key, truth.leaf, leaf, 2))
         counts.leaf_boundary = boundary_counts(truth.leaf, leaf)
     if truth.disease != IGNORE and prediction.disease_probability:
-        guess = int(np.argmax(prediction.disease_probability))
-        counts.disease = np.array([guess == truth.disease, 1], np.int64)
+        predicted = int(np.argmax(prediction.disease_probability))
+        counts.disease = np.array([predicted == truth.disease, 1], np.int64)
     return counts
 
 
 def _row(
     item: EvalItem, counts: _Counts, classes: ClassMap, severity: Severity
 ) -> ImageRow:
-    scores = item.prediction.disease_probability
+    probabilities = item.prediction.disease_probability
     true_severity, predicted_severity = _severities(item, severity)
     return ImageRow(
         key=item.sample.key,
         source=item.source,
         group=item.group,
         disease=item.disease or "",
-        predicted_disease=classes.diseases[int(np.argmax(scores))] if scores else "",
+        predicted_disease=(
+            classes.diseases[int(np.argmax(probabilities))] if probabilities else ""
+        ),
         lesion_dice=float(dice(counts.lesion)),
         severity_truth=true_severity,
         severity_predicted=predicted_severity,
@@ -230,7 +232,7 @@ def _row(
 
 
 def _severities(item: EvalItem, severity: Severity) -> tuple[float, float]:
-    """Return true and predicted severity; NaN where there is none."""
+    """Return true and predicted severity; NaN where undefined."""
     truth, leaf = item.sample, item.prediction.leaf
     if (truth.lesion == IGNORE).all() or (truth.leaf == IGNORE).all():
         return math.nan, math.nan
@@ -254,27 +256,27 @@ def _estimate(
     if not counts:
         return Estimate(math.nan, math.nan, math.nan, 0)
     stacked = np.stack(counts)
-    found = bootstrap_interval(stacked, lambda total: float(score(total)), seed=seed)
+    interval = bootstrap_interval(stacked, lambda total: float(score(total)), seed=seed)
     value = float(score(stacked.sum(axis=0)))
-    return Estimate(value, found.low, found.high, found.n_groups)
+    return Estimate(value, interval.low, interval.high, interval.n_groups)
 
 
 def _severity_scores(rows: Sequence[ImageRow], seed: int) -> SeverityScores:
     pairs = [(row.severity_truth, row.severity_predicted) for row in rows]
     both = np.array(pairs, np.float64).reshape(-1, 2)
-    there = ~np.isnan(both)
-    usable = there[:, 0] & there[:, 1]
+    defined = ~np.isnan(both)
+    usable = defined[:, 0] & defined[:, 1]
 
     def rho_c(resampled: Float64[np.ndarray, "n 2"]) -> float:
         return concordance(resampled[:, 0], resampled[:, 1])
 
     groups = [rows[i].group for i in np.flatnonzero(usable).tolist()]
-    found = bootstrap_rows(both[usable], groups, rho_c, seed=seed)
+    interval = bootstrap_rows(both[usable], groups, rho_c, seed=seed)
     agreement = severity_agreement(both[:, 0], both[:, 1])
     return SeverityScores(
         agreement=agreement,
-        rho_c=Estimate(agreement.rho_c, found.low, found.high, found.n_groups),
-        n_without=int((there[:, 0] & ~there[:, 1]).sum()),
+        rho_c=Estimate(agreement.rho_c, interval.low, interval.high, interval.n_groups),
+        n_without=int((defined[:, 0] & ~defined[:, 1]).sum()),
     )
 
 
@@ -300,11 +302,11 @@ def _class_rows(
 def _subset_rows(subsets: Mapping[str, _Groups], seed: int) -> tuple[SubsetRow, ...]:
     rows = []
     for name, groups in sorted(subsets.items()):
-        known = [one.lesion for one in groups.values() if one.images[0]]
+        known = [group.lesion for group in groups.values() if group.images[0]]
         rows.append(
             SubsetRow(
                 name=name,
-                n_images=sum(int(one.images[0]) for one in groups.values()),
+                n_images=sum(int(group.images[0]) for group in groups.values()),
                 lesion_dice=_estimate(known, dice, seed),
                 lesion_iou=_estimate(known, iou, seed),
             )
@@ -320,20 +322,20 @@ def _target_domain(
     It may exceed 1. NaN without data sets of both kinds.
     """
     names = [n for n in by_source if any(c.images[0] for c in by_source[n].values())]
-    at_home = np.array([name in source_domain for name in names], bool)
-    if not at_home.any() or at_home.all():
+    is_source = np.array([name in source_domain for name in names], bool)
+    if not is_source.any() or is_source.all():
         return _estimate([], dice, seed)
     counts = []
     for i, name in enumerate(names):
-        for one in by_source[name].values():
-            if one.images[0]:
-                each = np.zeros((len(names), 3), np.int64)
-                each[i] = one.lesion
-                counts.append(each)
+        for group in by_source[name].values():
+            if group.images[0]:
+                by_name = np.zeros((len(names), 3), np.int64)
+                by_name[i] = group.lesion
+                counts.append(by_name)
 
     def ratio(total: Real[np.ndarray, "s 3"]) -> float:
         scores = np.array([float(dice(of_source)) for of_source in total])
-        here = float(np.mean(scores[at_home]))
-        return float(np.mean(scores[~at_home])) / here if here > 0 else math.nan
+        source = float(np.mean(scores[is_source]))
+        return float(np.mean(scores[~is_source])) / source if source > 0 else math.nan
 
     return _estimate(counts, ratio, seed)

@@ -1,6 +1,6 @@
-"""What a judged data set looks like: the report as values, as JSON and as plain text.
+"""The evaluation report: its values, and their output as JSON, CSV and plain text.
 
-Filled by ``report.judge``; nothing is computed here.
+``report.evaluate`` computes the values; this module only formats them.
 """
 
 import csv
@@ -23,7 +23,7 @@ How to read this
   Scores are of pixels summed over all images, then divided; never means of images.
   IoU, Dice   `-` (undefined) for a class in neither truth nor prediction, and left out
               of means; 0 for a class that is predicted but absent from the truth.
-  precision   `-` where nothing was predicted; recall `-` where nothing was there.
+  precision   `-` where nothing was predicted; recall `-` where nothing is in the truth.
   mean IoU    over all classes, "no lesion" included; disease mIoU without it.
   boundary    F1 of outlines within 0.75 % of the diagonal, at least one pixel; outlines
               of the image's border and of ignored pixels do not count.
@@ -32,7 +32,7 @@ How to read this
   severity    % of the leaf, only where the leaf is marked and predicted. rho_c is Lin's
               concordance (1989), C_b its bias factor; `-` below three images or where
               the true severity does not vary. Limits: mean difference +- 1.96 SD.
-  Pixels, and images, without an annotation are left out of the scores they lack."""
+  Pixels and images without an annotation are left out of the scores that need it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Estimate:
         value: The score over all images.
         low: Lower bound.
         high: Upper bound.
-        n_groups: Groups that it rests on.
+        n_groups: Groups resampled.
     """
 
     value: float
@@ -101,7 +101,7 @@ class SeverityScores:
     Args:
         agreement: Over the images with both values.
         rho_c: Lin's concordance with its interval.
-        n_without: Images with a true severity for which the model gave none.
+        n_without: Images with a true severity but no predicted one.
     """
 
     agreement: Agreement
@@ -111,17 +111,17 @@ class SeverityScores:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was found out about a model on one set of images.
+    """The evaluation of a model on one set of images.
 
     Args:
-        n_images: Images judged; ``n_lesion_images`` of them have known lesions,
+        n_images: Images evaluated; ``n_lesion_images`` of them have known lesions,
             ``n_leaf_images`` a known leaf that was also predicted.
-        n_groups: Groups they fall into.
+        n_groups: Groups of these images.
         confusion: Pixels, rows by true class, columns by predicted class.
-        disease_accuracy: Share of images whose image-level label was predicted.
-        target_domain: Lesion Dice on data sets whose masks the model did not learn
-            from, over that on those whose masks it did; NaN unless both kinds are
-            there.
+        disease_accuracy: Fraction of images whose image-level label was predicted.
+        target_domain: Lesion Dice on data sets whose masks the model was not trained
+            on, over that on data sets whose masks it was trained on; NaN unless there
+            are both.
     """
 
     n_images: int
@@ -153,7 +153,7 @@ class Report:
         return json.dumps(_plain(asdict(self)), indent=1, ensure_ascii=False)
 
     def to_text(self) -> str:
-        """Return the report as aligned plain text, rules for reading it at the foot."""
+        """Return the report as aligned plain text, followed by explanations."""
         return "\n\n".join([*self._sections(), FOOTNOTES]) + "\n"
 
     def write(self, folder: Path) -> None:
@@ -180,8 +180,8 @@ class Report:
         )
         if self.n_groups < FEW_GROUPS:
             yield (
-                f"So few groups say little about other images: judge by at least "
-                f"{FEW_GROUPS}, better by more."
+                "Too few groups for conclusions about other images: evaluate at least "
+                f"{FEW_GROUPS}, better more."
             )
         yield _estimates(
             "Any lesion against none",
@@ -194,10 +194,10 @@ class Report:
         yield _estimates(
             "Classes",
             ("mean IoU", self.mean_iou),
-            # Of "any lesion" alone it would be the lesion IoU under another name.
+            # With one lesion class it equals the lesion IoU.
             *([("disease mIoU", self.disease_miou)] if len(self.classes) > 2 else []),
             ("mean accuracy", self.mean_accuracy),
-            ("image-level label right", self.disease_accuracy),
+            ("image-level label accuracy", self.disease_accuracy),
         )
         if self.n_leaf_images:
             yield _estimates(
@@ -223,26 +223,27 @@ class Report:
         if self.target_domain.n_groups:
             yield _estimates(
                 "Data sets without learned masks",
-                ("Dice, of that at home", self.target_domain),
+                ("Dice over source Dice", self.target_domain),
             )
 
     def _severity(self) -> str:
-        found = self.severity.agreement
-        limits = f"{_points(found.limit_low)} to {_points(found.limit_high)}"
+        agreement = self.severity.agreement
+        limits = f"{_points(agreement.limit_low)} to {_points(agreement.limit_high)}"
         lines = [
             _estimates("Severity", ("concordance rho_c", self.severity.rho_c)),
-            f"  correlation r {_score(found.r)}, bias factor C_b {_score(found.c_b)}",
-            f"  RMSE {_points(found.rmse)} points of severity",
-            f"  predicted less true {_points(found.mean_difference)} points, "
+            f"  correlation r {_score(agreement.r)}, "
+            f"bias factor C_b {_score(agreement.c_b)}",
+            f"  RMSE {_points(agreement.rmse)} points of severity",
+            f"  predicted minus true {_points(agreement.mean_difference)} points, "
             f"95 % limits {limits}",
-            f"  {found.n} images; {self.severity.n_without} more have a true severity "
+            f"  {agreement.n} images; {self.severity.n_without} more have a true severity "
             "but no predicted one",
         ]
         return "\n".join(lines)
 
 
 def _plain(value: object) -> object:
-    """Return a value as JSON can hold it."""
+    """Return a value with types that JSON supports; NaN becomes ``None``."""
     match value:
         case float():
             return None if math.isnan(value) else value
@@ -270,15 +271,15 @@ def _class_cells(row: ClassRow) -> list[str]:
 
 
 def _subset_cells(row: SubsetRow) -> list[str]:
-    found = row.lesion_dice
-    scores = (_score(found.value), _interval(found), _score(row.lesion_iou.value))
+    lesion = row.lesion_dice
+    scores = (_score(lesion.value), _interval(lesion), _score(row.lesion_iou.value))
     return [row.name, str(row.n_images), *scores]
 
 
-def _interval(found: Estimate) -> str:
-    if math.isnan(found.low):
+def _interval(estimate: Estimate) -> str:
+    if math.isnan(estimate.low):
         return "-"
-    return f"{_score(found.low)} to {_score(found.high)}"
+    return f"{_score(estimate.low)} to {_score(estimate.high)}"
 
 
 def _estimates(title: str, *rows: tuple[str, Estimate]) -> str:
@@ -287,24 +288,24 @@ def _estimates(title: str, *rows: tuple[str, Estimate]) -> str:
         [
             [
                 f"  {name}",
-                _score(found.value),
-                _interval(found),
-                str(found.n_groups),
+                _score(estimate.value),
+                _interval(estimate),
+                str(estimate.n_groups),
             ]
-            for name, found in rows
+            for name, estimate in rows
         ],
     )
 
 
-def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table, its first column flush left and the others flush right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table, its first column left-aligned and the others right-aligned."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     widths[0] = max(widths[0], 26)
     lines = (
         row[0].ljust(widths[0])
         + "".join(
             f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)
         )
-        for row in (head, *rows)
+        for row in (header, *rows)
     )
     return "\n".join(line.rstrip() for line in lines)

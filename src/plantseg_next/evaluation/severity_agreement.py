@@ -1,7 +1,7 @@
 """Agreement of predicted with true severity, in the measures of plant pathology.
 
-Correlation alone forgives a model that sees twice the disease everywhere. Lin's
-concordance does not: it is correlation times a factor for the bias.
+A model that predicts twice the true severity has a perfect correlation. Lin's
+concordance also accounts for bias: it is correlation times a bias factor.
 
 Axes: n image.
 """
@@ -13,26 +13,26 @@ import numpy as np
 from jaxtyping import Float64
 
 NORMAL_95 = 1.959963984540054
-"""Standard deviations either side of the mean that hold 95 % of a normal sample."""
+"""Standard deviations on each side of the mean that contain 95 % of a normal sample."""
 
 FEWEST = 3
-"""Images below which concordance and correlation are not given."""
+"""Least number of images for concordance and correlation."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far predicted severity follows the truth, in points of severity.
+    """Agreement of predicted with true severity, in points of severity.
 
     Args:
         n: Images with both values.
         rho_c: Lin's concordance, in [-1, 1]; NaN for fewer than three images, or
-            where the truth does not vary: nothing is there to agree with. It is 0
-            where the truth varies and the prediction does not.
+            where the truth does not vary. It is 0 where the truth varies and the
+            prediction does not.
         r: Pearson correlation (precision); NaN also where the prediction is constant.
         c_b: Bias correction factor (accuracy), in (0, 1], 1 for neither shift nor
             change of scale; ``rho_c = r * c_b``. NaN where ``r`` is.
         rmse: Root mean square error; NaN without images.
-        mean_difference: Mean of predicted less true; NaN without images.
+        mean_difference: Mean of predicted minus true; NaN without images.
         limit_low: Lower Bland-Altman 95 % limit of agreement; NaN below two images.
         limit_high: Upper limit.
     """
@@ -80,15 +80,15 @@ def severity_agreement(
 
     Args:
         truth: Severity in % of the leaf; NaN where unknown.
-        predicted: The same of the model. Pairs with a NaN on either side are left out.
+        predicted: Predicted severity. Pairs with a NaN are left out.
 
     Source:
         Lin 1989 (see ``concordance``) for ``rho_c`` and ``c_b``; Bland and Altman 1986,
         Lancet 327:307, for the limits: mean difference plus and minus 1.96 standard
         deviations of the differences, over n - 1.
     """
-    both = ~(np.isnan(truth) | np.isnan(predicted))
-    truth, predicted = truth[both], predicted[both]
+    known = ~(np.isnan(truth) | np.isnan(predicted))
+    truth, predicted = truth[known], predicted[known]
     n, difference = int(truth.size), predicted - truth
     center = float(difference.mean()) if n else math.nan
     half = NORMAL_95 * float(difference.std(ddof=1)) if n > 1 else math.nan

@@ -1,1 +1,1 @@
-"""Scores are used; nothing here needs torch until a torch model is loaded."""
+"""Inference: predictions, severity and output files; torch is imported only for a model."""

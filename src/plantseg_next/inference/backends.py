@@ -1,4 +1,4 @@
-"""Backends: tiles to probabilities, behind one protocol."""
+"""Backends: one protocol for models that map tiles to probabilities."""
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
@@ -25,7 +25,7 @@ class TileScores(NamedTuple):
 
 @runtime_checkable
 class Backend(Protocol):
-    """Anything that scores tiles."""
+    """A model that returns the probabilities of tiles."""
 
     def __call__(self, tiles: UInt8[np.ndarray, "t h w 3"]) -> TileScores:
         """Return the probabilities of RGB tiles; ``h`` and ``w`` are multiples of 32."""
@@ -33,11 +33,11 @@ class Backend(Protocol):
 
 
 class TorchBackend:
-    """Score tiles with a network of ``models.segmenter``, in float32.
+    """Predict tiles with a network of ``models.segmenter``, in float32.
 
     Args:
-        network: Left in the mode (train or eval) it was found in.
-        device: PyTorch's name of the device the network is on.
+        network: Its mode (train or eval) is restored after every call.
+        device: PyTorch's name of the network's device.
     """
 
     def __init__(self, network: "nn.Module", device: str = "cpu") -> None:

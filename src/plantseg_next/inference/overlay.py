@@ -1,4 +1,4 @@
-"""An image with what was found drawn on it, to be checked by eye.
+"""Overlays: an image with its predicted lesions and leaf, for visual inspection.
 
 Axes: h row, w column.
 """
@@ -22,9 +22,9 @@ OKABE_ITO: tuple[Color, ...] = (
     (204, 121, 167),  # reddish purple
     (0, 114, 178),  # blue
     (230, 159, 0),  # orange
-    (0, 158, 115),  # bluish green: last, for leaves are green
+    (0, 158, 115),  # bluish green: last, because leaves are green
 )
-"""Colors told apart by all common kinds of color vision (Okabe and Ito 2008)."""
+"""Colors that are distinct for all common kinds of color vision (Okabe and Ito 2008)."""
 
 LEAF_COLOR: Color = (255, 255, 255)
 SHORTEST_SIDE_PX, LONGEST_SIDE_PX = 512, 1600
@@ -33,14 +33,14 @@ SHORTEST_SIDE_PX, LONGEST_SIDE_PX = 512, 1600
 _DARK: Color = (30, 30, 30)
 _LIGHT: Color = (245, 245, 245)
 _TINT = 0.25
-_SHIFT = 4  # fractional bits of the coordinates that are drawn
+_SHIFT = 4  # fractional bits of the coordinates of outlines
 
 
 def class_colors(n: int) -> tuple[Color, ...]:
-    """Return a color a lesion class; the first 21 are distinct, then they recur.
+    """Return one color per lesion class; the first 21 are distinct, then they repeat.
 
     The seven of Okabe and Ito come first, then their light and their dark shades, which
-    are harder to tell apart.
+    are harder to distinguish.
     """
     light = [tuple((c + 255) // 2 for c in color) for color in OKABE_ITO]
     dark = [tuple(c // 2 for c in color) for color in OKABE_ITO]
@@ -49,17 +49,17 @@ def class_colors(n: int) -> tuple[Color, ...]:
 
 
 def summary(assessment: Assessment) -> str:
-    """Return the one line that belongs under the image.
+    """Return the caption of an overlay.
 
     Example: "severity 12.3 % of the leaf, 14 lesions >= 20 px".
     """
     measure, n = assessment.measure, len(assessment.counted)
     if measure.severity_pct is None:
-        share = f"affected {measure.affected_pct_of_image:.1f} % of the image"
+        area = f"affected {measure.affected_pct_of_image:.1f} % of the image"
     else:
-        share = f"severity {measure.severity_pct:.1f} % of the leaf"
+        area = f"severity {measure.severity_pct:.1f} % of the leaf"
     least = f" >= {assessment.min_lesion_px} px" if assessment.min_lesion_px > 1 else ""
-    return f"{share}, {n} lesion{'' if n == 1 else 's'}{least}"
+    return f"{area}, {n} lesion{'' if n == 1 else 's'}{least}"
 
 
 def draw_overlay(
@@ -67,19 +67,19 @@ def draw_overlay(
 ) -> UInt8[np.ndarray, "hh ww 3"]:
     """Return the image with lesions and leaf outlined, and a caption below it.
 
-    Outlines are taken at full size and then scaled, so a lesion of a few pixels is
-    still seen in the overlay of a large image.
+    Outlines are computed at full size and then scaled, so that a lesion of a few pixels
+    is visible in the overlay of a large image.
 
     Args:
         image: RGB, of the size of the masks.
-        assessment: What was found.
-        classes: Names for the legend, which lists the classes found in this image.
+        assessment: Lesions and severity of the image.
+        classes: Names for the legend, which lists the classes predicted in this image.
 
     Returns:
         RGB, its long side between 512 and 1600 pixels (plus the caption).
     """
-    lesion = assessment.prediction.lesion
-    height, width = lesion.shape
+    lesion_mask = assessment.prediction.lesion
+    height, width = lesion_mask.shape
     long_side = max(height, width)
     scale = float(np.clip(long_side, SHORTEST_SIDE_PX, LONGEST_SIDE_PX)) / long_side
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -89,15 +89,15 @@ def draw_overlay(
 
     leaf = assessment.prediction.leaf
     if leaf is not None and assessment.measure.denominator == "leaf":
-        on_leaf = whole_leaf(lesion, leaf) == 1
+        on_leaf = whole_leaf(lesion_mask, leaf) == 1
         _outline(canvas, on_leaf, LEAF_COLOR, scale, thickness)
     colors = class_colors(len(classes.lesions))
-    found = sorted({one.class_id for one in assessment.lesions})
-    for class_id in found:
-        mask = lesion == class_id
+    class_ids = sorted({lesion.class_id for lesion in assessment.lesions})
+    for class_id in class_ids:
+        mask = lesion_mask == class_id
         _tint(canvas, mask, colors[class_id - 1])
         _outline(canvas, mask, colors[class_id - 1], scale, thickness)
-    legend = [(classes.lesion_name(i), colors[i - 1]) for i in found]
+    legend = [(classes.lesion_name(i), colors[i - 1]) for i in class_ids]
     return _with_caption(canvas, summary(assessment), legend)
 
 
@@ -105,8 +105,8 @@ def _tint(
     canvas: UInt8[np.ndarray, "hh ww 3"], mask: Bool[np.ndarray, "h w"], color: Color
 ) -> None:
     size = (canvas.shape[1], canvas.shape[0])
-    cover = cv2.resize(mask.view(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)
-    weight = (_TINT / 255) * cover[..., None].astype(np.float32)
+    coverage = cv2.resize(mask.view(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)
+    weight = (_TINT / 255) * coverage[..., None].astype(np.float32)
     canvas[:] = canvas + (np.array(color, np.float32) - canvas) * weight
 
 
@@ -141,14 +141,14 @@ def _with_caption(
     text: str,
     legend: Sequence[tuple[str, Color]],
 ) -> UInt8[np.ndarray, "hhh www 3"]:
-    """Return the canvas on top of a strip with a wrapped text and a legend."""
+    """Return the canvas above a strip with a wrapped text and a legend."""
     height, width = canvas.shape[:2]
     total_width = max(width, SHORTEST_SIDE_PX // 2)
     font_px = max(13, round(total_width / 55))
     font = ImageFont.load_default(font_px)
     margin, line_px = font_px // 2, round(font_px * 1.5)
 
-    # Each piece is a text with the color of the square before it, if any.
+    # Each piece is a text and the color of the square before it, if any.
     pieces: list[tuple[str, Color | None]] = [(f"{word} ", None) for word in text.split()]
     pieces += [(f"{name}   ", color) for name, color in legend]
     placed: list[tuple[int, int, str, Color | None]] = []

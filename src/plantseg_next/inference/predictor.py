@@ -1,8 +1,8 @@
-"""An image becomes tiles, tiles become scores, scores become one Prediction.
+"""Prediction of whole images: cut into tiles, predict them, stitch the results.
 
-The scores of all classes are held for a band of rows only, however large the image:
-finished rows leave as soon as no later tile can change them. What stays is three bytes or
-five a pixel.
+Probabilities of all classes are held for a band of rows only, whatever the size of the
+image: rows are finished as soon as no later tile covers them. Finished rows take three or
+five bytes per pixel.
 """
 
 from collections.abc import Iterator
@@ -31,12 +31,12 @@ class Predictor:
     """Predict images of any size.
 
     Args:
-        backend: Scores tiles.
-        classes: Names behind the ids.
+        backend: Predicts tiles.
+        classes: Names of the class ids.
         tile_px: Side of a tile; a multiple of 32.
-        long_side_px: Larger images are shrunk to this, and their scores brought back
+        long_side_px: Larger images are shrunk to this, and their probabilities resized
             to the image's own size; ``None`` keeps every pixel.
-        tiles_at_once: Tiles that the backend scores together.
+        tiles_at_once: Tiles per call of the backend.
     """
 
     backend: Backend
@@ -53,22 +53,22 @@ class Predictor:
         """Return the prediction for an upright RGB image, at its own size."""
         small = shrink_to(image, self.long_side_px)
         grid = TileGrid(small.shape[:2], self.tile_px, self.tile_px // 4)
-        name = np.zeros(small.shape[:2], np.uint8)
+        class_id = np.zeros(small.shape[:2], np.uint8)
         lesion = np.zeros(small.shape[:2], np.float16)
         leaf = np.zeros(small.shape[:2], np.float16)
         diseases = DiseaseVote(len(self.classes.diseases))
         for top, band in grid.stitch(self._scores(grid, small, diseases)):
             rows = slice(top, top + band.shape[1])
-            name[rows] = band[1:-1].argmax(0) + 1
+            class_id[rows] = band[1:-1].argmax(0) + 1
             lesion[rows] = band[1:-1].sum(0)
             leaf[rows] = band[-1]
         size = image.shape[:2]
-        lesion = _grow(lesion, size)
-        name = cv2.resize(name, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        lesion = _resize(lesion, size)
+        class_id = cv2.resize(class_id, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         return Prediction(
-            lesion=np.where(lesion >= THRESHOLD, name, 0).astype(np.uint8),
+            lesion=np.where(lesion >= THRESHOLD, class_id, 0).astype(np.uint8),
             lesion_probability=lesion,
-            leaf_probability=_grow(leaf, size) if self.classes.has_leaf else None,
+            leaf_probability=_resize(leaf, size) if self.classes.has_leaf else None,
             disease_probability=diseases.result(),
         )
 
@@ -78,9 +78,9 @@ class Predictor:
         image: UInt8[np.ndarray, "h w 3"],
         diseases: "DiseaseVote",
     ) -> Iterator[Float32[np.ndarray, "k tile tile"]]:
-        """Yield a tile's lesion probabilities with its leaf probability below them."""
-        for some in _in_batches(grid.cut(image), self.tiles_at_once):
-            scores = self.backend(np.stack(some))
+        """Yield each tile's lesion probabilities, with its leaf probability appended."""
+        for batch in _in_batches(grid.cut(image), self.tiles_at_once):
+            scores = self.backend(np.stack(batch))
             for lesion, leaf, disease in zip(*scores, strict=True):
                 plant = (1 - lesion[0]).mean()
                 if self.classes.has_leaf:
@@ -90,10 +90,10 @@ class Predictor:
 
 
 class DiseaseVote:
-    """Average the tiles' image-level probabilities, tiles of bare ground counting less.
+    """Average the tiles' image-level probabilities, weighted by their area of plant.
 
     Args:
-        n: Number of diseases; 0 where the model knows none.
+        n: Number of diseases; 0 if the model has none.
     """
 
     def __init__(self, n: int) -> None:
@@ -101,31 +101,31 @@ class DiseaseVote:
         self._weight = 0.0
 
     def add(self, probability: Float32[np.ndarray, " d"], *, weight: float) -> None:
-        """Count one tile; ``weight`` is how much of it is leaf or lesion."""
+        """Add one tile; ``weight`` is its fraction of leaf or lesion."""
         self._total += probability * (weight + 1e-6)
         self._weight += weight + 1e-6
 
     def result(self) -> tuple[float, ...]:
-        """Return the probability of each disease; empty where there are none."""
+        """Return the probability of each disease; empty if there are none."""
         return tuple(float(p) for p in self._total / max(self._weight, 1e-12))
 
 
 def _in_batches(
     tiles: Iterator[UInt8[np.ndarray, "tile tile 3"]], at_once: int
 ) -> Iterator[list[UInt8[np.ndarray, "tile tile 3"]]]:
-    while some := list(islice(tiles, at_once)):
-        yield some
+    while batch := list(islice(tiles, at_once)):
+        yield batch
 
 
-def _grow(
+def _resize(
     score: Float16[np.ndarray, "h w"], size_hw: tuple[int, int]
 ) -> Float16[np.ndarray, "h2 w2"]:
     if score.shape == size_hw:
         return score
-    grown = cv2.resize(
+    resized = cv2.resize(
         score.astype(np.float32), size_hw[::-1], interpolation=cv2.INTER_LINEAR
     )
-    return grown.astype(np.float16)
+    return resized.astype(np.float16)
 
 
 def make_predictor(
@@ -135,7 +135,7 @@ def make_predictor(
     *,
     tiles_at_once: int = TILES_AT_ONCE,
 ) -> Predictor:
-    """Return a predictor for a network in memory, which is on the device already."""
+    """Return a predictor for a network that is already on the device."""
     return Predictor(
         TorchBackend(network, device),
         card.classes,

@@ -1,13 +1,13 @@
-"""What was measured, written down: tables, masks and overlays of a run.
+"""Output of a prediction run: tables, masks and overlays.
 
-    severity.csv     a row an image        masks/      lesion class ids, palette PNG
-    lesions.csv      a row a lesion         leaves/     leaf masks, where known
-    records.json     both, and the classes  overlays/   what was found, for the eye
+    severity.csv     one row per image      masks/      lesion class ids, palette PNG
+    lesions.csv      one row per lesion     leaves/     leaf masks, where known
+    records.json     both, and the classes  overlays/   images with outlines
 
 A run may last for days, so nothing is kept in memory and every row is on disk as soon
-as its image is done. Until the run is over the tables carry ``.partial`` in their
-names; they are whole tables of the images done so far, and a killed run leaves them
-behind beside the complete tables of an earlier run.
+as its image is done. During the run the tables have ``.partial`` in their names. They
+are valid tables of the images done so far; a killed run leaves them next to the complete
+tables of an earlier run.
 """
 
 import csv
@@ -38,10 +38,10 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class PredictionTable:
-    """What became of a folder of images.
+    """The predictions for a folder of images.
 
     Args:
-        rows: A row of the table an image.
+        rows: The row of the table of each image.
         skipped: Images that could not be read, each with the reason.
     """
 
@@ -56,10 +56,10 @@ IMAGE_COLUMNS = (
     "max_lesion_px", "mean_confidence", "mask", "leaf_mask", "overlay", "model",
     "notes",
 )  # fmt: skip
-"""Columns of ``severity.csv``; ``px_<class>`` follows, a column a lesion class."""
+"""Columns of ``severity.csv``; then one column ``px_<class>`` per lesion class."""
 
 LEAST_NAMED = 0.5
-"""Probability below which a disease is not named: others together are likelier."""
+"""Least probability of a predicted disease: below it, all others together are likelier."""
 
 LESION_COLUMNS = ("image", "class", *(field.name for field in fields(Lesion)))
 
@@ -67,24 +67,24 @@ LESION_COLUMNS = ("image", "class", *(field.name for field in fields(Lesion)))
 def image_row(name: str, assessment: Assessment, classes: ClassMap) -> dict[str, Value]:
     """Return the measures of one image, by column of ``severity.csv``.
 
-    Areas, counts and confidence are of the lesions that severity rests on: those on the
-    leaf if there is one. ``mean_confidence`` is their mean probability, weighted by
-    area. ``None`` stands for what does not exist: no leaf, no lesion, no disease head.
+    Areas, counts and confidence are of the lesions that severity is computed from: those
+    on the leaf if there is one. ``mean_confidence`` is their mean probability, weighted
+    by area. ``None`` means undefined: no leaf, no lesion or no disease head.
     """
     prediction, measure = assessment.prediction, assessment.measure
     counted = assessment.counted
-    areas = [one.area_px for one in counted]
+    areas = [lesion.area_px for lesion in counted]
     probabilities = prediction.disease_probability
-    surest = max(probabilities, default=None)
-    named = None
-    if surest is not None and surest >= LEAST_NAMED:
-        named = classes.diseases[probabilities.index(surest)]
-    weighted = sum(one.area_px * one.confidence for one in counted)
+    highest = max(probabilities, default=None)
+    disease = None
+    if highest is not None and highest >= LEAST_NAMED:
+        disease = classes.diseases[probabilities.index(highest)]
+    weighted = sum(lesion.area_px * lesion.confidence for lesion in counted)
     height, width = prediction.lesion.shape
     row: dict[str, Value] = {
         "image": name,
-        "disease": named,
-        "disease_probability": surest,
+        "disease": disease,
+        "disease_probability": highest,
         "width": width,
         "height": height,
         **asdict(measure),
@@ -99,18 +99,19 @@ def image_row(name: str, assessment: Assessment, classes: ClassMap) -> dict[str,
         "mean_confidence": weighted / sum(areas) if areas else None,
     }
     for class_id, class_name in enumerate(classes.lesions, start=1):
-        of_class = (one.area_px for one in counted if one.class_id == class_id)
-        row[f"px_{class_name}"] = sum(of_class)
+        row[f"px_{class_name}"] = sum(
+            lesion.area_px for lesion in counted if lesion.class_id == class_id
+        )
     return row
 
 
 class RecordWriter:
-    """Write the tables, masks and overlays of a run, an image at a time.
+    """Write the tables, masks and overlays of a run, one image at a time.
 
-    Used as a context: the tables take their final names when it ends well.
+    A context manager: the tables get their final names when it exits without an error.
 
     Args:
-        folder: Where to write; made if it is not there.
+        folder: Where to write; created if missing.
         classes: Names of the lesion classes and image-level labels.
         model: Digest of the model, written in every row.
         masks: Whether to write lesion and leaf masks.
@@ -135,11 +136,11 @@ class RecordWriter:
         self.masks = masks
         self.overlays = overlays
         self._names: set[str] = set()
-        self._owner: dict[str, str] = {}  # from a file written, case folded, to a name
+        self._owner: dict[str, str] = {}  # from a written file, case-folded, to an image
         self._tables: tuple[TextIO, TextIO, TextIO]
 
     def __enter__(self) -> "RecordWriter":
-        """Start the tables."""
+        """Create the tables and write their headers."""
         with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._tables = (
@@ -157,14 +158,14 @@ class RecordWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the tables their names, or leave them partial after an error."""
+        """Rename the tables, or leave them partial after an error."""
         try:
             with explained(self.folder), ExitStack() as tables:
                 for table in self._tables:
-                    tables.callback(table.close)  # a full disk may show only then
+                    tables.callback(table.close)  # a full disk may raise only here
         except OutputError:
             if kind is None:
-                raise  # otherwise the first error says it
+                raise  # otherwise the first error is raised
         if kind is not None:
             return
         with explained(self.folder):
@@ -185,12 +186,12 @@ class RecordWriter:
 
         Args:
             name: Path of the image relative to the folder that was read, with ``/``.
-                It names the row and the files, so images of one name in different
-                folders stay apart.
+                It names the row and the files, so that images of the same name in
+                different folders have different files.
             image: RGB, of the size of the masks.
-            assessment: What was found.
-            scale: Factor by which the image was shrunk before the model saw it.
-            notes: What is wrong with the image, for people.
+            assessment: Lesions and severity of the image.
+            scale: Factor by which the image was shrunk for the model.
+            notes: Quality issues of the image, as text.
 
         Returns:
             The row of ``severity.csv``, with paths relative to the folder written.
@@ -226,12 +227,14 @@ class RecordWriter:
 
     def _append_rows(self, row: Mapping[str, Value], lesions: Sequence[Lesion]) -> None:
         records: list[dict[str, Value]] = [
-            {"class": self.classes.lesion_name(one.class_id), **asdict(one)}
-            for one in lesions
+            {"class": self.classes.lesion_name(lesion.class_id), **asdict(lesion)}
+            for lesion in lesions
         ]
         images, lesion_table, lines = self._tables
         image = row["image"]
-        rows = ([{"image": image, **one}[c] for c in LESION_COLUMNS] for one in records)
+        rows = (
+            [{"image": image, **record}[c] for c in LESION_COLUMNS] for record in records
+        )
         self._append(lesion_table, "".join(map(csv_line, rows)))
         self._append(images, csv_line(row.get(c) for c in self._columns))
         whole = {column: row.get(column) for column in self._columns}
@@ -239,11 +242,11 @@ class RecordWriter:
         self._append(lines, text + "\n")
 
     def _write_json(self) -> None:
-        head = {"format": FORMAT, "model": self.model, "classes": asdict(self.classes)}
+        header = {"format": FORMAT, "model": self.model, "classes": asdict(self.classes)}
         partial = self._partial("records.jsonl")
 
         def write(file: BinaryIO) -> None:
-            start = json.dumps(head, ensure_ascii=False)[:-1]
+            start = json.dumps(header, ensure_ascii=False)[:-1]
             file.write(f'{start}, "images": ['.encode())
             with partial.open("rb") as lines:
                 for number, line in enumerate(lines):
@@ -272,13 +275,13 @@ class RecordWriter:
         if name in self._names:
             raise UsageError(
                 f"`{name}` was recorded twice.",
-                needed="one row an image",
+                needed="one row per image",
                 fix="list every image once",
             )
         self._names.add(name)
 
     def _path(self, kind: str, name: str, suffix: str) -> str:
-        """Return a file's place; of leaf.jpg and leaf.tif, the second gets a number."""
+        """Return a file's path; of leaf.jpg and leaf.tif, the second gets a number."""
         stem = f"{kind}/{PurePosixPath(name).with_suffix('')}"
         path, number = f"{stem}{suffix}", 1
         while self._owner.setdefault(path.casefold(), name) != name:
@@ -288,10 +291,10 @@ class RecordWriter:
 
 
 def write_mask(path: Path, ids: UInt8[np.ndarray, "h w"], names: Sequence[str]) -> None:
-    """Write class ids as a palette PNG that any viewer shows in color.
+    """Write class ids as a palette PNG, which viewers show in color.
 
     The stored values are the ids: 0 is black, ``IGNORE`` is gray, ``names[i]`` has the
-    id ``i + 1``. The names are kept in the file, under the text key ``classes``.
+    id ``i + 1``. The names are stored in the file, under the text key ``classes``.
 
     Raises:
         OSError: If the file cannot be written.

@@ -1,7 +1,7 @@
-"""Severity, and every lesion measured, from the masks of one image.
+"""Severity and measures of every lesion, from the masks of one image.
 
 Severity is lesion area over leaf area of the same leaf, in percent. Without a leaf
-there is no severity: the affected share of the image is given under its own name.
+severity is undefined; ``affected_pct_of_image`` is the affected fraction of the image.
 
 Axes: h row, w column, l label of a connected component (0 is none).
 """
@@ -20,12 +20,12 @@ from plantseg_next.structures import IGNORE, NO_LESION, Prediction, is_lesion
 Denominator = Literal["leaf", "image"]
 
 _ROWS_AT_ONCE = 1024
-"""Rows measured at once: temporary arrays stay small on images of 100 megapixels."""
+"""Rows measured at once: limits temporary arrays for images of 100 megapixels."""
 
 
 @dataclass(frozen=True)
 class SeverityMeasure:
-    """How much of a leaf, or failing that of an image, is diseased.
+    """The diseased fraction of the leaf, or of the image if there is no leaf.
 
     Args:
         leaf_px: Pixels of the leaf, its lesions included; ``None`` without a leaf.
@@ -33,7 +33,7 @@ class SeverityMeasure:
         severity_pct: Lesion over leaf area, in [0, 100]; ``None`` without a leaf.
         affected_pct_of_image: ``lesion_px`` over the known pixels of the image, in
             [0, 100]; 0 if none is known. It depends on how the image was framed.
-        denominator: What the lesion area is a share of.
+        denominator: Area that the lesion area is divided by.
     """
 
     leaf_px: int | None
@@ -61,7 +61,7 @@ class Lesion:
         box_width: Columns of the bounding box.
         box_height: Rows of the bounding box.
         confidence: Mean probability of lesion over its pixels, in [0, 1].
-        on_leaf: Whether it counts towards severity; ``None`` where no leaf is known.
+        on_leaf: Whether it counts towards severity; ``None`` if no leaf is known.
     """
 
     id: int
@@ -81,13 +81,13 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Assessment:
-    """One image, judged: what the table, the masks and the overlay are made of.
+    """Severity and lesions of one image, for the table, the masks and the overlay.
 
     Args:
         prediction: The masks after small lesions were removed.
         measure: Severity.
         lesions: All lesions, those off the leaf included, largest first.
-        min_lesion_px: Smallest lesion kept. A count means nothing without it.
+        min_lesion_px: Smallest lesion kept; lesion counts depend on it.
     """
 
     prediction: Prediction
@@ -97,27 +97,27 @@ class Assessment:
 
     @property
     def counted(self) -> tuple[Lesion, ...]:
-        """The lesions that the measure rests on: on the leaf, if there is one."""
+        """The lesions that severity is computed from: on the leaf, if there is one."""
         if self.measure.denominator == "image":
             return self.lesions
         return tuple(lesion for lesion in self.lesions if lesion.on_leaf)
 
 
 def assess(
-    prediction: Prediction, *, min_lesion_px: int = 20, min_leaf_share: float = 0.01
+    prediction: Prediction, *, min_lesion_px: int = 20, min_leaf_fraction: float = 0.01
 ) -> Assessment:
     """Return severity and lesions of a prediction, small lesions removed first.
 
     Args:
         prediction: Masks at the size of the image.
         min_lesion_px: Smallest lesion kept, in pixels of this image.
-        min_leaf_share: See ``measure_severity``.
+        min_leaf_fraction: See ``measure_severity``.
     """
     lesion = remove_small_lesions(prediction.lesion, min_lesion_px)
     leaf = prediction.leaf
     return Assessment(
         prediction=replace(prediction, lesion=lesion),
-        measure=measure_severity(lesion, leaf, min_leaf_share=min_leaf_share),
+        measure=measure_severity(lesion, leaf, min_leaf_fraction=min_leaf_fraction),
         lesions=tuple(find_lesions(lesion, prediction.lesion_probability, leaf=leaf)),
         min_lesion_px=min_lesion_px,
     )
@@ -127,7 +127,7 @@ def measure_severity(
     lesion: UInt8[np.ndarray, "h w"],
     leaf: UInt8[np.ndarray, "h w"] | None,
     *,
-    min_leaf_share: float = 0.01,
+    min_leaf_fraction: float = 0.01,
 ) -> SeverityMeasure:
     """Return lesion area over leaf area, the leaf being ``whole_leaf``.
 
@@ -135,12 +135,12 @@ def measure_severity(
         lesion: Class ids, 0 for none, ``IGNORE`` where unknown.
         leaf: 1 on the leaf, 0 off it, ``IGNORE`` where unknown; ``None`` if the leaf
             is not known at all.
-        min_leaf_share: Share of the known pixels, in [0, 1], below which ``leaf`` is
-            taken for noise and the image for one without a leaf.
+        min_leaf_fraction: Fraction of the known pixels, in [0, 1], below which ``leaf`` is
+            treated as noise and the image as one without a leaf.
 
     Returns:
-        The measure. Pixels unknown to either map count on neither side. Where truth
-        marks lesions as part of the leaf it is plainly lesion over leaf.
+        The measure. Pixels unknown in either map are excluded. If lesions are marked as
+        part of the leaf, it is lesion area over leaf area.
 
     Example:
         >>> lesion = np.array([[0, 1, 0, 0]], np.uint8)
@@ -150,11 +150,11 @@ def measure_severity(
     """
     known = lesion != IGNORE
     if leaf is not None:
-        known_to_both = known & (leaf != IGNORE)
-        n_known = np.count_nonzero(known_to_both)
-        n_leaf = np.count_nonzero((leaf == 1) & known_to_both)
-        if n_leaf > 0 and n_leaf >= min_leaf_share * n_known:
-            on_leaf = (whole_leaf(lesion, leaf) == 1) & known_to_both
+        known_in_both = known & (leaf != IGNORE)
+        n_known = np.count_nonzero(known_in_both)
+        n_leaf = np.count_nonzero((leaf == 1) & known_in_both)
+        if n_leaf > 0 and n_leaf >= min_leaf_fraction * n_known:
+            on_leaf = (whole_leaf(lesion, leaf) == 1) & known_in_both
             leaf_px = int(np.count_nonzero(on_leaf))
             lesion_px = int(np.count_nonzero(on_leaf & (lesion != NO_LESION)))
             return SeverityMeasure(
@@ -179,17 +179,17 @@ def whole_leaf(
 ) -> UInt8[np.ndarray, "h w"]:
     """Return the leaf with every lesion that lies on it or touches it.
 
-    Brown tissue at a margin or in a hole looks like ground, so a leaf mask often leaves
-    it out; it would then be missing from both sides of the ratio. Lesions of any class
-    that hang together (8-connected) and overlap or adjoin the leaf are counted as leaf,
-    whole. Lesions apart from it stay off it.
+    Brown tissue at a margin or in a hole looks like ground, so leaf masks often miss it;
+    it would then be missing from both areas of the ratio. A connected set (8-connected)
+    of lesion pixels of any class that overlaps or touches the leaf is added to the leaf
+    as a whole. Other lesions are not added.
 
     Args:
         lesion: Class ids, 0 for none, ``IGNORE`` where unknown.
         leaf: 1 on the leaf, 0 off it, ``IGNORE`` where unknown.
 
     Returns:
-        The mask in the coding of ``leaf``; pixels unknown there stay unknown.
+        The mask, coded as ``leaf``; unknown pixels stay unknown.
     """
     diseased = is_lesion(lesion)
     if not (diseased & (leaf == 0)).any():
@@ -211,8 +211,8 @@ def remove_small_lesions(
 ) -> UInt8[np.ndarray, "h w"]:
     """Return the map without connected lesions of fewer than ``min_area_px`` pixels.
 
-    A lesion is an 8-connected set of pixels of one class. What is removed becomes
-    "no lesion", also inside a lesion of another class; ignored pixels stay so.
+    A lesion is an 8-connected set of pixels of one class. Removed pixels become
+    "no lesion", also inside a lesion of another class; ignored pixels are unchanged.
     """
     kept = lesion.copy()
     if min_area_px > 1:
@@ -233,7 +233,7 @@ def find_lesions(
     """Return every lesion of an image with its measures, largest first.
 
     A lesion is an 8-connected set of pixels of one class. All are measured in one pass
-    over the image, so ten thousand small ones cost no more than one large one.
+    over the image, so the time hardly depends on their number.
 
     Args:
         lesion: Class ids, 0 for none; ignored pixels belong to no lesion.
@@ -243,12 +243,12 @@ def find_lesions(
 
     Source:
         Perimeter by Crofton's formula in four directions, as scikit-image's
-        ``perimeter_crofton``: unbiased for round spots where the length of a contour
-        through pixel centers is short by about pi pixels. Eccentricity from the second
+        ``perimeter_crofton``: unbiased for round spots, whereas a contour through pixel
+        centers is too short by about pi pixels. Eccentricity from the second
         central moments, as its ``regionprops``.
     """
     whole = None if leaf is None else whole_leaf(lesion, leaf) == 1
-    found: list[Lesion] = []
+    lesions: list[Lesion] = []
     for part in _components(lesion):
         rows, columns = part.window
         probability = lesion_probability[rows, columns]
@@ -262,7 +262,7 @@ def find_lesions(
             if area < min_area_px:
                 continue
             box_x, box_y, box_width, box_height = part.box[label].tolist()
-            found.append(
+            lesions.append(
                 Lesion(
                     id=0,
                     class_id=part.class_id,
@@ -279,13 +279,13 @@ def find_lesions(
                     on_leaf=None if whole is None else bool(on_leaf[label]),
                 )
             )
-    found.sort(key=lambda one: (-one.area_px, one.box_y, one.box_x, one.class_id))
-    return [replace(one, id=number) for number, one in enumerate(found, start=1)]
+    lesions.sort(key=lambda spot: (-spot.area_px, spot.box_y, spot.box_x, spot.class_id))
+    return [replace(spot, id=number) for number, spot in enumerate(lesions, start=1)]
 
 
 @dataclass(frozen=True)
 class _Components:
-    """The connected lesions of one class, within the window that holds them all."""
+    """The connected lesions of one class, in the bounding box of all of them."""
 
     class_id: int
     window: tuple[slice, slice]
@@ -341,7 +341,7 @@ def _moments(
 def _crofton_perimeter(
     labels: Int32[np.ndarray, "h w"], n: int
 ) -> Float64[np.ndarray, " l"]:
-    """Return the perimeter of each component from where lines enter it."""
+    """Return the perimeter of each component, by counting transitions along lines."""
     total = np.zeros(n)
     for start in range(0, labels.shape[0], _ROWS_AT_ONCE):
         block = labels[max(start - 1, 0) : start + _ROWS_AT_ONCE]

@@ -1,1 +1,1 @@
-"""The memory of a step: foreseen, planned for, drawn."""
+"""The memory of a training step: traced, planned and plotted."""

@@ -1,4 +1,4 @@
-"""Every byte that operations allocate and release, by what it is for."""
+"""Track the bytes that operations allocate and release, by purpose."""
 
 import itertools
 import operator
@@ -25,36 +25,36 @@ KINDS = (
     "gradients",
     "images",
     "activations",
-    "teaching",
+    "teacher predictions",
     "losses",
     "backward",
     "workspace",
 )
-"""What memory is for. activations: what the student keeps for the backward pass. teaching:
-what the teacher computes and what becomes of it. backward: on the way to the gradients.
-workspace: what libraries take to compute with."""
+"""Purposes of memory. activations: saved by the student for the backward pass. teacher
+predictions: the teacher's forward pass and the pseudo-labels. backward: temporary, in the
+backward pass. workspace: buffers of libraries."""
 ELSEWHERE = "elsewhere"  # not on the device
 ROUND = 512
 REPEATED = 2
-"""Further steps after which the allocator has taken all that it ever will: they find the
-pieces of the first in their way, and took up to a sixth more."""
+"""Further steps after which the reserved memory no longer grows. They start with the
+fragments of the first step and took up to a sixth more."""
 HERE = torch.device("cpu")
 PRODUCTS = tuple(getattr(torch.ops.aten, n) for n in ("mm", "addmm", "bmm", "baddbmm"))
-"""What a GPU's cuBLAS computes."""
+"""Operations that a GPU computes with cuBLAS."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a step takes, in bytes, and costs.
+    """The memory of a step, in bytes, and its cost.
 
     Args:
-        peak: By kind, at the moment when most is in use.
+        peak: By kind, at the moment of the largest total.
         resident: By kind, between two steps.
-        reserved: What a GPU's allocator takes from the device for a few such steps; see
+        reserved: Bytes that a GPU's allocator reserves for a few such steps; see
             ``CachingAllocator``.
-        timeline: Bytes of each of ``KINDS``, moment after moment, of the one step.
+        timeline: Bytes of each of ``KINDS``, after every allocation of one step.
         flops: Multiplications and additions of a step.
-        calls: Operations of a step: each costs time however small it is.
+        calls: Operations of a step: each has a fixed cost in time.
     """
 
     peak: Mapping[str, int]
@@ -66,16 +66,16 @@ class Footprint:
 
     @property
     def peak_bytes(self) -> int:
-        """Of all kinds."""
+        """Sum over all kinds."""
         return sum(self.peak.values())
 
     @property
     def resident_bytes(self) -> int:
-        """Of all kinds."""
+        """Sum over all kinds."""
         return sum(self.resident.values())
 
     def grown(self, other: "Footprint", times: int) -> "Footprint":
-        """Return this one and so many times what ``other`` adds to it."""
+        """Extrapolate: this footprint and ``times`` times the increase to ``other``."""
 
         def more(a: int, b: int) -> int:
             return b + (times - 1) * max(0, b - a)
@@ -88,7 +88,7 @@ class Footprint:
         return Footprint(
             peak,
             each(self.resident, other.resident),
-            # Segments are large: the difference of two says little.
+            # Segments are large: the difference of two is not meaningful.
             other.reserved + sum(added),
             tuple(tuple(map(operator.add, moment, added)) for moment in other.timeline),
             more(self.flops, other.flops),
@@ -97,29 +97,29 @@ class Footprint:
 
 
 class _Held(NamedTuple):
-    """A storage in use."""
+    """An allocated storage."""
 
     n_bytes: int
     kind: str
     block: Any
-    watch: Any
+    on_release: Any
     number: int
 
 
 class _Event(NamedTuple):
-    """A storage was taken, or given back: then it has no ``n_bytes``."""
+    """An allocation of a storage, or its release: then ``n_bytes`` is ``None``."""
 
     number: int
     n_bytes: int | None
 
 
 class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Write down every storage that is allocated and released while this is entered.
+    """Record every storage that is allocated and released in this context.
 
     Args:
-        on_cpu: Whether to count what the CPU's library takes for its convolutions.
-        multiplying: Bytes that a GPU's library takes to multiply matrices and keeps, once
-            for forward and once for backward passes.
+        on_cpu: Whether to count the workspace of the CPU's library for convolutions.
+        multiplying: Bytes of workspace that a GPU's library allocates for matrix products
+            and keeps, once for forward and once for backward passes.
     """
 
     def __init__(self, *, on_cpu: bool = False, multiplying: int = 0) -> None:
@@ -135,32 +135,32 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.begin()
 
     def begin(self) -> None:
-        """Forget the peak: the step begins here."""
+        """Begin a step: reset peak, timeline and counts."""
         self._peak = self._total
         self._at_peak = dict(self._now)
-        self._course: list[tuple[int, ...]] = []
+        self._timeline: list[tuple[int, ...]] = []
         self._events: list[_Event] = []
         self._flops = self._calls = 0
 
     def found(self) -> Footprint:
-        """Return what has been written down since ``begin``; it ends there."""
+        """End the step; return what has been recorded since ``begin``."""
 
-        def known(metrics: Mapping[str, int]) -> dict[str, int]:
-            return {kind: metrics.get(kind, 0) for kind in KINDS}
+        def by_kind(n_bytes: Mapping[str, int]) -> dict[str, int]:
+            return {kind: n_bytes.get(kind, 0) for kind in KINDS}
 
         self._repeat()
         return Footprint(
-            known(self._at_peak),
-            known(self._now),
+            by_kind(self._at_peak),
+            by_kind(self._now),
             self._allocator.reserved,
-            tuple(self._course),
+            tuple(self._timeline),
             self._flops,
             self._calls,
         )
 
     @contextmanager
     def phase(self, kind: str) -> Iterator[None]:
-        """Call what is allocated for a while by this kind."""
+        """Assign this kind to everything that is allocated in the context."""
         before, self._phase = self._phase, kind
         try:
             yield
@@ -168,28 +168,28 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._phase = before
 
     def call(self, tensor: Tensor, kind: str) -> None:
-        """Give what a tensor holds another kind."""
+        """Change the kind of a tensor's storage."""
         key = tensor.untyped_storage()._cdata
         held = self._held.get(key)
         if held is None:
             return
         self._release(key)
-        self._hold(key, held.n_bytes, kind, held.watch)
+        self._hold(key, held.n_bytes, kind, held.on_release)
 
     def __torch_dispatch__(
         self,
-        func: Any,  # noqa: ANN401 - as PyTorch calls it
+        func: Any,  # noqa: ANN401 - PyTorch's signature
         types: Any,  # noqa: ANN401
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        """Run an operation, and write down what it allocates."""
+        """Run an operation and record its allocations."""
         if func is torch.ops.prim.device.default:
-            return getattr(args[0], "fake_device", HERE)  # asked more than anything
+            return getattr(args[0], "fake_device", HERE)  # the most frequent call
         if func is torch.ops.aten._local_scalar_dense.default:
-            return True if args[0].dtype is torch.bool else 1  # fakes have no content
+            return True if args[0].dtype is torch.bool else 1  # fakes have no values
         if func.namespace == "prim":
-            return func(*args, **(kwargs or {}))  # a question about a tensor
+            return func(*args, **(kwargs or {}))  # a query about a tensor
         out = recall(func, args, kwargs or {})
         self._calls += not func.is_view
         if self._on_cpu and func is torch.ops.aten.convolution_backward.default:
@@ -201,32 +201,32 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._multiply()
         for value in tree_iter(out):
             if isinstance(value, Tensor):
-                self._notice(value)
+                self._record(value)
         return out
 
-    def _notice(self, tensor: Tensor) -> None:
+    def _record(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._held:
             return
         kind = "backward" if _in_backward() else self._phase
-        watch = weakref.ref(storage, lambda _: self._release(key))
-        self._hold(key, storage.nbytes(), kind, watch)
+        on_release = weakref.ref(storage, lambda _: self._release(key))
+        self._hold(key, storage.nbytes(), kind, on_release)
 
     def _multiply(self) -> None:
-        """Take what the library keeps, the first time."""
+        """Allocate the library's workspace, the first time."""
         n_bytes = self._multiplying.pop(_in_backward(), 0)
         if n_bytes:
             self._allocator.allocate(n_bytes)
             self._take("workspace", n_bytes)
 
-    def _hold(self, key: int, n_bytes: int, kind: str, watch: object) -> None:
+    def _hold(self, key: int, n_bytes: int, kind: str, on_release: object) -> None:
         n_bytes = -(-n_bytes // ROUND) * ROUND
-        is_here = kind != ELSEWHERE
-        block = self._allocator.allocate(n_bytes) if is_here else None
+        on_device = kind != ELSEWHERE
+        block = self._allocator.allocate(n_bytes) if on_device else None
         number = next(self._numbers)
-        self._held[key] = _Held(n_bytes, kind, block, watch, number)
-        if not is_here:
+        self._held[key] = _Held(n_bytes, kind, block, on_release, number)
+        if not on_device:
             return
         self._events.append(_Event(number, n_bytes))
         self._take(kind, n_bytes)
@@ -240,7 +240,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._give(held.kind, held.n_bytes)
 
     def _repeat(self) -> None:
-        """Let the allocator go through the step again; what it left is released first."""
+        """Replay the step in the allocator; storages left from before are freed first."""
         taken = {event.number for event in self._events if event.n_bytes is not None}
         left = [held.block for held in self._held.values() if held.number in taken]
         self._held.clear()
@@ -261,7 +261,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._total > self._peak:
             self._peak = self._total
             self._at_peak = dict(self._now)
-        self._course.append(tuple(self._now[kind] for kind in KINDS))
+        self._timeline.append(tuple(self._now[kind] for kind in KINDS))
 
     def _give(self, kind: str, n_bytes: int) -> None:
         self._now[kind] -= n_bytes
@@ -273,14 +273,14 @@ def _in_backward() -> bool:
 
 
 def _flops(func: Any, args: tuple[Any, ...], out: Any) -> int:  # noqa: ANN401
-    """Return the multiplications and additions of an operation, if it has many."""
+    """Return the multiplications and additions of an operation; 0 for cheap ones."""
     aten = torch.ops.aten
     if func is aten.convolution.default:
         return 2 * int(out.numel()) * int(args[1][0].numel())
     if func is aten.convolution_backward.default:
-        # PyTorch's own count takes a depthwise convolution for a dense one here.
-        slope, _, weight = args[:3]
-        return 2 * int(slope.numel()) * int(weight[0].numel()) * sum(args[10][:2])
+        # PyTorch's own count treats a depthwise convolution as a dense one here.
+        grad, _, weight = args[:3]
+        return 2 * int(grad.numel()) * int(weight[0].numel()) * sum(args[10][:2])
     count = flop_registry.get(func._overloadpacket)
     return 0 if count is None else int(count(*args, out_val=out))
 
@@ -288,13 +288,13 @@ def _flops(func: Any, args: tuple[Any, ...], out: Any) -> int:  # noqa: ANN401
 def cpu_workspace(
     image: Tensor, weight: Tensor, *, groups: int, parts: tuple[int, int]
 ) -> int:
-    """Return what oneDNN takes to differentiate a large depthwise kernel, in bytes.
+    """Return oneDNN's workspace for the gradient of a large depthwise kernel, in bytes.
 
-    It sums the weights' gradient in parts. Smaller kernels and other convolutions take
+    It sums the weights' gradient in parts. Smaller kernels and other convolutions need
     little.
 
     Args:
-        image: What the layer saw.
+        image: Input of the layer.
         weight: Of the layer.
         groups: Of the layer.
         parts: See ``cpu_parts``.
@@ -308,10 +308,10 @@ def cpu_workspace(
 
 
 def cpu_parts() -> tuple[int, int]:
-    """Return how many parts these are here: of maps as large as the kernel, and smaller.
+    """Return the number of parts: for maps at least as large as the kernel, and smaller.
 
-    The rule was read off oneDNN's allocations (PyTorch 2.15, x86-64): exact for all sizes
-    tried, in float32, in which these layers are differentiated on a CPU.
+    The rule was derived from oneDNN's allocations (PyTorch 2.15, x86-64): exact for all
+    sizes tried, in float32, the dtype of these layers' gradients on a CPU.
     """
     if torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return 256, 256

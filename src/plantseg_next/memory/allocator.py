@@ -1,10 +1,10 @@
-"""What PyTorch's GPU allocator takes from the device for the bytes that it is asked for.
+"""A simulation of PyTorch's GPU allocator: the memory that it reserves for requests.
 
-It takes memory in segments and keeps them: the device sees what is *reserved*, more than
-what is allocated. Its rules are simple, so that they can be followed without a GPU.
+It reserves memory in segments and keeps them: the device memory in use is what is
+*reserved*, more than what is allocated. The simulation needs no GPU.
 
-Source: c10/cuda/CUDACachingAllocator.cpp of PyTorch 2.x, as it is without
-``expandable_segments`` and without other streams.
+Source: c10/cuda/CUDACachingAllocator.cpp of PyTorch 2.x, without ``expandable_segments``
+and without other streams.
 """
 
 from bisect import bisect_left, insort
@@ -21,7 +21,7 @@ ROUND_SEGMENT = 2 * MIB
 
 @dataclass(eq=False)
 class _Block:
-    """A piece of a segment."""
+    """A part of a segment."""
 
     address: int
     size: int
@@ -32,14 +32,14 @@ class _Block:
 
 
 class CachingAllocator:
-    """Follow requests, and tell what is reserved."""
+    """Simulate requests and count the reserved bytes."""
 
     def __init__(self) -> None:
         self.reserved = 0
         self._free: dict[bool, list[tuple[int, int, _Block]]] = {True: [], False: []}
 
     def allocate(self, n_bytes: int) -> _Block:
-        """Return the block that a request gets."""
+        """Return the block for a request."""
         size = max(ROUND, -(-n_bytes // ROUND) * ROUND)
         is_small = size <= SMALL
         block = self._best_fit(size, is_small=is_small) or self._segment(
@@ -53,12 +53,12 @@ class CachingAllocator:
             if block.after is not None:
                 block.after.before = tail
             block.size, block.after = size, tail
-            self._offer(tail)
+            self._insert_free(tail)
         block.is_free = False
         return block
 
     def free(self, block: _Block) -> None:
-        """Take a block back, and join it with its free neighbors."""
+        """Free a block and merge it with its free neighbors."""
         block.is_free = True
         for other in (block.before, block.after):
             if other is None or not other.is_free:
@@ -70,10 +70,10 @@ class CachingAllocator:
             if first.after is not None:
                 first.after.before = first
             block = first
-        self._offer(block)
+        self._insert_free(block)
 
     def _best_fit(self, size: int, *, is_small: bool) -> _Block | None:
-        """Take the smallest free block that is large enough."""
+        """Return the smallest free block that is large enough, removed from its pool."""
         pool = self._free[is_small]
         at = bisect_left(pool, size, key=lambda entry: entry[0])
         return pool.pop(at)[2] if at < len(pool) else None
@@ -89,10 +89,10 @@ class CachingAllocator:
         self.reserved += n
         return _Block(self.reserved - n, n, is_small)
 
-    def _offer(self, block: _Block) -> None:
+    def _insert_free(self, block: _Block) -> None:
         block.is_free = True
         insort(
             self._free[block.is_small],
             (block.size, block.address, block),
-            key=lambda entry: entry[:2],  # of equal ones the lowest, as PyTorch does
+            key=lambda entry: entry[:2],  # among equal sizes the lowest address, as PyTorch
         )

@@ -1,8 +1,8 @@
-"""Results of operations on fake tensors, remembered.
+"""A cache of the results of operations on fake tensors.
 
-What an operation gives back on tensors without content depends on shapes, strides and
-kinds of numbers alone, and a step asks the same thousands of times: a block after a block,
-a micro-batch after another. Asking PyTorch costs ten times as much as remembering.
+The result of an operation on fake tensors depends on shapes, strides and dtypes only, and
+a step repeats the same operations thousands of times: block after block, micro-batch after
+micro-batch. A call to PyTorch takes ten times as long as a lookup.
 """
 
 from collections.abc import Hashable
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_iter, tree_map
 
 
 class _Like(NamedTuple):
-    """A tensor, without its place in memory."""
+    """Metadata of a tensor, without its storage."""
 
     shape: torch.Size
     stride: tuple[int, ...]
@@ -27,25 +27,25 @@ class _Like(NamedTuple):
 
 
 _KNOWN: dict[Hashable, Any] = {}
-"""Kept as long as the process: nothing that is in it can become wrong."""
+"""Never cleared: entries cannot become invalid within a process."""
 
 
 def recall(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-    """Return what an operation gives back: a view of its input, or storage of its own.
+    """Return the result of an operation: a view of its input, or a storage of its own.
 
-    Fake tensors themselves forget, now and then, that a view is one. Operations that
-    change what they are given are run each time.
+    Fake tensors sometimes return a copy instead of a view; this does not. Operations that
+    modify their arguments are not cached.
     """
-    given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
-    are_fake = all(isinstance(x, FakeTensor | nn.Parameter) for x in given)
-    if func._schema.is_mutable or not given or not are_fake:
+    tensors = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+    are_fake = all(isinstance(x, FakeTensor | nn.Parameter) for x in tensors)
+    if func._schema.is_mutable or not tensors or not are_fake:
         return func(*args, **kwargs)
     key = (func, _key(args), _key(tuple(kwargs.items())))
     if key not in _KNOWN:
         _KNOWN[key] = tree_map(_like, func(*args, **kwargs))
     is_view = func.is_view or func is torch.ops.aten._unsafe_view.default
-    base = given[0].untyped_storage() if is_view else None
-    mode = next(x.fake_mode for x in given if isinstance(x, FakeTensor))
+    base = tensors[0].untyped_storage() if is_view else None
+    mode = next(x.fake_mode for x in tensors if isinstance(x, FakeTensor))
     return tree_map(partial(_fake, mode, base), _KNOWN[key], is_leaf=_is_like)
 
 
@@ -54,7 +54,7 @@ def _key(value: Any) -> Any:  # noqa: ANN401
         return _like(value)
     if isinstance(value, list | tuple):
         return tuple(map(_key, value))
-    return type(value), value  # 1 and 1.0 are equal, and lead to different kinds
+    return type(value), value  # 1 and 1.0 are equal, but give different dtypes
 
 
 def _like(value: Any) -> Any:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""A memory plan: the settings that fit, what that took, and its file."""
+"""A memory plan: the settings that fit, the concessions made, and its file."""
 
 import json
 import re
@@ -17,20 +17,20 @@ UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Settings that fit, and what that took.
+    """Settings that fit, and the concessions made.
 
     Args:
         requested: The settings before.
         settings: The settings that fit.
         limit: The budget, in bytes.
-        before: What a step takes as asked.
-        after: What it takes as planned.
-        needs: Bytes that the run needs of the budget, as planned.
-        room: Bytes of the budget that a step may have at its peak.
-        slower: Time of a step, as planned, in parts of that as asked; an estimate.
-        concessions: What was given up and why, in words.
-        reading: Bytes of main memory that the run needs to read images, and their
-            limit; ``None`` if none was stated.
+        before: Memory of a step as requested.
+        after: Memory of a step as planned.
+        needs: Bytes of the budget that the run needs, as planned.
+        room: Bytes of the budget available to a step at its peak.
+        slower: Time of a step as planned over that as requested; an estimate.
+        concessions: What was changed and why, in words.
+        reading: Bytes of main memory that the run needs to load images, and their
+            limit; ``None`` without a limit.
     """
 
     requested: Settings
@@ -46,30 +46,30 @@ class MemoryPlan:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The settings that differ from what was asked, by dotted name."""
+        """The settings that differ from those requested, by dotted name."""
         before, after = flat_settings(self.requested), flat_settings(self.settings)
         return {name: value for name, value in after.items() if value != before[name]}
 
     def to_text(self) -> str:
-        """Return the plan for people: what a step takes, before and after, by kind."""
-        lines = [f"{'in MB':14s}{'as asked':>10s}{'planned':>10s}"]
+        """Return the plan as text: memory of a step by kind, requested and planned."""
+        lines = [f"{'in MB':14s}{'requested':>10s}{'planned':>10s}"]
         for kind in KINDS:
             before, after = self.before.peak[kind], self.after.peak[kind]
             if before or after:
                 lines.append(f"{kind:14s}{before / 1e6:10,.1f}{after / 1e6:10,.1f}")
-        metrics = (
+        totals = (
             ("at the peak", self.before.peak_bytes, self.after.peak_bytes),
             ("between steps", self.before.resident_bytes, self.after.resident_bytes),
             ("reserved", self.before.reserved, self.after.reserved),
         )
-        lines += [f"{n:14s}{b / 1e6:10,.1f}{a / 1e6:10,.1f}" for n, b, a in metrics]
+        lines += [f"{n:14s}{b / 1e6:10,.1f}{a / 1e6:10,.1f}" for n, b, a in totals]
         needs = f"The run needs {in_mb(self.needs)} of {in_mb(self.limit)}."
         lines += ["", needs, *self.concessions]
         if self.reading is not None:
             needs, limit = map(in_mb, self.reading)
-            lines.append(f"Reading images needs {needs} of {limit} of main memory.")
+            lines.append(f"Loading images needs {needs} of {limit} of main memory.")
         if self.slower > 1.005:
-            lines.append(f"By estimate, a step takes {self.slower:.1f} times as long.")
+            lines.append(f"A step takes an estimated {self.slower:.1f} times as long.")
         changes = [f"--set {n}={json.dumps(v)}" for n, v in self.changes.items()]
         return "\n".join([*lines, "", *changes])
 
@@ -91,13 +91,13 @@ def read_plan(path: Path, settings: Settings) -> Settings:
     """Return the settings with those of a plan applied.
 
     Raises:
-        UsageError: If the file is no plan, or names a setting that does not exist.
+        UsageError: If the file is no plan, or contains an unknown setting.
     """
     try:
         changes = dict(json.loads(path.read_text("utf-8"))["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"`{path}` holds no plan: {error}",
+            f"`{path}` is not a plan: {error}",
             needed=f"a {PLAN} that `plantseg-next plan` wrote",
             fix="plantseg-next plan DATA --memory 2GB",
         ) from error
@@ -125,7 +125,7 @@ def parse_bytes(text: str) -> int:
 
 
 def in_mb(n_bytes: int) -> str:
-    """Return bytes in words."""
+    """Return bytes as text, in MB."""
     return f"{n_bytes / 1e6:,.0f} MB"
 
 

@@ -1,9 +1,8 @@
-"""The memory plan: the settings that fit a budget and cost least time.
+"""The memory plan: the fastest settings that fit a budget.
 
-What a batch teaches is kept wherever that is possible: micro-batches, recomputed values,
-striped losses and a teacher in main memory are exact. Only where they do not suffice is
-something given up that changes what is learned, the least harmful thing first, and it is
-said.
+Exact measures are preferred: micro-batches, activation checkpointing, chunked losses and an
+EMA teacher in main memory do not change the gradient. Only if they do not suffice, settings
+that change the training are changed, the least harmful first, and reported.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,32 +26,32 @@ RECOMPUTED: tuple[tuple[Checkpointable, ...], ...] = (
     ("fine", "decoder", "stage_1", "stage_2"),
     ("fine", "decoder", "stage_1", "stage_2", "stage_3", "stage_4"),
 )
-"""From nothing to everything; the largest maps come first."""
+"""From nothing to everything; the parts with the largest maps come first."""
 LOSS_ROWS = 64
 TILES_PX = (0.75, 0.5)
-"""Parts of the tile's side that are tried when nothing else helps."""
+"""Fractions of the tile's side that are tried last."""
 LEAST_TILE_PX = 96
 GROWTH, GROWTH_IN_STRIPES = 1.25, 1.75
-"""What a process grows by on a CPU for every byte that a step has in use: its allocator
-keeps pieces, more of them where losses are taken in stripes. Measured; see
+"""Growth of a process on a CPU for every byte in use at the peak of a step: its allocator
+fragments, more so with chunked losses. Measured; see
 benchmarks/results/memory_error.csv."""
 LIBRARIES = 80 * 10**6
-"""Bytes that libraries take once they compute, on a CPU."""
+"""Bytes that libraries allocate when they first compute, on a CPU."""
 READING = 200 * 10**6
 """Bytes for decoding an image and for a validation, on a CPU."""
 MANY_CLASSES = 16
-"""From so many on, losses are worth taking in stripes."""
+"""Lesion logits from which on chunked losses save memory."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a device is, roughly: only ratios of times are made of it.
+    """Approximate speed of a device; used for ratios of times only.
 
     Args:
-        flops: Multiplications and additions a second, of networks like this one.
-        call_s: Seconds that any operation takes at least.
-        copied: Bytes a second between main memory and the device.
-        asked_ahead: Whether operations are asked for while earlier ones are computed.
+        flops: Multiplications and additions per second, of networks like this one.
+        call_s: Least time of an operation, in seconds.
+        copied: Bytes per second between main memory and the device.
+        asked_ahead: Whether operations are launched while earlier ones are computed.
     """
 
     flops: float
@@ -61,17 +60,17 @@ class Speed:
     asked_ahead: bool
 
     def seconds(self, flops: int, calls: int) -> float:
-        """Return how long so many operations take."""
-        computing, asking = flops / self.flops, calls * self.call_s
-        return max(computing, asking) if self.asked_ahead else computing + asking
+        """Return the estimated time of these operations."""
+        computing, launching = flops / self.flops, calls * self.call_s
+        return max(computing, launching) if self.asked_ahead else computing + launching
 
 
 SPEEDS = {
     "cpu": Speed(6e10, 15e-6, 1e10, asked_ahead=False),
     "cuda": Speed(3e13, 40e-6, 1e10, asked_ahead=True),
 }
-"""A GPU's: of an H200, see benchmarks/results/gpu_memory.csv. Its 40 microseconds are
-Python's, which asks for each operation: measured were 39 to 43 in steps of small parts."""
+"""The GPU is an H200, see benchmarks/results/gpu_memory.csv. Its 40 microseconds are the
+time to launch an operation from Python: 39 to 43 in steps of small micro-batches."""
 
 
 def plan_memory(
@@ -87,33 +86,34 @@ def plan_memory(
     """Return the fastest settings whose step fits a budget.
 
     Args:
-        settings: As asked for.
+        settings: As requested.
         classes: Of the network.
-        device: Where to train; need not be here. On a GPU the budget is what PyTorch
-            reserves there, the driver's context beside it; on a CPU it is the process.
+        device: The training device; need not exist on this machine. On a GPU the budget
+            is what PyTorch reserves, without the driver's context; on a CPU it is the
+            memory of the process.
         limit: The budget, in bytes.
-        with_unlabeled: Whether there is anything without masks to learn from.
-        with_image_labels: Whether some of that has names.
-        resting: Bytes that the process has before anything is learned; for a CPU.
+        with_unlabeled: Whether unlabeled images are used.
+        with_image_labels: Whether some of them have image-level labels.
+        resting: Bytes that the process uses before training; for a CPU.
 
     Raises:
-        UsageError: If nothing fits; it names the least budget that does.
+        UsageError: If nothing fits; it states the least budget that suffices.
     """
-    there = {
+    data_kinds = {
         "with_unlabeled": with_unlabeled,
         "with_image_labels": with_image_labels,
     }
-    search = _Search(classes, device, limit, there, resting=resting)
+    search = _Search(classes, device, limit, data_kinds, resting=resting)
     before = search.step(settings)
     if search.fits(settings):
         return search.plan(settings, settings, before, ())
     least = search.needs(settings)
-    for given, tried in search.concessions(settings):
+    for concessions, tried in search.concessions(settings):
         smallest = search.smallest(tried)
         least = min(least, search.needs(smallest))
         if search.fits(smallest):
-            return search.plan(settings, search.fastest(tried), before, given)
-    enough = -(-least // 10**6)  # rounded up: what is named must fit
+            return search.plan(settings, search.fastest(tried), before, concessions)
+    enough = -(-least // 10**6)  # rounded up, so that the stated budget suffices
     raise UsageError(
         f"A run with these settings does not fit into {in_mb(limit)}.",
         needed=f"at least {enough:,} MB",
@@ -123,7 +123,7 @@ def plan_memory(
 
 @cache
 def _has_stages(encoder: str) -> bool:
-    """Return whether stages of an encoder can be computed again."""
+    """Return whether stages of an encoder can be recomputed."""
     import torch
 
     from plantseg_next.models.encoders import build_encoder
@@ -133,14 +133,14 @@ def _has_stages(encoder: str) -> bool:
 
 
 class _Search:
-    """Try settings on tensors without content."""
+    """Search for settings by tracing steps on fake tensors."""
 
     def __init__(
         self,
         classes: ClassMap,
         device: Device,
         limit: int,
-        there: Mapping[str, bool],
+        data_kinds: Mapping[str, bool],
         *,
         resting: int,
     ) -> None:
@@ -149,28 +149,28 @@ class _Search:
         self._resting = resting
         self._speed = SPEEDS[device.kind]
         self._rows = LOSS_ROWS if classes.n_lesion_logits >= MANY_CLASSES else None
-        self._with_unlabeled = there["with_unlabeled"]
-        of_all = {
+        self._with_unlabeled = data_kinds["with_unlabeled"]
+        context = {
             "classes": [classes.n_lesion_logits, len(classes.diseases), classes.has_leaf],
             "device": [device.kind, device.has_bfloat16],
             "parts": cpu_parts(),
-            **there,
+            **data_kinds,
         }
 
         def traced(settings: Settings) -> Footprint:
             return cached_trace(
-                of_all | {"settings": settings.model_dump(mode="json")},
-                lambda: trace(settings, classes, device, **there),
+                context | {"settings": settings.model_dump(mode="json")},
+                lambda: trace(settings, classes, device, **data_kinds),
             )
 
         self._trace = cache(traced)
 
     def step(self, settings: Settings) -> Footprint:
-        """Return what a step takes; equal ones are traced once."""
+        """Return the memory of a step; equal steps are traced once."""
         return footprint(_essential(settings), self._trace)
 
     def needs(self, settings: Settings) -> int:
-        """Return what the run needs of the budget, in bytes."""
+        """Return the bytes of the budget that the run needs."""
         return self._needed(self.step(settings), settings)
 
     def _needed(self, step: Footprint, settings: Settings) -> int:
@@ -180,11 +180,11 @@ class _Search:
 
     @property
     def _fixed(self) -> float:
-        """What a process on a CPU needs beside a step."""
+        """Bytes of a process on a CPU without a step."""
         return self._resting + LIBRARIES + READING + 2 * LEAST_CACHE_MIB * 2**20
 
     def _room(self, settings: Settings) -> int:
-        """Return what a step may have at its peak."""
+        """Return the bytes available to a step at its peak."""
         if self._device.kind == "cuda":
             return self._limit
         return round((self._limit - self._fixed) / _growth(settings))
@@ -194,24 +194,24 @@ class _Search:
         return self.needs(settings) <= self._limit
 
     def seconds(self, settings: Settings) -> float:
-        """Return roughly what a step costs."""
+        """Return the estimated time of a step."""
         return self._cost(self.step(settings), settings)
 
     def _cost(self, step: Footprint, settings: Settings) -> float:
         seconds = self._speed.seconds(step.flops, step.calls)
         if settings.memory.ema_offload and self._with_unlabeled:
-            # To the device in half precision, and the student's weights back.
+            # The teacher to the device in half precision, the student's weights back.
             seconds += 1.5 * step.peak["weights"] / self._speed.copied
         return seconds
 
     def concessions(self, settings: Settings) -> Iterator[tuple[tuple[str, ...], Settings]]:
-        """Yield settings that take less and less, with what each gives up."""
+        """Yield settings of decreasing memory, each with the concessions made."""
         yield (), settings
-        given: tuple[str, ...] = ()
+        made: tuple[str, ...] = ()
         if self._device.kind == "cuda" and self._with_unlabeled:
             settings = _with(settings, ema_offload=True)
-            given += ("The teacher waits in main memory: exact, a little slower.",)
-            yield given, settings
+            made += ("The EMA teacher is kept in main memory: exact, slightly slower.",)
+            yield made, settings
         if settings.memory.optimizer == "adamw":
             lean = _with(settings, optimizer="adafactor")
             states = [
@@ -220,97 +220,98 @@ class _Search:
             ]
             if states[0] < 0.9 * states[1]:
                 settings = lean
-                given += (
-                    "Adafactor instead of AdamW: its state is small, and it learns "
-                    "otherwise.",
+                made += (
+                    "Adafactor instead of AdamW: a smaller optimizer state, but other "
+                    "updates.",
                 )
-                yield given, settings
+                yield made, settings
         whole = settings.data.tile_px
-        for part in TILES_PX:
-            px = int(whole * part) // 32 * 32
+        for fraction in TILES_PX:
+            px = int(whole * fraction) // 32 * 32
             if px >= LEAST_TILE_PX:
-                said = f"Tiles of {px} px instead of {whole}: less context a tile."
+                tiles = f"Tiles of {px} px instead of {whole}: less context per tile."
                 data = settings.data.model_copy(update={"tile_px": px})
-                yield (*given, said), settings.model_copy(update={"data": data})
+                yield (*made, tiles), settings.model_copy(update={"data": data})
 
     def smallest(self, tried: Settings) -> Settings:
-        """Return the settings that take least without changing what is learned."""
+        """Return the settings of least memory with the same gradient."""
         recomputed = self._recomputed(tried)[-1]
         return _with(tried, micro_batch=1, recomputed=recomputed, rows=self._rows)
 
     def _recomputed(self, tried: Settings) -> tuple[tuple[Checkpointable, ...], ...]:
-        """Return what can be computed again; not all encoders have such stages."""
+        """Return the parts that can be recomputed; not all encoders have such stages."""
         if _has_stages(tried.model.encoder):
             return RECOMPUTED
         return tuple(p for p in RECOMPUTED if not any(n.startswith("stage_") for n in p))
 
     def fastest(self, tried: Settings) -> Settings:
-        """Return the fastest settings that fit, of all micro-batches and recomputations.
+        """Return the fastest settings that fit, over micro-batches and checkpointed parts.
 
-        They are ranked by short traces, of two micro-batches each; what is chosen is
-        traced whole.
+        They are ranked by short traces of two micro-batches; the chosen one is traced
+        whole.
         """
         options: list[tuple[float, int, Settings]] = []
         for recomputed in self._recomputed(tried):
             for n in reversed(_sizes(tried.training.batch)):
-                found = _with(tried, micro_batch=n, recomputed=recomputed, rows=self._rows)
-                likely = self._guess(found)
-                if self._needed(likely, found) > self._limit:
+                option = _with(tried, micro_batch=n, recomputed=recomputed, rows=self._rows)
+                step = self._extrapolate(option)
+                if self._needed(step, option) > self._limit:
                     break
-                options.append((self._cost(likely, found), len(options), found))
-        for _, _, found in sorted(options):
-            if self.fits(found):
-                return found
+                options.append((self._cost(step, option), len(options), option))
+        for _, _, option in sorted(options):
+            if self.fits(option):
+                return option
         return self.smallest(tried)
 
-    def _guess(self, settings: Settings) -> Footprint:
-        """Return about what a step takes, from steps of one and two tiles at once.
+    def _extrapolate(self, settings: Settings) -> Footprint:
+        """Return the approximate memory of a step, from micro-batches of one and two tiles.
 
-        By the tile at once, the peak grows in a straight line; by the tile that waits,
-        by what one more part of the smallest step adds.
+        The peak grows linearly with the tiles of a micro-batch. For every other tile of
+        the batch it grows by the increase per micro-batch of the smallest step.
         """
         n, batch = settings.training.tiles_at_once, settings.training.batch
 
-        def parts_of(m: int) -> Footprint:
+        def two_micro_batches(m: int) -> Footprint:
             return self._trace(_essential(of_batch(_with(settings, micro_batch=m), 2 * m)))
 
-        one = parts_of(1)
-        two = parts_of(2) if n > 1 else one
+        one = two_micro_batches(1)
+        two = two_micro_batches(2) if n > 1 else one
         small = self.smallest(settings)
         few, more = (self._trace(_essential(of_batch(small, m))) for m in (2, 3))
         parts = -(-batch // n)
-        share = (0.75 if parts == 1 else 1.0) * batch / 2  # one alone is run only once
+        # A single micro-batch is run only once.
+        factor = (0.75 if parts == 1 else 1.0) * batch / 2
         grown = one.grown(two, n - 1)
-        held = (more.peak_bytes - few.peak_bytes) * max(0, batch - 2 * n)
+        waiting = (more.peak_bytes - few.peak_bytes) * max(0, batch - 2 * n)
         return replace(
             grown,
-            peak={**grown.peak, "images": grown.peak["images"] + held},
-            reserved=grown.reserved + held,
-            flops=round(one.flops * share),
-            calls=round(one.calls * share / n),
+            peak={**grown.peak, "images": grown.peak["images"] + waiting},
+            reserved=grown.reserved + waiting,
+            flops=round(one.flops * factor),
+            calls=round(one.calls * factor / n),
         )
 
     def plan(
         self,
-        asked: Settings,
+        requested: Settings,
         chosen: Settings,
         before: Footprint,
-        given: tuple[str, ...],
+        concessions: tuple[str, ...],
     ) -> MemoryPlan:
-        """Return the plan; on a CPU what is left goes to the cache of images."""
+        """Return the plan; on a CPU remaining memory goes to the cache of images."""
         after, needs, room = self.step(chosen), self.needs(chosen), self._room(chosen)
-        slower = self.seconds(chosen) / self.seconds(asked)
+        slower = self.seconds(chosen) / self.seconds(requested)
         if self._device.kind == "cpu":
             left = (self._limit - needs) / 2**20 / 2 + LEAST_CACHE_MIB
-            cache_mib = min(asked.data.cache_mib, float(int(left)))
+            cache_mib = min(requested.data.cache_mib, float(int(left)))
             data = chosen.data.model_copy(update={"cache_mib": cache_mib, "workers": 0})
             chosen = chosen.model_copy(update={"data": data})
             needs += round(2 * (cache_mib - LEAST_CACHE_MIB) * 2**20)
         memory = chosen.memory.model_copy(update={"budget_mb": self._limit / 1e6})
         chosen = chosen.model_copy(update={"memory": memory})
-        said = (*_exact(asked, chosen), *given)
+        changes = (*_exact(requested, chosen), *concessions)
         return MemoryPlan(
-            asked, chosen, self._limit, before, after, needs, room, slower, said
+            requested, chosen, self._limit, before, after, needs, room, slower, changes
         )
 
 
@@ -319,7 +320,7 @@ def _growth(settings: Settings) -> float:
 
 
 def _sizes(batch: int) -> list[int]:
-    """Return the micro-batches worth trying: the whole, and halves of it down to one."""
+    """Return the micro-batch sizes to try: the batch, halved repeatedly down to one."""
     sizes = [batch]
     while sizes[-1] > 1:
         sizes.append(-(-sizes[-1] // 2))
@@ -334,7 +335,7 @@ def _with(
     rows: int | None = None,
     **memory: bool | str,
 ) -> Settings:
-    """Return the settings with some of what memory is traded for changed."""
+    """Return the settings with other memory settings or another micro-batch."""
     changed: dict[str, Any] = dict(memory)
     if recomputed is not None:
         changed["activation_checkpointing"] = recomputed
@@ -353,7 +354,7 @@ def _with(
 
 
 def _essential(settings: Settings) -> Settings:
-    """Return the settings without what a step does not depend on, as a key."""
+    """Return the settings with all that a step does not depend on at its default."""
     plain = Settings()
     return plain.model_copy(
         update={
@@ -374,20 +375,20 @@ def _essential(settings: Settings) -> Settings:
     )
 
 
-def _exact(asked: Settings, chosen: Settings) -> list[str]:
-    """Return in words what was changed without changing what is learned."""
-    said = []
+def _exact(requested: Settings, chosen: Settings) -> list[str]:
+    """Describe the changes that do not change the gradient."""
+    changes = []
     size, batch = chosen.training.micro_batch, chosen.training.batch
-    if size != asked.training.micro_batch and size is not None:
-        said.append(
-            f"{size} of {batch} tiles at once: the same gradient, with one more forward "
-            "pass."
+    if size != requested.training.micro_batch and size is not None:
+        changes.append(
+            f"Micro-batches of {size} of {batch} tiles: the same gradient, with one more "
+            "forward pass."
         )
-    if chosen.memory.activation_checkpointing != asked.memory.activation_checkpointing:
+    if chosen.memory.activation_checkpointing != requested.memory.activation_checkpointing:
         parts = ", ".join(chosen.memory.activation_checkpointing).replace("_", " ")
-        said.append(f"Computed again instead of kept: {parts}. The same gradient.")
-    if chosen.memory.loss_chunk_rows != asked.memory.loss_chunk_rows:
-        said.append(
-            f"Losses of {chosen.memory.loss_chunk_rows} rows at a time: the same loss."
+        changes.append(f"Activations recomputed: {parts}. The same gradient.")
+    if chosen.memory.loss_chunk_rows != requested.memory.loss_chunk_rows:
+        changes.append(
+            f"Losses computed {chosen.memory.loss_chunk_rows} rows at once: the same loss."
         )
-    return said
+    return changes

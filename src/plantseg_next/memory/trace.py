@@ -1,12 +1,11 @@
-"""The memory of a training step, found without taking one.
+"""The memory of a training step, traced without computing it.
 
-A real step of a real learner runs on fake tensors, which have shapes and no content: every
-allocation and every release is seen, in order, and nothing is computed. So the figures
-cannot drift away from the code, no GPU is needed, and a network of any size fits.
+The training engine takes a step on fake tensors, which have shapes but no values: every
+allocation and release is recorded, in order, and nothing is computed. The result always
+matches the code, no GPU is needed, and a network of any size can be traced.
 
-What is not seen is what libraries take for themselves while they compute: what oneDNN and
-cuBLAS take is foreseen by rule, cuDNN's part by an allowance. Nor is what a GPU's driver
-takes before the first tensor.
+The workspace of libraries is not traced: that of oneDNN and cuBLAS is predicted by rule,
+that of cuDNN by a constant factor. The memory of a GPU's driver is not included.
 """
 
 import warnings
@@ -31,32 +30,32 @@ from plantseg_next.structures import Batch, ClassMap, UnlabeledBatch
 from plantseg_next.training.engine import Engine, build_engine, uses_bfloat16
 
 IN_FLOAT32 = ("layer_norm", "group_norm", "interpolate")
-"""Functions of the network that autocast computes in float32 on a GPU, but not on a CPU."""
+"""Functions of the network that autocast computes in float32 on a GPU but not on a CPU."""
 TRACED_PARTS = (2, 3)
-"""Micro-batches of two traces; a step of more grows by their difference, part by part."""
+"""Micro-batches of two traces; their difference is the increase per micro-batch."""
 UNSEEN = 1.03
-"""What a GPU reserves, over what a trace sees: cuDNN takes memory while it computes, and
-steps of many parts leave more pieces. Measured; see benchmarks/results/gpu_memory.csv."""
+"""Reserved memory of a GPU over the traced one: cuDNN allocates workspace, and steps of
+many micro-batches fragment more. Measured; see benchmarks/results/gpu_memory.csv."""
 
 
 def footprint(settings: Settings, traced: Callable[[Settings], Footprint]) -> Footprint:
-    """Return what a step of these settings takes and costs.
+    """Return the memory and cost of a step of these settings.
 
-    A step of many micro-batches is traced with two and with three of them: what each
-    further one adds is the same again.
+    A step of many micro-batches is traced with two and with three of them, and
+    extrapolated linearly.
 
     Args:
         settings: The whole tree.
-        traced: Returns what a step takes from running all of it; see ``trace``.
+        traced: Traces a whole step; see ``trace``.
     """
     size, batch = settings.training.tiles_at_once, settings.training.batch
     few, more = TRACED_PARTS
     if batch <= more * size:
-        found = traced(settings)
+        step = traced(settings)
     else:
-        less, same = (traced(of_batch(settings, n * size)) for n in TRACED_PARTS)
-        found = less.grown(same, -(-batch // size) - few)
-    return replace(found, reserved=round(UNSEEN * found.reserved))
+        smaller, larger = (traced(of_batch(settings, n * size)) for n in TRACED_PARTS)
+        step = smaller.grown(larger, -(-batch // size) - few)
+    return replace(step, reserved=round(UNSEEN * step.reserved))
 
 
 def trace(
@@ -67,17 +66,17 @@ def trace(
     with_unlabeled: bool,
     with_image_labels: bool = False,
 ) -> Footprint:
-    """Return what a step takes, from running all of it on fake tensors.
+    """Return the memory of a step, traced by running all of it on fake tensors.
 
-    The GPU's memory is that of ``device.kind == "cuda"``, in whose precision it is traced;
-    what waits in main memory is then left out.
+    With ``device.kind == "cuda"`` the GPU's memory is traced, in the GPU's precision;
+    tensors offloaded to main memory are then left out.
 
     Args:
         settings: The whole tree.
         classes: Of the network.
-        device: Where it is to run; need not be here.
-        with_unlabeled: Whether there is anything without masks to learn from.
-        with_image_labels: Whether some of that has names.
+        device: The training device; need not exist on this machine.
+        with_unlabeled: Whether unlabeled images are used.
+        with_image_labels: Whether some of them have image-level labels.
     """
     with torch.device("meta"):
         model = settings.model
@@ -94,30 +93,30 @@ def trace(
         stack.enter_context(_gpu_casts() if casts else nullcontext())
         stack.enter_context(same_bits(settings.deterministic, device))
         _make_fake(network)
-        # The fakes lie on the CPU, where gradients can be followed without a GPU.
-        here = Device("cpu", device.name, device.has_bfloat16)
+        # Fake tensors on the CPU: autograd works on them without a GPU.
+        cpu = Device("cpu", device.name, device.has_bfloat16)
         engine = build_engine(
             network,
             settings,
-            here,
+            cpu,
             classes,
             with_unlabeled=with_unlabeled,
             with_image_labels=with_image_labels,
         )
-        watch = _Watch(tracker, engine, has_host=not on_cpu)
-        watch.take_first_step()
+        labeler = _KindLabeler(tracker, engine, has_host=not on_cpu)
+        labeler.take_first_step()
         with tracker.phase("images"):
-            drawn = _fake_tiles(settings, with_unlabeled=with_unlabeled)
+            batch = _fake_tiles(settings, with_unlabeled=with_unlabeled)
         tracker.begin()
         size = settings.training.tiles_at_once
         with tracker.phase("losses"):
-            engine.backward(drawn, step=1, steps=3, micro_batch=size, profile=True)
+            engine.backward(batch, step=1, steps=3, micro_batch=size, profile=True)
             engine.optimizer_step(step=1, steps=3)
         return tracker.found()
 
 
-class _Watch:
-    """Tell the ledger what a learner's memory is for."""
+class _KindLabeler:
+    """Assign kinds to the allocations of an engine."""
 
     def __init__(
         self, tracker: AllocationTracker, engine: Engine, *, has_host: bool
@@ -125,26 +124,28 @@ class _Watch:
         self._tracker = tracker
         self._engine = engine
         network = engine.network
-        self._bracket(network, "activations")
+        self._label_forward(network, "activations")
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                    self._call_gradient
+                    self._label_gradient
                 )
         if engine.pseudo_labeler is not None:
             pseudo_labeler, teacher = engine.pseudo_labeler, engine.pseudo_labeler.teacher
-            for name in ("begin_step", "make_targets"):
+            for name in ("weights", "make_targets"):
                 setattr(
-                    pseudo_labeler, name, self._as_teaching(getattr(pseudo_labeler, name))
+                    pseudo_labeler,
+                    name,
+                    self._in_teacher_phase(getattr(pseudo_labeler, name)),
                 )
-            place = ELSEWHERE if teacher.offload_to_cpu and has_host else "teacher"
+            kind = ELSEWHERE if teacher.offload_to_cpu and has_host else "teacher"
             own = {id(p) for p in network.parameters()}
             for tensor in (*teacher.network.parameters(), *teacher.network.buffers()):
                 if id(tensor) not in own:
-                    tracker.call(tensor, place)
+                    tracker.call(tensor, kind)
 
     def take_first_step(self) -> None:
-        """Let the optimizer make its state, as it does in the first step of a run."""
+        """Make the optimizer allocate its state, as in the first step of a run."""
         network = self._engine.network
         with self._tracker.phase("gradients"):
             for parameter in network.parameters():
@@ -154,36 +155,36 @@ class _Watch:
             self._engine.optimizer_step(step=0, steps=3)
         self._engine.zero_grad()
 
-    def _as_teaching(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def pseudo_labeled(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as it is called
-            with self._tracker.phase("teaching"):
+    def _in_teacher_phase(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def in_phase(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any method
+            with self._tracker.phase("teacher predictions"):
                 return method(*args, **kwargs)
 
-        return pseudo_labeled
+        return in_phase
 
-    def _bracket(self, network: nn.Module, kind: str) -> None:
-        """Call what a network allocates in its forward pass by this kind."""
-        opened: list[Any] = []
+    def _label_forward(self, network: nn.Module, kind: str) -> None:
+        """Assign this kind to the allocations of a network's forward pass."""
+        open_phases: list[Any] = []
 
         def before(_module: nn.Module, _inputs: object) -> None:
-            bracket = self._tracker.phase(kind)
-            bracket.__enter__()
-            opened.append(bracket)
+            phase = self._tracker.phase(kind)
+            phase.__enter__()
+            open_phases.append(phase)
 
         def after(_module: nn.Module, _inputs: object, _scores: object) -> None:
-            opened.pop().__exit__(None, None, None)
+            open_phases.pop().__exit__(None, None, None)
 
         network.register_forward_pre_hook(before)
         network.register_forward_hook(after)
 
-    def _call_gradient(self, parameter: Tensor) -> None:
+    def _label_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
             self._tracker.call(parameter.grad, "gradients")
 
 
 @contextmanager
 def _gpu_casts() -> Iterator[None]:
-    """Compute in float32 what autocast computes in float32 on a GPU and not on a CPU."""
+    """Compute ``IN_FLOAT32`` in float32 on the CPU, as autocast does on a GPU."""
 
     def cast(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def in_float32(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
@@ -197,13 +198,13 @@ def _gpu_casts() -> Iterator[None]:
     with ExitStack() as stack:
         for name in IN_FLOAT32:
             stack.enter_context(patch.object(F, name, cast(getattr(F, name))))
-        # A GPU has no use for what makes a CPU faster.
+        # The replacements of ``cpu_backward`` are not used on a GPU.
         stack.enter_context(patch.object(cpu_backward, "is_faster", lambda _: False))
         yield
 
 
 def _make_fake(network: Segmenter) -> None:
-    """Put fake weights into a network that has none."""
+    """Replace the meta weights of a network by fake ones."""
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is None:
@@ -216,12 +217,12 @@ def _make_fake(network: Segmenter) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-    # They lie where they should, and fakes cannot be moved.
+    # Fake tensors cannot be moved, and are on the right device.
     setattr(network, "_apply", lambda *_: network)  # noqa: B010
 
 
 def _fake_tiles(settings: Settings, *, with_unlabeled: bool) -> TrainBatch:
-    """Return what a step learns from, as the loader gives it."""
+    """Return a step's batch, as the loader returns it."""
     b, size = settings.training.batch, settings.data.tile_px
 
     def tiles(*shape: int) -> Tensor:
@@ -248,6 +249,6 @@ def _fake_tiles(settings: Settings, *, with_unlabeled: bool) -> TrainBatch:
 
 
 def of_batch(settings: Settings, batch: int) -> Settings:
-    """Return the settings with another batch."""
+    """Return the settings with another batch size."""
     training = settings.training.model_copy(update={"batch": batch})
     return settings.model_copy(update={"training": training})

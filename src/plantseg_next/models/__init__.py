@@ -1,1 +1,1 @@
-"""Batches become scores."""
+"""Networks: from batches of images to logits, and models on disk."""

@@ -1,13 +1,13 @@
-"""A model on disk: weights, a digest of them, and all that using them right takes.
+"""A model on disk: weights, their digest, and the settings needed to use them.
 
 A bundle is a folder with two files. ``model-<digest>.safetensors`` holds the weights and
 cannot run code. ``model.json`` is the card: class names, the shape of the network, how
-images are to be cut for it, where its first weights came from and under which license,
-and the SHA-256 of the weights: a flipped byte is found before it becomes a wrong severity.
+images are tiled for it, the source and license of its first weights, and the SHA-256 of
+the weights, which detects damaged files.
 
-The weights are named by their digest so that a newer model can take the place of an older
-one at a single stroke, when its card does: whoever reads the folder while a run goes on,
-or after it died, finds the one or the other.
+The weights are named by their digest, so that a newer model replaces an older one
+atomically, with its card: a reader of the folder, during a run or after it was killed,
+gets one or the other.
 """
 
 import hashlib
@@ -40,24 +40,24 @@ OLD_NAMES = {
     "norm_think": "norm_mlp",
     "norm_attend": "norm_attn",
 }
-"""Parts of the network as models written before 2026-11-27 name them, and as they are
-named now; such models are converted when they are read."""
+"""Old to new names of parts of the network. Models written before 2026-11-27 have the old
+names and are converted when they are read."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What one must know to use a model, readable without torch.
+    """The information needed to use a model, readable without torch.
 
     Args:
-        classes: Names behind the ids.
+        classes: Names of the class ids.
         model: Shape of the network.
         tile_px: Side of the tiles it was trained on.
         long_side_px: Larger images are shrunk to this first; ``None``: never.
-        weights_origin: Where the encoder started, see ``encoders.PretrainedSource``.
-        weights_license: License of those first weights; it binds the trained model.
-        weights_sha256: Digest of the file that they came in; empty without one.
-        sources: Data sets it learned from, those of the model it started from included.
-        metrics: How it was judged when it was written.
+        weights_origin: Source of the encoder's first weights, see ``PretrainedSource``.
+        weights_license: License of those weights; it also applies to the trained model.
+        weights_sha256: Digest of their file; empty without one.
+        sources: Data sets it was trained on, those of the model it started from included.
+        metrics: Its validation metrics when it was written.
         sha256: Digest of the weights file; filled in by ``write_bundle``.
         format: Version of the folder's layout.
     """
@@ -76,12 +76,12 @@ class ModelCard:
 
     @property
     def weights(self) -> str:
-        """Name of the file that holds the weights."""
+        """Name of the weights file."""
         return f"model-{self.sha256[:16]}.safetensors"
 
 
 def write_bundle(folder: Path, network: "nn.Module", card: ModelCard) -> ModelCard:
-    """Write a model; an older one in the same folder is replaced at a single stroke.
+    """Write a model; an older one in the same folder is replaced atomically.
 
     Returns:
         The card with the digest of the weights.
@@ -136,7 +136,7 @@ def read_card(folder: Path) -> ModelCard:
                 needed=f"a model of format {FORMAT}",
                 fix="update plantseg-next",
             )
-        if "figures" in tree:  # before the renaming; see OLD_NAMES
+        if "figures" in tree:  # written before 2026-11-27; see OLD_NAMES
             tree["metrics"] = tree.pop("figures")
             tree["model"].pop("drop_path", None)
         classes = tree.pop("classes")
@@ -170,7 +170,7 @@ def read_weights(folder: Path) -> "tuple[dict[str, Tensor], ModelCard]":
     path = folder / card.weights
     weights = _bytes_of(path)
     if not weights and (newer := read_card(folder)) != card:
-        # A run replaced the model between the two looks.
+        # A run replaced the model between the two reads.
         card, path = newer, folder / newer.weights
         weights = _bytes_of(path)
     if hashlib.sha256(weights).hexdigest() != card.sha256:
@@ -184,7 +184,7 @@ def read_weights(folder: Path) -> "tuple[dict[str, Tensor], ModelCard]":
 
 
 def present_name(parameter: str) -> str:
-    """Return what a parameter is called now; models from before the renaming are read.
+    """Return the current name of a parameter, given its name now or before 2026-11-27.
 
     Example:
         >>> present_name("decoder.attention.0.think.0.weight")
@@ -203,10 +203,13 @@ def read_bundle(folder: Path) -> "tuple[Segmenter, ModelCard]":
     Raises:
         DataError: If the weights are missing, damaged or of another network.
     """
+    import torch
+
     from plantseg_next.models.segmenter import build_segmenter
 
     state, card = read_weights(folder)
-    network = build_segmenter(card.model, card.classes, fetch=False)
+    with torch.random.fork_rng(devices=[]):  # initial weights are replaced at once
+        network = build_segmenter(card.model, card.classes, fetch=False)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -215,7 +218,7 @@ def read_bundle(folder: Path) -> "tuple[Segmenter, ModelCard]":
 
 
 def misfit(weights: Path, error: Exception) -> DataError:
-    """Return the error of weights that are not those of the network on their card."""
+    """Return the error for weights that do not match the network of their card."""
     return DataError(
         f"`{weights}` does not fit its `{CARD}`: {str(error).splitlines()[0]}",
         needed="weights and card of the same model",

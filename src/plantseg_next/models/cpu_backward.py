@@ -1,11 +1,11 @@
-"""Layers whose backward pass on a CPU is slow or wrong, computed in another way.
+"""Replacements for layers whose backward pass on a CPU is slow or wrong.
 
 oneDNN's gradient of a depthwise convolution takes three times as long in bfloat16 as in
-float32, and PyTorch's of a group normalization in channels-last as well; their forward
-passes do not. What waits for the backward pass stays in bfloat16: only for as long as a
-layer's gradient is computed are there float32 copies.
+float32, and so does PyTorch's gradient of a group normalization in channels-last; their
+forward passes do not. Saved tensors stay in bfloat16: float32 copies exist only while a
+layer's gradient is computed.
 
-The gradient of a strided 1 x 1 convolution of few channels in channels-last writes past
+The gradient of a strided 1 x 1 convolution of few channels in channels-last writes outside
 its memory (PyTorch 2.15 on AVX-512, for example 3 or 13 channels, stride 2).
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 def is_faster(x: Tensor) -> bool:
-    """Return whether the gradient of a layer that sees ``x`` is to be found in float32."""
+    """Return whether float32 is faster for the gradient of a layer with input ``x``."""
     return torch.is_grad_enabled() and x.is_cpu and x.dtype == torch.bfloat16
 
 
@@ -36,19 +36,19 @@ class DepthwiseConv(nn.Module):
         self.padding = like.padding
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map of every channel."""
+        """Return the convolved map."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if not is_faster(x):
             return F.conv2d(
                 x, self.weight, self.bias, padding=self.padding, groups=len(self.weight)
             )
-        found: Tensor = _Depthwise.apply(x, self.weight, self.bias, self.padding)
-        return found
+        output: Tensor = _Depthwise.apply(x, self.weight, self.bias, self.padding)
+        return output
 
 
 class StridedPointwiseConv(nn.Module):
-    """A 1 x 1 convolution with a stride: of every so many pixels, without a stride.
+    """A strided 1 x 1 convolution, computed by slicing the input and a stride of 1.
 
     Args:
         like: The layer whose weights to use.
@@ -60,22 +60,22 @@ class StridedPointwiseConv(nn.Module):
         self.weight, self.bias, self.stride = like.weight, like.bias, like.stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map at the stride."""
+        """Return the strided map."""
         down, across = self.stride
         return F.conv2d(x[..., ::down, ::across], self.weight, self.bias)
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalization."""
+    """Group normalization with a float32 backward pass where that is faster."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of the base class
         """Return the normalized map."""
         if not is_faster(input):
             return super().forward(input)
-        found: Tensor = _GroupNorm.apply(
+        output: Tensor = _GroupNorm.apply(
             input, self.weight, self.bias, self.num_groups, self.eps
         )
-        return found
+        return output
 
 
 class _Depthwise(torch.autograd.Function):
@@ -92,10 +92,10 @@ class _Depthwise(torch.autograd.Function):
         return F.conv2d(x, weight, bias, padding=padding, groups=len(weight))
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
-            slope.float(),
+        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad.float(),
             x.float(),
             weight.float(),
             [len(weight)],
@@ -107,7 +107,8 @@ class _Depthwise(torch.autograd.Function):
             len(weight),
             [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias],
         )
-        return of_x if of_x is None else of_x.to(x.dtype), of_weight, of_bias, None
+        grad_x = None if grad_x is None else grad_x.to(x.dtype)
+        return grad_x, grad_weight, grad_bias, None
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -121,20 +122,22 @@ class _GroupNorm(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         b, c, h, w = x.shape
-        y, mean, spread = torch.native_group_norm(x, weight, bias, b, c, h * w, groups, eps)
-        ctx.save_for_backward(x, weight, mean, spread)
+        y, mean, inv_std = torch.native_group_norm(
+            x, weight, bias, b, c, h * w, groups, eps
+        )
+        ctx.save_for_backward(x, weight, mean, inv_std)
         ctx.groups = groups
         return y
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        x, weight, mean, spread = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        x, weight, mean, inv_std = ctx.saved_tensors
         b, c, h, w = x.shape
-        of_x, of_weight, of_bias = torch.ops.aten.native_group_norm_backward(
-            slope.float(),
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_group_norm_backward(
+            grad.float(),
             x.float(),
             mean.float(),
-            spread.float(),
+            inv_std.float(),
             weight.float(),
             b,
             c,
@@ -142,4 +145,5 @@ class _GroupNorm(torch.autograd.Function):
             ctx.groups,
             list(ctx.needs_input_grad[:3]),
         )
-        return of_x if of_x is None else of_x.to(x.dtype), of_weight, of_bias, None, None
+        grad_x = None if grad_x is None else grad_x.to(x.dtype)
+        return grad_x, grad_weight, grad_bias, None, None

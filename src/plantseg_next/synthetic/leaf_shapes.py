@@ -74,7 +74,7 @@ def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 def pick_color(
     rng: np.random.Generator, colors: bytes, shares: tuple[float, ...] | None = None
 ) -> tuple[float, float, float]:
-    """Return one of the colors, RGB in [0, 1]; each is as likely as its share."""
+    """Return one of the colors, RGB in [0, 1]; ``shares`` are their probabilities."""
     k = 3 * int(rng.choice(len(colors) // 3, p=shares))
     return colors[k] / 255, colors[k + 1] / 255, colors[k + 2] / 255
 
@@ -260,17 +260,17 @@ def trace_leaf_shapes(
             continue
         x = np.arange(box[1].start, box[1].stop, dtype=np.float32) + shift_x[box]
         y = np.arange(box[0].start, box[0].stop, dtype=np.float32)[:, None]
-        one = _trace(leaf_shape, x, y + shift_y[box], fold=fold, ripple=ripple)
-        # A strip beside the blade too, or the light would find a cliff at its margin.
-        behind = (one.depth_px > -4) & (one.depth_px > result.depth_px[box])
-        on = (one.depth_px > 0) | behind
+        blade = _trace(leaf_shape, x, y + shift_y[box], fold=fold, ripple=ripple)
+        # Also a strip beside the blade, so that the relief has no step at its margin.
+        behind = (blade.depth_px > -4) & (blade.depth_px > result.depth_px[box])
+        on = (blade.depth_px > 0) | behind
         for old, new in zip(
             (result.along, result.across, result.vein, result.height_px),
-            (one.along, one.across, one.vein, one.height_px),
+            (blade.along, blade.across, blade.vein, blade.height_px),
             strict=True,
         ):
             np.copyto(old[box], new, where=on)
-        np.maximum(result.depth_px[box], one.depth_px, out=result.depth_px[box])
+        np.maximum(result.depth_px[box], blade.depth_px, out=result.depth_px[box])
     size = leaf_shapes[0].size_px
     height = result.height_px - rng.uniform(0.0, 0.8) * result.vein
     swell = size * rng.uniform(0.006, 0.03)

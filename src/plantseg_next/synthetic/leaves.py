@@ -1,7 +1,7 @@
 """Drawn leaves with exact masks: the embedded default data, and the tests' data.
 
-The leaf comes from ``synthetic.blades`` and its lesions from ``synthetic.lesions``; here
-they are lit, laid on a ground and photographed. Much is drawn on purpose so that
+The leaf comes from ``synthetic.leaf_shapes`` and its lesions from ``synthetic.lesions``;
+here they are lit, laid on a ground and photographed. Much is drawn on purpose so that
 "whatever is not green" is no shortcut: brown margins and petioles, yellowing, bites,
 specks, glare, shadows, and dead leaves and soil on the ground.
 
@@ -56,7 +56,7 @@ _STREAMS = 8
 
 @dataclass(frozen=True)
 class DrawnLeaf:
-    """One drawn image with what is true of every pixel.
+    """One drawn image with its exact masks.
 
     Args:
         image: RGB, 0 to 255.
@@ -99,7 +99,7 @@ def draw_leaf(
             paper; ``None`` draws it, natural for one leaf in three.
 
     Raises:
-        UsageError: If an argument is outside the range named above.
+        UsageError: If an argument is outside the range stated above.
 
     Example:
         >>> young, old = (draw_leaf(3, disease="rust", age_days=t) for t in (0.0, 20.0))
@@ -309,7 +309,7 @@ def write_drawn_folder(
     What is written: ``images/*.jpg``; ``masks/*.png`` with a palette, 0 background,
     1 leaf and ``i + 2`` for ``LESION_KINDS[i]``; ``classes.yaml`` from value to name;
     ``index.csv`` with the columns name, split, disease, group. A quarter of the leaves
-    are seen at two ages; the images of a leaf are one group and share a split.
+    are drawn at two ages; the images of a leaf are one group and in the same split.
 
     Splits are 70 / 15 / 15 % of the leaves of each disease, but any disease with three
     leaves has one in each split: small folders hold more of val and test.
@@ -319,24 +319,24 @@ def write_drawn_folder(
     it is unknown whether it counts as leaf.
 
     Args:
-        folder: Made if it is not there.
+        folder: Created if missing.
         n: Images, at least 1.
         seed: Of the whole folder, at least 0.
         size_hw: Rows and columns of each image, at least 32 each.
         scenes: Whether to draw scenes of all kinds instead of single leaves.
 
     Raises:
-        UsageError: If ``n``, ``seed`` or ``size_hw`` is outside the range named above.
+        UsageError: If ``n``, ``seed`` or ``size_hw`` is outside the range stated above.
         OutputError: If the folder already holds images or an index.
     """
     if n < 1:
         raise UsageError(f"`n` is {n}.", needed="1 image or more", fix="ask for more")
     _check(seed, size_hw, None, None)
     index = folder / "index.csv"
-    for there in (folder / "images", folder / "masks", index):
-        if there.exists():
+    for path in (folder / "images", folder / "masks", index):
+        if path.exists():
             raise OutputError(
-                f"`{there}` is already there.",
+                f"`{path}` already exists.",
                 needed="a folder without images and index",
                 fix="name another folder, or remove the old images first",
             )
@@ -398,7 +398,7 @@ def _plan_looks(rng: np.random.Generator, n: int) -> list[tuple[float, ...]]:
 
 
 def _plan_splits(rng: np.random.Generator, diseases: list[str]) -> list[str]:
-    """Return the split of each leaf, the same shares for every disease."""
+    """Return the split of each leaf, the same fractions for every disease."""
     splits = [""] * len(diseases)
     for disease in DISEASES:
         leaves = [k for k, name in enumerate(diseases) if name == disease]

@@ -23,7 +23,7 @@ HALO_REACH = 2.0
 
 Color = tuple[float, float, float]
 
-_YOUNG_SHARE = 0.02  # of the final area, on the day of onset
+_YOUNG_FRACTION = 0.02  # of the final area, on the day of onset
 _NECROSES = bytes.fromhex("694724 47301c 66381c 876133 786952 a88c66 d9cca3 241a17")
 """Dead tissue, from brown, dark and reddish to gray, bleached and black."""
 
@@ -74,13 +74,13 @@ class Blots:
         """Return the radii on a day: 0 up to the onset, never falling afterwards.
 
         The area is logistic, ``A / (1 + (1 / s - 1) exp(-rate (age - onset)))`` with
-        the share ``s`` of the final area ``A`` on the day of onset.
+        the fraction ``s`` of the final area ``A`` on the day of onset.
         """
         since = age_days - self.onset_days
         # Before onset the growth is not used; the bound keeps exp() from overflowing.
         growth = np.exp(-self.rate_per_day * np.maximum(since, 0.0))
-        share = 1.0 / (1.0 + (1.0 / _YOUNG_SHARE - 1.0) * growth)
-        radii: Float[np.ndarray, " n"] = self.radius_px * np.sqrt(share) * (since > 0)
+        fraction = 1.0 / (1.0 + (1.0 / _YOUNG_FRACTION - 1.0) * growth)
+        radii: Float[np.ndarray, " n"] = self.radius_px * np.sqrt(fraction) * (since > 0)
         return radii
 
     def extent(self, age_days: float, ruggedness: Float32[np.ndarray, "h w"]) -> Extent:
@@ -143,14 +143,14 @@ class Look:
         body: Color of most of it.
         rim: Color along the edge.
         halo: Color of the tint around it, which is no part of the lesion.
-        halo_strength: Share of the leaf's color that the halo replaces at the edge.
+        halo_strength: Fraction of the leaf's color that the halo replaces at the edge.
         softness: Width of the edge over the radius; 0 is an edge of one pixel. The mask
             ends where a soft edge is half way.
-        cover: Share of the leaf's color that the lesion replaces.
+        cover: Fraction of the leaf's color that the lesion replaces.
         rings: Strength of concentric zones.
         grain: Strength of the texture.
         grain_px: Size of the texture.
-        dryness: Share of the gloss that is lost.
+        dryness: Fraction of the gloss that is lost.
     """
 
     center: Color
@@ -244,7 +244,7 @@ def paint_lesions(
         look: Their colors.
 
     Returns:
-        Share of the gloss that is left, in [0, 1]: dead and powdery tissue is dull.
+        Fraction of the gloss that is left, in [0, 1]: dead and powdery tissue is dull.
     """
     h, w = extent.zone.shape
     grain = 1 + look.grain * smooth_noise(rng, (h, w), look.grain_px)
@@ -293,7 +293,7 @@ class _Habit:
         radius: Smallest and largest final radius.
         blots: Fewest and most blots a lesion.
         unrest: Least and greatest departure from an ellipse.
-        at_margin: Share of lesions that start at the margin.
+        at_margin: Fraction of lesions that start at the margin.
     """
 
     count: tuple[float, float]
@@ -343,7 +343,7 @@ def place_blots(
     n = int(np.clip(rng.poisson(log_uniform(rng, *habit.count) * visible), 1, 260))
     typical_px = leaf_size_px * log_uniform(rng, *habit.radius)
     spread = rng.uniform(0.1, 0.5)
-    shared_stretch = rng.uniform(1.2, 2.2) if grain_angle is not None else 1.0
+    common_stretch = rng.uniform(1.2, 2.2) if grain_angle is not None else 1.0
     rows = []
     for index in range(n):
         margin = near_margin.size and rng.random() < habit.at_margin
@@ -360,7 +360,7 @@ def place_blots(
         for k in range(int(rng.integers(habit.blots[0], habit.blots[1] + 1))):
             off = rng.normal(0, 0.5 * radius, 2) if k else (0.0, 0.0)
             size = radius * (rng.uniform(0.4, 0.8) if k else 1.0)
-            stretch = shared_stretch * rng.uniform(1, 1.2)
+            stretch = common_stretch * rng.uniform(1, 1.2)
             start = onset + (rng.exponential(1.5) if k else 0.0)
             rows.append((x + off[0], y + off[1], size, stretch, angle, start, rate))
     return _blots(np.array(rows), rng.uniform(*habit.unrest))

@@ -1,6 +1,6 @@
 """Leaves of drawn scenes: forms, markings that are no lesion, and lesions.
 
-A ``Sprite`` is one leaf before any light falls on it, with what is true of each pixel; a
+A ``Sprite`` is one leaf before any light falls on it, with the masks of its pixels; a
 scene lays it, turned and scaled, as often as it likes.
 
 Axes: h row, w column, s sample of an angle. Lengths are pixels, colors are in [0, 1].
@@ -65,7 +65,7 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Species:
-    """What the leaves of one plant have in common.
+    """Common properties of the leaves of one plant.
 
     Args:
         form: ovate, lance, lobed, compound, palmate or obovate.
@@ -101,7 +101,7 @@ def draw_sprite(
     """Return a whole leaf in a square frame, with its tip to the right.
 
     Args:
-        rng: Source of what the leaf does not share with its species.
+        rng: Source of what differs between leaves of a species.
         species: Form and color.
         side_px: Rows and columns of the frame, at least 24.
         disease: One of ``DISEASES``.

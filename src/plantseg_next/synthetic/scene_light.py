@@ -72,7 +72,7 @@ def relief_shadow(height_px: Plane, light: Light, reach_px: float) -> Plane:
 
     Args:
         height_px: Relief.
-        light: Its slope says how far shadows reach.
+        light: Its slope determines the length of shadows.
         reach_px: Greatest distance at which anything casts a shadow.
     """
     h, w = height_px.shape
@@ -207,7 +207,7 @@ def expose(rng: np.random.Generator, image: Rgb) -> Rgb:
 def roll_off(image: Rgb) -> Rgb:
     """Return the scene with highlights compressed, as film and cameras render them.
 
-    What is twice as bright as white would else be one flat patch, lesions included.
+    Otherwise areas above white would be flat patches without visible lesions.
     """
     over = np.maximum(image - np.float32(0.7), 0)
     rolled: Rgb = np.minimum(image, np.float32(0.7)) + np.float32(0.3) * np.tanh(2.2 * over)

@@ -1,9 +1,8 @@
 """Drawn scenes with exact masks: many leaves, natural ground, hard light, hands.
 
-``leaves.draw_leaf`` draws one leaf on paper or before a blurred ground. A model that
-has seen only that reads the shadow beside a leaf as leaf, soil and undergrowth as
-lesions, and leaves dead tissue out of the leaf. Here such things are drawn, and marked as
-what they are.
+``leaves.draw_leaf`` draws one leaf on paper or before a blurred ground. A model trained
+on such images only predicts the shadow beside a leaf as leaf, soil and undergrowth as
+lesions, and excludes dead tissue from the leaf. Scenes contain these with correct masks.
 
 Axes: h row, w column. Lengths are pixels, colors are in [0, 1] until the last step.
 """
@@ -62,7 +61,7 @@ _KIND_ODDS = (0.25, 0.16, 0.12, 0.23, 0.08, 0.1, 0.01, 0.05)
 _HARD_SUN = (0.45, 0.65, 0.5, 0.45, 0.4, 0.5, 0.5, 0.5)
 _HEALTHY = 0.22
 _DISEASE_ODDS = (0.3, 0.3, 0.11, 0.2, 0.09)
-_STREAM = 77  # keeps the numbers of scenes apart from those of single leaves
+_STREAM = 77  # separates the random numbers of scenes from those of single leaves
 
 Rgb = Float32[np.ndarray, "h w 3"]
 
@@ -87,7 +86,7 @@ def draw_scene(
             - grass: blades of cereals, scanned or in the field.
             - undergrowth: what grows and lies below a crop, and no leaf before it.
             - none: no leaf at all: soil, litter, wood, skin, sky, written paper. Without
-              such scenes a model learns that every image has a leaf, and finds one.
+              such scenes a model predicts a leaf in every image.
 
     Returns:
         The scene. ``leaf`` is 1 on all foliage in focus, dead tissue included; 0 on soil,
@@ -98,7 +97,7 @@ def draw_scene(
         leaf. ``age_days`` is 0: lesions of scenes have no age.
 
     Raises:
-        UsageError: If an argument is outside the range named above.
+        UsageError: If an argument is outside the range stated above.
 
     Example:
         >>> scene = draw_scene(4, size_hw=(64, 64), kind="none")

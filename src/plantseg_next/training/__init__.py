@@ -1,1 +1,1 @@
-"""Scores become learning."""
+"""Training: losses, steps, checkpoints and callbacks."""

@@ -1,14 +1,14 @@
-"""Checkpoints: all that a run needs to go on, in files that are known to be whole.
+"""Checkpoints: everything needed to resume a run, in files verified by a digest.
 
-    checkpoints/000007-step-1200.safetensors         tensors; the rest as JSON in its head
-    checkpoints/000007-step-1200.safetensors.sha256  its digest, as ``sha256sum`` has it
+    checkpoints/000007-step-1200.safetensors         tensors; the rest as JSON in its header
+    checkpoints/000007-step-1200.safetensors.sha256  its digest, in ``sha256sum``'s format
 
-A file is written under another name, synced and renamed, read back and compared; only then
-is its digest written, and only then is an older file removed. Whatever moment a process
-dies at, the newest file that fits its digest is complete. Nothing in it can run code.
+A file is written under a temporary name, synced, renamed, read back and compared. Then its
+digest is written, and then older files are removed. Whenever a process is killed, the
+newest file that matches its digest is complete. Loading a file executes no code.
 
-Files are numbered in the order of writing: a run that went back to an earlier step writes
-a newer file of a lower step.
+Files are numbered in the order of writing: after a rollback a run writes a newer file of a
+lower step.
 """
 
 import hashlib
@@ -34,12 +34,12 @@ _HEAD = "plantseg_next"
 
 @dataclass(frozen=True)
 class Saved:
-    """What was written.
+    """A checkpoint that was written.
 
     Args:
         path: The checkpoint.
         n_bytes: Its size.
-        seconds: What writing and reading back took.
+        seconds: Time of writing and reading back.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Checkpoints:
 
     Args:
         folder: Of the run.
-        keep: Newest ones to keep, at least 1.
+        keep: Number of newest ones to keep, at least 1.
     """
 
     def __init__(self, folder: Path, *, keep: int = KEPT) -> None:
@@ -60,16 +60,16 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, state: dict[str, Any], *, step: int, also_keep: int = -1) -> Saved:
-        """Write a checkpoint, read it back, and remove those that are too old.
+        """Write a checkpoint, read it back, and remove old ones.
 
         Args:
             state: Nested dicts, lists and tuples of tensors and plain values.
             step: Optimizer steps taken.
-            also_keep: Step of an older one to keep besides, that of the best model.
+            also_keep: Step of an older one to keep too, that of the best model.
 
         Raises:
-            OutputError: If it cannot be written, or reads back otherwise than it was
-                written. Older ones are then untouched.
+            OutputError: If it cannot be written, or reads back with other content. Older
+                ones are then untouched.
         """
         began = time.perf_counter()
         number = 1 + max((_number(path) for path in self._files()), default=0)
@@ -80,9 +80,9 @@ class Checkpoints:
             if sha256_of(path) != digest.hexdigest():
                 path.unlink()
                 raise OutputError(
-                    f"`{path}` reads back otherwise than it was written.",
-                    needed="a disk that keeps what it is given",
-                    fix="check the disk; the checkpoint before this one is untouched",
+                    f"`{path}` reads back with other content than was written.",
+                    needed="a disk that stores data reliably",
+                    fix="check the disk; the previous checkpoint is intact",
                 )
             line = f"{digest.hexdigest()}  {path.name}\n"
             write_atomically(_sidecar(path), line.encode())
@@ -97,12 +97,12 @@ class Checkpoints:
         before: int | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> dict[str, Any] | None:
-        """Return the state of the newest whole checkpoint; ``None`` if there is none.
+        """Return the state of the newest intact checkpoint; ``None`` if there is none.
 
         Args:
-            step: Of this step only.
-            before: Of earlier steps than this only.
-            say: Hears of every damaged one that was passed over.
+            step: Load this step only.
+            before: Load steps before this one only.
+            say: Receives a message for every damaged one that is skipped.
 
         Raises:
             DataError: If all are damaged, or a newer version wrote them.
@@ -112,7 +112,7 @@ class Checkpoints:
             is_wanted = step is None or _step(path) == step
             is_wanted &= before is None or _step(path) < before
             if not is_wanted or not _sidecar(path).exists():
-                continue  # without a digest it was never finished
+                continue  # without a digest it is incomplete
             try:
                 expected = _sidecar(path).read_text("utf-8", errors="replace").split()
                 digest = sha256_of(path)
@@ -121,21 +121,21 @@ class Checkpoints:
             else:
                 if [digest] == expected[:1]:
                     return read_state(path)
-                why = "its SHA-256 is not the one it was written with"
+                why = "its SHA-256 does not match its digest file"
             damaged += 1
-            say(f"`{path}` is damaged and passed over: {why}.")
+            say(f"`{path}` is damaged and skipped: {why}.")
         if damaged and step is None and before is None:
             raise DataError(
                 f"All {damaged} checkpoints in `{self.folder}` are damaged.",
-                needed="one whose SHA-256 is as it was written",
-                fix="train anew with --restart; the models of the run are kept",
+                needed="one whose SHA-256 matches its digest file",
+                fix="start again with --restart; the models of the run are kept",
             )
         return None
 
     def steps(self) -> list[int]:
-        """Return the steps of the finished checkpoints, in the order of writing."""
-        found = [path for path in self._newest_first() if _sidecar(path).exists()]
-        return [_step(path) for path in reversed(found)]
+        """Return the steps of the complete checkpoints, in the order of writing."""
+        complete = [path for path in self._newest_first() if _sidecar(path).exists()]
+        return [_step(path) for path in reversed(complete)]
 
     def _prune(self, also_keep: int) -> None:
         files = self._newest_first()
@@ -143,7 +143,7 @@ class Checkpoints:
         keep |= set([path for path in files if _step(path) == also_keep][:1])
         for path in files:
             if path not in keep:
-                # Its digest last: a file without one is rubbish, a digest alone is not.
+                # The file first: a digest left without its file is harmless.
                 path.unlink()
                 _sidecar(path).unlink(missing_ok=True)
 
@@ -155,12 +155,12 @@ class Checkpoints:
 
 
 def write_state(file: BinaryIO, state: dict[str, Any], digest: "hashlib._Hash") -> None:
-    """Write a state as a safetensors file, what is no tensor as JSON in its head.
+    """Write a state as a safetensors file, with values other than tensors in its header.
 
     Args:
         file: Open for writing.
         state: Nested dicts, lists and tuples of tensors and plain values.
-        digest: Takes in every byte that is written.
+        digest: Updated with every byte that is written.
 
     Raises:
         TypeError: If the state holds anything but dicts, lists, tuples, tensors, numbers,
@@ -177,7 +177,7 @@ def write_state(file: BinaryIO, state: dict[str, Any], digest: "hashlib._Hash") 
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return the state that ``write_state`` was given, tensors on the CPU.
+    """Return the state that ``write_state`` wrote, with tensors on the CPU.
 
     Raises:
         DataError: If another program or a newer version wrote it.
@@ -188,7 +188,7 @@ def read_state(path: Path) -> dict[str, Any]:
             head = json.loads(json.loads(file.read(n))["__metadata__"][_HEAD])
     except (ValueError, KeyError, TypeError, MemoryError) as error:
         raise DataError(
-            f"`{path}` is no checkpoint of ours.",
+            f"`{path}` is not a checkpoint of plantseg-next.",
             needed="a file that training wrote",
             fix="move it out of the folder",
         ) from error
@@ -196,15 +196,15 @@ def read_state(path: Path) -> dict[str, Any]:
         raise DataError(
             f"`{path}` was written by a newer version (format {head['format']}).",
             needed=f"a checkpoint of format {FORMAT} or older",
-            fix="update plantseg-next, or train anew with --restart",
+            fix="update plantseg-next, or start again with --restart",
         )
     return _unpacked(head["state"], safetensors.torch.load_file(path))
 
 
 def _packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
-    """Return JSON that stands for a value; tensors go into the dict by their path."""
+    """Return a value as JSON; its tensors are put into the dict, by their path."""
     if isinstance(value, Tensor):
-        if name in tensors:  # keys 1 and "1" look alike in a path
+        if name in tensors:  # keys 1 and "1" give the same path
             name = f"{name}#{len(tensors)}"
         tensors[name] = value.detach()
         return {"tensor": name}

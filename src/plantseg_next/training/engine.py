@@ -1,7 +1,7 @@
-"""A learner: the network with its optimizer and its teacher, on their device.
+"""The engine: the network with its optimizer and its teacher, on their device.
 
-It takes a step in two parts. ``backward`` may fail for lack of memory and be tried
-again; ``optimizer_step`` changes the weights and comes after all that can fail.
+A step has two parts. ``backward`` may run out of memory and be retried;
+``optimizer_step`` changes the weights and comes after everything that may fail.
 """
 
 import logging
@@ -14,31 +14,31 @@ from torch import Tensor, nn
 
 from plantseg_next.data.dataset import TrainBatch, to_micro_batches
 from plantseg_next.models.segmenter import Segmenter
-from plantseg_next.runtime import Device
+from plantseg_next.runtime import Device, random_state, restore_random_state
 from plantseg_next.settings import Settings
 from plantseg_next.structures import IGNORE, NO_LESION, Batch, ClassMap, UnlabeledBatch
 from plantseg_next.training import losses
-from plantseg_next.training.accumulation import RngState
 from plantseg_next.training.schedule import warmup_cosine
 from plantseg_next.training.semi_supervised.ema_teacher import EmaTeacher
 from plantseg_next.training.semi_supervised.image_labels import ImageLabelSupervision
+from plantseg_next.training.semi_supervised.pseudo_labeled_batch import PseudoLabeledBatch
 from plantseg_next.training.semi_supervised.pseudo_labels import PseudoLabeler
-from plantseg_next.training.step import learn
+from plantseg_next.training.step import UnsupWeights, train_step
 
 FINE_TUNING_DECAY = 0.75
 WARMUP_FRACTION = 0.05
-"""Of the steps: those in which the rate rises."""
+"""Fraction of the steps in which the learning rate rises."""
 MAX_GRADIENT_NORM = 1.0
 
 
 class Engine:
-    """Learn from what is drawn, a step at a time.
+    """Run training steps.
 
     Args:
         network: Trained in place.
         settings: The whole tree.
         device: Where to compute.
-        pseudo_labeler: What is learned from tiles without labels.
+        pseudo_labeler: Labels the tiles without masks.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class Engine:
         device: Device,
         pseudo_labeler: PseudoLabeler | None = None,
     ) -> None:
-        # Fabric would tell the user of the precision, in its own words.
+        # Fabric would log the precision to the user.
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         self._fabric = Fabric(
             accelerator="gpu" if device.kind == "cuda" else "cpu",
             devices=1,
             precision=("bf16-mixed" if uses_bfloat16(settings, device) else "32-true"),
         )
-        # A weight is used once a forward pass; kept in low precision until its end, all of
-        # them would take half as much again as they do.
+        # A weight is used once per forward pass. Cached in low precision until its end,
+        # all weights would take half as much memory again.
         torch.set_autocast_cache_enabled(False)
         network.set_checkpointing(settings.memory.activation_checkpointing)
         self._settings = settings
@@ -72,7 +72,7 @@ class Engine:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The network to judge and to keep: the teacher where there is one."""
+        """The network to evaluate and to save: the teacher where there is one."""
         return (
             self.network
             if self.pseudo_labeler is None
@@ -82,17 +82,17 @@ class Engine:
     def backward(
         self, batch: TrainBatch, *, step: int, steps: int, micro_batch: int, profile: bool
     ) -> tuple[dict[str, Tensor], bool]:
-        """Add up the gradients of a step.
+        """Accumulate the gradients of a step.
 
         Args:
-            batch: What the step learns from.
+            batch: The step's tiles.
             step: Steps already taken.
             steps: Steps of the run.
-            micro_batch: Labeled tiles a forward pass.
-            profile: Whether to give lessons that count for nothing; see ``Lessons``.
+            micro_batch: Labeled tiles in a forward pass.
+            profile: Whether steps are timed; see ``PseudoLabeler.weights``.
 
         Returns:
-            The parts of the loss, and whether the gradient is finite.
+            Each loss by name, unweighted, and whether the gradient is finite.
         """
         self._model.train()
         self._optimizer.zero_grad(set_to_none=True)
@@ -102,18 +102,25 @@ class Engine:
         self._label_counts_now = self._label_counts + torch.stack(
             [is_none.sum(), is_lesion.sum()]
         )
-        parts = [
+        micro_batches = [
             to_device(part, self._fabric.device)
             for part in to_micro_batches(batch, micro_batch)
         ]
+        pseudo_labeled: list[PseudoLabeledBatch] = []
+        unsup: UnsupWeights | None = None
         if self.pseudo_labeler is not None:
-            self.pseudo_labeler.begin_step(step, steps, parts, profile=profile)
-        parts_of_loss = learn(
+            unsup = self.pseudo_labeler.weights(step, steps, micro_batches, profile=profile)
+            if unsup is not None:
+                # The teacher predicts while there are no gradients in memory yet.
+                pseudo_labeled = self.pseudo_labeler.make_targets(micro_batches)
+        terms = train_step(
             self._model,
-            parts,
+            [part.labeled for part in micro_batches],
             self._settings.loss,
             self._fabric.backward,
-            self.pseudo_labeler,
+            pseudo_labeled=pseudo_labeled,
+            unsup=unsup,
+            complementary_dropout=self._settings.semi.strong_views > 1,
             loss_chunk_rows=self._settings.memory.loss_chunk_rows,
             log_prior_odds=losses.class_log_prior_odds(self._label_counts_now).to(
                 self._fabric.device
@@ -125,15 +132,15 @@ class Engine:
             max_norm=MAX_GRADIENT_NORM,
             error_if_nonfinite=False,
         )
-        return parts_of_loss, norm is None or bool(torch.isfinite(norm))
+        return terms, norm is None or bool(torch.isfinite(norm))
 
     def optimizer_step(self, *, step: int, steps: int, lr_scale: float = 1.0) -> None:
-        """Take the step that the gradients ask for; the teacher follows.
+        """Apply the gradients, then update the teacher.
 
         Args:
             step: Steps already taken.
             steps: Steps of the run.
-            lr_scale: Of the learning rate, beside its schedule.
+            lr_scale: Factor on the learning rate, besides its schedule.
         """
         warmup = round(steps * WARMUP_FRACTION)
         factor = lr_scale * warmup_cosine(step, steps=steps, warmup=warmup)
@@ -145,47 +152,47 @@ class Engine:
             self.pseudo_labeler.teacher.update(self.network, steps=steps)
 
     def save_rng(self) -> Callable[[], None]:
-        """Return what undoes a ``backward`` that failed, chance included."""
-        chance = RngState.current()
-        memory = (
+        """Return a function that undoes a failed ``backward``, random state included."""
+        rng = random_state()
+        light_state = (
             None if self.pseudo_labeler is None else self.pseudo_labeler.light_state_dict()
         )
 
         def undo() -> None:
             self.zero_grad()
-            chance.restore()
-            if self.pseudo_labeler is not None and memory is not None:
-                self.pseudo_labeler.load_light_state_dict(memory)
+            restore_random_state(rng)
+            if self.pseudo_labeler is not None and light_state is not None:
+                self.pseudo_labeler.load_light_state_dict(light_state)
 
         return undo
 
     def zero_grad(self) -> None:
-        """Give back the gradients' memory."""
+        """Free the gradients."""
         self._optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state to save in a checkpoint."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "seen": self._label_counts,
-            "lessons": None
+            "label_counts": self._label_counts,
+            "pseudo_labeler": None
             if self.pseudo_labeler is None
             else self.pseudo_labeler.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as the learner whose state it is."""
+        """Restore a saved state."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._label_counts = state["seen"].cpu()
-        # A file knows no channels-last; in another layout sums may round otherwise.
-        for parameter, held in self._optimizer.state.items():
-            for name, value in held.items():
+        self._label_counts = state["label_counts"].cpu()
+        # Files do not store channels-last; in another layout sums may round differently.
+        for parameter, moments in self._optimizer.state.items():
+            for name, value in moments.items():
                 if value.shape == parameter.shape:
-                    held[name] = torch.empty_like(parameter).copy_(value)
+                    moments[name] = torch.empty_like(parameter).copy_(value)
         if self.pseudo_labeler is not None:
-            self.pseudo_labeler.load_state_dict(state["lessons"])
+            self.pseudo_labeler.load_state_dict(state["pseudo_labeler"])
 
 
 def build_engine(
@@ -197,17 +204,17 @@ def build_engine(
     with_unlabeled: bool,
     with_image_labels: bool = False,
 ) -> Engine:
-    """Return the learner of a run; its teacher starts as a copy of the network.
+    """Return the engine of a run; its teacher starts as a copy of the network.
 
     Args:
         network: Trained in place.
         settings: The whole tree.
         device: Where to compute.
         classes: Of the network.
-        with_unlabeled: Whether there is anything without masks to learn from.
-        with_image_labels: Whether some of that has names.
+        with_unlabeled: Whether there are images without masks to learn from.
+        with_image_labels: Whether some of those have image-level labels.
     """
-    network.to(memory_format=torch.channels_last)  # the layout of the fastest convolutions
+    network.to(memory_format=torch.channels_last)  # fastest layout for convolutions
     if settings.memory.freeze_encoder:
         network.encoder.requires_grad_(False)
     pseudo_labeler = None
@@ -228,18 +235,18 @@ def build_engine(
 
 
 def make_optimizer(network: Segmenter, settings: Settings) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings ask for.
+    """Return the optimizer of the settings.
 
     Source:
         Loshchilov and Hutter 2019 (AdamW), arXiv:1711.05101; Shazeer and Stern 2018
-        (Adafactor), arXiv:1804.04235, with AdamW's rate instead of a relative one.
+        (Adafactor), arXiv:1804.04235, with AdamW's learning rate instead of a relative one.
     """
     groups = parameter_groups(network, settings)
-    rate = settings.training.lr
+    lr = settings.training.lr
     if settings.memory.optimizer == "adafactor":
         # One weight at a time: all at once would need as much memory as all weights.
-        return torch.optim.Adafactor(groups, lr=rate, foreach=False)
-    return torch.optim.AdamW(groups, lr=rate, fused=True)
+        return torch.optim.Adafactor(groups, lr=lr, foreach=False)
+    return torch.optim.AdamW(groups, lr=lr, fused=True)
 
 
 def uses_bfloat16(settings: Settings, device: Device) -> bool:
@@ -250,11 +257,11 @@ def uses_bfloat16(settings: Settings, device: Device) -> bool:
 
 
 def parameter_groups(network: Segmenter, settings: Settings) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: a rate a depth, no decay for scales and biases.
+    """Return parameter groups: a rate for each depth, no decay of scales and biases.
 
-    The rate of an encoder layer is that of the layer above times the layer decay
+    The learning rate of an encoder layer is that of the layer above times the layer decay
     (Clark et al. 2020, ELECTRA, arXiv:2003.10555; Bao et al. 2021, BEiT,
-    arXiv:2106.08254), so that published features change least near the image.
+    arXiv:2106.08254), so that pretrained features change least near the image.
     """
     training = settings.training
     decay = training.layer_decay
@@ -278,7 +285,7 @@ def parameter_groups(network: Segmenter, settings: Settings) -> list[dict[str, A
 
 
 def to_device(batch: TrainBatch, device: torch.device) -> TrainBatch:
-    """Return the tiles on a device; bytes stay bytes, a step's images are many."""
+    """Return the tiles on a device; images stay bytes, which take less memory."""
     labeled, views = batch
     return TrainBatch(
         batch_to_device(labeled, device),

@@ -1,11 +1,11 @@
 """Losses on logits. Pure functions, float32 inside, no state.
 
-What joins a whole batch comes in two parts: figures of tiles, which add up or stand side
-by side, and the loss that they make together. So a batch may be counted in parts.
+A loss over a whole batch has two parts: statistics of tiles, which are summed or
+concatenated, and the loss computed from them. So a batch may be processed in parts.
 
-Every loss skips ignored pixels, returns 0 with a zero gradient where nothing is left to
-learn from, and stays finite for absent classes and empty masks. Sums run in float32 under
-any autocast: float16 overflows past 65 504 pixels.
+Every loss skips ignored pixels, returns 0 with a zero gradient where no pixel has a
+label, and stays finite for absent classes and empty masks. Sums run in float32 under any
+autocast: float16 overflows past 65 504 pixels.
 
 Axes: b tile, k class, h row, w column.
 """
@@ -24,7 +24,7 @@ SMOOTH = 1.0  # pixels added to both sides of an overlap ratio
 
 
 class Overlap(NamedTuple):
-    """Soft counts a class, in pixels, each ``(k,)``; those of parts of a batch add up.
+    """Soft counts of each class, in pixels, each ``(k,)``; parts of a batch are summed.
 
     Args:
         tp: Probability mass on pixels of the class.
@@ -43,7 +43,7 @@ class Overlap(NamedTuple):
 
     @property
     def fn(self) -> Tensor:
-        """Pixels of the class, less ``hit``."""
+        """Pixels of the class, minus ``tp``."""
         return self.target - self.tp
 
     @property
@@ -52,21 +52,21 @@ class Overlap(NamedTuple):
         return self.target.sum()
 
     def mean_present(self, loss: Tensor) -> Tensor:
-        """Return the mean of a figure a class over the classes that there are."""
+        """Return the mean of a loss for each class over the classes present."""
         present = self.target > 0
         return (loss * present).sum() / present.sum().clamp_min(1)
 
 
 def overlap(logits: Float[Tensor, "b k h w"], target: Integer[Tensor, "b h w"]) -> Overlap:
-    """Return the soft counts that Dice and Tversky share.
+    """Return the soft counts that Dice and Tversky use.
 
     Counts are summed over the whole batch before any ratio is taken, so that a lesion of
-    three pixels in one tile is not a class score of its own.
+    three pixels in one tile does not become a class score by itself.
 
     Args:
         logits: Unnormalized class scores; softmax over ``k`` is taken here.
         target: Class ids in [0, k), or ``IGNORE``. Ids are checked when a mask is read,
-            on the CPU: a check here would stall a GPU at every step.
+            on the CPU: a check here would synchronize the GPU at every step.
 
     Raises:
         UsageError: If ``target`` is not ``(b, h, w)`` for these logits.
@@ -74,7 +74,7 @@ def overlap(logits: Float[Tensor, "b k h w"], target: Integer[Tensor, "b h w"]) 
     b, k, h, w = logits.shape
     if target.shape != (b, h, w):
         raise UsageError(
-            f"`target` has shape {tuple(target.shape)} beside logits of shape "
+            f"`target` has shape {tuple(target.shape)}, the logits have shape "
             f"{tuple(logits.shape)}.",
             needed=f"a target of shape {(b, h, w)}",
             fix="resize the logits to the target; never resize a label map",
@@ -82,14 +82,14 @@ def overlap(logits: Float[Tensor, "b k h w"], target: Integer[Tensor, "b h w"]) 
     known = target != IGNORE
     prob = logits.float().softmax(dim=1) * known[:, None]  # (b, k, h, w)
     ids = target.masked_fill(~known, 0).long()  # (b, h, w)
-    at_truth = prob.gather(1, ids[:, None])
-    # Counting by index keeps one (b, k, h, w) map alive, where one-hot keeps three. Tiles
-    # are counted apart: float32 cannot count the pixels of many large ones.
+    prob_of_target = prob.gather(1, ids[:, None])
+    # Counting by index keeps one (b, k, h, w) map in memory, one-hot keeps three. Tiles
+    # are counted separately: float32 cannot count the pixels of many large ones.
     tile = torch.arange(b, device=ids.device)[:, None, None]
     flat = (ids + k * tile).flatten()
-    hit = prob.new_zeros(b * k).index_add(0, flat, at_truth.flatten())
+    tp = prob.new_zeros(b * k).index_add(0, flat, prob_of_target.flatten())
     area = prob.new_zeros(b * k).index_add(0, flat, known.flatten().float())
-    return Overlap(hit.view(b, k).sum(0), prob.sum(dim=(0, 2, 3)), area.view(b, k).sum(0))
+    return Overlap(tp.view(b, k).sum(0), prob.sum(dim=(0, 2, 3)), area.view(b, k).sum(0))
 
 
 def soft_dice(found: Overlap, *, smooth: float = SMOOTH) -> Float[Tensor, ""]:
@@ -103,9 +103,9 @@ def soft_dice(found: Overlap, *, smooth: float = SMOOTH) -> Float[Tensor, ""]:
         Loss in [0, 1], 0 for a perfect match.
 
     Source:
-        Milletari et al. 2016 (V-Net), arXiv:1606.04797. We depart in three ways: softmax
-        over k classes for their two; plain, not squared, sums in the denominator;
-        classes absent from the batch leave the mean.
+        Milletari et al. 2016 (V-Net), arXiv:1606.04797. Three departures: softmax over k
+        classes instead of two; plain, not squared, sums in the denominator; classes
+        absent from the batch are left out of the mean.
 
     Example:
         >>> target = torch.tensor([[[0, 1], [1, 255]]])
@@ -114,8 +114,10 @@ def soft_dice(found: Overlap, *, smooth: float = SMOOTH) -> Float[Tensor, ""]:
         0.0
     """
     tiny = torch.finfo(found.tp.dtype).tiny  # keeps 0 / 0 finite when smooth is 0
-    both = 2 * found.tp + smooth
-    return found.mean_present(1 - both / (both + found.fp + found.fn).clamp_min(tiny))
+    intersection = 2 * found.tp + smooth
+    return found.mean_present(
+        1 - intersection / (intersection + found.fp + found.fn).clamp_min(tiny)
+    )
 
 
 def focal_tversky(
@@ -128,16 +130,15 @@ def focal_tversky(
 ) -> Float[Tensor, ""]:
     """Return the focal Tversky loss, averaged over the classes present.
 
-    ``mean_c (1 - TI_c) ** (1 / gamma)`` with ``TI = hit / (hit + alpha * false positives
-    + beta * misses)``. Orientation matters and published code disagrees: here alpha
-    weighs false positives and beta misses, so beta > alpha favors recall; and the
-    exponent is 1 / gamma, so that with gamma > 1 the slope does not fade while a class
-    nears perfection.
+    ``mean_c (1 - TI_c) ** (1 / gamma)`` with ``TI = tp / (tp + alpha * fp + beta * fn)``.
+    Conventions differ in published code: here alpha weighs false positives and beta
+    false negatives, so beta > alpha favors recall; and the exponent is 1 / gamma, so
+    that with gamma > 1 the slope does not vanish as TI approaches 1.
 
     Args:
         found: Counts of the whole batch.
         alpha: Weight of false positives.
-        beta: Weight of misses.
+        beta: Weight of false negatives.
         gamma: Focus, > 0; 1 gives the plain Tversky loss.
         smooth: Pixels added to both sides of the ratio.
 
@@ -146,11 +147,11 @@ def focal_tversky(
 
     Source:
         Abraham and Khan 2019, arXiv:1810.07842 (exponent 1 / gamma as in their code);
-        Salehi et al. 2017, arXiv:1706.05721. Departure: ``1 - TI`` is held above 1e-6,
-        since a power below 1 has an infinite slope at 0.
+        Salehi et al. 2017, arXiv:1706.05721. Departure: ``1 - TI`` is clamped to at least
+        1e-6, since a power below 1 has an infinite slope at 0.
     """
-    hit = found.tp
-    index = (hit + smooth) / (hit + alpha * found.fp + beta * found.fn + smooth)
+    tp = found.tp
+    index = (tp + smooth) / (tp + alpha * found.fp + beta * found.fn + smooth)
     return found.mean_present((1 - index).clamp_min(1e-6) ** (1 / gamma))
 
 
@@ -168,18 +169,17 @@ def logit_adjustment(
     where: Bool[Tensor, "b h w"],
     log_prior_odds: Float[Tensor, ""] | None,
 ) -> Float[Tensor, "b k h w"]:
-    """Return the logits that would be right if lesions were as common as the rest.
+    """Return the logits for a balanced sample of lesion and "no lesion" pixels.
 
-    Points and seeds lie on lesions and beside them alike, though lesions are rare. A
-    network that took them for a fair sample would call too much a lesion. So it is judged
-    by what it would say of such a sample.
+    Points and seeds lie on lesions about as often as off them, though lesions are rare.
+    Trained on them as on a random sample, a network would predict too many lesions. So
+    the loss on such pixels is computed on logits adjusted to a balanced prior.
 
     Args:
         logits: Of each lesion class, "no lesion" first.
-        where: Pixels chosen that way; the logits of others are returned as they are.
-        log_prior_odds: Log odds of "no lesion" among the pixels of the masks, in tiles
-            as they are drawn: what the network learns to expect. ``None`` changes
-            nothing.
+        where: Pixels sampled that way; the logits of others are returned unchanged.
+        log_prior_odds: Log odds of "no lesion" among the pixels of the masks, in the
+            training tiles: the prior that the network learns. ``None`` changes nothing.
 
     Source:
         King and Zeng 2001, doi:10.1093/oxfordjournals.pan.a004868 (prior correction);
@@ -192,10 +192,10 @@ def logit_adjustment(
 
 
 def class_log_prior_odds(pixels: Integer[Tensor, " 2"]) -> Float[Tensor, ""]:
-    """Return the log odds of "no lesion"; 0 where one of the two is missing.
+    """Return the log odds of "no lesion"; 0 where one of the two counts is 0.
 
     Args:
-        pixels: Without a lesion, and with one.
+        pixels: Number of pixels without a lesion, and with one.
     """
     none, lesion = pixels.float()
     return torch.where(pixels.all(), none.log() - lesion.log(), 0.0)
@@ -209,8 +209,8 @@ def ohem_ce(
     Args:
         loss: Cross-entropy of each pixel of the whole batch, 0 without a label.
         n_known: Pixels that have a label.
-        fraction: Part of the *labeled* pixels kept, in (0, 1]. Taking it of all pixels, as
-            some code does, would learn from easy ones wherever a tile is padded.
+        fraction: Fraction of the *labeled* pixels kept, in (0, 1]. A fraction of all
+            pixels, as in some code, would keep easy ones wherever a tile is padded.
 
     Returns:
         Loss >= 0, in nats.
@@ -219,13 +219,13 @@ def ohem_ce(
         Wu et al. 2016, arXiv:1605.06885 (online bootstrapping). For true labels only:
         on pseudo-labels the hardest pixels are the wrongly labeled ones.
     """
-    # How many are kept is known to the device alone; asking would stall a GPU.
+    # The number kept stays on the device: copying it would synchronize the GPU.
     million = 10**6
-    parts = round(fraction * million)
-    most = max(1, -(-loss.numel() * parts // million))
-    n_kept = ((n_known.long() * parts + million - 1) // million).clamp_min(1)
-    kept = loss.flatten().topk(most).values
-    is_kept = torch.arange(most, device=loss.device) < n_kept
+    per_million = round(fraction * million)
+    n_max = max(1, -(-loss.numel() * per_million // million))
+    n_kept = ((n_known.long() * per_million + million - 1) // million).clamp_min(1)
+    kept = loss.flatten().topk(n_max).values
+    is_kept = torch.arange(n_max, device=loss.device) < n_kept
     return (kept * is_kept).sum() / n_kept
 
 
@@ -237,9 +237,9 @@ def squared_distance(
     """Return the squared distance of the student's probabilities from the teacher's.
 
     Args:
-        logits: The student's scores.
-        teacher: The teacher's scores of the same pixels; not differentiated.
-        label: ``IGNORE`` where the teacher is not believed; those pixels count as 0.
+        logits: The student's logits.
+        teacher: The teacher's logits of the same pixels; not differentiated.
+        label: ``IGNORE`` off the confidence mask; those pixels count as 0.
 
     Returns:
         Mean over classes of each pixel, in [0, 2 / k].
@@ -247,5 +247,5 @@ def squared_distance(
     Source:
         Tarvainen and Valpola 2017 (Mean Teacher), arXiv:1703.01780.
     """
-    gap = logits.float().softmax(1) - teacher.detach().float().softmax(1)
-    return gap.square().mean(1).masked_fill(label == IGNORE, 0.0)
+    difference = logits.float().softmax(1) - teacher.detach().float().softmax(1)
+    return difference.square().mean(1).masked_fill(label == IGNORE, 0.0)

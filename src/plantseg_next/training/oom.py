@@ -1,4 +1,4 @@
-"""Recovery: what a run does about too little memory, and when it cannot go on from here."""
+"""Out-of-memory recovery: retry with a smaller micro-batch, or roll back."""
 
 import gc
 import re
@@ -12,12 +12,12 @@ from plantseg_next.training.callbacks.callback import Event
 
 T = TypeVar("T")
 
-_SAYS_SO = (
+_OOM_MESSAGES = (
     "out of memory",
     "can't allocate memory",
     "cannot allocate memory",
     "bad_alloc",
-    "could not create a primitive",  # oneDNN, which does not say why
+    "could not create a primitive",  # oneDNN, which gives no reason
     "could not create a memory",
     "not enough memory",
     "insufficient memory",
@@ -26,7 +26,7 @@ _SAYS_SO = (
     "cudnn_status_internal_error",
     "unable to find an engine",
 )
-"""What PyTorch and the libraries under it say, in small letters, when memory runs out."""
+"""Messages of PyTorch and its libraries when memory runs out, in lower case."""
 
 SMALLER = (
     "use a smaller data.tile_px, a smaller model.encoder or model.width, fewer "
@@ -35,12 +35,12 @@ SMALLER = (
 
 
 class RollbackError(Exception):
-    """The run cannot go on from here, but from an earlier checkpoint.
+    """The run must return to an earlier checkpoint.
 
     Args:
-        cause: In words.
-        lower_rate: Whether to go on with a lower rate.
-        step: Of the checkpoint; by default the newest.
+        cause: Reason, as a clause for messages.
+        lower_rate: Whether to resume with a lower learning rate.
+        step: Step of the checkpoint; by default the newest.
     """
 
     def __init__(
@@ -57,19 +57,19 @@ def is_oom(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, (RuntimeError, OSError)) and any(
-        words in text for words in _SAYS_SO
+        message in text for message in _OOM_MESSAGES
     )
 
 
 def _cause(error: BaseException) -> str:
-    """Return an error's first line; of a GPU's long account, what it was asked for."""
+    """Return an error's first line; of a long CUDA message, the requested size."""
     line = str(error).strip().split("\n")[0] or type(error).__name__
     asked = re.match(r".*?Tried to allocate [\d.]+ \w+", line)
     return asked[0] if asked else line
 
 
 def free_memory() -> None:
-    """Give back what nobody holds any longer."""
+    """Release unused memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -83,17 +83,17 @@ def retry_with_smaller_batch(
     emit: Callable[[Event], None],
     before_retry: Callable[[], None] = free_memory,
 ) -> tuple[T, int]:
-    """Return what an attempt gives, made with fewer tiles at once where memory runs out.
+    """Call a function, with half as many tiles at once each time memory runs out.
 
     Args:
-        attempt: From a number of tiles at once to a result; must be fit to be repeated.
-        size: Tiles at once, at first.
-        what: What is attempted, for people.
-        emit: Hears of every change.
-        before_retry: Undoes what the failed attempt left behind.
+        attempt: From a number of tiles at once to a result; must be repeatable.
+        size: Tiles at once in the first attempt.
+        what: Name of the attempt, for messages.
+        emit: Receives an event at every change.
+        before_retry: Undoes the effects of a failed attempt.
 
     Returns:
-        The result, and the tiles at once that it was possible with.
+        The result, and the tiles at once of the successful attempt.
 
     Raises:
         TrainingError: If memory is too small for one tile.
@@ -106,7 +106,7 @@ def retry_with_smaller_batch(
             if not is_oom(error):
                 raise
             cause = _cause(error)
-        # Outside of the handler: the traceback held all that the attempt had computed.
+        # Outside the handler: the traceback holds references to the tensors of the attempt.
         before_retry()
         free_memory()
         if tried_alone:
@@ -115,12 +115,12 @@ def retry_with_smaller_batch(
                 needed="memory for one tile",
                 fix=SMALLER,
             )
-        tried_alone = size == 1  # once more: what was held until now is free
+        tried_alone = size == 1  # retry one tile once: memory has been freed
         size = max(1, size // 2)
         emit(
             Event(
                 "out-of-memory",
-                f"Memory ran out in {what} ({cause}). Going on with {size} at once: "
-                "what is learned stays the same.",
+                f"Memory ran out in {what} ({cause}). The run continues with {size} at "
+                "once.",
             )
         )

@@ -1,10 +1,10 @@
-"""What a run is: its settings, its images, and what it was run on. No torch here.
+"""The record of a run: settings, images, machine. This module does not import torch.
 
     RUN/settings.yaml   every setting        RUN/manifest.json   every image, its split
     RUN/run.json        where the images came from, and the machine
 
-``run.json`` is written first and ``manifest.json`` last: a folder with the first and not
-the other was left before anything was learned.
+``run.json`` is written first and ``manifest.json`` last: in a folder with the first and
+without the other, training had not started.
 """
 
 import json
@@ -39,7 +39,7 @@ SETTINGS = "settings.yaml"
 LOCK = ".lock"
 PLAN = "plan.json"
 MASKS = "masks"
-"""Folder of those that were drawn from outlines."""
+"""Folder of masks that were rasterized from outlines."""
 
 PLANNED = (
     "data.tile_px",
@@ -66,17 +66,16 @@ FREE = frozenset(
         "memory.ema_offload",
     }
 )
-"""Settings that a run may go on with another value of: what it learns stays the same,
-rounding aside."""
+"""Settings that may change when a run resumes: results stay the same up to rounding."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run is.
+    """The record of a run.
 
     Args:
         settings: The whole tree.
-        sources: Where its images came from: absolute paths, by the name of the option.
+        sources: Absolute paths of its images, by the name of the option.
         pixels: Labeled pixels of each lesion class, "no lesion" first.
         environment: Version, start, command and machine.
     """
@@ -87,7 +86,7 @@ class RunRecord:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path, manifest: Manifest) -> None:
-        """Write what is known before the first step.
+        """Write the record, before the first step.
 
         Raises:
             OutputError: If the folder cannot be written.
@@ -107,7 +106,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord | None":
-        """Return what the run in a folder is; ``None`` if the folder holds none.
+        """Return the record of the run in a folder; ``None`` if the folder holds no run.
 
         Raises:
             DataError: If it cannot be read, or was written by another version.
@@ -126,85 +125,84 @@ class RunRecord:
                     needed=f"a run of format {FORMAT}",
                     fix="update plantseg-next"
                     if newer
-                    else "its models can be used; to train, name another --out",
+                    else "its models can be used; to train, choose another --out",
                 )
             sources, pixels = tree.pop("sources"), tuple(tree.pop("pixels"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"`{path}` cannot be read: {error!r}.",
                 needed="the file that training wrote",
-                fix="restore it from a copy, or train anew with --restart",
+                fix="restore it from a copy, or start again with --restart",
             ) from error
         return cls(Settings.read(folder / SETTINGS), sources, pixels, tree)
 
     def planned(self, settings: Settings, memory: int) -> Settings:
-        """Return the settings with those that were planned when the run began.
+        """Return the settings with the run's memory plan.
 
         Raises:
-            UsageError: If it began with another budget.
+            UsageError: If the run started with another budget.
         """
         budget = self.settings.memory.budget_mb
         if budget != memory / 1e6:
-            began = "without --memory" if budget is None else f"with {budget:,.0f} MB"
+            started = "without --memory" if budget is None else f"with {budget:,.0f} MB"
             raise UsageError(
-                f"The run began {began}, and is now to have {memory / 1e6:,.0f} MB.",
-                needed="the budget that it began with",
-                fix="give that one; for less memory from here on, leave --memory out and "
-                "give the settings of RUN/settings.yaml with a smaller "
-                "training.micro_batch",
+                f"The run started {started}; --memory is now {memory / 1e6:,.0f} MB.",
+                needed="the budget that it started with",
+                fix="use that one; to use less memory from here on, omit --memory and use "
+                "the settings of RUN/settings.yaml with a smaller training.micro_batch",
             )
-        mine = flat_settings(self.settings)
-        return settings.with_settings([f"{n}={json.dumps(mine[n])}" for n in PLANNED])
+        planned = flat_settings(self.settings)
+        return settings.with_settings([f"{n}={json.dumps(planned[n])}" for n in PLANNED])
 
     def differences(
         self, settings: Settings, sources: Mapping[str, Any]
     ) -> tuple[list[str], list[str]]:
-        """Return how settings and sources differ from the run's, in words.
+        """Return how settings and sources differ from the run's, as lines of text.
 
         Returns:
-            What the run cannot go on with, and what it can.
+            Differences that prevent resuming, and those that do not.
         """
         old, new = flat_settings(self.settings), flat_settings(settings)
         old |= {f"--{name}": value for name, value in self.sources.items()}
         new |= {f"--{name}": value for name, value in sources.items()}
-        other: tuple[list[str], list[str]] = [], []
+        lines: tuple[list[str], list[str]] = [], []
         for name in old | new:
             if old.get(name) != new.get(name):
                 line = (
                     f"{name}: {_shown(old.get(name))} in the run, {_shown(new.get(name))}"
                 )
-                other[name in FREE].append(f"{line} now")
-        return other
+                lines[name in FREE].append(f"{line} now")
+        return lines
 
 
 def refuse_other_configuration(folder: Path, differences: list[str]) -> None:
-    """Refuse to go on with a run under other settings.
+    """Refuse to resume a run with other settings.
 
     Raises:
-        UsageError: If there are differences; it shows them.
+        UsageError: If there are differences; the message lists them.
     """
     if differences:
         raise UsageError(
             f"`{folder}` holds a run of another configuration:\n    "
             + "\n    ".join(differences),
-            needed="the settings and images that the run began with",
-            fix="give the same ones to go on with it, another --out for a new run, or "
-            "--restart to set it aside and begin anew",
+            needed="the settings and images that the run started with",
+            fix="use the same ones to resume it, another --out for a new run, or "
+            "--restart to archive it and start again",
         )
 
 
 def prepare_run(folder: Path) -> None:
-    """Make the folder of a new run, or take one that was left before anything was learned.
+    """Make the folder of a new run, or reuse one in which training had not started.
 
     Raises:
-        OutputError: If it holds something else or cannot be written.
+        OutputError: If it holds other files or cannot be written.
     """
     if not (folder / RECORD).is_file():
         prepare_output(folder)
 
 
 def archive_run(folder: Path) -> Path | None:
-    """Rename a folder that holds something; return its new name, ``None`` if empty.
+    """Rename a folder that is not empty; return its new path, ``None`` if empty.
 
     Raises:
         UsageError: If a process is training in it.
@@ -214,22 +212,22 @@ def archive_run(folder: Path) -> Path | None:
     if is_locked(folder):
         raise _locked(folder)
     n = 1
-    while (other := folder.with_name(f"{folder.name}.{n}")).exists():
+    while (archive := folder.with_name(f"{folder.name}.{n}")).exists():
         n += 1
     with explained(folder):
-        folder.rename(other)
-    return other
+        folder.rename(archive)
+    return archive
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder: no other process may train in it meanwhile.
+    """Lock a run's folder: no other process may train in it meanwhile.
 
-    The system lets go when the process ends, however it ends. What a process left half
-    written when it was killed is removed.
+    The system releases the lock when the process ends, however it ends. Incomplete files
+    of a killed process are removed.
 
     Raises:
-        UsageError: If another process holds it.
+        UsageError: If another process holds the lock.
     """
     from filelock import FileLock, Timeout
 
@@ -249,7 +247,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 def _locked(folder: Path) -> UsageError:
     return UsageError(
         f"Another process is training in `{folder}`.",
-        needed="one process a run",
+        needed="one process for each run",
         fix=f"watch it: plantseg-next watch {folder}",
     )
 
@@ -271,10 +269,10 @@ def environment_info(device: str, threads: int) -> dict[str, Any]:
     """Return when, how and on what a run was started."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        # To go on with the run, and --restart would begin it anew.
+        # This command resumes the run; with --restart it would start again.
         "command": [
             Path(sys.argv[0]).name,
-            *(word for word in sys.argv[1:] if word != "--restart"),
+            *(argument for argument in sys.argv[1:] if argument != "--restart"),
         ],
         "directory": str(Path.cwd()),
         "device": device,
@@ -297,9 +295,9 @@ def _version_of(package: str) -> str:
 
 
 def _commit() -> str:
-    """Return the commit of our own code, "" where it is no checkout."""
+    """Return the commit of this package, "" outside a git checkout."""
     try:
-        found = subprocess.run(  # noqa: S603
+        described = subprocess.run(  # noqa: S603
             ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],  # noqa: S607
             capture_output=True,
             text=True,
@@ -308,7 +306,7 @@ def _commit() -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return found.stdout.strip()
+    return described.stdout.strip()
 
 
 def _shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Rates as functions of the step: nothing is kept between calls."""
+"""Schedules as functions of the step, without state."""
 
 import math
 
@@ -32,10 +32,10 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float = 0.01) ->
 
 
 def ramp_up(done: float) -> float:
-    """Return the factor on a loss that may count only once there is something to trust.
+    """Return the ramp-up factor on the unsupervised loss.
 
     Args:
-        done: Part of the ramp that lies behind, from 0; past 1 the factor stays 1.
+        done: Completed fraction of the ramp, from 0; past 1 the factor stays 1.
 
     Returns:
         ``exp(-5 (1 - done)^2)``, from 0.0067 to 1.
@@ -51,11 +51,11 @@ def ramp_up(done: float) -> float:
 
 
 def teacher_decay(updates: int, *, steps: int, greatest: float) -> float:
-    """Return the share of the old teacher that an update keeps.
+    """Return the fraction of the old teacher that an update keeps.
 
-    ``min(1 - 1 / (updates + 1), greatest)``, and in a short run never so much that the
-    teacher looks back further than a twentieth of it: at 0.999 and 1,000 steps it would
-    still be half its random start.
+    ``min(1 - 1 / (updates + 1), greatest)``, and in a short run at most such that the
+    teacher averages over a twentieth of the run: at 0.999 and 1,000 steps half of it
+    would still be its random initial weights.
 
     Args:
         updates: Updates already made, from 0; the first one copies the student.

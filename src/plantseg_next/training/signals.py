@@ -1,4 +1,4 @@
-"""Being asked to stop: by Ctrl-C, or by the system before it shuts down."""
+"""Stop requests: Ctrl-C, or SIGTERM from the system before it shuts down."""
 
 import signal
 import threading
@@ -7,10 +7,9 @@ from typing import Any
 
 
 class StopSignal:
-    """Within it, SIGINT and SIGTERM ask a run to stop after the step it is at.
+    """Context in which SIGINT and SIGTERM request a stop after the current step.
 
-    Asked a second time, it lets the signal through, as if nobody had listened. Outside
-    the main thread signals are none of ours.
+    A second signal gets its original handler. Outside the main thread this does nothing.
     """
 
     def __init__(self) -> None:
@@ -20,7 +19,7 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             for kind in (signal.SIGINT, signal.SIGTERM):
-                self._earlier[kind] = signal.signal(kind, self._hear)
+                self._earlier[kind] = signal.signal(kind, self._on_signal)
         return self
 
     def __exit__(
@@ -29,16 +28,16 @@ class StopSignal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._let_go()
+        self._restore_handlers()
 
-    def _hear(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.by is None:
             self.by = signal.Signals(number)
             return
-        self._let_go()
+        self._restore_handlers()
         signal.raise_signal(number)
 
-    def _let_go(self) -> None:
+    def _restore_handlers(self) -> None:
         while self._earlier:
             kind, handler = self._earlier.popitem()
             signal.signal(kind, handler)

@@ -1,308 +1,332 @@
-"""One training step. Read this first.
+"""One training step: forward, loss, backward, in that order. Read this first.
 
-A step turns batches into gradients and the named parts of their loss: the network looks
-at tiles, what it says is tallied, and the loss is a function of the tally. What is learned
-from is plain in the targets: pixels and images without an annotation are ``IGNORE`` and
-teach nothing, so a row that marks lesions only, one that marks the leaf too and one that
-has only a name pass through the same lines. So do the teacher's labels: a pixel on which
-it is not believed is ``IGNORE``.
+A step is a few micro-batches, whose gradients add up. Labels of the whole step are
+counted before the first forward pass, so cross-entropies are means over all its pixels
+whatever the size of a micro-batch. Overlap losses and the choice of hard pixels are made
+within a micro-batch and weighted by its size: with three seeds on three data sets,
+micro-batches of one or two of eight tiles learned as well as all eight at once
+(docs/results/memory.md).
+
+Pixels and images without an annotation are ``IGNORE`` in the targets and skipped by every
+loss; so are pixels whose pseudo-label is not trusted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from plantseg_next.data.dataset import TrainBatch
 from plantseg_next.models.segmenter import Scores
 from plantseg_next.settings import LossSettings
 from plantseg_next.structures import IGNORE, NO_LESION, Batch
 from plantseg_next.training import losses
-from plantseg_next.training.accumulation import LossStats, StepLoss, accumulate_gradients
 from plantseg_next.training.losses import Overlap
 from plantseg_next.training.semi_supervised.pseudo_labeled_batch import PseudoLabeledBatch
-from plantseg_next.training.semi_supervised.pseudo_labels import PseudoLabeler
 
-UNSUP_HEADS = {"lesion": 1.0, "leaf": 0.5}
-"""What the teacher teaches of, and how much each counts."""
+UNSUP_LEAF = 0.5
+"""Weight of the leaf beside the lesions in the unsupervised loss."""
 UNSUP_DICE = 0.5
-"""Weight of the overlap with the teacher's mask, beside cross-entropy."""
+"""Weight of the overlap with a pseudo-label, beside cross-entropy."""
 
 
-def learn(
+class UnsupWeights(NamedTuple):
+    """Weights of what is learned from unlabeled tiles in this step.
+
+    Args:
+        consistency: Of pseudo-labels.
+        disease: Of image-level labels, times that of the supervised disease loss.
+        cam_seeds: Of CAM seeds.
+    """
+
+    consistency: float
+    disease: float = 0.0
+    cam_seeds: float = 0.0
+
+
+def train_step(  # noqa: PLR0913 - all that a step depends on
     student: Callable[..., Scores],
-    micro_batches: Sequence[TrainBatch],
+    labeled: Sequence[Batch],
     weights: LossSettings,
     backward: Callable[[Tensor], object],
-    pseudo_labeler: PseudoLabeler | None = None,
     *,
-    loss_chunk_rows: int | None = None,
+    pseudo_labeled: Sequence[PseudoLabeledBatch] = (),
+    unsup: UnsupWeights | None = None,
+    complementary_dropout: bool = False,
     log_prior_odds: Tensor | None = None,
+    loss_chunk_rows: int | None = None,
 ) -> dict[str, Tensor]:
-    """Add the gradients of one step to the student's, and return the parts of its loss.
+    """Add the gradients of one step to the student's.
 
     Args:
-        student: The network in training.
-        micro_batches: Micro-batches, on the network's device.
-        weights: What the parts of the supervised loss are worth.
+        student: The network in training mode.
+        labeled: Micro-batches of labeled tiles, on the network's device.
+        weights: Of the supervised losses; a loss of weight 0 is not computed.
         backward: Differentiates a scalar, as Fabric does it.
-        pseudo_labeler: What the teacher makes of tiles without labels, once it is its time.
-        loss_chunk_rows: Rows of a tile whose losses are computed at once; ``None`` for all.
-        log_prior_odds: Log odds of "no lesion" in masks; see ``losses.as_if_common``.
+        pseudo_labeled: Micro-batches of tiles with pseudo-labels.
+        unsup: Weights of their losses; needed where there are any.
+        complementary_dropout: Whether the halves of a pseudo-labeled micro-batch are two
+            views of the same tiles, which drop complementary channels.
+        log_prior_odds: Of "no lesion" in masks; see ``losses.logit_adjustment``.
+        loss_chunk_rows: Rows of a tile whose losses are computed at once; ``None``: all.
+
+    Returns:
+        Each loss of the step, unweighted and detached, by its name.
     """
-    weight = None if pseudo_labeler is None else pseudo_labeler.weight
-    # The teacher speaks first, while there are no gradients in memory yet.
-    pseudo_labeled = (
-        pseudo_labeler.make_targets(micro_batches)
-        if pseudo_labeler is not None and weight is not None
-        else []
-    )
-    loss = accumulate_gradients(
-        [one.labeled for one in micro_batches],
-        lambda batch: supervised_stats(
-            student(batch.image),
-            batch,
-            weights,
-            loss_chunk_rows=loss_chunk_rows,
-            log_prior_odds=log_prior_odds,
-        ),
-        partial(supervised_loss, weights=weights),
-        backward,
-    )
-    if pseudo_labeler is None or weight is None:
-        return loss.parts
-    settings = pseudo_labeler.settings
-    looks = partial(student, complementary_dropout=True) if settings.strong_views > 1 else student
-    unsup = accumulate_gradients(
-        pseudo_labeled,
-        lambda pseudo_labeled: unsup_stats(
-            looks(pseudo_labeled.image),
-            pseudo_labeled,
-            loss_chunk_rows=loss_chunk_rows,
-            log_prior_odds=log_prior_odds,
-        ),
-        partial(
-            unsup_loss,
-            weight=weight,
-            disease_weight=weights.disease * pseudo_labeler.disease_weight,
-            cam_seed_weight=pseudo_labeler.cam_seed_weight,
-        ),
-        backward,
-    )
-    return loss.parts | unsup.parts
+    values: dict[str, Tensor] = {}
+    counts = count_labels(labeled)
+    for batch in labeled:
+        scores = student(batch.image)
+        terms = supervised_losses(
+            scores, batch, counts, weights, log_prior_odds, loss_chunk_rows
+        )
+        backward(_weighted_sum(terms, weights.model_dump()))
+        _add(values, terms)
+    if unsup is None:
+        return values
+    scale = {
+        "unsup_lesion": unsup.consistency,
+        "unsup_leaf": unsup.consistency * UNSUP_LEAF,
+        "unsup_disease": unsup.disease * weights.disease,
+        "unsup_cam_seeds": unsup.cam_seeds,
+    }
+    counts = count_labels(pseudo_labeled)
+    views = {"complementary_dropout": True} if complementary_dropout else {}
+    for tiles in pseudo_labeled:
+        scores = student(tiles.image, **views)
+        terms = unsupervised_losses(scores, tiles, counts, log_prior_odds, loss_chunk_rows)
+        backward(_weighted_sum(terms, scale))
+        _add(values, terms)
+    return values
 
 
-def supervised_stats(
+class LabelCounts(NamedTuple):
+    """What the losses of a whole step are divided by; each at least 1.
+
+    Args:
+        tiles: Of the step.
+        lesion: Pixels labeled as a lesion class or as no lesion.
+        leaf: Pixels labeled as leaf or not.
+        valid: Pixels inside the image.
+        disease: Tiles with an image-level label.
+        on_lesion: Sparse labels (points or CAM seeds) on lesions.
+        off_lesion: Sparse labels off lesions.
+    """
+
+    tiles: int
+    lesion: Tensor
+    leaf: Tensor
+    valid: Tensor
+    disease: Tensor
+    on_lesion: Tensor
+    off_lesion: Tensor
+
+
+def count_labels(batches: Sequence[Batch] | Sequence[PseudoLabeledBatch]) -> LabelCounts:
+    """Return what is labeled in all micro-batches of a step."""
+
+    def total(label: Callable[[Batch | PseudoLabeledBatch], Tensor | None]) -> Tensor:
+        found = [masks.sum() for b in batches if (masks := label(b)) is not None]
+        return torch.stack(found).sum().clamp_min(1) if found else torch.ones(())
+
+    def sparse(batch: Batch | PseudoLabeledBatch) -> Tensor | None:
+        return batch.sparse_target if isinstance(batch, Batch) else batch.cam_seed
+
+    def where(target: Tensor | None, wanted: Callable[[Tensor], Tensor]) -> Tensor | None:
+        return None if target is None else wanted(target)
+
+    return LabelCounts(
+        tiles=sum(len(b.lesion) for b in batches),
+        lesion=total(lambda b: b.lesion != IGNORE),
+        leaf=total(lambda b: b.leaf != IGNORE),
+        valid=total(lambda b: None if isinstance(b, Batch) else b.valid),
+        disease=total(lambda b: where(b.disease, lambda t: t != IGNORE)),
+        on_lesion=total(lambda b: where(sparse(b), _is_on_lesion)),
+        off_lesion=total(lambda b: where(sparse(b), lambda t: t == NO_LESION)),
+    )
+
+
+def supervised_losses(
     scores: Scores,
     batch: Batch,
+    counts: LabelCounts,
     weights: LossSettings,
-    *,
-    loss_chunk_rows: int | None = None,
     log_prior_odds: Tensor | None = None,
-) -> LossStats:
-    """Count what the loss of annotated tiles needs; see ``supervised_loss``.
+    chunk_rows: int | None = None,
+) -> dict[str, Tensor]:
+    """Return a micro-batch's part of each supervised loss; parts of a step add up.
 
     Args:
-        scores: What the network says of them, at any resolution.
+        scores: Of its tiles, at a resolution of which the tile's size is a multiple.
         batch: The tiles.
-        weights: What each part is worth; for a part of weight 0 nothing is counted.
-        loss_chunk_rows: Rows at once.
-        log_prior_odds: As in ``learn``.
+        counts: Of the whole step.
+        weights: A loss of weight 0 is left out.
+        log_prior_odds: As in ``train_step``.
+        chunk_rows: Rows of a tile at once; ``None`` for all.
     """
-    points = batch.sparse_target if weights.points > 0 else None
-
-    def count(scores: Scores, these: slice) -> LossStats:
-        lesion = batch.lesion[:, these]
-        sums = {"lesion": torch.stack(losses.overlap(scores.lesion, lesion))}
-        pixels = {}
-        if points is not None:
-            # Of masks and points at once: of all that a loss keeps, this needs most memory.
-            chosen = points[:, these]
-            logits = losses.logit_adjustment(
-                scores.lesion, chosen != IGNORE, log_prior_odds
-            )
-            entropy = losses.cross_entropy(logits, batch.target[:, these])
-            sums |= _balanced_sums("points", entropy, chosen)
-            if weights.ohem_ce > 0:
-                pixels["lesion"] = entropy * (lesion != IGNORE)
-        elif weights.ohem_ce > 0:
-            pixels["lesion"] = losses.cross_entropy(scores.lesion, lesion)
-        if weights.leaf > 0:
-            leaf = batch.leaf[:, these]
-            sums["leaf"] = torch.stack(losses.overlap(scores.leaf, leaf))
-            sums["leaf_entropy"] = losses.cross_entropy(scores.leaf, leaf).sum()
-        return LossStats(sums, pixels)
-
-    stats = chunked_loss(
-        scores, (batch.lesion.shape[1], batch.lesion.shape[2]), loss_chunk_rows, count
-    )
-    if weights.disease > 0:
-        entropy = losses.cross_entropy(scores.disease, batch.disease).sum()
-        stats.sums["disease"] = torch.stack([entropy, (batch.disease != IGNORE).sum()])
-    return stats
-
-
-def supervised_loss(stats: LossStats, weights: LossSettings) -> StepLoss:
-    """Return the loss of annotated tiles.
-
-    Args:
-        stats: Of all tiles of the step.
-        weights: What each part is worth; a part of weight 0 is not computed.
-    """
-    sums = stats.sums
-    lesion = Overlap(*sums["lesion"])
-    parts: dict[str, Callable[[], Tensor]] = {
-        "ohem_ce": lambda: losses.ohem_ce(stats.pixels["lesion"], lesion.n_known.detach()),
-        "focal_tversky": lambda: losses.focal_tversky(lesion),
-        "leaf": lambda: (
-            _mean(sums["leaf_entropy"], Overlap(*sums["leaf"]).n_known)
-            + losses.soft_dice(Overlap(*sums["leaf"]))
+    sparse = batch.sparse_target if weights.points > 0 else None
+    found = compare(scores, batch.lesion, batch.leaf, sparse, log_prior_odds, chunk_rows)
+    fraction = len(batch) / counts.tiles
+    terms: dict[str, Callable[[], Tensor]] = {
+        "ohem_ce": lambda: (
+            losses.ohem_ce(found.lesion_ce, found.lesion.n_known.detach())
+            * (found.lesion.n_known / counts.lesion)
         ),
-        "disease": lambda: _mean(*sums["disease"]),
+        "focal_tversky": lambda: fraction * losses.focal_tversky(found.lesion),
+        "leaf": lambda: (
+            found.leaf_ce.sum() / counts.leaf + fraction * losses.soft_dice(found.leaf)
+        ),
+        "disease": lambda: (
+            losses.cross_entropy(scores.disease, batch.disease).sum() / counts.disease
+        ),
     }
-    if "points_lesion" in sums:
-        parts["points"] = lambda: _balanced_mean("points", sums)
-    wanted = {n: part() for n, part in parts.items() if getattr(weights, n) > 0}
-    total = sum(
-        (getattr(weights, name) * part for name, part in wanted.items()),
-        start=lesion.tp.new_zeros(()),
-    )
-    return StepLoss(total, {name: part.detach() for name, part in wanted.items()})
+    if sparse is not None:
+        terms["points"] = lambda: _balanced(found.sparse_ce, sparse, counts)
+    return {name: term() for name, term in terms.items() if getattr(weights, name) > 0}
 
 
-def unsup_stats(
+def unsupervised_losses(
     scores: Scores,
-    pseudo_labeled: PseudoLabeledBatch,
-    *,
-    loss_chunk_rows: int | None = None,
+    tiles: PseudoLabeledBatch,
+    counts: LabelCounts,
     log_prior_odds: Tensor | None = None,
-) -> LossStats:
-    """Count what the loss of taught tiles needs; see ``lesson_loss``.
+    chunk_rows: int | None = None,
+) -> dict[str, Tensor]:
+    """Return a micro-batch's part of each unsupervised loss; parts of a step add up.
+
+    Cross-entropies are divided by all pixels inside the image, as in FixMatch (Sohn et
+    al. 2020, arXiv:2001.07685), so that tiles with few trusted pixels weigh little. With
+    the teacher's scores (Mean Teacher) the loss is the squared distance from its
+    probabilities instead.
 
     Args:
-        scores: What the student says of ``taught.image``, at any resolution.
-        pseudo_labeled: What the teacher says.
-        loss_chunk_rows: Rows at once.
-        log_prior_odds: As in ``learn``.
+        scores: Of the student.
+        tiles: With pseudo-labels.
+        counts: Of the whole step.
+        log_prior_odds: As in ``train_step``.
+        chunk_rows: Rows of a tile at once; ``None`` for all.
     """
-    size = (pseudo_labeled.lesion.shape[1], pseudo_labeled.lesion.shape[2])
+    found = compare(
+        scores, tiles.lesion, tiles.leaf, tiles.cam_seed, log_prior_odds, chunk_rows
+    )
+    if tiles.scores is None:
+        dice = UNSUP_DICE * len(tiles.lesion) / counts.tiles
+        terms = {
+            "unsup_lesion": found.lesion_ce.sum() / counts.valid
+            + dice * losses.soft_dice(found.lesion),
+            "unsup_leaf": found.leaf_ce.sum() / counts.valid
+            + dice * losses.soft_dice(found.leaf),
+        }
+    else:
+        size = (tiles.lesion.shape[1], tiles.lesion.shape[2])
+        mine, teacher = scores.resized(size), tiles.scores.resized(size)
+        lesion = losses.squared_distance(mine.lesion, teacher.lesion, tiles.lesion)
+        leaf = losses.squared_distance(mine.leaf, teacher.leaf, tiles.leaf)
+        terms = {
+            "unsup_lesion": lesion.sum() / counts.valid,
+            "unsup_leaf": leaf.sum() / counts.valid,
+        }
+    if tiles.disease is not None:
+        entropy = losses.cross_entropy(scores.disease, tiles.disease)
+        terms["unsup_disease"] = entropy.sum() / counts.disease
+    if tiles.cam_seed is not None:
+        terms["unsup_cam_seeds"] = _balanced(found.sparse_ce, tiles.cam_seed, counts)
+    return terms
 
-    def count(scores: Scores, these: slice) -> LossStats:
-        sums = {"inside": pseudo_labeled.valid[:, these].sum().float()}
-        said = pseudo_labeled.scores and pseudo_labeled.scores.row_slice(these, size)
-        for head in UNSUP_HEADS:
-            logits, label = getattr(scores, head), getattr(pseudo_labeled, head)[:, these]
-            if said is not None:
-                distance = losses.squared_distance(logits, getattr(said, head), label)
-                sums[f"{head}_distance"] = distance.sum()
-                continue
-            sums[f"{head}_entropy"] = losses.cross_entropy(logits, label).sum()
-            sums[head] = torch.stack(losses.overlap(logits, label))
-        if pseudo_labeled.cam_seed is not None:
-            seed = pseudo_labeled.cam_seed[:, these]
-            logits = losses.logit_adjustment(scores.lesion, seed != IGNORE, log_prior_odds)
-            sums |= _balanced_sums("seed", losses.cross_entropy(logits, seed), seed)
-        return LossStats(sums, {})
 
-    stats = chunked_loss(scores, size, loss_chunk_rows, count)
-    if pseudo_labeled.disease is not None:
-        entropy = losses.cross_entropy(scores.disease, pseudo_labeled.disease).sum()
-        stats.sums["name"] = torch.stack(
-            [entropy, (pseudo_labeled.disease != IGNORE).sum()]
-        )
-    return stats
-
-
-def unsup_loss(
-    stats: LossStats,
-    weight: float,
-    *,
-    disease_weight: float = 0.0,
-    cam_seed_weight: float = 0.0,
-) -> StepLoss:
-    """Return the loss of tiles on which the teacher has spoken.
-
-    The sum of cross-entropies is divided by all pixels of the images, as FixMatch does
-    it (Sohn et al. 2020, arXiv:2001.07685), so that a batch of which little is believed
-    weighs little.
+class Comparison(NamedTuple):
+    """Scores beside targets, at the size of the tile.
 
     Args:
-        stats: Of all tiles of the step.
-        weight: What the teacher's word is worth now, beside the supervised loss.
-        disease_weight: What the names of images are worth.
-        cam_seed_weight: What seeds are worth now.
+        lesion: Soft counts a lesion class.
+        lesion_ce: Cross-entropy of each pixel, ``(b, h, w)``; 0 where ignored.
+        leaf: Soft counts of no leaf and leaf.
+        leaf_ce: As ``lesion_ce``.
+        sparse_ce: Of sparse labels, on adjusted logits; all 0 where there are none.
     """
-    sums = stats.sums
-    total = sums["inside"].new_zeros(())
-    parts: dict[str, Tensor] = {}
-    for head, worth in UNSUP_HEADS.items():
-        if f"{head}_distance" in sums:
-            part = _mean(sums[f"{head}_distance"], sums["inside"])
+
+    lesion: Overlap
+    lesion_ce: Tensor
+    leaf: Overlap
+    leaf_ce: Tensor
+    sparse_ce: Tensor
+
+
+def compare(
+    scores: Scores,
+    lesion: Tensor,
+    leaf: Tensor,
+    sparse: Tensor | None = None,
+    log_prior_odds: Tensor | None = None,
+    chunk_rows: int | None = None,
+) -> Comparison:
+    """Compare score maps with targets at the tile's size, whole or some rows at a time.
+
+    With many classes the maps at full size need most of the memory of a step. With
+    ``chunk_rows`` only one chunk of them exists at a time; the backward pass computes
+    each again.
+    """
+    height, width = lesion.shape[1:]
+
+    def of_rows(rows: slice) -> tuple[Tensor, ...]:
+        if rows.stop - rows.start == height:
+            maps = scores.resized((height, width))
         else:
-            part = _mean(sums[f"{head}_entropy"], sums["inside"])
-            part = part + UNSUP_DICE * losses.soft_dice(Overlap(*sums[head]))
-        total = total + weight * worth * part
-        parts[f"unsup_{head}"] = part.detach()
-    if "name" in sums:
-        part = _mean(*sums["name"])
-        total = total + disease_weight * part
-        parts["unsup_disease"] = part.detach()
-    if "seed_lesion" in sums:
-        part = _balanced_mean("seed", sums)
-        total = total + cam_seed_weight * part
-        parts["unsup_cam_seeds"] = part.detach()
-    return StepLoss(total, parts)
+            maps = scores.row_slice(rows, (height, width))
+        found = [
+            torch.stack(losses.overlap(maps.lesion, lesion[:, rows])),
+            losses.cross_entropy(maps.lesion, lesion[:, rows]),
+            torch.stack(losses.overlap(maps.leaf, leaf[:, rows])),
+            losses.cross_entropy(maps.leaf, leaf[:, rows]),
+        ]
+        if sparse is not None:
+            labels = sparse[:, rows]
+            logits = losses.logit_adjustment(maps.lesion, labels != IGNORE, log_prior_odds)
+            found.append(losses.cross_entropy(logits, labels))
+        return tuple(found)
+
+    step = height if chunk_rows is None else min(chunk_rows, height)
+    chunks = [slice(r, min(r + step, height)) for r in range(0, height, step)]
+    parts = [
+        of_rows(rows)
+        if len(chunks) == 1
+        else checkpoint(of_rows, rows, use_reentrant=False)
+        for rows in chunks
+    ]
+    # Counts of chunks add up; maps lie below one another.
+    lesion_counts, lesion_ce, leaf_counts, leaf_ce, *sparse_ce = (
+        torch.stack(found).sum(0) if i in (0, 2) else torch.cat(found, dim=1)
+        for i, found in enumerate(zip(*parts, strict=True))
+    )
+    return Comparison(
+        Overlap(*lesion_counts),
+        lesion_ce,
+        Overlap(*leaf_counts),
+        leaf_ce,
+        sparse_ce[0] if sparse_ce else torch.zeros_like(lesion_ce),
+    )
 
 
-def _balanced_sums(name: str, entropy: Tensor, seed: Tensor) -> dict[str, Tensor]:
-    """Return cross-entropy and number of the seeds of lesions, and of those of none."""
-    is_none, known = seed == NO_LESION, seed != IGNORE
-    return {
-        f"{name}_{kind}": torch.stack([(entropy * mine).sum(), mine.sum()])
-        for kind, mine in (("lesion", known & ~is_none), ("none", is_none))
-    }
-
-
-def _balanced_mean(name: str, sums: Mapping[str, Tensor]) -> Tensor:
-    """Return the loss of seeds: lesion and none count alike, however many of each.
+def _balanced(entropy: Tensor, labels: Tensor, counts: LabelCounts) -> Tensor:
+    """Return the loss of sparse labels: those on and off lesions count alike.
 
     Source:
         Huang et al. 2018 (DSRG), doi:10.1109/CVPR.2018.00733.
     """
-    return (_mean(*sums[f"{name}_lesion"]) + _mean(*sums[f"{name}_none"])) / 2
+    on = (entropy * _is_on_lesion(labels)).sum() / counts.on_lesion
+    off = (entropy * (labels == NO_LESION)).sum() / counts.off_lesion
+    return (on + off) / 2
 
 
-def chunked_loss(
-    scores: Scores,
-    size_hw: tuple[int, int],
-    chunk_rows: int | None,
-    count: Callable[[Scores, slice], LossStats],
-) -> LossStats:
-    """Return the tally of maps brought to the tile's size, whole or stripe by stripe.
-
-    With many classes the maps at full size are what needs most memory. In stripes only
-    one of them exists at a time; the backward pass makes each again.
-
-    Args:
-        scores: At a resolution of which ``size_hw`` is a multiple.
-        size_hw: The tile's size.
-        chunk_rows: Height of a stripe; ``None`` for the whole tile.
-        count: Tallies a stripe.
-    """
-    height = size_hw[0]
-    if chunk_rows is None or chunk_rows >= height:
-        return count(scores.resized(size_hw), slice(0, height))
-    stripes = [slice(r, min(r + chunk_rows, height)) for r in range(0, height, chunk_rows)]
-
-    def counted(these: slice) -> LossStats:
-        return count(scores.row_slice(these, size_hw), these)
-
-    return LossStats.joined(
-        [checkpoint(counted, these, use_reentrant=False) for these in stripes], dim=1
-    )
+def _is_on_lesion(labels: Tensor) -> Tensor:
+    return (labels != IGNORE) & (labels != NO_LESION)
 
 
-def _mean(total: Tensor, n: Tensor) -> Tensor:
-    return total / n.clamp_min(1)
+def _weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
+def _add(values: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
+    for name, term in terms.items():
+        values[name] = values.get(name, 0) + term.detach()

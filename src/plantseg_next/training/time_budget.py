@@ -1,4 +1,4 @@
-"""The pace of a run: its minutes become steps once, and its validations are spread."""
+"""The time budget of a run: minutes become steps, and validations are evenly spaced."""
 
 import math
 import time
@@ -9,26 +9,26 @@ from typing import Any
 
 from plantseg_next.settings import TrainingSettings
 
-UNTIMED_STEPS = 10  # they pay for starting workers and choosing kernels
+UNTIMED_STEPS = 10  # slow: workers start and kernels are chosen
 TIMED_STEPS = 20
 PROFILE_STEPS = UNTIMED_STEPS + TIMED_STEPS
-"""Steps at the start that do all the work of later ones: what those cost, and whether
-memory suffices for them, shows in the first minute."""
+"""Steps at the start that do all the work of later ones, so that time and memory of those
+are known in the first minute."""
 FIRST_ESTIMATE_STEPS = 5
-"""After so many a first estimate is good enough to warn by: later steps are not slower."""
+"""Steps after which a first estimate can warn: later steps are not slower."""
 FEW_STEPS = 300
-"""With fewer a run still gains much from each further minute: coffee leaves from an
-ImageNet start, validation Dice .853 after 188 steps, .891 after 375."""
+"""With fewer steps, more of them still help much: coffee leaves from an ImageNet start,
+validation Dice .853 after 188 steps, .891 after 375."""
 
 
 class TimeBudget:
     """Turn the minutes of a run into steps, once, from its first steps.
 
-    After that the number of steps stands, and with it the learning rate at every step: a
-    run does not depend on what else the machine does, nor on being interrupted.
+    After that the number of steps is fixed, and with it the learning rate at every step:
+    they depend neither on the machine's load nor on interruptions.
 
     Args:
-        settings: ``minutes`` and the greatest number of ``steps``.
+        settings: ``minutes`` and the largest number of ``steps``.
     """
 
     def __init__(self, settings: TrainingSettings) -> None:
@@ -43,13 +43,13 @@ class TimeBudget:
 
     @property
     def seconds(self) -> float:
-        """Wall time so far, of all parts of the run."""
+        """Wall time so far, before and after resuming."""
         return self._earlier_s + time.perf_counter() - self._began
 
     def warn_if_few_steps(self, step: int) -> str | None:
-        """Return what to do if few steps will fit into the minutes, early and once.
+        """Return a warning if few steps will fit into the minutes, early and once.
 
-        By the fastest of the first steps, so that a slow start alone does not warn.
+        It uses the fastest of the first steps, so that a slow start alone does not warn.
         """
         if self._is_fixed or len(self._first_ends) >= FIRST_ESTIMATE_STEPS:
             return None
@@ -62,21 +62,21 @@ class TimeBudget:
         )
 
     def ends_profile(self, step: int) -> bool:
-        """Return whether this step ends the timing; a validation is then timed too."""
+        """Return whether this step ends the profiling; then a validation is timed."""
         if self._is_fixed or step < UNTIMED_STEPS:
             return False
         self._ends.append(time.perf_counter())
         return step >= PROFILE_STEPS and len(self._ends) > TIMED_STEPS // 2
 
     def set_steps(self, step: int, *, validation_s: float) -> str | None:
-        """Fix the number of steps, now that steps and a validation have been timed.
+        """Fix the number of steps, after steps and a validation have been timed.
 
         Returns:
-            What to say and to do, if few steps fit into the minutes.
+            A warning, if few steps fit into the minutes.
         """
         if self._is_fixed:
             return None
-        # The median: now and then a step waits for a cold file or another program.
+        # The median: single steps wait for uncached files or other programs.
         step_s = median(b - a for a, b in pairwise(self._ends))
         left_s = self._minutes * 60 - self.seconds
         left_s -= validation_s * self._settings.validations
@@ -92,29 +92,29 @@ class TimeBudget:
     def _too_few_steps(
         self, step: int, step_s: float, left_s: float, about: str = ""
     ) -> str | None:
-        """Return what to do if few steps fit into what is left."""
+        """Return a warning if few steps fit into the time left."""
         fit = step + max(1, int(left_s / step_s))
-        wanted = min(FEW_STEPS, self.steps)
-        if fit >= wanted:
+        n_wanted = min(FEW_STEPS, self.steps)
+        if fit >= n_wanted:
             return None
         self._has_warned = True
-        enough_s = self._minutes * 60 - left_s + (wanted - step) * step_s
+        enough_s = self._minutes * 60 - left_s + (n_wanted - step) * step_s
         return (
             f"Only {about}{fit} steps of {step_s:.1f} s fit into {self._minutes:g} minutes "
-            f"here; a model gains much up to about {FEW_STEPS}. Give it "
+            f"here; a model improves much up to about {FEW_STEPS}. Set "
             f"`training.minutes={math.ceil(enough_s / 60)}`, or make steps faster with a "
-            "smaller `data.tile_px` or `training.batch` (--restart begins anew with them)."
+            "smaller `data.tile_px` or `training.batch`, and start again with --restart."
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state to save in a checkpoint."""
         return {"steps": self.steps, "is_fixed": self._is_fixed, "seconds": self.seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on at the pace whose state it is."""
+        """Restore a saved state."""
         self.steps = state["steps"]
         self._is_fixed = state["is_fixed"]
-        # A run that goes back does not get its time back.
+        # A rollback does not reset the elapsed time.
         self._earlier_s = max(state["seconds"], self.seconds)
         self._began = time.perf_counter()
 

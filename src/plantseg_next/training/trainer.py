@@ -1,8 +1,7 @@
-"""The dull loop: batches in, steps taken, checkpoints kept, whatever happens.
+"""The training loop: batches, steps, validations, checkpoints, and recovery from failures.
 
-What a step learns is in ``step.py``, how it is taken in ``learner.py``, what a batch holds
-in ``data/streams.py``. Here is the order of things, and what is done when one of them
-fails.
+What a step learns is in ``step.py``, how it is taken in ``engine.py``, what a batch holds
+in ``data/dataset.py``.
 """
 
 import time
@@ -43,27 +42,27 @@ from plantseg_next.training.signals import StopSignal
 from plantseg_next.training.time_budget import PROFILE_STEPS, TimeBudget, is_due
 
 CHECKPOINT_TIME_FRACTION = 0.01
-"""Most of the time that goes into checkpoints between two validations."""
+"""Largest fraction of the time spent on checkpoints between two validations."""
 NOT_FINITE_IN_A_ROW = 3
 MAX_ROLLBACKS = 3
 MAX_UNREADABLE = 0.05
 """Fraction of the images that may turn out unreadable during a run."""
 LR_SCALE_AFTER_ROLLBACK = 0.5
 NO_GAIN = (
-    "On the validation images no step was as good as the model that training started "
-    "from. Where they are few, that may be chance: judge both models on more. Otherwise "
-    "more masks, more minutes or a lower training.lr may help."
+    "No validation reached the score of the model that training started from. With few "
+    "validation images this may be noise: evaluate both models on more. Otherwise more "
+    "masks, more minutes or a lower training.lr may help."
 )
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to.
+    """The result of a run.
 
     Args:
         steps: Optimizer steps taken.
         best: The best validation.
-        minutes: Wall time, validations included, of all parts of the run.
+        minutes: Wall time, validations included, before and after resuming.
     """
 
     steps: int
@@ -73,19 +72,19 @@ class RunSummary:
 
 @dataclass
 class RunProgress:
-    """Where a run is, and what has happened to it.
+    """The position of a run, and its failures so far.
 
     Args:
         step: Steps taken.
-        micro_batch: Labeled tiles at once.
-        asked_micro_batch: What the settings asked for, before memory had its say.
+        micro_batch: Labeled tiles in a forward pass.
+        asked_micro_batch: That of the settings, before it was lowered to fit the memory.
         not_finite: Steps in a row whose gradient was not finite.
-        rollbacks: Times that the run went back to a checkpoint.
-        rolled_back_to: Step of the last such checkpoint; -1 if there was none.
-        failed_at: Step at which it went back; -1 likewise.
-        lr_scale: On the learning rate, lower in a run that went back.
+        rollbacks: Number of rollbacks.
+        rolled_back_to: Step of the last checkpoint rolled back to; -1 if none.
+        failed_at: Step at which that rollback happened; -1 likewise.
+        lr_scale: Factor on the learning rate, lowered by rollbacks.
         best_step: Step of the best validation; -1 before the first.
-        start_metric: Of the model that training started from, if it is one.
+        start_metric: Score of the model that training started from, if any.
         skipped: Images that could not be read, and why.
     """
 
@@ -103,16 +102,16 @@ class RunProgress:
 
 
 class Trainer:
-    """One run, from its newest checkpoint to its end.
+    """Trains from the newest checkpoint to the end of the run.
 
     Args:
-        engine: What learns.
-        batches: From a step to an iterator over what it and later ones learn from.
-        n_images: That are drawn from.
-        validate: Judges the network as it stands.
+        engine: Takes the steps.
+        batches: From a step to an iterator over the batches of it and later ones.
+        n_images: Number of training images.
+        validate: Evaluates the network in its current state.
         settings: The whole tree.
-        checkpoints: Where they are kept.
-        callbacks: Told of everything, in order.
+        checkpoints: Of the run.
+        callbacks: Called in this order.
     """
 
     def __init__(
@@ -144,17 +143,17 @@ class Trainer:
         """Train from the newest checkpoint to the end.
 
         Args:
-            stop_after: Stop when so many steps are taken, as if the user had asked.
+            stop_after: Stop after so many steps, as if the user had asked for it.
 
         Raises:
-            StoppedError: If the user asked for it; the run can go on.
-            TrainingError: If learning breaks down, or memory is too small.
+            StoppedError: If the user asked for it; the run can be resumed.
+            TrainingError: If training diverges, or memory is too small.
             DataError: If too many images cannot be read.
-            OutputError: If the disk is full; the checkpoints before are whole.
+            OutputError: If the disk is full; earlier checkpoints are intact.
         """
         try:
             with same_bits(self._settings.deterministic, self._engine.device):
-                outcome = self._run(stop_after)
+                summary = self._run(stop_after)
         except StoppedError as stopped:
             self._end("stopped", stopped.came)
             raise
@@ -162,11 +161,11 @@ class Trainer:
             came = error.came if isinstance(error, PlantSegError) else repr(error)
             self._end("failed", came)
             raise
-        self._end("finished", f"{outcome.steps} steps were taken.")
-        return outcome
+        self._end("finished", f"{summary.steps} steps were taken.")
+        return summary
 
     def emit(self, event: Event) -> None:
-        """Let every watcher know."""
+        """Pass an event to every callback."""
         for callback in self._callbacks:
             callback.on_event(self.progress.step, event)
 
@@ -176,17 +175,17 @@ class Trainer:
 
     def _run(self, stop_after: int | None) -> RunSummary:
         progress = self.progress
-        with StopSignal() as asked:
+        with StopSignal() as stop:
             self._begin()
             source = self._batches(progress.step)
             while progress.step < self._time_budget.steps:
-                if asked.by is not None or progress.step == stop_after:
+                if stop.by is not None or progress.step == stop_after:
                     self._save()
-                    raise StoppedError(progress.step, self._time_budget.steps, asked.by)
+                    raise StoppedError(progress.step, self._time_budget.steps, stop.by)
                 try:
                     self._advance(source)
-                except RollbackError as back:
-                    self._roll_back(back)
+                except RollbackError as rollback:
+                    self._roll_back(rollback)
                     source = self._batches(progress.step)
         assert self._best is not None, "a run ends with a validation"  # noqa: S101
         if (
@@ -197,7 +196,7 @@ class Trainer:
         return RunSummary(progress.step, self._best, self._time_budget.seconds / 60)
 
     def _begin(self) -> None:
-        """Go on from the newest checkpoint, or write the first one."""
+        """Resume from the newest checkpoint, or write the first one."""
         state = self._checkpoints.load(
             say=lambda text: self.emit(Event("damaged-checkpoint", text))
         )
@@ -209,19 +208,19 @@ class Trainer:
         self._load(state)
         self._plan_checkpoint(0.0)
         step = self.progress.step
-        is_over = step >= self._time_budget.steps
-        text = "is finished already" if is_over else f"goes on from step {step}"
+        has_finished = step >= self._time_budget.steps
+        text = "is finished already" if has_finished else f"resumes from step {step}"
         self.emit(Event("resumed", f"The run {text}."))
 
     def _advance(self, batches: Iterator[TrainBatch]) -> None:
-        """Take a step, and do whatever is due after it."""
+        """Take a step, then validate or save if due."""
         began = time.perf_counter()
-        drawn = next(batches)
+        batch = next(batches)
         waited_s = time.perf_counter() - began
-        self._note_skipped(drawn)
-        parts = self._step(drawn)
+        self._note_skipped(batch)
+        parts = self._step(batch)
         progress, steps = self.progress, self._time_budget.steps
-        views = drawn.unlabeled
+        views = batch.unlabeled
         info = StepInfo(
             step=progress.step,
             steps=steps,
@@ -229,7 +228,7 @@ class Trainer:
             seconds=time.perf_counter() - began,
             elapsed_s=self._time_budget.seconds,
             waited_s=waited_s,
-            n_tiles=len(drawn.labeled) + (0 if views is None else len(views)),
+            n_tiles=len(batch.labeled) + (0 if views is None else len(views)),
             micro_batch=progress.micro_batch,
         )
         for callback in self._callbacks:
@@ -247,7 +246,7 @@ class Trainer:
             self._save()
 
     def _step(self, batch: TrainBatch) -> Mapping[str, Tensor]:
-        """Take a step; return the parts of its loss, or none if it was not applied."""
+        """Take a step; return the parts of its loss, none if it was not applied."""
         progress, engine, steps = self.progress, self._engine, self._time_budget.steps
         undo = engine.save_rng()
         (parts, is_finite), progress.micro_batch = retry_with_smaller_batch(
@@ -272,19 +271,19 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_oom(error):
                 raise
-            torn = str(error)
+            cause = str(error)
         else:
             progress.step += 1
             progress.not_finite = 0
             return parts
-        # The optimizer has changed some weights and not others.
+        # The optimizer may have changed only some of the weights.
         progress.micro_batch = max(1, progress.micro_batch // 2)
         raise RollbackError(
-            f"memory ran out while the weights were changed ({torn})", lower_rate=False
+            f"memory ran out while the weights were changed ({cause})", lower_rate=False
         )
 
     def _skip_step(self) -> Mapping[str, Tensor]:
-        """Go on with the next step; several in a row are too many."""
+        """Skip a step; roll back after several in a row."""
         progress = self.progress
         self._engine.zero_grad()
         progress.step += 1
@@ -303,136 +302,139 @@ class Trainer:
     def _validate_start(self) -> None:
         """Validate the model that training starts from, to compare with later.
 
-        It is not among those that ``best`` is chosen from: a few images may prefer it by
-        chance, and masks of the crop at hand usually help. New classes are not predicted
-        yet, so what the validation would warn of is not told.
+        It is no candidate for ``best``: with few images it may score highest by noise,
+        and training on masks of the target crop usually helps. New classes are not
+        predicted yet, so the events of this validation are dropped.
         """
-        found = self._validate(self._engine.eval_model)
-        self.progress.start_metric = found.monitored_metric
+        validation = self._validate(self._engine.eval_model)
+        self.progress.start_metric = validation.monitored_metric
         for callback in self._callbacks:
-            callback.on_validation(0, found, best=False)
+            callback.on_validation(0, validation, best=False)
 
     def _validate_and_save(self) -> None:
-        """Validate, tell of it, and keep a checkpoint."""
+        """Validate, call the callbacks, and save a checkpoint."""
         progress = self.progress
         self._engine.zero_grad()
         began = time.perf_counter()
-        found = self._validate(self._engine.eval_model)
-        found = replace(found, seconds=time.perf_counter() - began)
-        few = self._time_budget.set_steps(progress.step, validation_s=found.seconds)
+        validation = self._validate(self._engine.eval_model)
+        validation = replace(validation, seconds=time.perf_counter() - began)
+        few = self._time_budget.set_steps(progress.step, validation_s=validation.seconds)
         if few is not None:
             self.emit(Event("few-steps", few))
-        for event in found.events:
+        for event in validation.events:
             self.emit(event)
-        if self._has_collapsed(found):
-            raise RollbackError("no lesion is found any longer", step=progress.best_step)
+        if self._has_collapsed(validation):
+            raise RollbackError(
+                "no lesion is predicted any longer", step=progress.best_step
+            )
         is_best = (
-            self._best is None or found.monitored_metric >= self._best.monitored_metric
+            self._best is None or validation.monitored_metric >= self._best.monitored_metric
         )
         if is_best:
-            self._best, progress.best_step = found, progress.step
+            self._best, progress.best_step = validation, progress.step
         for callback in self._callbacks:
-            for event in callback.on_validation(progress.step, found, best=is_best):
+            for event in callback.on_validation(progress.step, validation, best=is_best):
                 self.emit(event)
         self._save()
 
-    def _has_collapsed(self, found: Validation) -> bool:
-        """Return whether to go back, for lesions were found before and none are now."""
+    def _has_collapsed(self, validation: Validation) -> bool:
+        """Return whether lesions were predicted before and none are now."""
         return (
             self._settings.training.on_collapse == "rollback"
             and self._best is not None
             and self._best.metrics["lesion_dice"] > 0
-            and any(event.kind == NO_LESION_EVENT for event in found.events)
+            and any(event.kind == NO_LESION_EVENT for event in validation.events)
         )
 
-    def _roll_back(self, back: RollbackError) -> None:
-        """Go on from an earlier checkpoint; if it fails again, from one before that.
+    def _roll_back(self, rollback: RollbackError) -> None:
+        """Roll back to a checkpoint; after a repeated failure, to an earlier one.
 
         Raises:
-            TrainingError: If it has been tried often enough.
+            TrainingError: After ``MAX_ROLLBACKS`` rollbacks.
         """
         progress = self.progress
-        failed_at, micro_batch, returns = (
+        failed_at, micro_batch, n_rollbacks = (
             progress.step,
             progress.micro_batch,
             progress.rollbacks,
         )
-        if returns == MAX_ROLLBACKS:
+        if n_rollbacks == MAX_ROLLBACKS:
             raise TrainingError(
-                f"At step {failed_at}, {back}, after going back {returns} times.",
-                needed="a loss that stays finite and a model that finds lesions"
-                if back.lower_rate
+                f"At step {failed_at}, {rollback}, after {n_rollbacks} rollbacks.",
+                needed="a loss that stays finite and a model that predicts lesions"
+                if rollback.lower_rate
                 else "memory for the weights and their optimizer",
-                fix="a new run with --set training.lr at a third of its value, or "
-                "--set training.precision=float32"
-                if back.lower_rate
+                fix="start a new run with --set training.lr at a third of its value, or "
+                "with --set training.precision=float32"
+                if rollback.lower_rate
                 else SMALLER,
             )
-        again = failed_at <= progress.failed_at
+        has_failed_again = failed_at <= progress.failed_at
         state = (
             self._checkpoints.load(
-                step=back.step, before=progress.rolled_back_to if again else None
+                step=rollback.step,
+                before=progress.rolled_back_to if has_failed_again else None,
             )
             or self._checkpoints.load()
         )
         assert state is not None, "a run begins with a checkpoint"  # noqa: S101
-        factor = progress.lr_scale * (LR_SCALE_AFTER_ROLLBACK if back.lower_rate else 1)
+        factor = progress.lr_scale * (LR_SCALE_AFTER_ROLLBACK if rollback.lower_rate else 1)
         self._load(state)
         progress.micro_batch = micro_batch
         progress.lr_scale = factor
-        progress.rollbacks = returns + 1
+        progress.rollbacks = n_rollbacks + 1
         progress.rolled_back_to, progress.failed_at = progress.step, failed_at
         self.emit(
             Event(
                 "rollback",
-                f"At step {failed_at}, {back}. The run goes on from step {progress.step}, "
-                f"with {factor:g} of the learning rate.",
+                f"At step {failed_at}, {rollback}. The run resumes from step "
+                f"{progress.step}, with {factor:g} of the learning rate.",
             )
         )
         self._save()
 
-    def _note_skipped(self, drawn: TrainBatch) -> None:
-        """Tell of images that could not be read; stop when they are too many.
+    def _note_skipped(self, batch: TrainBatch) -> None:
+        """Emit events for unreadable images; stop when there are too many.
 
         Raises:
-            DataError: If a larger share than ``MAX_UNREADABLE`` is lost.
+            DataError: If a larger fraction than ``MAX_UNREADABLE`` is unreadable.
         """
-        lost = self.progress.skipped
-        for key, reason in drawn.skipped:
-            if key in lost:
+        skipped = self.progress.skipped
+        for key, reason in batch.skipped:
+            if key in skipped:
                 continue
-            lost[key] = reason
-            text = f"{reason} Another image takes its place."
+            skipped[key] = reason
+            text = f"{reason} Another image replaces it."
             self.emit(Event("unreadable-image", text))
-        if len(lost) > MAX_UNREADABLE * self._n_images:
+        if len(skipped) > MAX_UNREADABLE * self._n_images:
             self._save()
             raise DataError(
-                f"{len(lost)} of {self._n_images} images cannot be read; the last one: "
-                f"{next(reversed(lost.values()))}",
-                needed=f"at most {MAX_UNREADABLE:.0%} of them lost",
-                fix="mend or restore them, then the same command goes on from here",
+                f"{len(skipped)} of {self._n_images} images cannot be read; the last one: "
+                f"{next(reversed(skipped.values()))}",
+                needed=f"at most {MAX_UNREADABLE:.0%} of them unreadable",
+                fix="repair or restore them, then run the same command again to resume",
             )
 
     def _save(self) -> None:
-        """Write a checkpoint of the run as it stands.
+        """Write a checkpoint.
 
         Raises:
-            OutputError: If it cannot be written; says from where the run can go on.
+            OutputError: If it cannot be written; states from which step to resume.
         """
         progress = self.progress
         if progress.not_finite:
-            return  # the last good one is older
+            return  # keep the last one with finite gradients
         try:
             saved = self._checkpoints.save(
                 self._state_dict(), step=progress.step, also_keep=progress.best_step
             )
         except OutputError as error:
-            held = self._checkpoints.steps()
+            kept_steps = self._checkpoints.steps()
             raise OutputError(
                 f"{error.came} The run stopped at step {progress.step}.",
                 needed=error.needed,
-                fix=f"{error.fix}; the same command then goes on from step {held[-1]}"
-                if held
+                fix=f"{error.fix}; the same command then resumes from step {kept_steps[-1]}"
+                if kept_steps
                 else error.fix,
             ) from error
         self._plan_checkpoint(saved.seconds)
@@ -440,7 +442,7 @@ class Trainer:
             callback.on_checkpoint(progress.step, saved)
 
     def _plan_checkpoint(self, seconds: float) -> None:
-        """Set when the next one is due, the last having taken so many seconds."""
+        """Set when the next checkpoint is due; ``seconds`` is what the last one took."""
         pause_s = 60 * self._settings.training.checkpoint_minutes
         if pause_s > 0:
             pause_s = max(pause_s, seconds / CHECKPOINT_TIME_FRACTION)
@@ -450,25 +452,25 @@ class Trainer:
         best = self._best
         return {
             "progress": asdict(self.progress),
-            "pace": self._time_budget.state_dict(),
+            "time_budget": self._time_budget.state_dict(),
             "best": best
             and {"monitored_metric": best.monitored_metric, "metrics": dict(best.metrics)},
-            "learner": self._engine.state_dict(),
-            "chance": random_state(),
-            "watchers": {type(w).__name__: w.state_dict() for w in self._callbacks},
+            "engine": self._engine.state_dict(),
+            "rng": random_state(),
+            "callbacks": {type(c).__name__: c.state_dict() for c in self._callbacks},
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        self._engine.load_state_dict(state["learner"])
+        self._engine.load_state_dict(state["engine"])
         asked = self.progress.asked_micro_batch
         for name, value in state["progress"].items():
             setattr(self.progress, name, value)
         if asked != self.progress.asked_micro_batch:
             self.progress.micro_batch = self.progress.asked_micro_batch = asked
-        self._time_budget.load_state_dict(state["pace"])
+        self._time_budget.load_state_dict(state["time_budget"])
         self._best = state["best"] and Validation(**state["best"])
         for callback in self._callbacks:
-            known = state["watchers"].get(type(callback).__name__)
-            if known is not None:
-                callback.load_state_dict(known)
-        restore_random_state(state["chance"])
+            callback_state = state["callbacks"].get(type(callback).__name__)
+            if callback_state is not None:
+                callback.load_state_dict(callback_state)
+        restore_random_state(state["rng"])

@@ -1,1 +1,1 @@
-"""One file a verb: what the command line and ``api`` do."""
+"""One module per command, and the parts that training runs share."""

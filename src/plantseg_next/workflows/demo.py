@@ -1,7 +1,6 @@
-"""Recipes: functions that return a whole ``Experiment``.
+"""The settings of ``plantseg-next demo``.
 
-Each says what it is for and what it costs, so that its numbers have a reason. The
-defaults of ``Experiment`` are the recipe for photographs and twelve minutes.
+The defaults of ``Settings`` are for photographs and a run of twelve minutes.
 """
 
 from plantseg_next.settings import (
@@ -14,17 +13,17 @@ from plantseg_next.settings import (
 
 
 def refine(steps: int = 200, labeled_fraction: float = 1.0) -> Settings:
-    """Return the recipe of ``plantseg-next demo``: the starter, refined on a few masks.
+    """Return the settings of ``demo``: refine the starter model on a few masks.
 
-    As many steps on any machine: in a fixed time a slow or busy one learns nothing. Two
-    to three minutes on two cores, for drawn leaves of 256 pixels. A low rate keeps what
-    the starter knows: of the first starter, lesion Dice of 30 test leaves fell from .876 to
-    .833 after 200 steps on 19 masks at 0.0005; at 0.0002 it rose to .885. Images without
-    masks are left out, for brevity.
+    The number of steps is fixed, because in a fixed time a slow or busy machine makes too
+    few steps. Two to three minutes on two cores, for synthetic leaves of 256 pixels. The
+    learning rate is low to keep the weights of the starter: with the first starter, lesion
+    Dice of 30 test leaves fell from .876 to .833 after 200 steps on 19 masks at 0.0005; at
+    0.0002 it rose to .885. Images without masks are left out, to save time.
 
     Args:
         steps: Optimizer steps.
-        labeled_fraction: Of the training masks that are used.
+        labeled_fraction: Fraction of the training masks that is used.
     """
     return Settings(
         data=DataSettings(tile_px=128, workers=0, labeled_fraction=labeled_fraction),

@@ -1,6 +1,6 @@
-"""Where a model meets its judges: on which images, and under which class names.
+"""Evaluate a model: choose images and class names, and pair masks with predictions.
 
-Inference knows no truth and evaluation knows no model; this is the table between them.
+``inference`` and ``evaluation`` do not import each other; this module uses both.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,16 +33,17 @@ def images_to_evaluate(
     *,
     classes: Path | None = None,
 ) -> Manifest:
-    """Return the images with masks that a model is to be judged on.
+    """Return the images with masks that a model is evaluated on.
 
     Args:
-        model: Folder of the model; its run, one folder up, knows what it learned from.
-        data: Images with masks; the run's own by default.
-        split: Which of them; "all" is for data sets that had no part in training.
-        classes: What mask values mean, if the folder does not say.
+        model: Folder of the model; the run is one folder up, with the manifest of its
+            training images.
+        data: Images with masks; by default the data set of the run.
+        split: Split to evaluate on; "all" is for data sets that had no part in training.
+        classes: File of what mask values mean, if the folder has none.
 
     Raises:
-        UsageError: If there is nothing to judge by, or training images are in it.
+        UsageError: If no image has a mask, or training images are among them.
     """
     learned = _manifest_of_run(model)
     manifest = _in_splits_of_run(model, learned, data, split, classes)
@@ -53,8 +54,8 @@ def images_to_evaluate(
     if not len(manifest.labeled):
         raise UsageError(
             f"`{data}` has no image with a mask.",
-            needed="masks to judge the model by",
-            fix="run `plantseg-next check` on it: it says how the folder was read",
+            needed="masks to evaluate the model with",
+            fix="run `plantseg-next check` on it: it reports how the folder was read",
         )
     return manifest.labeled
 
@@ -65,30 +66,30 @@ def labeled_rows(manifest: Manifest, split: Split, origin: object) -> Manifest:
     Raises:
         UsageError: If there are none.
     """
-    found = manifest.split(split).labeled
-    if not len(found):
+    rows = manifest.split(split).labeled
+    if not len(rows):
         counts = {s: len(manifest.split(s).labeled) for s in ("train", "val", "test")}
         raise UsageError(
             f"`{origin}` has no image with a mask in its {split} split (images with "
             f"masks: {', '.join(f'{name} {n}' for name, n in counts.items())}).",
             needed="masks of at least a few images of every split",
-            fix="run `plantseg-next check` on it: it says how the folder was read",
+            fix="run `plantseg-next check` on it: it reports how the folder was read",
         )
-    return found
+    return rows
 
 
 def some_rows(manifest: Manifest, n: int, seed: int) -> Manifest:
-    """Return at most ``n`` rows, drawn once by the seed."""
+    """Return at most ``n`` rows, chosen by the seed."""
     order = np.random.default_rng(seed).permutation(len(manifest))[:n]
     return manifest.only(manifest.rows[i] for i in sorted(order))
 
 
 def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
-    """Return the validation figures: lesion Dice, and IoU over diseases if several.
+    """Return the validation metrics of a predictor.
 
-    And IoU of the leaf where it is marked. The score is their mean.
-
-    An image that cannot be read is passed over, with an event.
+    They are lesion Dice, IoU over diseases if there are several, and leaf IoU where the
+    leaf is annotated. The monitored metric is their mean. An image that cannot be read is
+    skipped, with an event.
     """
     from plantseg_next.training.callbacks.callback import Event, Validation
     from plantseg_next.training.callbacks.diagnostics import no_lesion_found
@@ -96,26 +97,28 @@ def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
     n = manifest.classes.n_lesion_logits
     confusion = np.zeros((n, n), np.int64)
     leaf = np.zeros((2, 2), np.int64)
-    lost = []
+    skipped = []
     for row in manifest.rows:
         try:
             truth = load_sample(row, manifest)
         except DataError as error:
-            lost.append(Event("unreadable-image", f"{error.came} It judges nothing."))
+            skipped.append(
+                Event("unreadable-image", f"{error.came} It is not validated on.")
+            )
             continue
-        found = predictor(truth.image)
-        confusion += confusion_matrix(truth.lesion, found.lesion, n)
-        if found.leaf is not None:
-            leaf += confusion_matrix(truth.leaf, found.leaf, 2)
+        prediction = predictor(truth.image)
+        confusion += confusion_matrix(truth.lesion, prediction.lesion, n)
+        if prediction.leaf is not None:
+            leaf += confusion_matrix(truth.leaf, prediction.leaf, 2)
     scores = ClassScores(confusion)
-    # Undefined means: there was nothing to find, and nothing was claimed.
+    # Undefined if there is no lesion in the masks and none was predicted.
     metrics = {"lesion_dice": float(np.nan_to_num(scores.lesion_dice, nan=1.0))}
     if n > 2:
         metrics["disease_miou"] = float(np.nan_to_num(scores.disease_miou))
     if leaf.any():
         metrics["leaf_iou"] = float(np.nan_to_num(ClassScores(leaf).lesion_iou))
-    score = sum(metrics.values()) / len(metrics)  # severity rests on lesion and leaf alike
-    events = (*lost, *no_lesion_found(confusion, manifest.classes.lesions))
+    score = sum(metrics.values()) / len(metrics)  # severity depends on lesion and leaf
+    events = (*skipped, *no_lesion_found(confusion, manifest.classes.lesions))
     return Validation(score, metrics, events=events)
 
 
@@ -123,25 +126,25 @@ def eval_items(
     predictor: Predictor,
     model_classes: ClassMap,
     manifest: Manifest,
-    judged_as: ClassMap,
-    told: Callable[[int, int], None] = lambda *_: None,
+    eval_classes: ClassMap,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Iterator[EvalItem]:
-    """Yield every row with its prediction, merged to "any lesion" where names differ."""
-    merge = judged_as.lesions != model_classes.lesions
-    names = {name: i for i, name in enumerate(judged_as.diseases)}
+    """Yield every row with its prediction, merged to "any lesion" if the names differ."""
+    merge = eval_classes.lesions != model_classes.lesions
+    names = {name: i for i, name in enumerate(eval_classes.diseases)}
     for i, row in enumerate(manifest.rows):
         sample = load_sample(row, manifest)
         sample = replace(sample, disease=names.get(row.disease or "", IGNORE))
-        found = predictor(sample.image)
+        prediction = predictor(sample.image)
         if merge:
             sample = replace(sample, lesion=_any_lesion(sample.lesion))
-            found = replace(found, lesion=_any_lesion(found.lesion))
-        yield EvalItem(sample, found, row.source, row.group_key, row.disease)
-        told(i + 1, len(manifest))
+            prediction = replace(prediction, lesion=_any_lesion(prediction.lesion))
+        yield EvalItem(sample, prediction, row.source, row.group_key, row.disease)
+        on_progress(i + 1, len(manifest))
 
 
 def severity_pct(lesion: np.ndarray, leaf: np.ndarray | None) -> float | None:
-    """Return lesion over leaf area in percent, ``None`` where no leaf is known."""
+    """Return lesion over leaf area in percent; ``None`` without a leaf."""
     return measure_severity(lesion, leaf).severity_pct
 
 
@@ -152,16 +155,16 @@ def _in_splits_of_run(
     split: Split | Literal["all"],
     classes: Path | None,
 ) -> Manifest:
-    """Return what a model may be judged on, each row in the split its run had it in.
+    """Return the images that a model may be evaluated on, each in its split of the run.
 
-    An image that the run knows by content, or whose group it knows, keeps its split
-    there; one that it never saw is a test image.
+    An image whose content or group is in the manifest of the run keeps its split there;
+    any other image without a split is a test image.
     """
     if data is None:
         if learned is None:
             raise UsageError(
-                f"`{model}` does not say which images it was trained on.",
-                needed="images with masks to judge it by",
+                f"`{model}` does not state which images it was trained on.",
+                needed="images with masks to evaluate it with",
                 fix="name a folder: plantseg-next evaluate MODEL DATA",
             )
         return learned
@@ -188,32 +191,32 @@ def _in_splits_of_run(
 def _refuse_own_data(
     model: Path, learned: Manifest | None, manifest: Manifest, split: Split | Literal["all"]
 ) -> None:
-    """Refuse to call images test images when nobody knows whether they are.
+    """Refuse images of which it is unknown whether they are test images.
 
-    Those are images of a data set that the model learned from, or the model that it
-    started from, where no manifest of a run says which.
+    These are images of a data set that the model, or the model it was started from, learned
+    from, where no manifest of a run lists the training images.
     """
     known = {row.source for row in learned.rows} if learned is not None else set()
-    doubtful = set(read_card(model).sources) - known
-    rows = [row for row in manifest.labeled.rows if row.source in doubtful]
+    unlisted = set(read_card(model).sources) - known
+    rows = [row for row in manifest.labeled.rows if row.source in unlisted]
     if all(row.split == "test" or (row.split and split != "all") for row in rows):
         return
     names = ", ".join(sorted({row.source for row in rows}))
     if learned is not None or model in STARTERS.values():
         came = (
             f"`{model}`, or a model that it was started from, learned from a data set "
-            f"called {names}, and which images of it is not known here."
+            f"called {names}, and the images it learned from are not listed here."
         )
         fix = (
-            "rename the folder if its images are others; if not, state their published "
-            "`split` in index.csv and judge by --split test"
+            "rename the folder if its images are different; if not, state their published "
+            "`split` in index.csv and evaluate with --split test"
         )
     else:
         came = (
             f"`{model}` learned from a data set called {names}, and has been moved away "
-            "from its run, which knows which images those were."
+            "from its run, whose manifest.json lists those images."
         )
-        fix = "put the model back beside the run's manifest.json, or rename the data"
+        fix = "move the model back beside manifest.json of its run, or rename the data"
     raise UsageError(
         came,
         needed="the model in its run, or images that it cannot have learned from",
@@ -231,14 +234,14 @@ def _refuse_learned(learned: Manifest, manifest: Manifest) -> None:
     shared = sum(row.sha256 in seen for row in manifest.labeled.rows)
     if shared:
         raise UsageError(
-            f"{shared} of these images are ones the model learned from or was chosen by.",
+            f"{shared} of these images were used to train or to select the model.",
             needed="images that had no part in its training",
-            fix="leave out --split all, and the run's test images are taken",
+            fix="leave out --split all to evaluate on the test images of the run",
         )
 
 
 def _any_lesion(lesion: np.ndarray) -> np.ndarray:
-    """Return the map with every class as 1: a judge of where, not of which."""
+    """Return the map with every lesion class as 1."""
     any_lesion = (lesion > 0).astype(np.uint8)
     any_lesion[lesion == IGNORE] = IGNORE
     return any_lesion

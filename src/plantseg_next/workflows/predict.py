@@ -1,4 +1,4 @@
-"""Where a model measures images: masks, overlays and the tables of severity."""
+"""Measure images with a model: masks, overlays and the tables of severity."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,26 +24,26 @@ def write_measures(
     *,
     name: Callable[[Row], str],
     min_lesion_px: int = 20,
-    told: Callable[[int, int], None] = lambda *_: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> PredictionTable:
-    """Measure every image and write what was found.
+    """Measure every image and write the results.
 
     Args:
-        predictor: Of the model that measures.
-        card: What is known of that model.
-        manifest: The images; masks are not looked at.
+        predictor: Predictor of the model.
+        card: Card of the model.
+        manifest: The images; masks are not read.
         out: New folder.
-        name: What an image is called in the tables.
-        min_lesion_px: Smaller lesions are not counted, at the scale at which the model
-            sees the image; what that is in the image's own pixels stands in every row.
-        told: Hears of every image.
+        name: Returns the name of an image in the tables.
+        min_lesion_px: Smaller lesions are not counted, in pixels at the scale at which the
+            model sees the image; every row states the value in pixels of the image itself.
+        on_progress: Called after every image, with the number done and the total.
 
     Raises:
         OutputError: If ``out`` holds results already or cannot be written.
         DataError: If the only image cannot be read; of several, unreadable ones are
             listed and the rest is measured.
     """
-    # A lone image is read before the folder is made: if it is broken, nothing is left.
+    # A single image is read before the folder is made: if it is broken, no folder is left.
     only_image = read_image(manifest.rows[0].image) if len(manifest) == 1 else None
     rows, skipped = [], []
     prepare_output(out)
@@ -55,19 +55,21 @@ def write_measures(
                 skipped.append((name(row), error.came))
             else:
                 scale = predictor.scale(image.shape[:2])
-                # What is too small to count is so at the scale that the model sees.
+                # min_lesion_px is in pixels at the scale of the model.
                 least_px = round(min_lesion_px / scale**2)
-                found = assess(predictor(image), min_lesion_px=least_px)
-                notes = _notes(image, found, card)
-                rows.append(writer.add(name(row), image, found, scale=scale, notes=notes))
-            told(i + 1, len(manifest))
+                assessment = assess(predictor(image), min_lesion_px=least_px)
+                notes = _notes(image, assessment, card)
+                rows.append(
+                    writer.add(name(row), image, assessment, scale=scale, notes=notes)
+                )
+            on_progress(i + 1, len(manifest))
     return PredictionTable(tuple(rows), tuple(skipped))
 
 
-def _notes(image: np.ndarray, found: Assessment, card: ModelCard) -> list[str]:
-    """Return what a reader of the table should know about one image."""
+def _notes(image: np.ndarray, assessment: Assessment, card: ModelCard) -> list[str]:
+    """Return warnings about one image, for its row of the table."""
     notes = []
-    if card.classes.has_leaf and found.measure.denominator == "image":
+    if card.classes.has_leaf and assessment.measure.denominator == "image":
         notes.append("no leaf found")
     if green_fraction(image) < HARDLY_GREEN:
         notes.append("hardly any green: a plant?")

@@ -1,11 +1,11 @@
-"""Where a model labels images for the next run.
+"""Label images with a model, as training data of the next run.
 
-    OUT/masks/           what the model is sure of; 255 where it is not
-    OUT/confidence/      how sure it is of each pixel, 0 to 255
-    OUT/pseudo_labels.csv  a row an image: what was labeled, and how much of it
-    OUT/manifest.json    what ``train --pseudo-labels OUT`` reads
+    OUT/masks/           predicted class where the model is confident; 255 elsewhere
+    OUT/confidence/      confidence of each pixel, 0 to 255
+    OUT/pseudo_labels.csv  one row per image: its mask, and the fraction that is labeled
+    OUT/manifest.json    read by ``train --pseudo-labels OUT``
 
-A person may correct any mask, or delete its row: files are read again by the next run.
+A person may correct any mask, or delete its row: the next run reads the files again.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ COLUMNS = (
 
 
 def coding_of(classes: ClassMap) -> MaskCoding:
-    """Return what the values of pseudo-label masks mean: leaf first, where it is known."""
+    """Return the coding of pseudo-label masks; the leaf comes first, if it was learned."""
     marks = ("background", "leaf") if classes.has_leaf else ("background",)
     meaning: dict[int | str, str] = dict(enumerate((*marks, *classes.lesions)))
     meaning[IGNORE] = "ignore"
@@ -39,30 +39,30 @@ def coding_of(classes: ClassMap) -> MaskCoding:
 
 
 def sure_mask(
-    found: Prediction, *, threshold: float, has_leaf: bool
+    prediction: Prediction, *, threshold: float, has_leaf: bool
 ) -> tuple[UInt8[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
-    """Return what a prediction is sure of, and how sure it is.
+    """Return the confident part of a prediction as a mask, and its confidence.
 
     Args:
-        found: A prediction.
-        threshold: Least probability believed, in (0.5, 1).
-        has_leaf: Whether the mask tells leaf from ground, as ``coding_of`` has it.
+        prediction: A prediction.
+        threshold: Smallest probability accepted, in (0.5, 1).
+        has_leaf: Whether the mask separates leaf from background, as in ``coding_of``.
 
     Returns:
-        Mask values, ``IGNORE`` where lesion or leaf is in doubt; and the probability of
-        what is said, in [0.5, 1], the less sure of the two heads.
+        Mask values, ``IGNORE`` where lesion or leaf is below the threshold; and the
+        probability of the predicted class, in [0.5, 1], the smaller one of the two heads.
     """
-    lesion = found.lesion_probability.astype(np.float32)
+    lesion = prediction.lesion_probability.astype(np.float32)
     is_lesion = lesion >= 0.5
-    certainty = np.maximum(lesion, 1 - lesion)
+    confidence = np.maximum(lesion, 1 - lesion)
     first = 1 + has_leaf  # value of the first lesion class
-    mask = np.where(is_lesion, found.lesion + np.uint8(first - 1), np.uint8(0))
-    if found.leaf_probability is not None and has_leaf:
-        leaf = found.leaf_probability.astype(np.float32)
+    mask = np.where(is_lesion, prediction.lesion + np.uint8(first - 1), np.uint8(0))
+    if prediction.leaf_probability is not None and has_leaf:
+        leaf = prediction.leaf_probability.astype(np.float32)
         mask = np.where(~is_lesion & (leaf >= 0.5), np.uint8(1), mask)
-        doubt = np.minimum(certainty, np.maximum(leaf, 1 - leaf))
-        certainty = np.where(is_lesion, certainty, doubt)  # a lesion lies on a leaf
-    return np.where(certainty >= threshold, mask, IGNORE).astype(np.uint8), certainty
+        lower = np.minimum(confidence, np.maximum(leaf, 1 - leaf))
+        confidence = np.where(is_lesion, confidence, lower)  # a lesion is on a leaf
+    return np.where(confidence >= threshold, mask, IGNORE).astype(np.uint8), confidence
 
 
 def write_pseudo_labels(
@@ -72,17 +72,17 @@ def write_pseudo_labels(
     *,
     name: Callable[[Row], str],
     threshold: float,
-    told: Callable[[int, int], None] = lambda *_: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> PredictionTable:
     """Write masks, confidence, table and manifest of every image.
 
     Args:
-        predictor: Of the model that labels.
+        predictor: Predictor of the model.
         manifest: The images.
         out: New folder.
-        name: Path of an image within the folder; its mask is called so too, and .png.
-        threshold: Least probability believed, in (0.5, 1).
-        told: Hears of every image.
+        name: Returns the path of an image within the folder; its mask is that path + .png.
+        threshold: Smallest probability accepted, in (0.5, 1).
+        on_progress: Called after every image, with the number done and the total.
 
     Raises:
         OutputError: If ``out`` holds something already or cannot be written.
@@ -96,30 +96,34 @@ def write_pseudo_labels(
     skipped: list[tuple[str, str]] = []
     for i, row in enumerate(manifest.rows):
         try:
-            found = predictor(read_image(row.image))
+            prediction = predictor(read_image(row.image))
         except PlantSegError as error:
             skipped.append((name(row), error.came))
             continue
         finally:
-            told(i + 1, len(manifest))
-        mask, certainty = sure_mask(found, threshold=threshold, has_leaf=classes.has_leaf)
-        place = out / "masks" / f"{name(row)}.png"
+            on_progress(i + 1, len(manifest))
+        mask, confidence = sure_mask(
+            prediction, threshold=threshold, has_leaf=classes.has_leaf
+        )
+        mask_path = out / "masks" / f"{name(row)}.png"
         with explained(out):
-            write_mask(place, mask, names)
-            _write_gray(out / "confidence" / f"{name(row)}.png", certainty)
+            write_mask(mask_path, mask, names)
+            _write_gray(out / "confidence" / f"{name(row)}.png", confidence)
         trusted = mask != IGNORE
         is_lesion = trusted & (mask > classes.has_leaf)
         rows.append(
             {
                 "image": str(row.image),
-                "mask": place.relative_to(out).as_posix(),
+                "mask": mask_path.relative_to(out).as_posix(),
                 "mask_pct": 100 * float(trusted.mean()),
                 "lesion_pct": 100 * float(is_lesion.mean()),
-                "mean_confidence": float(certainty.mean()),
+                "mean_confidence": float(confidence.mean()),
                 "threshold": threshold,
             }
         )
-        kept.append(replace(row, mask=place, mask_sha256="", split="train", disease=None))
+        kept.append(
+            replace(row, mask=mask_path, mask_sha256="", split="train", disease=None)
+        )
     codings = dict.fromkeys({row.source for row in kept}, coding)
     table = csv_line(COLUMNS) + "".join(csv_line(r[c] for c in COLUMNS) for r in rows)
     with explained(out):
@@ -130,6 +134,6 @@ def write_pseudo_labels(
     return PredictionTable(tuple(rows), tuple(skipped))
 
 
-def _write_gray(path: Path, certainty: Float32[np.ndarray, "h w"]) -> None:
-    gray = Image.fromarray(np.rint(255 * certainty).astype(np.uint8))
+def _write_gray(path: Path, confidence: Float32[np.ndarray, "h w"]) -> None:
+    gray = Image.fromarray(np.rint(255 * confidence).astype(np.uint8))
     write_atomically(path, lambda file: gray.save(file, "PNG"))

@@ -1,4 +1,4 @@
-"""Where a run is put together: which images teach, who is the teacher, who judges."""
+"""Set up a run: its data sources, its manifest, its training data, and its trainer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,14 +29,15 @@ class DataSources:
     """Where images come from.
 
     Args:
-        data: One data set or many, in any layout that ``check`` knows; some of the
+        data: One data set or several, in any layout that ``check`` reads; some of the
             images have masks.
-        classes: What mask values mean, if the folder does not say.
+        classes: File of what mask values mean, if the folder has none.
         unlabeled: Further folders of images; their masks and labels, if any, are not
-            looked at. Those that show a labeled or judged scene are left out.
+            read. Images that show the scene of a labeled, validation or test image are
+            left out.
         pseudo_labels: Folders that ``pseudo_label`` wrote; their masks are learned from
-            as far as they say anything.
-        names: File of what the data sets call things, and what the run calls them.
+            where they are not ``IGNORE``.
+        names: File of the class names of the data sets, with the names of the run.
     """
 
     data: Path | Sequence[Path]
@@ -51,26 +52,26 @@ class DataSources:
         return (self.data,) if isinstance(self.data, Path) else tuple(self.data)
 
     def __str__(self) -> str:
-        """Return what the data sets are called in errors."""
+        """Return the paths of the data sets, for error messages."""
         return ", ".join(str(path) for path in self.folders)
 
     def read(self) -> Manifest:
-        """Return the images of the data sets, under the run's names.
+        """Return the images of the data sets, with the class names of the run.
 
         Raises:
-            UsageError: If one of them cannot be understood.
+            UsageError: If the layout of one of them is not recognized.
             DataError: If a file cannot be used.
         """
         manifest = read_folders(self.folders, classes=self.classes)
         return manifest if self.names is None else renamed(manifest, read_names(self.names))
 
     def plain(self) -> dict[str, Any]:
-        """Return the absolute paths as text: what is kept of them in a run."""
+        """Return the absolute paths as text, as a run records them."""
         folders = [str(path.resolve()) for path in self.folders]
         return {
             "data": folders if len(folders) > 1 else folders[0],
             "classes": self.classes and str(self.classes.resolve()),
-            **({"names": str(self.names.resolve())} if self.names else {}),
+            **({"class-names": str(self.names.resolve())} if self.names else {}),
             "unlabeled": [str(path.resolve()) for path in self.unlabeled],
             "pseudo-labels": [str(path.resolve()) for path in self.pseudo_labels],
         }
@@ -86,20 +87,20 @@ def build_manifest(
     """Return every image of a run, each in its split.
 
     Args:
-        sources: Where they come from.
-        settings: The seed draws splits where the data set states none, and which masks
-            are hidden where ``data.labeled_fraction`` is below 1.
-        log: Hears what is left out, and why.
-        on_progress: Hears of every image that is compared with the others.
+        sources: Where the images come from.
+        settings: Settings of the run. The seed chooses splits where the data set states
+            none, and the hidden masks where ``data.labeled_fraction`` is below 1.
+        log: Receives a line about the images that are left out, with the reason.
+        on_progress: Called after every image compared with the others.
 
     Raises:
-        UsageError: If the masks name no lesion.
+        UsageError: If the masks name no lesion class.
         DataError: If a file cannot be used.
     """
     manifest = splits.assign(sources.read(), seed=settings.seed)
     if len(sources.folders) > 1:
-        manifest, left = drop_leaks(manifest, on_progress=on_progress)
-        for line in describe_excluded(left):
+        manifest, excluded = drop_leaks(manifest, on_progress=on_progress)
+        for line in describe_excluded(excluded):
             log(line)
     manifest = splits.labeled_fraction(
         manifest, settings.data.labeled_fraction, seed=settings.seed
@@ -107,45 +108,44 @@ def build_manifest(
     if len(manifest.labeled) and not manifest.classes.lesions:
         raise UsageError(
             f"The masks of `{sources}` name no lesion class.",
-            needed="masks that mark lesions; leaf masks alone teach no disease",
-            fix="say in classes.yaml which value is a lesion",
+            needed="masks that mark lesions; leaf masks alone are not enough",
+            fix="state in classes.yaml which value is a lesion",
         )
     # Pseudo-labels first: an image that has one is no longer without a label.
     for folders, masks in ((sources.pseudo_labels, True), (sources.unlabeled, False)):
         if folders:
             others = [read_folder(folder) for folder in folders]
-            manifest, left = add_datasets(
+            manifest, excluded = add_datasets(
                 manifest, others, masks=masks, on_progress=on_progress
             )
-            for line in describe_excluded(left):
+            for line in describe_excluded(excluded):
                 log(line)
-    return _with_what_is_learned(manifest, log)
+    return _without_unlearned_leaf(manifest, log)
 
 
-def _with_what_is_learned(manifest: Manifest, say: Callable[[str], None]) -> Manifest:
-    """Return the table without the leaf among its classes, if only judges know it.
+def _without_unlearned_leaf(manifest: Manifest, log: Callable[[str], None]) -> Manifest:
+    """Return the manifest without a leaf class, if no training mask marks the leaf.
 
-    A head that no mask teaches says something all the same, and severity would be made
-    of it.
+    Otherwise severity would be computed from the output of an untrained leaf head.
     """
-    pseudo_labeled = manifest.split("train").labeled.rows
+    train_rows = manifest.split("train").labeled.rows
     if not manifest.classes.has_leaf or any(
-        manifest.codings[row.source].marks_leaf for row in pseudo_labeled
+        manifest.codings[row.source].marks_leaf for row in train_rows
     ):
         return manifest
-    say("No mask that is learned from marks the leaf: the model will know no severity.")
+    log("No training mask marks the leaf: the model will give no severity.")
     return replace(manifest, classes=replace(manifest.classes, has_leaf=False))
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All that a run learns from and under: with it, a run can be begun or gone on with.
+    """Images and settings of a run: all that is needed to start or resume it.
 
     Args:
         manifest: Every image, in its split.
-        settings: The whole tree.
+        settings: All settings.
         pixels: Labeled pixels of each lesion class, "no lesion" first.
-        origin: What the images are called in errors.
+        origin: Name of the images in error messages.
     """
 
     manifest: Manifest
@@ -162,19 +162,19 @@ class TrainingData:
         *,
         on_progress: Callable[[int, int], None] = lambda *_: None,
     ) -> "TrainingData":
-        """Return the plan of a run to come: every file is digested, every mask counted.
+        """Return the data of a new run: compute file digests and count mask pixels.
 
-        Masks of a few points or scribbles are found out, and marked so.
+        Masks of a few points or scribbles are marked as sparse.
 
         Raises:
             DataError: If a file cannot be used.
         """
         from plantseg_next.data.dataset import count_pixels
 
-        plan = cls(manifest.digested(), settings, (), origin)
-        counted = count_pixels(plan.labeled, on_progress=on_progress)
-        rows = (replace(r, sparse=r.key in counted.sparse) for r in plan.manifest.rows)
-        return replace(plan, manifest=plan.manifest.only(rows), pixels=counted.pixels)
+        data = cls(manifest.digested(), settings, (), origin)
+        counts = count_pixels(data.labeled, on_progress=on_progress)
+        rows = (replace(r, sparse=r.key in counts.sparse) for r in data.manifest.rows)
+        return replace(data, manifest=data.manifest.only(rows), pixels=counts.pixels)
 
     @property
     def labeled(self) -> Manifest:
@@ -183,16 +183,16 @@ class TrainingData:
 
     @property
     def validation(self) -> Manifest:
-        """Images whose masks choose the best model."""
+        """Images whose masks select the best model."""
         return labeled_rows(self.manifest, "val", self.origin)
 
     @property
     def unlabeled(self) -> Manifest:
         """Images that are learned from without a mask; none in a supervised run.
 
-        Those of the training split may have a name, which is learned where
-        ``image_labels.fraction`` is above 0; of others, nothing that is known is looked
-        at. Where a mask is a few points, its image is both.
+        Those of the training split may have an image-level label, which is learned from
+        if ``image_labels.fraction`` is above 0; labels of other images are not used. An
+        image whose mask is a few points is both labeled and unlabeled.
         """
         if self.settings.semi.method == "supervised":
             return self.manifest.only(())
@@ -201,13 +201,13 @@ class TrainingData:
             *self.manifest.split("unlabeled").rows,
             *(row for row in train if row.sparse),
         )
-        named = [row for row in train if row.mask is None and row.disease is not None]
+        with_label = [r for r in train if r.mask is None and r.disease is not None]
         if self.settings.image_labels.fraction == 0:
-            named = [replace(row, disease=None) for row in named]
+            with_label = [replace(row, disease=None) for row in with_label]
         return self.manifest.only(
             (
                 *(replace(row, mask=None, disease=None, sparse=False) for row in bare),
-                *named,
+                *with_label,
             )
         )
 
@@ -219,13 +219,13 @@ def build_trainer(
     callbacks: Sequence["Callback"] = (),
     log: Callable[[str], None] = lambda _: None,
 ) -> "Trainer":
-    """Return the trainer of a run, network and all, as it stands before the first step.
+    """Return the trainer of a run, with its network, before the first step.
 
     Args:
-        plan: What is learned from, and how.
-        folder: Of the run.
-        callbacks: Hear of everything, after the run's own folder.
-        log: Hears what a person should know before training starts.
+        plan: Images and settings of the run.
+        folder: Folder of the run.
+        callbacks: Called after the callbacks that write the run folder.
+        log: Receives lines for the user before training starts.
     """
     from plantseg_next.data.dataloader import loader
     from plantseg_next.models.start import network_of_run
@@ -240,9 +240,9 @@ def build_trainer(
     from plantseg_next.training.trainer import Trainer
 
     settings, classes = plan.settings, plan.manifest.classes
-    learned, judged_on, unlabeled = plan.labeled, plan.validation, plan.unlabeled
-    drawn_from = {row.source for row in (*learned.rows, *unlabeled.rows)}
-    refuse_unknown(settings.data, sorted(drawn_from))
+    labeled, validation, unlabeled = plan.labeled, plan.validation, plan.unlabeled
+    names = {row.source for row in (*labeled.rows, *unlabeled.rows)}
+    refuse_unknown(settings.data, sorted(names))
     device = find_device(settings.device)
     budget_mb = settings.memory.budget_mb
     if device.kind == "cuda":
@@ -252,31 +252,35 @@ def build_trainer(
     network, source = network_of_run(
         settings.model, classes, folder, resumed=bool(checkpoints.steps())
     )
-    sparse = sum(row.sparse for row in learned.rows)
+    sparse = sum(row.sparse for row in labeled.rows)
     log(
-        f"{len(learned)} labeled images to learn from"
+        f"{len(labeled)} labeled images to learn from"
         + (f" ({sparse} of them by points or scribbles)" if sparse else "")
-        + f", {len(judged_on)} to judge by"
+        + f", {len(validation)} to validate on"
     )
     log(f"device: {device.name}; {source.notice}")
     hidden = unlabeled_metrics = None
-    named = [row for row in unlabeled.rows if row.disease is not None]
+    with_label = [row for row in unlabeled.rows if row.disease is not None]
     if len(unlabeled):
         log(
             f"{len(unlabeled)} images without masks to learn from"
-            + (f", {len(named)} of them with a name" if named else "")
+            + (
+                f", {len(with_label)} of them with an image-level label"
+                if with_label
+                else ""
+            )
         )
-        known = {row.source for row in learned.rows}
-        if named and not any(row.source in known for row in named):
+        known = {row.source for row in labeled.rows}
+        if with_label and not any(row.source in known for row in with_label):
             log(
-                "  no named image is of a data set with masks: where it was measured, "
-                "such names cost lesions more than they brought (docs/few-labels.md); "
-                "compare with a run without them"
+                "  no image with an image-level label is of a data set with masks: in "
+                "measurements, such labels lowered the lesion Dice "
+                "(docs/results/few-labels.md); compare with a run without them"
             )
         hidden = hidden_tiles(
-            plan.manifest, settings, plan.pixels, with_image_labels=bool(named)
+            plan.manifest, settings, plan.pixels, with_image_labels=bool(with_label)
         )
-        unlabeled_metrics = unlabeled_set_metrics(learned, unlabeled, settings, plan.pixels)
+        unlabeled_metrics = unlabeled_set_metrics(labeled, unlabeled, settings, plan.pixels)
     card = ModelCard(
         classes=classes,
         model=settings.model,
@@ -285,7 +289,7 @@ def build_trainer(
         weights_origin=source.name,
         weights_license=source.license,
         weights_sha256=source.sha256,
-        sources=tuple(sorted({row.source for row in learned.rows} | {*source.data_sets})),
+        sources=tuple(sorted({row.source for row in labeled.rows} | {*source.data_sets})),
     )
     engine = build_engine(
         network,
@@ -293,7 +297,7 @@ def build_trainer(
         device,
         classes,
         with_unlabeled=len(unlabeled) > 0,
-        with_image_labels=bool(named),
+        with_image_labels=bool(with_label),
     )
     pseudo_labeler = engine.pseudo_labeler
     monitor = ResourceMonitor(
@@ -306,8 +310,8 @@ def build_trainer(
         minutes=settings.training.minutes,
         unsup_start=settings.semi.warmup_fraction if pseudo_labeler else None,
     )
-    chosen = some_rows(judged_on, settings.training.validation_images, settings.seed)
-    judge = Validator(
+    chosen = some_rows(validation, settings.training.validation_images, settings.seed)
+    validator = Validator(
         chosen,
         card,
         device,
@@ -316,7 +320,7 @@ def build_trainer(
         hidden=hidden,
         unlabeled_metrics=unlabeled_metrics,
     )
-    tiles = train_dataset(learned, unlabeled, settings, plan.pixels)
+    tiles = train_dataset(labeled, unlabeled, settings, plan.pixels)
     trainer = Trainer(
         engine,
         lambda start: loader(
@@ -328,11 +332,11 @@ def build_trainer(
             prefetch=settings.data.prefetch,
             log=lambda text: trainer.emit(Event("worker-replaced", text)),
         ),
-        judge,
+        validator,
         settings,
         checkpoints,
-        n_images=len(learned) + len(unlabeled),
-        # The teacher is the better network of the two, and the one to keep.
+        n_images=len(labeled) + len(unlabeled),
+        # The EMA teacher, if there is one, is saved: it is the better network.
         callbacks=[
             CsvLogger(folder, engine.eval_model, card),
             ReproducibilityProbe(folder, network),
@@ -347,12 +351,13 @@ def build_trainer(
 def train_dataset(
     learned: Manifest, unlabeled: Manifest, settings: Settings, pixels: Sequence[int]
 ) -> "MixedDataset":
-    """Return what the run draws from.
+    """Return the data set that the run samples from.
 
     Args:
         learned: Images with masks.
-        unlabeled: Images without masks, some perhaps with a name; may be empty.
-        settings: The whole tree.
+        unlabeled: Images without masks, some perhaps with an image-level label; may be
+            empty.
+        settings: All settings.
         pixels: Labeled pixels of each lesion class, "no lesion" first.
     """
     from plantseg_next.data.augment import strong_photometry

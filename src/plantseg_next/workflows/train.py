@@ -1,7 +1,7 @@
-"""Where a run is begun, gone on with, and repeated.
+"""Start, resume and repeat a run.
 
-The same call does the first two: a folder that holds a run of the same configuration is
-gone on with from its newest checkpoint.
+The same call starts and resumes: in a folder that holds a run of the same configuration,
+training resumes from the newest checkpoint.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,23 +51,23 @@ if TYPE_CHECKING:
     from plantseg_next.training.trainer import RunSummary
 
 Progress = Callable[[str, int, int], None]
-"""Hears what is being done, how much of it is done, and of how much."""
+"""Called with the name of a task, the number done, and the total."""
 
 
 def progress_for(progress: Progress | None, what: str) -> Callable[[int, int], None]:
-    """Return what tells of one thing that is being done; nobody may be listening."""
+    """Return a callback for one task; it does nothing if ``progress`` is ``None``."""
     return lambda done, total: progress(what, done, total) if progress else None
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What ``train`` came to.
+    """The result of ``train``.
 
     Args:
         summary: Steps, minutes, and the best validation.
-        folder: The run; ``folder / "best"`` is the model.
-        n_train: Labeled images it learned from.
-        n_val: Labeled images it was judged on.
+        folder: Folder of the run; ``folder / "best"`` is the model.
+        n_train: Number of labeled training images.
+        n_val: Number of labeled validation images.
     """
 
     summary: "RunSummary"
@@ -76,7 +76,7 @@ class TrainResult:
     n_val: int
 
 
-def train(  # noqa: PLR0913 - what a user may say
+def train(  # noqa: PLR0913 - the options of a user
     data: Path | DataSources,
     out: Path,
     settings: Settings | None = None,
@@ -91,31 +91,31 @@ def train(  # noqa: PLR0913 - what a user may say
     """Train a segmenter on a folder of images and masks; keep it under ``out``.
 
     Images without masks, of the folder itself or of others, are learned from too,
-    unless ``semi.method`` is "supervised". A run that was interrupted, however it
-    was, goes on where it stopped when it is called again in the same way, and ends with
-    the weights that it would have had.
+    unless ``semi.method`` is "supervised". The same call resumes a run that was
+    interrupted, in whatever way; it ends with the weights of an uninterrupted run.
 
     Args:
-        data: Images with masks in any layout that ``check`` knows; or several folders
-            and what each is for.
+        data: Images with masks in any layout that ``check`` reads; or several folders
+            and the use of each.
         out: Folder of the run: settings, history, checkpoints, ``best`` and ``last``
-            model. New or empty, or of the run to go on with.
-        settings: Everything that can be chosen; the defaults by default.
-        memory: A budget, in bytes: the settings are changed so that the run stays within
-            it (see ``training.memory.planner``), and the plan is kept in ``out``.
-        ram: With ``memory`` of a GPU: bytes of main memory to read images within.
-        restart: Set an earlier run in ``out`` aside, under another name, and begin anew.
-        callbacks: Hear of every step and validation, after the run's own folder.
-        log: Hears what a person should know before training starts.
-        progress: Told of every image that is read before training starts.
+            model. New or empty, or the folder of the run to resume.
+        settings: Settings of the run; by default those of ``Settings()``.
+        memory: Memory budget, in bytes: the settings are changed so that the run stays
+            within it (see ``memory.planner``), and the plan is written to ``out``.
+        ram: With ``memory`` of a GPU: budget of main memory for reading images, in bytes.
+        restart: Archive an earlier run in ``out`` under another name, and start a new one.
+        callbacks: Called at every step and validation, after the callbacks that write
+            ``out``.
+        log: Receives lines for the user before training starts.
+        progress: Called for every image that is read before training starts.
 
     Raises:
         OutputError: If ``out`` holds something else or cannot be written.
-        UsageError: If there is nothing to learn from, a setting or the budget does not
+        UsageError: If there is no mask to learn from, a setting or the budget does not
             fit, or the run in ``out`` has another configuration.
         DataError: If a file cannot be used.
         TrainingError: If learning breaks down.
-        StoppedError: If the user asked for it; the run can go on.
+        StoppedError: If the user stopped the run; it can be resumed.
     """
     import torch
 
@@ -128,11 +128,11 @@ def train(  # noqa: PLR0913 - what a user may say
         model = moved_start(model, out, earlier)
     settings = settings.model_copy(update={"model": model})
     record = RunRecord.read(out)
-    told = partial(progress_for, progress)
+    on_progress = partial(progress_for, progress)
     if record is None:
         settings = settings.model_copy(update={"model": with_start(settings.model)})
         manifest = build_manifest(
-            sources, settings, log=log, on_progress=told("comparing images")
+            sources, settings, log=log, on_progress=on_progress("comparing images")
         )
         for split in ("train", "val"):
             labeled_rows(manifest, split, str(sources))
@@ -142,35 +142,43 @@ def train(  # noqa: PLR0913 - what a user may say
             if planned is not None:
                 settings = planned.settings
                 log(planned.to_text())
-            plan = _begin(sources, manifest, settings, out, told("reading masks"))
+            plan = _write_new_run(
+                sources, manifest, settings, out, on_progress("reading masks")
+            )
             if planned is not None:
                 planned.write(out / PLAN)
             return _run(plan, out, callbacks, log, ())
-    model = _as_started(settings.model, record.settings.model, out)
+    model = _with_started_shape(settings.model, record.settings.model, out)
     settings = settings.model_copy(update={"model": model})
     if memory is not None:
         settings = record.planned(settings, memory)
     different, allowed = record.differences(settings, sources.plain())
     refuse_other_configuration(out, different)
-    began = record.environment.get("threads", torch.get_num_threads())
-    with run_lock(out), use_threads(began):
+    threads_before = record.environment.get("threads", torch.get_num_threads())
+    with run_lock(out), use_threads(threads_before):
         plan = TrainingData(
             Manifest.read(out / MANIFEST_FILE), settings, record.pixels, str(sources)
         )
-        now = torch.get_num_threads()
-        threads = "" if now == began else f"threads: {began} then, {now} now"
+        threads_now = torch.get_num_threads()
+        threads = (
+            ""
+            if threads_now == threads_before
+            else f"threads: {threads_before} then, {threads_now} now"
+        )
         return _run(
             plan, out, callbacks, log, [*allowed, threads, *_changes(plan.manifest)]
         )
 
 
-def _as_started(model: ModelSettings, known: ModelSettings, out: Path) -> ModelSettings:
-    """Return the settings of a model with the shape of what its run started from.
+def _with_started_shape(
+    model: ModelSettings, known: ModelSettings, out: Path
+) -> ModelSettings:
+    """Return the model settings with the shape of the model that the run started from.
 
-    That may be gone by now, and is not needed again.
+    That model may have been deleted; its files are not read.
     """
     if Path(model.start).is_relative_to(out.resolve()):
-        # An earlier run of this name, which --restart has moved.
+        # A model of an earlier run in `out`, which --restart archived.
         model = model.model_copy(update={"start": known.start})
     if model.start in STARTS or model.start != known.start:
         return model
@@ -178,7 +186,7 @@ def _as_started(model: ModelSettings, known: ModelSettings, out: Path) -> ModelS
 
 
 def _refuse_bad_start(model: ModelSettings, out: Path, *, restart: bool) -> None:
-    """Refuse weights that cannot be had, before anything is moved or written."""
+    """Refuse a start without loadable weights, before any file is moved or written."""
     if restart or not (out / RECORD).is_file():
         starting_network(with_start(model), ClassMap(("lesion",)))
 
@@ -196,14 +204,14 @@ def plan_for(
 
     Args:
         manifest: Every image of the run.
-        settings: As asked for.
+        settings: The requested settings.
         memory: The budget, in bytes.
-        ram: That of main memory, beside a GPU's.
+        ram: Budget of main memory for reading images, beside the budget of a GPU.
         unlabeled: Whether there will be further images without masks.
-        device: Where the run will be; here by default.
+        device: Device of the run; by default that of this machine.
 
     Raises:
-        UsageError: If nothing fits a budget, or one of main memory is given for a CPU.
+        UsageError: If no settings fit a budget, or ``ram`` is given for a CPU.
     """
     import psutil
 
@@ -214,12 +222,12 @@ def plan_for(
     if ram is not None and device.kind == "cpu":
         raise UsageError(
             "--ram was given for a run on a CPU.",
-            needed="one budget: there, --memory is of the whole process",
+            needed="one budget: on a CPU, --memory covers the whole process",
             fix="leave --ram out, or plan for a GPU with --gpu",
         )
-    pseudo_labeled = TrainingData(manifest, settings, (), "").unlabeled
-    without = unlabeled or len(pseudo_labeled) > 0
-    with_unlabeled = without and settings.semi.method != "supervised"
+    without_masks = TrainingData(manifest, settings, (), "").unlabeled
+    has_unlabeled = unlabeled or len(without_masks) > 0
+    with_unlabeled = has_unlabeled and settings.semi.method != "supervised"
     resting = psutil.Process().memory_info().rss
     plan = plan_memory(
         settings,
@@ -227,7 +235,7 @@ def plan_for(
         device,
         memory,
         with_unlabeled=with_unlabeled,
-        with_image_labels=any(row.disease is not None for row in pseudo_labeled.rows),
+        with_image_labels=any(row.disease is not None for row in without_masks.rows),
         resting=resting,
     )
     if ram is None:
@@ -238,60 +246,63 @@ def plan_for(
     return replace(plan, settings=chosen, reading=(needs, ram))
 
 
-def _begin(
+def _write_new_run(
     sources: DataSources,
     manifest: Manifest,
     settings: Settings,
     out: Path,
-    told: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
 ) -> TrainingData:
-    """Write down what a run is, and return it."""
+    """Write the record of a new run, and return its data."""
     import torch
 
     manifest = save_rasterized_masks(manifest, out / MASKS)
-    plan = TrainingData.create(manifest, settings, str(sources), on_progress=told)
-    about = environment_info(find_device(settings.device).name, torch.get_num_threads())
-    record = RunRecord(settings, sources.plain(), plan.pixels, about)
+    plan = TrainingData.create(manifest, settings, str(sources), on_progress=on_progress)
+    environment = environment_info(
+        find_device(settings.device).name, torch.get_num_threads()
+    )
+    record = RunRecord(settings, sources.plain(), plan.pixels, environment)
     record.write(out, plan.manifest)
     return plan
 
 
 def _changes(manifest: Manifest) -> list[str]:
-    """Return what a run that goes on should know of its images."""
+    """Return a line about the images that changed since the run started, if any did."""
     changed = manifest.changed().rows
     if not changed:
         return []
     names = ", ".join(row.key for row in changed[:3])
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return [f"images or masks that are not what they were: {names}{more}"]
+    return [f"images or masks changed: {names}{more}"]
 
 
 def _run(
     plan: TrainingData,
     out: Path,
     callbacks: Sequence["Callback"],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     changes: Sequence[str],
 ) -> TrainResult:
     """Train to the end, from the newest checkpoint if there is one."""
     from plantseg_next.training.callbacks.callback import Event
 
-    trainer = build_trainer(plan, out, callbacks=callbacks, log=say)
+    trainer = build_trainer(plan, out, callbacks=callbacks, log=log)
     for change in filter(None, changes):
         trainer.emit(
-            Event("changed", f"The run goes on under changed conditions: {change}")
+            Event("changed", f"The run resumes under changed conditions: {change}")
         )
-    outcome = trainer.run()
-    return TrainResult(outcome, out, len(plan.labeled), len(plan.validation))
+    summary = trainer.run()
+    return TrainResult(summary, out, len(plan.labeled), len(plan.validation))
 
 
 @dataclass(frozen=True)
 class ReproducibilityResult:
-    """Whether a run can be repeated here.
+    """Whether a run can be repeated on this machine.
 
     Args:
-        difference: Where its first steps part from a repetition's; ``None`` if nowhere.
-        conditions: What is not as it was when the run began, in words.
+        difference: The first difference between the steps of the run and of its repetition;
+            ``None`` if there is none.
+        conditions: What changed since the run started, one line each.
     """
 
     difference: str | None
@@ -304,12 +315,12 @@ def verify(
     """Repeat the first steps of a run and compare them bit for bit.
 
     Args:
-        run: Its folder; nothing is changed in it.
-        log: Hears what a person should know before training starts.
+        run: Folder of the run; it is not changed.
+        log: Receives lines for the user before training starts.
 
     Raises:
-        UsageError: If there is no run in the folder, or it ended before those steps.
-        DataError: If its images cannot be used.
+        UsageError: If the folder holds no run, or the run ended before those steps.
+        DataError: If its images cannot be read.
     """
     import torch
 
@@ -337,11 +348,11 @@ def verify(
     ]
     plan = TrainingData(manifest, record.settings, record.pixels, str(run))
     with TemporaryDirectory() as folder, use_threads(threads):
-        again = Path(folder)
-        record.write(again, manifest)
+        repetition = Path(folder)
+        record.write(repetition, manifest)
         with suppress(StoppedError):
-            build_trainer(plan, again, log=log).run(stop_after=N_STEPS)
-        difference = first_difference(run, again)
+            build_trainer(plan, repetition, log=log).run(stop_after=N_STEPS)
+        difference = first_difference(run, repetition)
     if difference and device.kind == "cuda" and not record.settings.deterministic:
         difference += "; a GPU gives the same bits only with deterministic=true"
     return ReproducibilityResult(difference, (*conditions, *_changes(manifest)))

@@ -1,4 +1,4 @@
-"""How a run is judged while it goes: by masks, by hidden masks, and without any."""
+"""Validation during a run: on masks, on hidden masks, and on images without masks."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 EVALUATED_TILES = 16
 EVALUATED_TILES_WITH_LABELS = 64
-"""Enough to hold most diseases, each drawn as often as any: what is not among them has no
-seeds."""
+"""Enough tiles for most diseases, sampled equally often: a disease without a tile here
+gets no CAM seeds."""
 
 
 class Validator:
-    """Say how good a network is, and how far its teacher is to be believed.
+    """Compute the validation metrics of a network, and the precision of pseudo-labels.
 
     Args:
-        chosen: Images with masks to judge by.
-        card: How the network predicts.
-        device: Where.
+        chosen: Images with masks to validate on.
+        card: Card of the model: classes, tile size and image size.
+        device: Device to predict on.
         student: The network in training.
-        lessons: What it learns beside masks, if anything.
+        pseudo_labeler: Makes pseudo-labels, in a semi-supervised run.
         hidden: Tiles whose masks exist and are not learned from.
-        domains: What the network is asked of images without masks.
+        unlabeled_metrics: Metrics of data sets without masks.
     """
 
     def __init__(
@@ -59,23 +59,23 @@ class Validator:
         self._at_once = TILES_AT_ONCE
 
     def __call__(self, network: "nn.Module") -> "Validation":
-        """Return the figures of the network as it stands.
+        """Return the metrics of the network in its present state.
 
         Raises:
             TrainingError: If memory is too small for one tile.
         """
         from plantseg_next.training.oom import retry_with_smaller_batch
 
-        shrunk: list[Event] = []
-        found, self._at_once = retry_with_smaller_batch(
-            lambda at_once: self._judge(network, at_once),
+        oom_events: list[Event] = []
+        result, self._at_once = retry_with_smaller_batch(
+            lambda at_once: self._validate(network, at_once),
             self._at_once,
             what="a validation",
-            emit=shrunk.append,
+            emit=oom_events.append,
         )
-        return replace(found, events=(*shrunk, *found.events))
+        return replace(result, events=(*oom_events, *result.events))
 
-    def _judge(self, network: "nn.Module", at_once: int) -> "Validation":
+    def _validate(self, network: "nn.Module", at_once: int) -> "Validation":
         from plantseg_next.inference.predictor import make_predictor
         from plantseg_next.training.callbacks.diagnostics import (
             few_right_pseudo_labels,
@@ -86,20 +86,20 @@ class Validator:
         from plantseg_next.training.engine import batch_to_device
         from plantseg_next.training.semi_supervised.image_labels import MIN_PRECISION
 
-        place, home = (next(n.parameters()).device for n in (self._student, network))
-        network.to(place)  # a teacher may wait elsewhere
+        device, home = (next(n.parameters()).device for n in (self._student, network))
+        network.to(device)  # the EMA teacher may be offloaded to the CPU
         try:
             predictor = make_predictor(
                 network, self._card, self._device.kind, tiles_at_once=at_once
             )
-            found = validate(predictor, self._chosen)
+            result = validate(predictor, self._chosen)
             if (
                 self._pseudo_labeler is None
                 or self._hidden is None
                 or self._unlabeled_metrics is None
             ):
-                return found
-            hidden = batch_to_device(self._hidden, place)
+                return result
+            hidden = batch_to_device(self._hidden, device)
             extra_metrics = self._pseudo_labeler.evaluate(
                 self._student, hidden, at_once=2 * at_once
             )
@@ -107,13 +107,13 @@ class Validator:
         finally:
             network.to(home)
         events = (
-            *found.events,
+            *result.events,
             *few_right_pseudo_labels(extra_metrics),
             *non_plant_images(extra_metrics),
             *inconsistent_predictions(extra_metrics),
             *unreliable_cam_seeds(extra_metrics, MIN_PRECISION),
         )
-        return replace(found, extra_metrics=extra_metrics, events=events)
+        return replace(result, extra_metrics=extra_metrics, events=events)
 
 
 def hidden_tiles(
@@ -123,16 +123,16 @@ def hidden_tiles(
     *,
     with_image_labels: bool,
 ) -> "Batch | None":
-    """Return tiles to check the teacher by: their masks exist, but the run hides them.
+    """Return tiles to validate pseudo-labels on: with masks that training does not use.
 
-    Where no mask is hidden, those of the validation split serve: the run does not learn
+    Where no mask is hidden, tiles of the validation split are used: the run does not learn
     from them either.
 
     Args:
         manifest: Every image, in its split.
-        settings: How tiles are cut.
+        settings: Settings of the run.
         pixels: Labeled pixels of each lesion class, "no lesion" first.
-        with_image_labels: Whether image-level labels are learned from, and checked too.
+        with_image_labels: Whether image-level labels are learned from, and validated too.
     """
     from plantseg_next.data.augment import UNCHANGED
     from plantseg_next.data.dataset import TileDataset, collate
@@ -154,9 +154,9 @@ def hidden_tiles(
 def unlabeled_set_metrics(
     learned: Manifest, unlabeled: Manifest, settings: Settings, pixels: Sequence[int]
 ) -> "UnlabeledSetMetrics":
-    """Return what is asked of every data set without a single mask to learn from.
+    """Return the metrics of every data set without a training mask.
 
-    And, to compare, of the labeled tiles.
+    For comparison, they are computed on the labeled tiles too.
     """
     from plantseg_next.data.augment import strong_photometry
     from plantseg_next.data.dataset import TileDataset, ViewDataset
@@ -167,14 +167,16 @@ def unlabeled_set_metrics(
     )
 
     known = {row.source for row in learned.rows}
-    bare = {
+    without_masks = {
         source: tuple(row for row in unlabeled.rows if row.source == source)
         for source in dict.fromkeys(row.source for row in unlabeled.rows)
         if source not in known
     }
-    if bare:
-        bare[SOURCE_DOMAIN] = learned.rows
-    data = settings.data.model_copy(update={"cache_mib": 0.0})  # they are seldom needed
+    if without_masks:
+        without_masks[SOURCE_DOMAIN] = learned.rows
+    data = settings.data.model_copy(
+        update={"cache_mib": 0.0}
+    )  # these tiles are seldom read
     views = {
         name: ViewDataset(
             TileDataset(
@@ -186,6 +188,6 @@ def unlabeled_set_metrics(
             n_strong=1,
             strong=strong_photometry(settings.semi.strong_aug),
         )
-        for name, rows in bare.items()
+        for name, rows in without_masks.items()
     }
     return UnlabeledSetMetrics(views, visits=TILES)

@@ -1,4 +1,4 @@
-"""Outlines of annotation tools, each read a second time by something independent."""
+"""Layouts of annotation tools, compared with independent rasterizers."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ def star(radii, size=40):
 
 
 def inside(points, size_hw=(H, W)):
-    """Fill an outline by scikit-image: a pixel belongs to it if its center does."""
+    """Return a polygon filled by scikit-image: pixels whose center is inside."""
     mask = np.zeros(size_hw, bool)
     mask[polygon_of(points[:, 1] - 0.5, points[:, 0] - 0.5, size_hw)] = True
     return mask
@@ -81,7 +81,7 @@ def sample_of(manifest: Manifest, key):
 
 
 def assert_as_outlined(manifest, key, *, classes=("early blight", "rust"), least=0.97):
-    """Assert that a row shows the three outlines above."""
+    """Assert that the mask of a row shows the three outlines above."""
     assert manifest.classes.lesions == classes
     sample = sample_of(manifest, key)
     assert overlap(sample.leaf == 1, inside(LEAF)) == 1
@@ -94,7 +94,7 @@ def assert_as_outlined(manifest, key, *, classes=("early blight", "rust"), least
 
 
 @given(arrays(float, 12, elements=st.floats(4, 19)))
-def test_an_outline_keeps_its_area(radii):
+def test_rasterize_polygon_preserves_area(radii):
     points = star(radii)
     mask, _ = rasterize([Annotation("a", (points,))], (40, 40), {"a": 1}, {"a": "rust"})
     x, y = points.T
@@ -105,7 +105,7 @@ def test_an_outline_keeps_its_area(radii):
     assert rim.sum() < 0.3 * around
 
 
-def test_outlines_are_not_enlarged_on_average():
+def test_rasterize_polygons_have_no_area_bias():
     rng = np.random.default_rng(0)
     ratios = []
     for _ in range(200):
@@ -116,7 +116,7 @@ def test_outlines_are_not_enlarged_on_average():
     assert np.mean(ratios) == pytest.approx(1, abs=0.01)
 
 
-def test_small_lies_on_large_and_lesions_on_the_leaf():
+def test_rasterize_draws_small_over_large_and_lesions_over_leaf():
     big, small, leaf = (
         rectangle(0.0, 0.0, 9.0, 9.0),
         rectangle(2.0, 2.0, 4.0, 4.0),
@@ -162,7 +162,7 @@ def uncompressed(mask):
 
 
 @pytest.mark.parametrize("kind", ["polygons", "compressed", "uncompressed"])
-def test_coco(tmp_path, kind):
+def test_coco_masks_match_outlines(tmp_path, kind):
     images(tmp_path / "d", "images/a.png")
     write = {
         "polygons": lambda points: [points.ravel().tolist()],
@@ -189,8 +189,8 @@ def test_coco(tmp_path, kind):
     "counts",
     [[50, 49], [5, 10**6], [5, -3, H * W - 2], ["five"], "11", "0" * 50, "zzzzzzz", 7],
 )
-def test_run_lengths_that_do_not_fill_their_image_are_left_out(tmp_path, counts):
-    """They end too soon, go too far, or are no numbers: memory becomes no lesion."""
+def test_coco_invalid_run_lengths_are_skipped(tmp_path, counts):
+    """Too short, too long or not numbers: uninitialized memory must not become a lesion."""
     images(tmp_path / "d", "images/a.png")
     leaf, blight, _ = (compressed(inside(points)) for points in OUTLINES.values())
     as_json(
@@ -213,16 +213,16 @@ def shape(label, points, kind="polygon", **more):
     return {"label": label, "points": points, "shape_type": kind, **more}
 
 
-def test_labelme(tmp_path):
+def test_labelme_masks_match_outlines(tmp_path):
     images(tmp_path / "d", "train/a.png", "train/b.png")
     shapes = [shape(name, points) for name, points in OUTLINES.items()]
     as_json(tmp_path / "d/train/a.json", labelme_tree(shapes))
     manifest = read_folder(tmp_path / "d")
-    assert layout_of(manifest) == "LabelMe: a JSON file an image"
+    assert layout_of(manifest) == "LabelMe: one JSON file per image"
     assert_as_outlined(manifest, "train/a")
     assert [row.split for row in manifest.rows] == ["train", "train"]
     assert manifest.rows[1].mask is None
-    # LabelMe itself draws a rim of half a pixel around it.
+    # LabelMe itself draws a rim of half a pixel.
     image = Image.new("1", (W, H))
     ImageDraw.Draw(image).polygon([tuple(p) for p in RUST], outline=1, fill=1)
     rust = sample_of(manifest, "train/a").lesion == 2
@@ -230,7 +230,7 @@ def test_labelme(tmp_path):
     assert overlap(rust, np.array(image)) > 0.8
 
 
-def test_shapes_of_labelme(tmp_path):
+def test_labelme_all_shape_types_are_read(tmp_path):
     images(tmp_path / "d", "a.png")
     stamp = io.BytesIO()
     Image.fromarray(inside(RUST)[20:38, 52:66]).save(stamp, "PNG")
@@ -259,7 +259,7 @@ def cvat_file(path, body, labels=NAMES):
     )
 
 
-def test_cvat(tmp_path):
+def test_cvat_masks_match_outlines(tmp_path):
     images(tmp_path / "d", "images/a.png", "images/b.png")
     rust = inside(RUST)[20:38, 52:66].ravel().astype(int)
     ends = np.flatnonzero(np.diff(rust)) + 1
@@ -283,12 +283,12 @@ def test_cvat(tmp_path):
     assert b.mask is None
     assert doubts_of(manifest) == (
         "shapes of the kind skeleton, not used: 1",
-        "images without a shape, taken as unlabeled: 1",
+        "images without a shape, treated as unlabeled: 1",
     )
 
 
 @pytest.mark.parametrize("inner", [True, False])
-def test_yolo(tmp_path, inner):
+def test_yolo_masks_match_outlines(tmp_path, inner):
     place, labels = ("images/val", "labels/val") if inner else ("val/images", "val/labels")
     folder = images(tmp_path / "d", f"{place}/a.png", f"{place}/b.png", f"{place}/c.png")
     lines = [
@@ -300,15 +300,15 @@ def test_yolo(tmp_path, inner):
     (folder / labels / "b.txt").write_text("")
     (folder / "data.yaml").write_text(yaml.safe_dump({"names": dict(enumerate(NAMES))}))
     manifest = read_folder(folder)
-    assert layout_of(manifest) == "YOLO segmentation: a text file an image"
+    assert layout_of(manifest) == "YOLO segmentation: one text file per image"
     assert_as_outlined(manifest, f"{place}/a")
     assert [row.split for row in manifest.rows] == ["val"] * 3
     assert (sample_of(manifest, f"{place}/b").lesion == 0).all()
     assert manifest.rows[2].mask is None
-    assert doubts_of(manifest) == ("lines that are a box and no outline, not used: 1",)
+    assert doubts_of(manifest) == ("lines with a box instead of a polygon, not used: 1",)
 
 
-def test_pascal_voc_as_cvat_writes_it(tmp_path):
+def test_pascal_voc_from_cvat_is_read(tmp_path):
     folder = images(tmp_path / "d", "JPEGImages/a.png", "JPEGImages/b.png")
     colors = {"Leaf": (0, 128, 0), "Early_Blight": (128, 0, 0), "rust": (250, 50, 83)}
     lines = ["# label:color_rgb:parts:actions", "background:0,0,0::"]
@@ -331,11 +331,11 @@ def test_pascal_voc_as_cvat_writes_it(tmp_path):
         read_folder(folder)
 
 
-# what tools and people get wrong
+# invalid files
 
 
-def test_coco_as_the_published_plantseg_has_it(tmp_path):
-    """Foreign annotations, outlines beyond the image, no categories."""
+def test_coco_of_published_plantseg_is_read(tmp_path):
+    """Annotations of images not listed, outlines beyond the image, no categories."""
     folder = images(tmp_path / "d", "images/a.png", "images/b.png")
     tree = coco_tree([[rectangle(70.0, 50.0, 90.0, 70.0).ravel().tolist()]])
     tree["images"] += [
@@ -355,8 +355,8 @@ def test_coco_as_the_published_plantseg_has_it(tmp_path):
     assert set(doubts_of(manifest)) == {
         "annotations of images that the file does not list: 1",
         "annotations whose category the file does not name: 2",
-        "images that are listed without an annotation, taken as unlabeled: 1",
-        "outlines that reach beyond their image, cut off there: 2",
+        "images that are listed without an annotation, treated as unlabeled: 1",
+        "outlines that extend beyond their image, clipped: 2",
         "annotations without a pixel in their image, not used: 1",
     }
     report = check(manifest)
@@ -367,8 +367,8 @@ def test_coco_as_the_published_plantseg_has_it(tmp_path):
 
 
 @pytest.mark.parametrize("corner", [1e30, -1e9, float("nan")])
-def test_an_outline_far_away_is_left_out(tmp_path, corner):
-    """Drawing it would take more memory than there is."""
+def test_outline_far_outside_image_is_skipped(tmp_path, corner):
+    """Drawing it would exhaust memory."""
     images(tmp_path / "d", "images/a.png")
     far = [[corner, 0.0], [1.0, 1.0], [0.0, 9.0]]
     spots = [rectangle(1.0, 1.0, 5.0, 5.0).tolist(), [*far, *far]]
@@ -378,45 +378,45 @@ def test_an_outline_far_away_is_left_out(tmp_path, corner):
     as_json(tmp_path / "d/train.json", tree)
     manifest = read_folder(tmp_path / "d")
     assert set(doubts_of(manifest)) == {
-        "outlines that reach 10 times an image's size beyond it, not used: 1"
+        "outlines that extend 10 times the size of their image beyond it, not used: 1"
     }
     assert (sample_of(manifest, "images/a").lesion > 0).sum() == 16
 
 
 @pytest.mark.parametrize("height", [0, -60, 10**9])
-def test_a_image_of_no_size_is_refused(tmp_path, height):
+def test_annotation_invalid_image_size_is_refused(tmp_path, height):
     images(tmp_path / "d", "images/a.png")
     tree = coco_tree([[rectangle(1.0, 1.0, 5.0, 5.0).ravel().tolist()]])
     tree["images"][0]["height"] = height
     as_json(tmp_path / "d/train.json", tree)
     with pytest.raises(DataError, match=rf"has {height} rows and 80 columns") as caught:
         read_folder(tmp_path / "d")
-    assert "mend the height and the width" in str(caught.value)
+    assert "correct the height and the width" in str(caught.value)
 
 
-def test_a_stamp_that_begins_outside_its_image():
+def test_patch_partly_outside_image_is_clipped():
     decoded = run_lengths.decode(patch(np.ones((5, 5), bool), -3, -2, (10, 10)))
     assert decoded[:3, :2].all()
     assert decoded.sum() == 6
 
 
-def test_a_coco_file_without_its_images(tmp_path):
+def test_coco_missing_images_are_refused(tmp_path):
     folder = images(tmp_path / "d", "x.png")
     as_json(folder / "train.json", coco_tree([]))
     with pytest.raises(DataError, match=r"None of the 1 images of `train.json` is in"):
         read_folder(folder)
 
 
-def test_a_broken_coco_file(tmp_path):
+def test_coco_missing_field_is_refused(tmp_path):
     folder = images(tmp_path / "d", "a.png")
     tree = coco_tree([])
     del tree["images"][0]["height"]
     as_json(folder / "train.json", tree)
-    with pytest.raises(DataError, match=r"is not as COCO has it: KeyError\('height'\)"):
+    with pytest.raises(DataError, match=r"is not in the COCO format: KeyError\('height'\)"):
         read_folder(folder)
 
 
-def test_a_file_that_is_cut_short_is_not_overlooked(tmp_path):
+def test_truncated_json_is_refused(tmp_path):
     folder = images(tmp_path / "d", "a.png", "b.png")
     for hidden in (".old", "__MACOSX"):
         (folder / hidden).mkdir()
@@ -424,11 +424,11 @@ def test_a_file_that_is_cut_short_is_not_overlooked(tmp_path):
     (folder / "._train.json").write_bytes(b"\0")
     assert [row.disease for row in read_folder(folder).rows] == [None, None]
     (folder / "train.json").write_text('{"images": [{"id": 1, "file_na')
-    with pytest.raises(DataError, match=r"train.json` is not JSON, or cut short: Unterm"):
+    with pytest.raises(DataError, match=r"train.json` is not JSON, or truncated: Unterm"):
         read_folder(folder)
 
 
-def test_a_broken_line_of_yolo_is_named(tmp_path):
+def test_yolo_invalid_line_is_refused(tmp_path):
     folder = images(tmp_path / "d", "images/a.png")
     (folder / "labels").mkdir()
     (folder / "labels/a.txt").write_text("0 .1 .1 .2 .2 .3 .3\n0 .1 .1 .2 .2 .3\n")
@@ -436,7 +436,7 @@ def test_a_broken_line_of_yolo_is_named(tmp_path):
         read_folder(folder)
 
 
-def test_text_in_another_encoding_is_named(tmp_path):
+def test_yolo_names_not_utf8_are_refused(tmp_path):
     folder = images(tmp_path / "d", "images/train/a.png")
     (folder / "labels/train").mkdir(parents=True)
     (folder / "labels/train/a.txt").write_text("0 .1 .1 .2 .1 .2 .2")
@@ -447,7 +447,7 @@ def test_text_in_another_encoding_is_named(tmp_path):
     assert read_folder(folder).classes.lesions == ("pourriture séchée",)
 
 
-def test_images_without_a_leaf_outline_say_nothing_of_the_leaf(tmp_path):
+def test_image_without_leaf_outline_has_unknown_leaf(tmp_path):
     folder = images(tmp_path / "d", "a.png", "b.png")
     as_json(folder / "a.json", labelme_tree([shape("leaf", LEAF), shape("rust", RUST)]))
     as_json(folder / "b.json", labelme_tree([shape("rust", RUST)]))
@@ -458,7 +458,7 @@ def test_images_without_a_leaf_outline_say_nothing_of_the_leaf(tmp_path):
     assert set(np.unique(b.lesion)) == {0, 1}
 
 
-def test_points_and_scribbles_teach_only_where_they_are(tmp_path):
+def test_points_and_scribbles_leave_other_pixels_ignored(tmp_path):
     folder = images(tmp_path / "d", "a.png", "b.png")
     seeds = [
         shape("rust", [[10.5, 10.5]], "point"),
@@ -472,16 +472,16 @@ def test_points_and_scribbles_teach_only_where_they_are(tmp_path):
     assert 1 <= (sample.lesion == 1).sum() <= 16
     assert (sample.lesion[5:51, 40] == 0).all()
     assert (sample.lesion == 255).mean() > 0.9
-    # Nobody is judged by a few points.
+    # Sparse masks are only used for training.
     assert [row.split for row in manifest.rows] == ["train", None]
 
 
-def test_a_class_file_says_what_names_mean(tmp_path):
+def test_class_file_maps_annotation_names(tmp_path):
     folder = images(tmp_path / "d", "a.png")
     shapes = [shape(name, points) for name, points in OUTLINES.items()]
     as_json(folder / "a.json", labelme_tree(shapes))
     (folder / "classes.yaml").write_text("early blight: blight\nleaf: leaf\n")
-    with pytest.raises(DataError, match="does not say what `rust` means") as caught:
+    with pytest.raises(DataError, match="does not state the meaning of `rust`") as caught:
         read_folder(folder)
     assert "add `rust: rust`" in str(caught.value)
     (folder / "classes.yaml").write_text("Early blight: blight\nleaf: leaf\nRUST: blight\n")
@@ -490,7 +490,7 @@ def test_a_class_file_says_what_names_mean(tmp_path):
     assert (sample_of(manifest, "a").lesion == 1).sum() > 400
 
 
-def test_a_run_keeps_its_masks_and_can_be_moved(tmp_path):
+def test_saved_masks_survive_moving_the_run(tmp_path):
     folder = images(tmp_path / "d", "a.png")
     as_json(folder / "a.json", labelme_tree([shape("rust", RUST)]))
     manifest = save_rasterized_masks(read_folder(folder), tmp_path / "run/masks")

@@ -32,7 +32,7 @@ def masks_of(folder: Path, *value_sets: list[int]) -> list[Path]:
         ("classes.csv", "0,background\n1,leaf\n2,Rust\n"),
     ],
 )
-def test_a_class_file_states_the_coding(tmp_path, name, text):
+def test_read_coding_all_file_formats(tmp_path, name, text):
     coding = read_coding(write(tmp_path / name, text))
     assert coding.meaning == FLAT
     assert coding.marks_leaf
@@ -40,7 +40,7 @@ def test_a_class_file_states_the_coding(tmp_path, name, text):
     assert coding.origin == f"stated in {name}"
 
 
-def test_colors_are_stated_in_quotes(tmp_path):
+def test_read_coding_quoted_colors(tmp_path):
     text = '"#000000": background\n"#FF0000": rust\n"#ffffff": ignore\n'
     coding = read_coding(write(tmp_path / "classes.yml", text))
     assert coding.by_color
@@ -52,13 +52,13 @@ def test_colors_are_stated_in_quotes(tmp_path):
     "text",
     ["", "- rust\n", "0: background\n1: {name: rust}\n", "leaf: 1\n", "-1: rust\n", "{"],
 )
-def test_other_class_files_are_refused(tmp_path, text):
+def test_read_coding_invalid_file_is_refused(tmp_path, text):
     path = write(tmp_path / "classes.yaml", text)
     with pytest.raises(DataError, match="is not a list of mask values"):
         read_coding(path)
 
 
-def test_a_coding_must_name_something_to_learn(tmp_path):
+def test_read_coding_without_classes_is_refused(tmp_path):
     path = write(tmp_path / "classes.yaml", "0: background\n1: ignore\n")
     with pytest.raises(DataError, match="name 0 lesion classes"):
         read_coding(path)
@@ -77,21 +77,21 @@ def test_a_coding_must_name_something_to_learn(tmp_path):
         ([0], {0: "background", 1: "lesion"}),
     ],
 )
-def test_values_are_read_by_the_usual_conventions(tmp_path, values, meaning):
+def test_infer_coding_common_value_sets(tmp_path, values, meaning):
     coding = infer_coding(tmp_path, masks_of(tmp_path, values[:1], values))
     assert coding.meaning == meaning
     assert coding.marks_leaf == ("leaf" in meaning.values())
 
 
-def test_the_origin_of_a_guess_says_so(tmp_path):
+def test_infer_coding_origin_states_inference(tmp_path):
     coding = infer_coding(tmp_path, masks_of(tmp_path, [0, 1, 2]))
     assert coding.origin == (
         "inferred: mask values 0, 1, 2 read as background, leaf, lesion; "
-        "say otherwise in classes.yaml"
+        "to change it, write a classes.yaml"
     )
 
 
-def test_a_stated_coding_goes_before_a_guess(tmp_path):
+def test_find_coding_prefers_stated_over_inferred(tmp_path):
     masks = masks_of(tmp_path, [0, 1])
     write(tmp_path / "classes.yaml", "0: background\n1: rust\n")
     explicit = write(tmp_path / "mine.yaml", "0: background\n1: phoma\n")
@@ -99,7 +99,7 @@ def test_a_stated_coding_goes_before_a_guess(tmp_path):
     assert find_coding(tmp_path, masks, explicit).lesions == ("phoma",)
 
 
-def test_colored_masks_ask_for_a_class_file_and_draft_it(tmp_path):
+def test_infer_coding_colored_masks_error_drafts_class_file(tmp_path):
     pixels = np.zeros((4, 5, 3), np.uint8)
     pixels[0, 0] = [255, 128, 0]
     Image.fromarray(pixels).save(tmp_path / "m.png")
@@ -110,13 +110,13 @@ def test_colored_masks_ask_for_a_class_file_and_draft_it(tmp_path):
     assert '"#ff8000": ?    # 5.0 % of the pixels' in text
 
 
-def test_a_photograph_is_no_mask(tmp_path):
+def test_infer_coding_photograph_is_refused(tmp_path):
     masks = masks_of(tmp_path, list(range(100)))
     with pytest.raises(UsageError, match="holds 100 different values"):
         infer_coding(tmp_path, masks)
 
 
-def test_unreadable_masks_do_not_stop_the_guess(tmp_path):
+def test_infer_coding_skips_unreadable_masks(tmp_path):
     masks = masks_of(tmp_path, [0, 255])
     (tmp_path / "broken.png").write_bytes(b"")
     coding = infer_coding(tmp_path, [tmp_path / "broken.png", *masks])

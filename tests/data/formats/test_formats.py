@@ -56,7 +56,7 @@ def layout_of(manifest) -> str:
         ),
     ],
 )
-def test_masks_are_found_by_name(tmp_path, image, mask_file):
+def test_masks_are_matched_by_name(tmp_path, image, mask_file):
     make_image(tmp_path / image)
     mask(tmp_path / mask_file)
     manifest = read_folder(tmp_path)
@@ -66,7 +66,7 @@ def test_masks_are_found_by_name(tmp_path, image, mask_file):
     assert load_sample(row, manifest).lesion.max() == 1
 
 
-def test_equal_names_in_two_splits_are_kept_apart(tmp_path):
+def test_masks_equal_names_in_two_splits_are_matched_by_split(tmp_path):
     for split in ("train", "val", "test"):
         make_image(tmp_path / "images" / split / "1.jpg")
         mask(tmp_path / "masks" / split / "1.png")
@@ -78,7 +78,7 @@ def test_equal_names_in_two_splits_are_kept_apart(tmp_path):
         assert row.mask.parent.name == row.split
 
 
-def test_an_ambiguous_name_is_not_guessed(tmp_path):
+def test_masks_ambiguous_name_is_not_matched(tmp_path):
     for part in ("x", "y"):
         make_image(tmp_path / "images" / part / "1.jpg")
         make_image(tmp_path / "images" / part / f"{part}.jpg")
@@ -90,7 +90,7 @@ def test_an_ambiguous_name_is_not_guessed(tmp_path):
     assert found["x/x"] == tmp_path / "masks" / "x.png"
 
 
-def test_what_has_no_partner_is_kept_and_told(tmp_path):
+def test_unmatched_images_masks_and_names_are_reported(tmp_path):
     for name in ("a", "b"):
         make_image(tmp_path / "images" / f"{name}.jpg")
     mask(tmp_path / "masks" / "a.png")
@@ -104,7 +104,7 @@ def test_what_has_no_partner_is_kept_and_told(tmp_path):
     assert manifest.rows[0].disease == "leaf rust"
 
 
-def test_the_index_is_understood_also_from_a_european_spreadsheet(tmp_path):
+def test_index_with_semicolons_and_byte_order_mark_is_read(tmp_path):
     make_image(tmp_path / "images" / "a.jpg")
     mask(tmp_path / "masks" / "a.png")
     table = "\ufeffName;Split;Group;Plant;Severity\na.JPG;validation;7;Coffee;3\n"
@@ -114,7 +114,7 @@ def test_the_index_is_understood_also_from_a_european_spreadsheet(tmp_path):
     assert row.stated == {"severity": "3"}
 
 
-def test_an_index_beside_images_alone_gives_labels(tmp_path):
+def test_index_without_masks_gives_labels(tmp_path):
     make_image(tmp_path / "a.jpg")
     text(tmp_path / "index.csv", "file,disease\na.jpg,rust\n")
     manifest = read_folder(tmp_path)
@@ -129,7 +129,7 @@ def test_an_index_beside_images_alone_gives_labels(tmp_path):
         ("name,split\na,holdout\n", "has the split `holdout`"),
     ],
 )
-def test_an_index_that_cannot_be_understood_is_refused(tmp_path, table, sentence):
+def test_index_invalid_columns_or_split_is_refused(tmp_path, table, sentence):
     make_image(tmp_path / "images" / "a.jpg")
     mask(tmp_path / "masks" / "a.png")
     text(tmp_path / "index.csv", table)
@@ -137,21 +137,21 @@ def test_an_index_that_cannot_be_understood_is_refused(tmp_path, table, sentence
         read_folder(tmp_path)
 
 
-def test_an_index_in_another_encoding_is_refused(tmp_path):
+def test_index_not_utf8_is_refused(tmp_path):
     make_image(tmp_path / "a.jpg")
     (tmp_path / "index.csv").write_bytes("name\nä\n".encode("latin-1"))
     with pytest.raises(DataError, match="is not text in UTF-8"):
         read_folder(tmp_path)
 
 
-def test_an_index_with_an_open_quotation_is_refused(tmp_path):
+def test_index_unclosed_quotation_is_refused(tmp_path):
     make_image(tmp_path / "a.jpg")
     text(tmp_path / "index.csv", 'name\n"' + "a" * 200_000)
-    with pytest.raises(DataError, match=r"index\.csv` is no table: field larger than"):
+    with pytest.raises(DataError, match=r"index\.csv` is not a table: field larger than"):
         read_folder(tmp_path)
 
 
-def test_masks_of_other_names_are_a_usage_error(tmp_path):
+def test_masks_without_matching_names_are_a_usage_error(tmp_path):
     make_image(tmp_path / "images" / "a.jpg")
     mask(tmp_path / "masks" / "b.png")
     with pytest.raises(UsageError, match="no mask has the name of an image"):
@@ -176,7 +176,7 @@ TABLE = (
 )
 
 
-def test_the_plantseg_archive_names_classes_by_index(tmp_path):
+def test_plantseg_classes_are_named_by_index(tmp_path):
     manifest = read_folder(plantseg(tmp_path / "plantseg", TABLE))
     assert "PlantSeg archive" in layout_of(manifest)
     assert manifest.classes.lesions == ("apple black rot", "apple rust", "class 2")
@@ -188,14 +188,14 @@ def test_the_plantseg_archive_names_classes_by_index(tmp_path):
     assert load_sample(rows["test"], manifest).lesion.max() == 3
 
 
-def test_a_folder_in_a_folder_is_unwrapped(tmp_path):
+def test_single_nested_folder_is_unwrapped(tmp_path):
     plantseg(tmp_path / "download" / "plantseg", TABLE)
     manifest = read_folder(tmp_path / "download")
     assert len(manifest) == 3
     assert manifest.codings.keys() == {"download"}
 
 
-def test_most_rows_name_the_class_of_an_index(tmp_path):
+def test_plantseg_class_name_is_most_frequent_of_index(tmp_path):
     lines = [f"{n}.jpg,0,Apple,apple {d},,,,,," for n, d in zip("xyz", "ssb", strict=True)]
     manifest = read_folder(
         plantseg(tmp_path, TABLE.split("\n", maxsplit=1)[0] + "\n" + "\n".join(lines))
@@ -207,7 +207,7 @@ def test_most_rows_name_the_class_of_an_index(tmp_path):
 # class folders
 
 
-def test_plantvillage_folders_name_plant_and_disease(tmp_path):
+def test_class_folders_plantvillage_gives_plant_and_disease(tmp_path):
     for kind in ("color", "grayscale"):
         base = tmp_path / "raw" / kind
         make_image(base / "Tomato___Early_blight" / "1.JPG")
@@ -221,7 +221,7 @@ def test_plantvillage_folders_name_plant_and_disease(tmp_path):
     assert manifest.rows[1].split is None
 
 
-def test_plain_class_folders_inside_splits(tmp_path):
+def test_class_folders_inside_splits(tmp_path):
     for split in ("train", "valid"):
         for name in ("Leaf rust", "Phoma"):
             make_image(tmp_path / split / name / "1.jpg")
@@ -232,7 +232,7 @@ def test_plain_class_folders_inside_splits(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("2024-05-01", "2024-06-01"), ("DCIM", "photos")])
-def test_folders_by_date_or_camera_are_no_classes(tmp_path, names):
+def test_class_folders_exclude_dates_and_cameras(tmp_path, names):
     for name in names:
         make_image(tmp_path / name / "1.jpg")
     manifest = read_folder(tmp_path)
@@ -243,7 +243,7 @@ def test_folders_by_date_or_camera_are_no_classes(tmp_path, names):
 # anything else
 
 
-def test_hidden_files_are_skipped_and_loops_end(tmp_path):
+def test_find_images_skips_hidden_files_and_link_loops(tmp_path):
     make_image(tmp_path / "deep" / "a.jpg")
     make_image(tmp_path / "a.png")
     make_image(tmp_path / ".hidden" / "b.jpg")
@@ -252,18 +252,18 @@ def test_hidden_files_are_skipped_and_loops_end(tmp_path):
     assert [row.key for row in read_folder(tmp_path).rows] == ["a", "deep/a"]
 
 
-def test_keys_stay_unique_where_endings_differ(tmp_path):
+def test_keys_with_equal_stems_keep_endings(tmp_path):
     make_image(tmp_path / "a.jpg")
     make_image(tmp_path / "a.png")
     assert [row.key for row in read_folder(tmp_path).rows] == ["a.jpg", "a.png"]
 
 
-def test_a_single_image_is_a_manifest_of_one_row(tmp_path):
+def test_read_folder_single_image_gives_one_row(tmp_path):
     manifest = read_folder(make_image(tmp_path / "my leaf.JPG"))
     assert [row.key for row in manifest.rows] == ["my leaf"]
 
 
-def test_a_written_manifest_is_read_again(tmp_path):
+def test_read_folder_reads_written_manifest(tmp_path):
     make_image(tmp_path / "leaves" / "a.jpg")
     manifest = read_folder(tmp_path.resolve() / "leaves")
     manifest.write(tmp_path / "manifest.json")
@@ -271,7 +271,7 @@ def test_a_written_manifest_is_read_again(tmp_path):
     assert read_folder(tmp_path / "manifest.json") == manifest
 
 
-def test_wrong_paths_are_usage_errors(tmp_path):
+def test_read_folder_wrong_paths_are_usage_errors(tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
         read_folder(tmp_path / "gone")
     with pytest.raises(UsageError, match="holds no images, no files"):

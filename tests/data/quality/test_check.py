@@ -44,7 +44,7 @@ def add(
 
 @pytest.fixture
 def folder(tmp_path):
-    """Six sound images in three splits."""
+    """Six valid images in three splits."""
     for i, split in enumerate(["train", "train", "train", "train", "val", "test"]):
         add(tmp_path, f"{split}/{i}", pixels=noise(i))
     lines = "0: background\n1: leaf\n2: rust\n"
@@ -53,36 +53,36 @@ def folder(tmp_path):
 
 
 def codes(report: CheckReport) -> dict[str, str]:
-    return {finding.code: finding.severity for finding in report.issues}
+    return {issue.code: issue.severity for issue in report.issues}
 
 
 def the(report: CheckReport, code: str) -> Issue:
-    (finding,) = [f for f in report.issues if f.code == code]
-    return finding
+    (issue,) = [i for i in report.issues if i.code == code]
+    return issue
 
 
-def test_sound_data_raise_nothing_but_their_number(folder):
+def test_check_valid_data_warns_only_of_few_labels(folder):
     report = check(read_folder(folder))
     assert codes(report) == {"few-labels": "warning"}
     assert not report.spoils_training
-    assert "Nothing found that would spoil training or judging." in report.to_text()
+    assert "Nothing found that would spoil training or evaluation." in report.to_text()
     assert "splits   train 4, val 1, test 1" in report.to_text()
     assert "rust 25 % of the annotated pixels" in report.to_text()
 
 
-def test_images_without_any_green_are_a_warning(folder):
+def test_check_images_without_green_are_a_warning(folder):
     cats = np.full((48, 64, 3), (120, 80, 60), np.uint8)
     for i in range(5):
         add(folder, f"train/cat_{i}", pixels=cats + noise(i) // 16, ids=None)
     assert "no-green" not in codes(check(read_folder(folder)))  # less than half of all
     for i in range(5, 7):
         add(folder, f"train/cat_{i}", pixels=cats + noise(i) // 16, ids=None)
-    finding = the(check(read_folder(folder)), "no-green")
-    assert f"Images of {folder.name} in which hardly anything is green" in finding.text
-    assert finding.text.endswith("of 13: 7.")
+    issue = the(check(read_folder(folder)), "no-green")
+    assert f"Images of {folder.name} with hardly any green pixels" in issue.text
+    assert issue.text.endswith("of 13: 7.")
 
 
-def test_files_that_cannot_be_used_are_errors(folder):
+def test_check_unusable_files_are_errors(folder):
     (folder / "images" / "train" / "empty.jpg").write_bytes(b"")
     add(folder, "train/size", pixels=noise(10), mask_hw=(40, 64))
     add(folder, "train/ids", pixels=noise(11), ids=(0, 9))
@@ -105,7 +105,7 @@ def test_files_that_cannot_be_used_are_errors(folder):
     assert "5 errors would spoil training" in report.to_text()
 
 
-def test_a_copy_in_another_split_is_an_error(folder):
+def test_check_copy_across_splits_is_an_error(folder):
     add(folder, "test/copy", pixels=noise(0))
     report = check(read_folder(folder))
     assert codes(report)["copy-across-splits"] == "error"
@@ -114,27 +114,27 @@ def test_a_copy_in_another_split_is_an_error(folder):
     assert "near-duplicate-across-splits" not in codes(report)
 
 
-def test_a_copy_in_the_same_split_is_a_warning(folder):
+def test_check_copy_within_split_is_a_warning(folder):
     add(folder, "train/copy", pixels=noise(0))
     assert codes(check(read_folder(folder)))["copies"] == "warning"
 
 
-def test_a_mirrored_image_in_another_split_is_found(folder):
+def test_check_mirrored_image_across_splits_is_an_error(folder):
     add(folder, "test/mirrored", pixels=np.ascontiguousarray(noise(0)[:, ::-1]))
-    finding = the(check(read_folder(folder)), "near-duplicate-across-splits")
-    assert finding.severity == "error"
-    assert "They touch 50.0 % of test" in finding.text
+    issue = the(check(read_folder(folder)), "near-duplicate-across-splits")
+    assert issue.severity == "error"
+    assert "They affect 50.0 % of test" in issue.text
 
 
-def test_few_near_duplicates_are_a_warning(folder):
+def test_check_few_near_duplicates_across_splits_are_a_warning(folder):
     for i in range(120):
         add(folder, f"test/more{i}", pixels=noise(100 + i))
     add(folder, "test/mirrored", pixels=np.ascontiguousarray(noise(0)[:, ::-1]))
-    finding = the(check(read_folder(folder)), "near-duplicate-across-splits")
-    assert finding.severity == "warning"
+    issue = the(check(read_folder(folder)), "near-duplicate-across-splits")
+    assert issue.severity == "warning"
 
 
-def test_near_duplicates_before_splits_ask_for_groups(folder):
+def test_check_near_duplicates_without_splits_are_a_warning(folder):
     add(folder, "train/mirrored", pixels=np.ascontiguousarray(noise(0)[:, ::-1]))
     manifest = read_folder(folder)
     free = manifest.only(replace(row, split=None) for row in manifest.rows)
@@ -143,7 +143,7 @@ def test_near_duplicates_before_splits_ask_for_groups(folder):
     assert "near-duplicates" not in codes(check(grouped))
 
 
-def test_scenes_that_are_joined_no_longer_leak(folder):
+def test_grouped_near_duplicates_do_not_cross_splits(folder):
     add(folder, "train/mirrored", pixels=np.ascontiguousarray(noise(0)[:, ::-1]))
     add(folder, "train/copy", pixels=noise(0))
     manifest = read_folder(folder)
@@ -158,14 +158,14 @@ def test_scenes_that_are_joined_no_longer_leak(folder):
         assert "near-duplicate-across-splits" not in found
 
 
-def test_a_group_in_two_splits_is_an_error(folder):
+def test_check_group_across_splits_is_an_error(folder):
     manifest = read_folder(folder)
     grouped = manifest.only(replace(row, group="7") for row in manifest.rows)
     report = check(grouped)
     assert f"The first: {folder.name}/7." in the(report, "group-across-splits").text
 
 
-def test_turns_are_told_and_masks_before_the_turn_too(folder):
+def test_check_reports_exif_orientation_of_images_and_masks(folder):
     add(folder, "train/turned", pixels=noise(20), turn=TURNED, mask_hw=(64, 48))
     add(folder, "train/stored", pixels=noise(21), turn=TURNED)
     report = check(read_folder(folder))
@@ -174,7 +174,7 @@ def test_turns_are_told_and_masks_before_the_turn_too(folder):
     assert not report.of("error")
 
 
-def test_partners_that_are_missing_are_told(folder):
+def test_check_reports_unmatched_images_masks_and_names(folder):
     add(folder, "train/bare", pixels=noise(30), ids=None)
     add(folder, "train/orphan", pixels=noise(31)).unlink()
     (folder / "index.csv").write_text("name\nlost\n", "utf-8")
@@ -184,7 +184,7 @@ def test_partners_that_are_missing_are_told(folder):
     assert found["name-without-image"] == "warning"
 
 
-def test_contradictions_of_the_index_are_warnings(folder):
+def test_check_index_contradictions_are_warnings(folder):
     lines = "0: background\n1: leaf\n2: rust\n3: phoma\n"
     (folder / "classes.yaml").write_text(lines, "utf-8")
     table = "name,disease,Resolution,Mask ratio\n"
@@ -201,22 +201,22 @@ def test_contradictions_of_the_index_are_warnings(folder):
     assert "No mask in train shows phoma" in report.to_text()
 
 
-def test_a_class_that_is_never_judged_is_a_warning(folder):
+def test_check_class_missing_from_test_is_a_warning(folder):
     Image.new("L", (64, 48)).save(folder / "masks" / "test" / "5.png")
     report = check(read_folder(folder))
     missing = the(report, "class-missing-from-split")
-    assert missing.text == "No mask in test shows rust: not judged there."
+    assert missing.text == "No mask in test shows rust: not evaluated there."
     assert codes(report)["mask-without-lesion"] == "note"
 
 
-def test_swapped_leaf_and_lesion_are_suspected(folder):
+def test_check_swapped_leaf_and_lesion_are_a_warning(folder):
     (folder / "classes.yaml").write_text("0: background\n2: leaf\n1: rust\n", "utf-8")
-    finding = the(check(read_folder(folder)), "leaf-smaller-than-lesions")
-    assert finding.severity == "warning"
-    assert "changed places" in finding.fix
+    issue = the(check(read_folder(folder)), "leaf-smaller-than-lesions")
+    assert issue.severity == "warning"
+    assert "may be swapped" in issue.fix
 
 
-def test_small_matters_are_notes(folder):
+def test_check_tiny_palette_and_16_bit_files_are_reported(folder):
     add(folder, "train/tiny", pixels=noise(40, (16, 64)))
     ids = np.resize(np.array([0, 1, 2], np.uint8), (48, 64))
     for name, mask in [("p", Image.fromarray(ids).convert("P")), ("i", ids.astype("u2"))]:
@@ -228,13 +228,13 @@ def test_small_matters_are_notes(folder):
     assert found["palette-mask"] == found["16-bit-mask"] == "note"
 
 
-def test_images_alone_are_nothing_to_learn_from(tmp_path):
+def test_check_images_without_labels_are_an_error(tmp_path):
     Image.fromarray(noise(0)).save(tmp_path / "a.png")
     report = check(read_folder(tmp_path))
     assert codes(report) == {"nothing-to-learn": "error"}
 
 
-def test_class_folders_have_no_masks(tmp_path):
+def test_check_class_folders_report_no_masks(tmp_path):
     for i, name in enumerate(["healthy", "rust"]):
         (tmp_path / name).mkdir()
         Image.fromarray(noise(i)).save(tmp_path / name / "a.png")
@@ -242,13 +242,13 @@ def test_class_folders_have_no_masks(tmp_path):
     assert codes(report) == {"no-masks": "warning", "no-splits": "note"}
 
 
-def test_inferred_codings_are_told(folder):
+def test_check_inferred_coding_is_a_note(folder):
     (folder / "classes.yaml").unlink()
-    finding = the(check(read_folder(folder)), "coding-inferred")
-    assert "is inferred: mask values 0, 1, 2 read as" in finding.text
+    issue = the(check(read_folder(folder)), "coding-inferred")
+    assert "is inferred: mask values 0, 1, 2 read as" in issue.text
 
 
-def test_text_is_capped_and_json_is_complete(folder):
+def test_report_text_is_shortened_and_json_is_complete(folder):
     for i in range(9):
         (folder / "images" / "train" / f"empty{i}.jpg").write_bytes(b"")
     report = check(read_folder(folder))
@@ -258,14 +258,14 @@ def test_text_is_capped_and_json_is_complete(folder):
     assert len(table["issues"][0]["files"]) == 9
 
 
-def test_progress_is_told_for_every_row(folder):
-    told: list[tuple[int, int]] = []
-    check(read_folder(folder), on_progress=lambda done, of: told.append((done, of)))
-    assert told == [(i + 1, 6) for i in range(6)]
+def test_check_calls_on_progress_for_every_row(folder):
+    calls: list[tuple[int, int]] = []
+    check(read_folder(folder), on_progress=lambda done, of: calls.append((done, of)))
+    assert calls == [(i + 1, 6) for i in range(6)]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared collections are absent")
-def test_a_sound_real_collection_passes():
+def test_check_valid_real_collection_passes():
     report = check(read_folder(SHARED / "wild"))
     assert not report.spoils_training
     assert codes(report).keys() == {"no-splits", "coding-inferred", "palette-mask"}

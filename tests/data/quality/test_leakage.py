@@ -8,22 +8,22 @@ from plantseg_next.data.quality.leakage import add_datasets, describe_excluded, 
 from plantseg_next.synthetic.leaves import write_drawn_folder
 
 
-def test_images_without_masks_join_as_unlabeled_rows(drawn_folder, tmp_path):
+def test_add_datasets_images_without_masks_become_unlabeled(drawn_folder, tmp_path):
     write_drawn_folder(tmp_path / "more", 6, seed=9, size_hw=(96, 96))
     manifest = splits.assign(read_folder(drawn_folder), seed=0)
-    joined, left = add_datasets(
+    joined, excluded = add_datasets(
         manifest, [read_folder(tmp_path / "more" / "images")], masks=False
     )
     added = joined.rows[len(manifest) :]
     assert len(added) == 6
-    assert not left
+    assert not excluded
     assert {row.split for row in added} == {"unlabeled"}
     assert all(row.mask is None and row.disease is None for row in added)
     assert joined.classes == manifest.classes
     assert len({row.key for row in joined.rows}) == len(joined)
 
 
-def test_a_image_that_is_also_labeled_or_judged_is_left_out(drawn_folder, tmp_path):
+def test_add_datasets_excludes_duplicates_and_unreadable_images(drawn_folder, tmp_path):
     manifest = splits.assign(read_folder(drawn_folder), seed=0)
     write_drawn_folder(tmp_path / "more", 4, seed=9, size_hw=(96, 96))
     folder = tmp_path / "more" / "images"
@@ -32,22 +32,22 @@ def test_a_image_that_is_also_labeled_or_judged_is_left_out(drawn_folder, tmp_pa
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "m.jpg", quality=80)
     shutil.copy(train, folder / "again.jpg")
     (folder / "broken.jpg").write_bytes(b"not an image")
-    joined, left = add_datasets(manifest, [read_folder(folder)], masks=False)
+    joined, excluded = add_datasets(manifest, [read_folder(folder)], masks=False)
     assert len(joined) == len(manifest) + 4
-    reasons = {one.row.image.name: one.reason for one in left}
+    reasons = {image.row.image.name: image.reason for image in excluded}
     assert reasons == {
-        "m.jpg": "also judged",
+        "m.jpg": "also evaluated",
         "again.jpg": "also labeled",
         "broken.jpg": "unreadable",
     }
-    lines = list(describe_excluded(left))
+    lines = list(describe_excluded(excluded))
     assert lines[0].startswith(
-        "images left out, because they cannot be read: 1; the first is "
+        "images excluded, because they cannot be read: 1; the first is "
     )
     assert "broken.jpg" in lines[0]
 
 
-def test_two_folders_of_one_name_do_not_clash(drawn_folder, tmp_path):
+def test_add_datasets_equal_names_are_renamed(drawn_folder, tmp_path):
     manifest = splits.assign(read_folder(drawn_folder), seed=0)
     for place in ("a", "b"):
         write_drawn_folder(
@@ -59,7 +59,7 @@ def test_two_folders_of_one_name_do_not_clash(drawn_folder, tmp_path):
     assert len({row.key for row in joined.rows}) == len(joined)
 
 
-def test_what_one_data_set_is_judged_by_no_other_learns(drawn_folder, tmp_path):
+def test_drop_leaks_excludes_test_images_from_other_data_sets(drawn_folder, tmp_path):
     own = splits.assign(read_folder(drawn_folder), seed=0)
     folder = tmp_path / "named" / "rust"
     folder.mkdir(parents=True)
@@ -76,9 +76,9 @@ def test_what_one_data_set_is_judged_by_no_other_learns(drawn_folder, tmp_path):
         else type(row)(**vars(row) | {"split": "train"})
         for row in splits.assign(manifest, seed=0).rows
     ]
-    kept, left = drop_leaks(manifest.only(rows))
-    assert {one.row.image.name: one.reason for one in left} == {
-        "test.png": "also judged",
+    kept, excluded = drop_leaks(manifest.only(rows))
+    assert {image.row.image.name: image.reason for image in excluded} == {
+        "test.png": "also evaluated",
         "train.png": "also labeled",
     }
     assert len(kept) == len(own) + 1

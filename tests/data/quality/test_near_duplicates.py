@@ -19,7 +19,7 @@ SHARED = Path(__file__).parents[3] / "../shared/data"
 
 
 def scene(seed: int) -> np.ndarray:
-    """Return a blotchy image with coarse and fine structure."""
+    """Return a random image with coarse and fine structure."""
     rng = np.random.default_rng(seed)
     coarse = cv2.resize(rng.random((6, 8, 3)), (240, 180), interpolation=cv2.INTER_CUBIC)
     fine = cv2.resize(rng.random((40, 60, 3)), (240, 180), interpolation=cv2.INTER_CUBIC)
@@ -45,7 +45,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_a_changed_copy_is_found_among_others(change):
+def test_near_duplicates_transformed_copy_is_found(change):
     images = [scene(seed) for seed in range(12)]
     prints = [fingerprint(image) for image in [*images, change(images[3])]]
     (pair,) = near_duplicates(prints)
@@ -53,20 +53,20 @@ def test_a_changed_copy_is_found_among_others(change):
     assert 0.6 <= pair.correlation <= 1
 
 
-def test_even_images_are_no_duplicates_of_each_other():
+def test_near_duplicates_even_images_do_not_match():
     even = [np.full((50, 50, 3), gray, np.uint8) for gray in (0, 90, 200)]
     assert near_duplicates([fingerprint(image) for image in even]) == []
     assert near_duplicates([]) == []
 
 
-def test_the_hash_agrees_with_an_independent_cosine_transform():
+def test_perceptual_hash_matches_scipy_dct():
     gray = np.random.default_rng(0).random((32, 32)).astype(np.float32)
     low = dctn(gray.astype(np.float64), norm="ortho")[1:9, 1:9].ravel()
     bits = "".join("1" if value > np.median(low) else "0" for value in low)
     assert perceptual_hash(gray) == int(bits, 2)
 
 
-def test_pairs_are_those_of_the_definition():
+def test_find_pairs_matches_brute_force():
     rng = np.random.default_rng(0)
     # More rows than a block, and few bits, so that pairs cross blocks.
     hashes = rng.integers(0, 2**12, (300, 2), np.uint64)
@@ -81,7 +81,7 @@ def test_pairs_are_those_of_the_definition():
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared collections are absent")
-def test_leaves_on_a_plain_ground_raise_no_false_alarm():
+def test_near_duplicates_leaves_on_plain_background_do_not_match():
     paths = sorted((SHARED / "potato" / "images").glob("*.jpg"))[::4]
     prints = [fingerprint(read_image(path)) for path in paths]
     assert near_duplicates(prints) == []

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 VALIDATION = Validation(0.5, {"lesion_dice": 0.5}, {"right_Mehltau é": math.nan})
 
 
-def going(callback, steps):
+def log_run(callback, steps):
     for step in steps:
         parts = {"leaf": torch.tensor(float(step))}
         callback.on_step(StepInfo(step, 40, parts, 1.0, 60.0, 0.0, 8, 4))
@@ -24,7 +24,7 @@ def going(callback, steps):
     return callback
 
 
-def test_a_program_that_is_not_there_names_its_extra(tmp_path, monkeypatch):
+def test_missing_program_names_its_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(loggers, "find_spec", lambda _: None)
     with pytest.raises(
         UsageError, match="--log mlflow: mlflow, sqlalchemy is not"
@@ -34,16 +34,16 @@ def test_a_program_that_is_not_there_names_its_extra(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tensorboard_reads_a_run_that_went_on_as_one(tmp_path):
+def test_tensorboard_resumed_run_is_one_run(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    first = going(logger("tensorboard", tmp_path, Settings()), [10, 20, 30])
+    first = log_run(logger("tensorboard", tmp_path, Settings()), [10, 20, 30])
     state = first.state_dict()
     first.on_end("stopped", "")
     second = logger("tensorboard", tmp_path, Settings())
     second.load_state_dict(state)
-    going(second, [20, 30, 40]).on_end("finished", "")
+    log_run(second, [20, 30, 40]).on_end("finished", "")
     found = EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
     losses = [(e.step, e.value) for e in found.Scalars("loss/leaf")]
@@ -52,16 +52,16 @@ def test_tensorboard_reads_a_run_that_went_on_as_one(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_keeps_a_run_that_went_on_as_one(tmp_path):
+def test_mlflow_resumed_run_is_one_run(tmp_path):
     if importlib.util.find_spec("mlflow") is None:
         pytest.skip("mlflow is not installed")
     run = tmp_path / "run"
-    first = going(logger("mlflow", run, Settings()), [10, 20])
+    first = log_run(logger("mlflow", run, Settings()), [10, 20])
     state = first.state_dict()
     first.on_end("failed", "")
     second = logger("mlflow", run, Settings())
     second.load_state_dict(state)
-    going(second, [30]).on_end("finished", "")
+    log_run(second, [30]).on_end("finished", "")
     client = second._client
     (experiment,) = [e for e in client.search_experiments() if e.name == loggers.EXPERIMENT]
     (found,) = client.search_runs([experiment.experiment_id])
@@ -72,9 +72,9 @@ def test_mlflow_keeps_a_run_that_went_on_as_one(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_mlflow_store_that_is_gone_is_begun_anew(tmp_path):
+def test_mlflow_without_its_store_starts_a_new_run(tmp_path):
     if importlib.util.find_spec("mlflow") is None:
         pytest.skip("mlflow is not installed")
     callback = logger("mlflow", tmp_path / "run", Settings())
     callback.load_state_dict({"run_id": "0" * 32})
-    assert going(callback, [10]).state_dict()["run_id"] != "0" * 32
+    assert log_run(callback, [10]).state_dict()["run_id"] != "0" * 32

@@ -27,11 +27,11 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-def test_a_sample_agrees_with_the_system(tmp_path):
+def test_sample_agrees_with_the_system(tmp_path):
     sample = take_sample(tmp_path)
     process = psutil.Process()
     own = process.memory_info().rss / MIB
-    # Earlier tests may have left the server from which workers are started.
+    # The fork server of earlier tests may still be running.
     others = sum(c.memory_info().rss for c in process.children(recursive=True)) / MIB
     assert 0.8 * own < sample.ram_mib < 1.2 * own + others
     assert 0 < sample.ram_free_mib < psutil.virtual_memory().total / MIB
@@ -40,10 +40,10 @@ def test_a_sample_agrees_with_the_system(tmp_path):
     )
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is shared")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports shared memory")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_what_processes_share_counts_once(tmp_path):
-    """A child that is forked shares all that its parent holds."""
+def test_shared_memory_is_counted_once(tmp_path):
+    """A forked child shares all memory of its parent."""
     held = bytearray(100 * MIB)
     waits = get_context("fork").Event()
     before = take_sample(tmp_path).ram_mib
@@ -59,7 +59,7 @@ def test_what_processes_share_counts_once(tmp_path):
     assert 0 < grown < 0.6 * apart
 
 
-def test_a_validation_is_a_row_of_what_it_cost(monitor, tmp_path):
+def test_validation_writes_a_row(monitor, tmp_path):
     for n in range(1, 5):
         monitor.on_step(step(n, waited_s=0.1))
     monitor.on_validation(4, VALIDATION, best=True)
@@ -69,17 +69,17 @@ def test_a_validation_is_a_row_of_what_it_cost(monitor, tmp_path):
     assert row["validate_s"] == "2.0"
 
 
-def test_a_starved_run_is_told_once_and_not_while_it_reads_all_anew(monitor):
-    told = []
+def test_starved_is_emitted_once_and_not_while_cache_fills(monitor):
+    events = []
     for n in range(1, 5):
         monitor.on_step(step(n, waited_s=0.6))
-        told += monitor.on_validation(n, VALIDATION, best=False)
-    (event,) = told
+        events += monitor.on_validation(n, VALIDATION, best=False)
+    (event,) = events
     assert event.kind == "starved"
-    assert event.text.startswith("60% of the time went into waiting for images.")
+    assert event.text.startswith("60% of the time was spent waiting for images.")
 
 
-def growing(monitor, mib_a_minute, *, free=4000.0, minutes=30):
+def kinds_with_growth(monitor, mib_a_minute, *, free=4000.0, minutes=30):
     first = monitor.newest
     monitor.samples = [
         dataclasses.replace(
@@ -93,30 +93,30 @@ def growing(monitor, mib_a_minute, *, free=4000.0, minutes=30):
     return [event.kind for event in monitor._leak()]
 
 
-def test_memory_that_grows_until_it_is_full_is_a_leak(monitor):
-    assert growing(monitor, 20.0) == ["memory-leak"]
+def test_growing_memory_emits_memory_leak(monitor):
+    assert kinds_with_growth(monitor, 20.0) == ["memory-leak"]
 
 
-def test_memory_that_stands_still_is_none(monitor):
-    assert growing(monitor, 0.0) == []
+def test_constant_memory_emits_nothing(monitor):
+    assert kinds_with_growth(monitor, 0.0) == []
 
 
-def test_memory_that_would_last_for_days_is_none(monitor):
-    assert growing(monitor, 10.0, free=1e6) == []
+def test_slowly_growing_memory_emits_nothing(monitor):
+    assert kinds_with_growth(monitor, 10.0, free=1e6) == []
 
 
-def test_a_cache_that_fills_is_none(tmp_path):
-    assert growing(ResourceMonitor(tmp_path, cache_mib=1000.0), 20.0) == []
+def test_filling_cache_emits_nothing(tmp_path):
+    assert kinds_with_growth(ResourceMonitor(tmp_path, cache_mib=1000.0), 20.0) == []
 
 
-def test_a_disk_about_to_fill_is_told(monitor, tmp_path):
+def test_nearly_full_disk_emits_disk_low(monitor, tmp_path):
     monitor.on_checkpoint(1, Saved(tmp_path, 10**15, 1.0))
     (event,) = monitor.on_validation(1, VALIDATION, best=True)
     assert event.kind == "disk-low"
-    assert "MiB are free where the run is kept" in event.text
+    assert "MiB are free on the disk of the run" in event.text
 
 
-def test_the_rows_go_on_with_the_run(monitor, tmp_path):
+def test_resume_keeps_earlier_rows(monitor, tmp_path):
     monitor.on_step(step(1))
     monitor.on_validation(1, VALIDATION, best=True)
     again = ResourceMonitor(tmp_path, cache_mib=0.0)

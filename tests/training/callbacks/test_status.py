@@ -1,4 +1,4 @@
-"""What a run's folder says, while it goes on and after whatever happened."""
+"""Status of a run's folder, while it runs and after it ended."""
 
 import json
 import time
@@ -20,19 +20,19 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def run(finished_semi_run, tmp_path):
-    """A copy of the files that tell of a run."""
+    """A copy of a run's files, without its folders."""
     for path in finished_semi_run.iterdir():
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
 
 
-def saying(run, **changes):
+def change_progress(run, **changes):
     path = run / "progress.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_finished_run_says_what_comes_next(finished_semi_run):
+def test_status_of_finished_run_advises_evaluate(finished_semi_run):
     status = read_status(finished_semi_run)
     assert status.state == "finished"
     text = str(status)
@@ -43,42 +43,42 @@ def test_a_finished_run_says_what_comes_next(finished_semi_run):
     assert (finished_semi_run / "summary.txt").read_text() == f"{text}\n"
 
 
-def test_a_run_that_goes_on_says_how_long(run):
-    saying(run, state="running", step=6, left_s=100.0)
+def test_status_of_running_run_shows_time_left(run):
+    change_progress(run, state="running", step=6, left_s=100.0)
     with run_lock(run):
         text = str(read_status(run))
     assert f"{run}: running\n  step       6 of 12" in text
     assert "left       about 1 min 40 s\n" in text
-    assert f"plantseg-next watch {run} follows it" in text
+    assert f"to follow it: plantseg-next watch {run}" in text
 
 
-def test_a_run_that_was_killed_says_so_and_how_to_go_on(run):
-    saying(run, state="running", time=time.time() - 600)
+def test_status_of_killed_run_advises_resume(run):
+    change_progress(run, state="running", time=time.time() - 600)
     status = read_status(run)
     assert status.state == "died"
     text = str(status)
-    assert "died without a word, 10 min" in text
+    assert "died without a message 10 min" in text
     assert "Memory was nearly full" not in text
-    assert "go on from step 12 with: " in text
+    assert "resume from step 12 with: " in text
 
 
-def test_a_run_that_was_killed_for_memory_is_suspected_of_it(run):
-    saying(run, state="running", ram_mib=7900, ram_free_mib=100)
+def test_status_of_killed_run_reports_full_memory(run):
+    change_progress(run, state="running", ram_mib=7900, ram_free_mib=100)
     text = str(read_status(run))
     assert "Memory was nearly full (7900 MiB in use, 100 free)" in text
 
 
-def test_the_command_that_goes_on_is_shown(run):
+def test_status_shows_the_resume_command(run):
     tree = json.loads((run / "run.json").read_text())
     command = ["plantseg-next", "train", "my leaves", "--out", "run"]
     changed = tree | {"command": command, "directory": "/home/ana"}
     (run / "run.json").write_text(json.dumps(changed))
-    saying(run, state="stopped")
+    change_progress(run, state="stopped")
     text = str(read_status(run))
     assert "plantseg-next train 'my leaves' --out run   (in /home/ana)" in text
 
 
-def test_a_run_that_broke_down_says_why(drawn_folder, tmp_path, monkeypatch):
+def test_status_of_failed_run_shows_the_error(drawn_folder, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("shapes do not match")
 
@@ -89,28 +89,28 @@ def test_a_run_that_broke_down_says_why(drawn_folder, tmp_path, monkeypatch):
     assert "failed. RuntimeError('shapes do not match')" in text
 
 
-def test_a_run_that_was_asked_to_stop_says_so(drawn_folder, tmp_path, monkeypatch):
+def test_status_of_stopped_run_shows_the_step(drawn_folder, tmp_path, monkeypatch):
     real = Trainer.run
     monkeypatch.setattr(Trainer, "run", lambda self: real(self, stop_after=1))
     with pytest.raises(StoppedError):
         api.train(drawn_folder, tmp_path / "run", FEW)
     status = read_status(tmp_path / "run")
     assert status.state == "stopped"
-    assert "stopped, as it was asked to. Stopped at step 1 of 12." in str(status)
+    assert "stopped on request. Stopped at step 1 of 12." in str(status)
 
 
-def test_broken_files_do_not_hide_the_rest(run):
-    """A machine that went down may leave an empty file or half a line."""
+def test_status_with_damaged_files_shows_the_rest(run):
+    """A crash of the machine may leave an empty file or a truncated line."""
     (run / "progress.json").write_bytes(b"")
     with (run / "events.jsonl").open("a") as file:
-        file.write('{"step": 1, "kind": "forecast", "text": "so"}\n{"step": 4, "ki')
+        file.write('{"step": 1, "kind": "plateau", "text": "so"}\n{"step": 4, "ki')
     status = read_status(run)
     assert status.state == "died"
     assert status.events[-1]["text"] == "so"
     assert "died before its first step" in str(status)
 
 
-def test_repeated_events_are_told_once(run):
+def test_status_shows_repeated_events_once(run):
     lines = [{"step": n, "kind": "not-finite", "text": f"step {n}"} for n in (3, 4, 5)]
     (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = str(read_status(run))
@@ -118,12 +118,12 @@ def test_repeated_events_are_told_once(run):
     assert "step 3" not in text
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path):
+def test_status_of_folder_without_run_is_refused(tmp_path):
     with pytest.raises(UsageError, match="holds no run"):
         read_status(tmp_path)
 
 
-def test_the_curves_are_a_image(run):
+def test_curves_are_a_png(run):
     (run / "curves.png").unlink()
     draw_curves(run)
     with Image.open(run / "curves.png") as image:
@@ -131,38 +131,38 @@ def test_the_curves_are_a_image(run):
         assert image.size[0] > 400
 
 
-def test_before_the_first_validation_there_are_no_curves(tmp_path):
+def test_curves_without_validation_are_not_drawn(tmp_path):
     draw_curves(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_can_be_verified(finished_semi_run):
+def test_verify_of_unchanged_run_finds_no_difference(finished_semi_run):
     found = api.verify(finished_semi_run)
     assert found.difference is None
     assert found.conditions == ()
 
 
-def test_a_run_that_cannot_be_repeated_is_found_out(run):
+def test_verify_reports_first_different_loss_and_conditions(run):
     tree = json.loads((run / "first_steps.json").read_text())
     first = tree["losses"][4].split(", ")[0]
     name, value = first.split()
     other = float.fromhex(value) + 1e-7
     changed = json.dumps(tree).replace(value, other.hex())
     (run / "first_steps.json").write_text(changed)
-    facts = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(facts | {"code": "older"}))
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"code": "older"}))
     found = api.verify(run)
     assert found.difference.startswith(f"step 5: {name} was ")
     assert any(line.startswith("code: older then") for line in found.conditions)
 
 
-def test_other_weights_after_equal_losses_are_found_out(run, finished_semi_run):
+def test_first_difference_reports_different_weights(run, finished_semi_run):
     tree = json.loads((run / "first_steps.json").read_text())
     (run / "first_steps.json").write_text(json.dumps(tree | {"weights": "0"}))
     assert first_difference(run, finished_semi_run).startswith("the weights after step 10")
 
 
-def test_a_short_run_cannot_be_verified(run):
+def test_verify_of_short_run_is_refused(run):
     (run / "first_steps.json").unlink()
     with pytest.raises(UsageError, match="holds no run of 10 steps"):
         api.verify(run)

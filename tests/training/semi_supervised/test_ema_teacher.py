@@ -35,7 +35,7 @@ def moved(network: nn.Module, by: float) -> nn.Module:
     return network
 
 
-def test_the_teacher_is_the_running_mean_of_its_student():
+def test_teacher_is_running_mean_of_student():
     network = student()
     teacher = EmaTeacher(network, decay=0.9)
     expected = {n: t.clone() for n, t in network.state_dict().items()}
@@ -54,7 +54,7 @@ def test_the_teacher_is_the_running_mean_of_its_student():
     assert teacher.network.state_dict()["1.num_batches_tracked"] == 6
 
 
-def test_the_first_update_copies_the_student():
+def test_first_update_copies_the_student():
     network = student()
     teacher = EmaTeacher(network, decay=0.999)
     moved(network, 1.0)
@@ -63,7 +63,7 @@ def test_the_first_update_copies_the_student():
         assert torch.equal(a, b)
 
 
-def test_the_teacher_never_trains():
+def test_teacher_stays_in_eval_without_gradients():
     settings = ModelSettings(
         encoder=toy_encoder.NAME, start="random", width=32, layers=1, dropout=0.5
     )
@@ -80,7 +80,7 @@ def test_the_teacher_never_trains():
     assert network.training
 
 
-def test_a_short_run_has_a_teacher_that_forgets_its_start():
+def test_short_run_bounds_the_decay():
     network = student()
     teacher = EmaTeacher(network, decay=0.999)
     for _ in range(200):
@@ -95,22 +95,22 @@ def test_a_short_run_has_a_teacher_that_forgets_its_start():
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_a_teacher_that_is_away_says_the_same(bfloat16):
+def test_offloaded_teacher_gives_same_predictions(bfloat16):
     network = segmenter()
-    here, away = (
-        EmaTeacher(network, decay=0.9, bfloat16=bfloat16, offload_to_cpu=away)
-        for away in (False, True)
+    resident, offloaded = (
+        EmaTeacher(network, decay=0.9, bfloat16=bfloat16, offload_to_cpu=offload)
+        for offload in (False, True)
     )
     image = torch.rand(1, 3, 64, 64)
-    expected = here(image)
-    assert all(torch.equal(a, b) for a, b in zip(away(image), expected, strict=True))
-    with away.on_device(image.device):
-        moved(away.network, 1.0)  # what visits is a copy
-        assert torch.equal(away(image).lesion, expected.lesion)
-    assert not torch.equal(away(image).lesion, expected.lesion)
+    expected = resident(image)
+    assert all(torch.equal(a, b) for a, b in zip(offloaded(image), expected, strict=True))
+    with offloaded.on_device(image.device):
+        moved(offloaded.network, 1.0)  # the copy on the device does not change
+        assert torch.equal(offloaded(image).lesion, expected.lesion)
+    assert not torch.equal(offloaded(image).lesion, expected.lesion)
 
 
-def test_weights_that_never_change_are_not_kept_twice():
+def test_frozen_weights_are_shared():
     network = segmenter()
     network.encoder.requires_grad_(False)
     teacher = EmaTeacher(network, decay=0.9)
@@ -121,8 +121,8 @@ def test_weights_that_never_change_are_not_kept_twice():
         assert same == name.startswith("encoder.")
 
 
-def follow_on(rank: int, folder: str) -> None:
-    """Train on data of its own beside another process; leave the teacher in a file."""
+def train_process(rank: int, folder: str) -> None:
+    """Train on rank-specific data in one of two processes; save the teacher to a file."""
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
@@ -140,8 +140,8 @@ def follow_on(rank: int, folder: str) -> None:
 
 
 @pytest.mark.integration
-def test_the_teacher_is_the_same_on_every_process(tmp_path):
-    mp.spawn(follow_on, args=(str(tmp_path),), nprocs=2)
+def test_teacher_is_identical_on_every_process(tmp_path):
+    mp.spawn(train_process, args=(str(tmp_path),), nprocs=2)
     first, second = (
         torch.load(tmp_path / f"teacher_{rank}", weights_only=True) for rank in (0, 1)
     )

@@ -13,7 +13,7 @@ from plantseg_next.training.semi_supervised.pseudo_labeled_batch import PseudoLa
 
 
 def tiles(n: int = 3, size: int = 32) -> PseudoLabeledBatch:
-    """Tiles in which every map tells which tile it came from."""
+    """Tiles in which every map holds the number of its tile."""
     own = torch.arange(n)[:, None, None].expand(n, size, size).clone()
     return PseudoLabeledBatch(
         image=own[:, None].expand(n, 3, size, size).float() / 10,
@@ -23,7 +23,7 @@ def tiles(n: int = 3, size: int = 32) -> PseudoLabeledBatch:
     )
 
 
-def test_boxes_have_the_stated_size_and_chance():
+def test_boxes_have_the_stated_size_and_probability():
     torch.manual_seed(0)
     area = sample_boxes(2000, (64, 64), probability=0.5).flatten(1).float().mean(1)
     drawn = area[area > 0]
@@ -33,7 +33,7 @@ def test_boxes_have_the_stated_size_and_chance():
     assert not sample_boxes(20, (64, 64), probability=0.0).any()
 
 
-def test_a_box_moves_everything_that_is_said_of_a_pixel():
+def test_cut_mix_moves_image_and_labels_together():
     before = tiles()
     boxes = torch.zeros(3, 32, 32, dtype=torch.bool)
     boxes[:, 4:10, 6:20] = True
@@ -50,7 +50,7 @@ def test_a_box_moves_everything_that_is_said_of_a_pixel():
     assert torch.equal(cut_mix(as_bytes, boxes).image, (10 * after.image).byte())
 
 
-def test_the_ground_is_painted_and_the_leaf_stays():
+def test_paint_background_keeps_leaf_and_ignored_pixels():
     torch.manual_seed(0)
     own = tiles(2)
     leaf = torch.full((2, 32, 32), 1)

@@ -23,7 +23,7 @@ from plantseg_next.training.semi_supervised.ema_teacher import EmaTeacher
 from plantseg_next.training.semi_supervised.image_labels import ImageLabelSupervision
 from plantseg_next.training.semi_supervised.pseudo_labeled_batch import PseudoLabeledBatch
 from plantseg_next.training.semi_supervised.pseudo_labels import PseudoLabeler, dropout_on
-from plantseg_next.training.step import learn, unsup_loss, unsup_stats
+from plantseg_next.training.step import count_labels, train_step, unsupervised_losses
 
 CLASSES = ClassMap(("rust", "blight"), (), has_leaf=True)
 PLAIN = {
@@ -44,15 +44,15 @@ def network(dropout=0.0):
     )
 
 
-def drawn(n=2, size=64, n_strong=1, seed=0):
-    chance = torch.Generator().manual_seed(seed)
-    image = torch.rand(n, 3, size, size, generator=chance)
-    inside = torch.ones(n, size, size, dtype=torch.bool)
-    inside[:, :5] = False
+def make_batch(n=2, size=64, n_strong=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand(n, 3, size, size, generator=generator)
+    valid = torch.ones(n, size, size, dtype=torch.bool)
+    valid[:, :5] = False
     return TrainBatch(
         Batch(
-            image=torch.rand(n, 3, size, size, generator=chance),
-            lesion=torch.randint(0, 3, (n, size, size), generator=chance),
+            image=torch.rand(n, 3, size, size, generator=generator),
+            lesion=torch.randint(0, 3, (n, size, size), generator=generator),
             leaf=torch.ones(n, size, size, dtype=torch.long),
             disease=torch.full((n,), IGNORE),
             keys=("labeled",) * n,
@@ -60,7 +60,7 @@ def drawn(n=2, size=64, n_strong=1, seed=0):
         UnlabeledBatch(
             image,
             torch.stack([image] * n_strong),
-            inside,
+            valid,
             torch.full((n,), IGNORE),
             ("unlabeled",) * n,
         ),
@@ -73,7 +73,7 @@ def make_pseudo_labeler(student=None, **changes):
 
 
 class Stub:
-    """A teacher that says one thing of every pixel."""
+    """A teacher with the same prediction for every pixel."""
 
     def __init__(self, lesion):
         self.lesion = torch.tensor(lesion)
@@ -88,65 +88,79 @@ class Stub:
         return Scores(lesion, leaf, lesion.new_zeros(b, 0))
 
 
-def test_a_sure_teacher_becomes_a_label_and_a_doubtful_one_is_ignored():
+def test_confident_prediction_becomes_label_and_uncertain_is_ignored():
     pseudo_labeler = make_pseudo_labeler()
-    one = drawn()
+    one = make_batch()
     pseudo_labeler.teacher = Stub([0.0, 9.0, 0.0])
-    sure = pseudo_labeler.make_targets([one])[0]
+    confident = pseudo_labeler.make_targets([one])[0]
     inside = one.unlabeled.valid
-    assert (sure.lesion[inside] == 1).all()
-    assert (sure.leaf[inside] == 1).all()
-    assert (sure.lesion[~inside] == IGNORE).all()
+    assert (confident.lesion[inside] == 1).all()
+    assert (confident.leaf[inside] == 1).all()
+    assert (confident.lesion[~inside] == IGNORE).all()
     pseudo_labeler.teacher = Stub([0.0, 0.5, 0.0])
-    doubtful = pseudo_labeler.make_targets([one])[0]
-    assert (doubtful.lesion == IGNORE).all()
+    uncertain = pseudo_labeler.make_targets([one])[0]
+    assert (uncertain.lesion == IGNORE).all()
 
 
-def test_lessons_wait_until_the_teacher_finds_a_lesion():
+def weights_at(pseudo_labeler, step, micro_batches, *, profile=False, steps=100):
+    return pseudo_labeler.weights(step, steps, micro_batches, profile=profile)
+
+
+def step_of(student, micro_batches, pseudo_labeler=None, unsup=None):
+    """Take the gradients of a step, as the engine does; return its losses."""
+    targets = [] if unsup is None else pseudo_labeler.make_targets(micro_batches)
+    return train_step(
+        student,
+        [part.labeled for part in micro_batches],
+        LossSettings(),
+        lambda loss: loss.backward(),
+        pseudo_labeled=targets,
+        unsup=unsup,
+        complementary_dropout=unsup is not None
+        and pseudo_labeler.settings.strong_views > 1,
+    )
+
+
+def test_unsup_loss_starts_when_the_teacher_finds_a_lesion():
     pseudo_labeler = make_pseudo_labeler(warmup_fraction=0.2, rampup_fraction=0.5)
-    batch = [drawn()]
+    batch = [make_batch()]
     pseudo_labeler.teacher = Stub([9.0, 0.0, 0.0])
     for step in range(100):
-        pseudo_labeler.begin_step(step, 100, batch, profile=False)
-        assert pseudo_labeler.weight is None
+        assert weights_at(pseudo_labeler, step, batch) is None
     pseudo_labeler.teacher = Stub([0.0, 9.0, 0.0])
-    pseudo_labeler.begin_step(10, 100, batch, profile=False)
-    assert pseudo_labeler.weight is None  # too early in the run
-    pseudo_labeler.begin_step(20, 100, batch, profile=False)
-    assert pseudo_labeler.weight == pytest.approx(0.0067, abs=1e-4)
-    pseudo_labeler.begin_step(70, 100, batch, profile=False)
-    assert pseudo_labeler.weight == pytest.approx(1.0)
+    assert weights_at(pseudo_labeler, 10, batch) is None  # too early in the run
+    found = weights_at(pseudo_labeler, 20, batch)
+    assert found.consistency == pytest.approx(0.0067, abs=1e-4)
+    assert weights_at(pseudo_labeler, 70, batch).consistency == pytest.approx(1.0)
 
 
-def test_a_lesion_may_be_found_at_a_point():
-    one = drawn()
+def test_unsup_loss_starts_with_a_lesion_found_at_a_point():
+    one = make_batch()
     nothing = torch.full_like(one.labeled.lesion, IGNORE)
     pseudo_labeler = make_pseudo_labeler()
     pseudo_labeler.teacher = Stub([0.0, 9.0, 0.0])
     for points, begins in ((nothing, False), (one.labeled.lesion, True)):
         labeled = replace(one.labeled, lesion=nothing, sparse_target=points)
-        pseudo_labeler.begin_step(0, 100, [one._replace(labeled=labeled)], profile=False)
-        assert (pseudo_labeler.weight is not None) is begins
+        found = weights_at(pseudo_labeler, 0, [one._replace(labeled=labeled)])
+        assert (found is not None) is begins
 
 
-def test_a_weight_of_zero_keeps_the_teacher_and_asks_it_nothing():
+def test_zero_consistency_weight_never_starts_unsup_loss():
     pseudo_labeler = make_pseudo_labeler(consistency_weight=0.0)
-    for rehearsal in (False, True):
-        pseudo_labeler.begin_step(50, 100, [drawn()], profile=rehearsal)
-        assert pseudo_labeler.weight is None
+    for profile in (False, True):
+        assert weights_at(pseudo_labeler, 50, [make_batch()], profile=profile) is None
 
 
-def test_a_rehearsal_costs_a_lesson_and_teaches_nothing():
+def test_profile_step_computes_unsup_loss_without_gradient():
     student = network()
     pseudo_labeler = make_pseudo_labeler(student, warmup_fraction=1.0)
-    batch = [drawn()]
-    weights = LossSettings()
-    learn(student, batch, weights, lambda loss: loss.backward())
+    batch = [make_batch()]
+    step_of(student, batch)
     alone = {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
     student.zero_grad()
-    pseudo_labeler.begin_step(0, 100, batch, profile=True)
-    parts = learn(student, batch, weights, lambda loss: loss.backward(), pseudo_labeler)
-    assert "unsup_lesion" in parts
+    unsup = weights_at(pseudo_labeler, 0, batch, profile=True)
+    assert unsup == (0.0, 0.0, 0.0)
+    assert "unsup_lesion" in step_of(student, batch, pseudo_labeler, unsup)
     for name, parameter in student.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, alone[name])
@@ -154,24 +168,30 @@ def test_a_rehearsal_costs_a_lesson_and_teaches_nothing():
 
 @pytest.mark.parametrize("method", ["mean_teacher", "weak_to_strong"])
 @pytest.mark.parametrize("n_strong", [1, 2])
-def test_lessons_in_micro_batches_give_the_gradient_of_the_large_batch(method, n_strong):
-    student = network()
+def test_targets_do_not_depend_on_the_micro_batch(method, n_strong):
     found = []
-    for batches in ([drawn(4, n_strong=n_strong)], halves(drawn(4, n_strong=n_strong))):
-        pseudo_labeler = make_pseudo_labeler(
-            student, method=method, threshold=0.4, cut_mix=0.8
-        )
-        pseudo_labeler.weight = 1.0
-        student.zero_grad()
+    for batches in (
+        [make_batch(4, n_strong=n_strong)],
+        in_halves(make_batch(4, n_strong=n_strong)),
+    ):
+        pseudo_labeler = make_pseudo_labeler(method=method, threshold=0.4, cut_mix=0.8)
         torch.manual_seed(0)  # the same boxes
-        learn(
-            student, batches, LossSettings(), lambda loss: loss.backward(), pseudo_labeler
-        )
-        found.append(student.lesion_head.weight.grad.clone())
-    assert (found[0] - found[1]).norm() < 1e-3 * found[0].norm()
+        parts = pseudo_labeler.make_targets(batches)
+        views = [
+            [part.select(slice(i * n, (i + 1) * n)) for i in range(n_strong)]
+            for part in parts
+            for n in [len(part.lesion) // n_strong]
+        ]
+        whole = [PseudoLabeledBatch.joined(of_view) for of_view in zip(*views, strict=True)]
+        found.append(PseudoLabeledBatch.joined(whole))
+    first, second = found
+    assert (first.lesion == second.lesion).float().mean() > 0.999
+    assert (first.leaf == second.leaf).float().mean() > 0.999
+    assert torch.equal(first.image, second.image)
+    assert (first.lesion != IGNORE).any()
 
 
-def halves(one):
+def in_halves(one):
     labeled, views = one
     return [
         TrainBatch(labeled.select(these), views.select(these))
@@ -179,114 +199,80 @@ def halves(one):
     ]
 
 
-def unsup(scores, pseudo_labeled):
-    return unsup_loss(unsup_stats(scores, pseudo_labeled), 1.0).total
-
-
-def test_what_is_not_believed_has_no_gradient():
-    logits = torch.randn(1, 3, 8, 8, requires_grad=True)
-    leaf = torch.randn(1, 2, 8, 8, requires_grad=True)
-    label = torch.full((1, 8, 8), IGNORE)
-    label[0, :2] = 1
-    pseudo_labeled = PseudoLabeledBatch(
-        torch.zeros(1, 3, 8, 8),
-        label,
-        torch.full((1, 8, 8), IGNORE),
-        torch.ones(1, 8, 8, dtype=torch.bool),
-    )
-    scores = Scores(logits, leaf, torch.zeros(1, 0))
-    for said in (None, scores):  # weak to strong, mean teacher
-        logits.grad = leaf.grad = None
-        shifted = said and Scores(
-            logits.detach() + 1.0 * logits.detach(), leaf, said.disease
-        )
-        with_scores = PseudoLabeledBatch(
-            pseudo_labeled.image,
-            pseudo_labeled.lesion,
-            pseudo_labeled.leaf,
-            pseudo_labeled.valid,
-            shifted,
-        )
-        unsup(scores, with_scores).backward()
-        assert logits.grad[0, :, :2].any()
-        assert not logits.grad[0, :, 2:].any()
-        assert leaf.grad is None or not leaf.grad.any()
-
-
-def named(diseases, **changes):
-    """Lessons on tiles with names, by a teacher who looks at the upper left corner."""
+def with_image_labels(diseases, **changes):
+    """A pseudo-labeler with image-level labels, whose CAM is in the upper left corner."""
     classes = ClassMap(CLASSES.lesions, ("healthy", CLASSES.lesions[0]), has_leaf=True)
     settings = SemiSettings(**(PLAIN | changes))
     weak = ImageLabelSupervision(ImageLabelSettings(fraction=0.5), classes)
     right = torch.ones(1, 4, 4, dtype=torch.uint8)
     weak.update_precision(
         right, right, torch.tensor([1], dtype=torch.uint8)
-    )  # its seeds are trusted
+    )  # its seeds are reliable
     pseudo_labeler = PseudoLabeler(
         EmaTeacher(network(), decay=0.9), settings, classes, weak
     )
 
-    class Seer(Stub):
+    class CamStub(Stub):
         def layer_cam(self, image, _disease, _against):
             found = torch.zeros(len(image), 16, 16)
             found[:, :4, :4] = torch.linspace(1, 2, 16).view(4, 4)
             return found
 
-    pseudo_labeler.teacher = Seer([0.0, 0.1, 0.0])
-    labeled, views = drawn(len(diseases))
+    pseudo_labeler.teacher = CamStub([0.0, 0.1, 0.0])
+    labeled, views = make_batch(len(diseases))
     views = replace(views, disease=torch.tensor(diseases, dtype=torch.uint8))
     return pseudo_labeler, TrainBatch(labeled, views)
 
 
-def test_names_become_seeds_where_the_teacher_is_not_sure():
-    pseudo_labeler, one = named([1, 0, IGNORE])
+def test_image_labels_become_seeds_where_teacher_is_uncertain():
+    pseudo_labeler, one = with_image_labels([1, 0, IGNORE])
     (pseudo_labeled,) = pseudo_labeler.make_targets([one])
     assert pseudo_labeled.disease.tolist() == [1, 0, IGNORE]
-    ill, healthy, unnamed = pseudo_labeled.cam_seed
-    assert (ill[:16, :16] == 1).any()
-    assert not (ill[32:, 32:] == 1).any()
+    diseased, healthy, unlabeled = pseudo_labeled.cam_seed
+    assert (diseased[:16, :16] == 1).any()
+    assert not (diseased[32:, 32:] == 1).any()
     assert (healthy[5:] == 0).all()
-    assert (unnamed == IGNORE).all()
-    pseudo_labeler.teacher.lesion = torch.tensor([9.0, 0.0, 0.0])  # sure that there is none
+    assert (unlabeled == IGNORE).all()
+    pseudo_labeler.teacher.lesion = torch.tensor([9.0, 0.0, 0.0])  # certain of "no lesion"
     (denied,) = pseudo_labeler.make_targets([one])
     assert not (denied.cam_seed == 1).any()
 
 
-def test_a_name_that_no_mask_has_judged_gives_no_seed():
-    pseudo_labeler, one = named([1, 0])
+def test_disease_with_unmeasured_seeds_gives_no_seed():
+    pseudo_labeler, one = with_image_labels([1, 0])
     pseudo_labeler.image_labels = ImageLabelSupervision(
         pseudo_labeler.image_labels.settings, pseudo_labeler._classes
     )
     (pseudo_labeled,) = pseudo_labeler.make_targets([one])
-    ill, healthy = pseudo_labeled.cam_seed
-    assert (ill == IGNORE).all()
+    diseased, healthy = pseudo_labeled.cam_seed
+    assert (diseased == IGNORE).all()
     assert (healthy[5:] == 0).all()
 
 
-def test_a_name_denies_what_the_teacher_says():
-    pseudo_labeler, one = named([1, 0, IGNORE])
+def test_contradicted_predictions_are_ignored():
+    pseudo_labeler, one = with_image_labels([1, 0, IGNORE])
     inside = one.unlabeled.valid[0]
     pseudo_labeler.teacher.lesion = torch.tensor([9.0, 0.0, 0.0])  # no lesion anywhere
     (pseudo_labeled,) = pseudo_labeler.make_targets([one])
-    ill, healthy, unnamed = pseudo_labeled.lesion
-    assert (ill[32:, 32:] == 0).all()  # where none is suspected, the teacher is believed
-    assert (ill[5:12, :12] == IGNORE).all()
-    assert not (pseudo_labeled.cam_seed[0] == 1).any()  # of the two nobody is
+    diseased, healthy, unlabeled = pseudo_labeled.lesion
+    assert (diseased[32:, 32:] == 0).all()  # where the CAM is low, the label is kept
+    assert (diseased[5:12, :12] == IGNORE).all()
+    assert not (pseudo_labeled.cam_seed[0] == 1).any()  # neither source gives a label
     assert (healthy[inside] == 0).all()
-    assert (unnamed[inside] == 0).all()
+    assert (unlabeled[inside] == 0).all()
     pseudo_labeler.teacher.lesion = torch.tensor([0.0, 9.0, 0.0])  # a lesion everywhere
     (pseudo_labeled,) = pseudo_labeler.make_targets([one])
-    ill, healthy, unnamed = pseudo_labeled.lesion
-    assert (ill[inside] == 1).all()
+    diseased, healthy, unlabeled = pseudo_labeled.lesion
+    assert (diseased[inside] == 1).all()
     assert (healthy == IGNORE).all()
     assert (pseudo_labeled.cam_seed[1][inside] == 0).all()
-    assert (unnamed[inside] == 1).all()
+    assert (unlabeled[inside] == 1).all()
 
 
-def test_seeds_lie_where_the_teacher_finds_a_lesion_likeliest():
-    pseudo_labeler, one = named([1])
+def test_seeds_lie_where_teacher_lesion_probability_is_highest():
+    pseudo_labeler, one = with_image_labels([1])
 
-    class Torn(Stub):
+    class UncertainStub(Stub):
         def layer_cam(self, image, _disease, _against):
             return torch.ones(len(image), 16, 16)
 
@@ -297,25 +283,25 @@ def test_seeds_lie_where_the_teacher_finds_a_lesion_likeliest():
             lesion[:, 0] += 0.3 * torch.rand(lesion.shape[2:])
             return scores._replace(lesion=lesion)
 
-    pseudo_labeler.teacher = Torn([2.0, 0.0, 0.0])
+    pseudo_labeler.teacher = UncertainStub([2.0, 0.0, 0.0])
     (pseudo_labeled,) = pseudo_labeler.make_targets([one])
     found = pseudo_labeled.cam_seed[0] == 1
     assert (pseudo_labeled.lesion == IGNORE).all()
     assert found[38:54, 38:54].sum() > 0.6 * found.sum()
 
 
-def test_a_tile_that_got_a_box_has_no_name_and_keeps_its_seeds_in_place():
-    pseudo_labeler, one = named([1, 0], cut_mix=1.0)
+def test_mixed_tile_loses_image_label_and_mixes_seeds():
+    pseudo_labeler, one = with_image_labels([1, 0], cut_mix=1.0)
     torch.manual_seed(0)
     (pseudo_labeled,) = pseudo_labeler.make_targets([one])
     assert pseudo_labeled.disease.tolist() == [IGNORE, IGNORE]
     mixed = (pseudo_labeled.image != one.unlabeled.strong[0]).any(1)
-    plain, _ = named([1, 0])
+    plain, _ = with_image_labels([1, 0])
     whole = plain.make_targets([one])[0].cam_seed
     assert torch.equal(pseudo_labeled.cam_seed, torch.where(mixed, whole.roll(1, 0), whole))
 
 
-def test_the_loss_of_names_and_seeds():
+def test_unsup_loss_of_image_labels_and_seeds():
     torch.manual_seed(0)
     scores = Scores(torch.randn(2, 3, 8, 8), torch.randn(2, 2, 8, 8), torch.randn(2, 4))
     nothing = torch.full((2, 8, 8), IGNORE)
@@ -329,53 +315,37 @@ def test_the_loss_of_names_and_seeds():
         disease=torch.tensor([3, IGNORE]),
         cam_seed=seed,
     )
-    stats = unsup_stats(scores, pseudo_labeled)
-    found = unsup_loss(stats, 1.0, disease_weight=0.3, cam_seed_weight=0.5)
+    counts = count_labels([pseudo_labeled])
+    found = unsupervised_losses(scores, pseudo_labeled, counts)
     entropy = torch.nn.functional.cross_entropy
-    name = entropy(scores.disease[:1], torch.tensor([3]))
+    disease = entropy(scores.disease[:1], torch.tensor([3]))
     pixels = -scores.lesion.log_softmax(1)
     seeds = (pixels[0, 2, 0, :3].mean() + pixels[1, 0, :5].mean()) / 2
-    none = unsup_loss(stats, 1.0).total
-    assert found.parts["unsup_disease"] == pytest.approx(float(name))
-    assert found.parts["unsup_cam_seeds"] == pytest.approx(float(seeds))
-    assert found.total - none == pytest.approx(float(0.3 * name + 0.5 * seeds), rel=1e-5)
-    striped = unsup_stats(scores, pseudo_labeled, loss_chunk_rows=4)
-    again = unsup_loss(striped, 1.0, disease_weight=0.3, cam_seed_weight=0.5)
-    assert again.total == pytest.approx(float(found.total), rel=1e-5)
+    assert float(found["unsup_disease"]) == pytest.approx(float(disease))
+    assert float(found["unsup_cam_seeds"]) == pytest.approx(float(seeds))
+    chunked = unsupervised_losses(scores, pseudo_labeled, counts, None, 4)
+    assert float(chunked["unsup_cam_seeds"]) == pytest.approx(float(seeds), rel=1e-5)
     lesions = torch.tensor([0.0, 1.5, 1.5]).view(3, 1, 1)
     common = scores._replace(lesion=scores.lesion + lesions)
-    asked, expected = (
-        unsup_loss(stats, 1.0, cam_seed_weight=0.5).parts["unsup_cam_seeds"]
-        for stats in (
-            unsup_stats(scores, pseudo_labeled, log_prior_odds=torch.tensor(1.5)),
-            unsup_stats(common, pseudo_labeled),
-        )
+    adjusted, expected = (
+        unsupervised_losses(given, pseudo_labeled, counts, odds)["unsup_cam_seeds"]
+        for given, odds in ((scores, torch.tensor(1.5)), (common, None))
     )
-    assert asked == pytest.approx(float(expected))
+    assert float(adjusted) == pytest.approx(float(expected))
 
 
-def test_names_teach_only_once_lessons_have_begun():
-    pseudo_labeler, one = named([1, 0], warmup_fraction=0.2)
+def test_image_label_weights_start_with_unsup_loss():
+    pseudo_labeler, one = with_image_labels([1, 0], warmup_fraction=0.2)
     pseudo_labeler.teacher.lesion = torch.tensor([0.0, 9.0, 0.0])
-    pseudo_labeler.begin_step(0, 100, [one], profile=True)
-    assert (
-        pseudo_labeler.weight,
-        pseudo_labeler.disease_weight,
-        pseudo_labeler.cam_seed_weight,
-    ) == (
-        0.0,
-        0.0,
-        0.0,
-    )
-    pseudo_labeler.begin_step(35, 100, [one], profile=False)
-    assert pseudo_labeler.disease_weight == 1.0
-    assert pseudo_labeler.cam_seed_weight == pytest.approx(0.25)
-    pseudo_labeler.begin_step(80, 100, [one], profile=False)
-    assert pseudo_labeler.cam_seed_weight == 0.0
+    assert weights_at(pseudo_labeler, 0, [one], profile=True) == (0.0, 0.0, 0.0)
+    found = weights_at(pseudo_labeler, 35, [one])
+    assert found.disease == 1.0
+    assert found.cam_seeds == pytest.approx(0.25)
+    assert weights_at(pseudo_labeler, 80, [one]).cam_seeds == 0.0
 
 
-def test_an_audit_says_how_right_seeds_are():
-    pseudo_labeler, one = named([1])
+def test_evaluate_measures_seed_precision():
+    pseudo_labeler, one = with_image_labels([1])
     labeled = one.labeled
     hidden = replace(
         labeled, lesion=labeled.lesion.byte(), disease=torch.tensor([1]).byte()
@@ -383,11 +353,11 @@ def test_an_audit_says_how_right_seeds_are():
     metrics = pseudo_labeler.evaluate(network(), hidden)
     seen = metrics[f"cam_seed_precision/{CLASSES.lesions[0]}"]
     assert 0 <= seen <= 1
-    kept = pseudo_labeler.light_state_dict()["weak"]["counts"]
+    kept = pseudo_labeler.light_state_dict()["image_labels"]["counts"]
     assert kept[1, 0] > 0
 
 
-def test_two_views_see_complementary_channels():
+def test_two_views_get_complementary_channels():
     torch.manual_seed(0)
     stage = torch.ones(8, 100, 2, 2)
     first, second = drop_complementary_channels(stage).chunk(2)
@@ -397,7 +367,7 @@ def test_two_views_see_complementary_channels():
     assert set(first[~whole].unique().tolist()) == {0.0, 2.0}
 
 
-def test_dropout_is_on_for_a_while_only():
+def test_dropout_on_is_limited_to_its_context():
     net = network(dropout=0.5).eval()
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -408,21 +378,21 @@ def test_dropout_is_on_for_a_while_only():
     assert not net.training
 
 
-def test_the_dropout_gate_asks_for_passes():
+def test_dropout_confidence_gives_pseudo_labels():
     student = network(dropout=0.5)
     pseudo_labeler = make_pseudo_labeler(
         student, confidence=("dropout", "probability"), threshold=0.4
     )
-    one = drawn()
-    pseudo_labeler.begin_step(0, 100, [one], profile=False)  # learns its ranks
+    one = make_batch()
+    pseudo_labeler.weights(0, 100, [one], profile=False)  # calibrates its ranks
     pseudo_labeled = pseudo_labeler.make_targets([one])[0]
     assert (pseudo_labeled.lesion != IGNORE).any()
 
 
-def test_a_micro_batch_of_one_tile_has_partners_to_mix_with():
+def test_tiles_are_mixed_across_micro_batches():
     pseudo_labeler = make_pseudo_labeler(threshold=0.4, cut_mix=1.0)
     pseudo_labeler.teacher = Stub([0.0, 9.0, 0.0])
-    both = halves(drawn(4))
+    both = in_halves(make_batch(4))
     pseudo_labeled = pseudo_labeler.make_targets(both)
     assert len(pseudo_labeled) == 2
     images = torch.cat([t.image for t in pseudo_labeled])
@@ -434,7 +404,7 @@ def test_a_micro_batch_of_one_tile_has_partners_to_mix_with():
     )
 
 
-def test_lessons_go_on_from_a_checkpoint():
+def test_resume_of_pseudo_labeler_is_identical():
     changes = {
         "confidence": ("entropy", "energy"),
         "warmup_fraction": 0.2,
@@ -444,8 +414,8 @@ def test_lessons_go_on_from_a_checkpoint():
     student = network()
     pseudo_labeler = make_pseudo_labeler(student, threshold=0.4, **changes)
     for step in range(20, 23):
-        batch = [drawn(seed=step)]
-        pseudo_labeler.begin_step(step, 100, batch, profile=False)
+        batch = [make_batch(seed=step)]
+        pseudo_labeler.weights(step, 100, batch, profile=False)
         pseudo_labeler.make_targets(batch)
         pseudo_labeler.teacher.update(network(), steps=100)
     file = io.BytesIO()
@@ -454,10 +424,8 @@ def test_lessons_go_on_from_a_checkpoint():
     again = make_pseudo_labeler(network(), threshold=0.4, **changes)
     again.load_state_dict(torch.load(file, weights_only=True))
     for step in range(23, 45):
-        batch = [drawn(seed=step)]
-        for one in (pseudo_labeler, again):
-            one.begin_step(step, 100, batch, profile=False)
-        assert again.weight == pseudo_labeler.weight
+        batch = [make_batch(seed=step)]
+        assert weights_at(again, step, batch) == weights_at(pseudo_labeler, step, batch)
         first, second = pseudo_labeler.make_targets(batch)[0], again.make_targets(batch)[0]
         assert torch.equal(first.lesion, second.lesion)
         assert (first.lesion != IGNORE).any()
@@ -469,9 +437,9 @@ def test_lessons_go_on_from_a_checkpoint():
 
 
 @pytest.mark.parametrize("confidence", [("probability",), ("entropy",)])
-def test_how_a_step_is_parted_changes_no_pseudo_label(confidence):
-    """A plan for little memory must not change what is learned."""
-    step = drawn(n=4)
+def test_pseudo_labels_are_independent_of_micro_batch_size(confidence):
+    """A memory plan must not change what is learned."""
+    step = make_batch(n=4)
     pseudo_labeled = []
     for size in (1, 4):
         pseudo_labeler = make_pseudo_labeler(
@@ -479,10 +447,10 @@ def test_how_a_step_is_parted_changes_no_pseudo_label(confidence):
         )
         parts = to_micro_batches(step, size)
         for done in range(3):
-            pseudo_labeler.begin_step(done, 10, parts, profile=True)
+            pseudo_labeler.weights(done, 10, parts, profile=True)
             tiles = PseudoLabeledBatch.joined(pseudo_labeler.make_targets(parts))
         pseudo_labeled.append(
-            (tiles.lesion, tiles.leaf, pseudo_labeler.light_state_dict()["begun"])
+            (tiles.lesion, tiles.leaf, pseudo_labeler.light_state_dict()["started"])
         )
     for one, other in zip(*pseudo_labeled, strict=True):
         same = one == other

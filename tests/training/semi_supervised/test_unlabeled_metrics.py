@@ -10,11 +10,11 @@ from plantseg_next.models.segmenter import Scores
 from plantseg_next.structures import IGNORE, UnlabeledBatch
 from plantseg_next.training.semi_supervised.unlabeled_metrics import UnlabeledSetMetrics
 
-GREEN, GREY = (40, 160, 30), (90, 90, 90)
+GREEN, GRAY = (40, 160, 30), (90, 90, 90)
 
 
 class Red(nn.Module):
-    """Call a pixel a lesion by its red, a byte that is the difference of the logits."""
+    """Predict a lesion from the red byte, which is the difference of the logits."""
 
     def __init__(self):
         super().__init__()
@@ -26,17 +26,17 @@ class Red(nn.Module):
 
 
 class Tiles(Dataset):
-    """Views by draw number."""
+    """Views by index."""
 
     def __init__(self, weak, strong):
         self._weak, self._strong = weak, strong
 
-    def __getitem__(self, draw):
-        weak, strong = self._weak[draw], self._strong[draw]
-        inside = torch.ones(1, *weak.shape[1:], dtype=torch.bool)
-        inside[:, :, 0] = False
+    def __getitem__(self, index):
+        weak, strong = self._weak[index], self._strong[index]
+        valid = torch.ones(1, *weak.shape[1:], dtype=torch.bool)
+        valid[:, :, 0] = False
         none = torch.full((1,), IGNORE, dtype=torch.uint8)
-        return UnlabeledBatch(weak[None], strong[None, None], inside, none, ("tile",))
+        return UnlabeledBatch(weak[None], strong[None, None], valid, none, ("tile",))
 
 
 def tile(color, *, red_rows=0):
@@ -45,37 +45,39 @@ def tile(color, *, red_rows=0):
     return pixels
 
 
-def ask(weak, strong, at_once=2):
+def measure(weak, strong, at_once=2):
     unlabeled_metrics = UnlabeledSetMetrics({"crop": Tiles(weak, strong)}, visits=len(weak))
     return unlabeled_metrics(Red().eval(), at_once=at_once)
 
 
-def test_lesions_in_two_lights_are_compared_pixel_by_pixel():
+def test_consistency_compares_both_augmentations_by_pixel():
     weak = [tile(GREEN, red_rows=4), tile(GREEN, red_rows=2), tile(GREEN)]
     strong = [tile(GREEN, red_rows=2), tile(GREEN, red_rows=4), tile(GREEN)]
-    found = ask(weak, strong)
-    assert found["aug_consistency/crop"] == pytest.approx(2 * 4 / (6 + 6))
-    assert found["lesion_fraction/crop"] == pytest.approx(6 / 24)  # outside does not count
-    assert found["mean_entropy/crop"] == pytest.approx(0, abs=1e-6)
-    assert found == pytest.approx(ask(weak, strong, at_once=16))
+    metrics = measure(weak, strong)
+    assert metrics["aug_consistency/crop"] == pytest.approx(2 * 4 / (6 + 6))
+    assert metrics["lesion_fraction/crop"] == pytest.approx(
+        6 / 24
+    )  # outside does not count
+    assert metrics["mean_entropy/crop"] == pytest.approx(0, abs=1e-6)
+    assert metrics == pytest.approx(measure(weak, strong, at_once=16))
 
 
-def test_a_network_that_knows_nothing_doubts_everything():
+def test_uniform_network_has_maximal_entropy():
     even = [tile((128, 200, 30))]
-    found = ask(even, even)
-    assert found["mean_entropy/crop"] == pytest.approx(1)
-    assert math.isnan(found["aug_consistency/crop"])
+    metrics = measure(even, even)
+    assert metrics["mean_entropy/crop"] == pytest.approx(1)
+    assert math.isnan(metrics["aug_consistency/crop"])
 
 
-def test_tiles_without_any_green_are_counted():
-    tiles = [tile(GREEN), tile(GREY), tile(GREY), tile((30, 60, 160))]
-    assert ask(tiles, tiles)["non_green_fraction/crop"] == pytest.approx(3 / 4)
+def test_non_green_fraction_counts_tiles():
+    tiles = [tile(GREEN), tile(GRAY), tile(GRAY), tile((30, 60, 160))]
+    assert measure(tiles, tiles)["non_green_fraction/crop"] == pytest.approx(3 / 4)
 
 
-def test_a_data_set_that_cannot_be_read_has_no_figures():
+def test_unreadable_data_set_has_no_metrics():
     class Unreadable(Dataset):
-        def __getitem__(self, draw):
-            raise DataError(f"tile {draw} cannot be read.", needed="a", fix="b")
+        def __getitem__(self, index):
+            raise DataError(f"tile {index} cannot be read.", needed="a", fix="b")
 
     readable = Tiles([tile(GREEN)] * 2, [tile(GREEN)] * 2)
     unlabeled_metrics = UnlabeledSetMetrics(

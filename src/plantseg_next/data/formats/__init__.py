@@ -1,4 +1,4 @@
-"""One small reader a published layout; each returns the one manifest."""
+"""Readers of data set layouts; each returns a ``Manifest``."""
 
 from plantseg_next.data.formats.recognize import read_folder, read_folders
 

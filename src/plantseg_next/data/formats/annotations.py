@@ -1,9 +1,9 @@
-"""Outlines become masks: what the layouts of annotation tools have in common.
+"""Rasterizing annotations to masks: common code for the layouts of annotation tools.
 
-A tool keeps areas under names. They are drawn when the layout is read, a mask an image;
-from there on nobody asks whether a mask was a file or an outline, and memory does not grow
-with the number of annotations. Masks lie in a temporary folder, which is gone when the
-process ends; a run keeps its own (``keep_drawn``).
+Annotations are named areas. They are drawn when the layout is read, one mask file per
+image, so the rest of the package reads only mask files and memory does not grow with the
+number of annotations. Masks are in a temporary folder, which is removed when the process
+ends; a run saves its own copy (``save_rasterized_masks``).
 
 Axes: h row, w column; points are (x, y) in pixels, from the upper left corner of the
 upper left pixel.
@@ -39,11 +39,11 @@ from plantseg_next.data.manifest import (
 from plantseg_next.errors import DataError
 
 STROKE_PX = 3
-"""Width of a scribble, and of a point."""
+"""Width of a drawn scribble or point."""
 FAR_SIZES = 10
-FAR = f"outlines that reach {FAR_SIZES} times an image's size beyond it, not used"
+FAR = f"outlines that extend {FAR_SIZES} times the size of their image beyond it, not used"
 BEYOND_PX = 1.0
-"""So far beyond its image, an outline is merely rounded."""
+"""Outlines up to this far beyond their image are not reported: rounding."""
 
 Polygon = Float[np.ndarray, "n 2"]
 
@@ -52,10 +52,10 @@ class Annotation(NamedTuple):
     """One annotation.
 
     Args:
-        name: As the file has it.
-        polygons: Outlines; what lies inside any of them belongs to it.
-        rle: The area as run lengths of the whole image, as COCO has them.
-        scribbles: Points and lines that lie on it: they say nothing of what is around.
+        name: Name in the file.
+        polygons: Outlines; the area is their union.
+        rle: The area as COCO run lengths of the whole image.
+        scribbles: Points and lines on it; pixels around them are not annotated.
     """
 
     name: str
@@ -66,13 +66,13 @@ class Annotation(NamedTuple):
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image and what a tool says of it.
+    """An image and its annotations.
 
     Args:
         image: The file.
-        annotations: Empty: looked at, and nothing was there. ``None``: not annotated.
-        size_hw: Of the image as it was annotated; by default the upright image's.
-        split: As stated.
+        annotations: Empty: annotated, without areas. ``None``: not annotated.
+        size_hw: Size of the annotated image; default: that of the upright image.
+        split: Stated split.
         disease: Image-level label.
     """
 
@@ -89,20 +89,20 @@ def rectangle(left: float, top: float, right: float, bottom: float) -> Polygon:
 
 
 def ellipse(x: float, y: float, rx: float, ry: float) -> Polygon:
-    """Return the outline of an upright ellipse about a center, in 64 corners."""
-    turn = np.arange(64) * (2 * np.pi / 64)
-    return np.stack([x + rx * np.cos(turn), y + ry * np.sin(turn)], axis=1)
+    """Return the outline of an upright ellipse, with 64 corners."""
+    angle = np.arange(64) * (2 * np.pi / 64)
+    return np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], axis=1)
 
 
 def patch(
     mask: Bool[np.ndarray, "h w"], left: int, top: int, size_hw: tuple[int, int]
 ) -> Mapping[str, Any]:
-    """Return the run lengths of a small mask at its place in the image."""
+    """Return the run lengths of a small mask at its position in the image."""
     whole = np.zeros(size_hw, np.uint8, order="F")
     mask = mask[max(0, -top) :, max(0, -left) :]
     top, left = max(0, top), max(0, left)
-    seen = mask[: max(0, size_hw[0] - top), : max(0, size_hw[1] - left)]
-    whole[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
+    visible = mask[: max(0, size_hw[0] - top), : max(0, size_hw[1] - left)]
+    whole[top : top + visible.shape[0], left : left + visible.shape[1]] = visible
     encoded: Mapping[str, Any] = run_lengths.encode(whole)
     return encoded
 
@@ -116,26 +116,26 @@ def read_annotations(
     names: Sequence[str] = (),
     classes: Path | None = None,
 ) -> Manifest:
-    """Return rows whose masks have been drawn.
+    """Return the manifest of annotated images, with their masks drawn.
 
-    A name such as leaf, background or ignore has that role; any other is a lesion class.
-    Small areas lie on large ones, lesions on the leaf. An image that has strokes alone
-    is ignored beside them, and only learned from.
+    Names such as leaf, background or ignore denote that role; others are lesion classes.
+    Small areas are drawn over large ones, lesions over the leaf. If an image has only
+    points and scribbles, its other pixels are ``IGNORE`` and its split is "train".
 
     Args:
         annotated: The images.
         root: The folder that keys are relative to.
         source: Name of the data set.
-        origin: How they were read, as far as the layout knows.
-        names: In the order of their ids, as far as the layout states one.
-        classes: A file that says what each name means.
+        origin: Origin of the layout, to be completed here.
+        names: Names in the order of their ids, if the layout states one.
+        classes: A class file with the meaning of each name.
 
     Raises:
-        DataError: If the class file leaves out a name, or the index cannot be understood.
+        DataError: If the class file lacks a name, or the index is invalid.
     """
-    used = Counter(area.name for one in annotated for area in one.annotations or ())
+    used = Counter(area.name for item in annotated for area in item.annotations or ())
     values = {n: i + 1 for i, n in enumerate(dict.fromkeys([*names, *used]))}
-    meaning, known_by = _meanings(values, used, classes)
+    meaning, coding_origin = _meanings(values, used, classes)
     ignore, unmarked = _spare_values(len(values))
     coding = MaskCoding(
         {
@@ -145,22 +145,22 @@ def read_annotations(
             ignore: "ignore",
         },
         "leaf" in meaning.values(),
-        known_by,
+        coding_origin,
     )
-    folder = Path(_drawn_here().name) / source
-    keys = keys_of([one.image for one in annotated], root)
+    folder = Path(_temporary_folder().name) / source
+    keys = keys_of([item.image for item in annotated], root)
     rows, trouble = [], Counter[str]()
-    for one in annotated:
-        row = Row(keys[one.image], one.image, source, split=one.split)
-        if one.disease:
-            row = replace(row, disease=tidy_name(one.disease))
-        if one.annotations is not None:
-            ground = _ground(one.annotations, meaning, coding, ignore, unmarked)
-            size_hw = _size_of(one)
-            values_hw, found = rasterize(one.annotations, size_hw, values, meaning, ground)
-            trouble += found
-            row = replace(row, mask=_write(values_hw, folder / row.key))
-            row = replace(row, split="train") if ground == ignore else row
+    for item in annotated:
+        row = Row(keys[item.image], item.image, source, split=item.split)
+        if item.disease:
+            row = replace(row, disease=tidy_name(item.disease))
+        if item.annotations is not None:
+            fill = _fill_value(item.annotations, meaning, coding, ignore, unmarked)
+            size_hw = _size_of(item)
+            mask, problems = rasterize(item.annotations, size_hw, values, meaning, fill)
+            trouble += problems
+            row = replace(row, mask=_write(mask, folder / row.key))
+            row = replace(row, split="train") if fill == ignore else row
         rows.append(row)
     missing: list[str] = []
     if (root / INDEX_FILE).is_file():
@@ -175,12 +175,12 @@ def read_annotations(
 
 
 def every(
-    images: Sequence[Path], said: Mapping[Path, AnnotatedImage], root: Path
+    images: Sequence[Path], annotated: Mapping[Path, AnnotatedImage], root: Path
 ) -> list[AnnotatedImage]:
-    """Return what is said of each image, in the split of its folder."""
+    """Return each image with its annotations, if any, and the split of its folder."""
     return [
         replace(
-            said.get(image, AnnotatedImage(image, None)),
+            annotated.get(image, AnnotatedImage(image, None)),
             split=split_of(image.relative_to(root)),
         )
         for image in images
@@ -188,7 +188,7 @@ def every(
 
 
 def in_words(trouble: Mapping[str, int]) -> tuple[str, ...]:
-    """Return what was counted, for ``Origin.doubts``."""
+    """Return the counts as text, for ``Origin.doubts``."""
     return tuple(f"{what}: {n}" for what, n in trouble.items())
 
 
@@ -199,17 +199,17 @@ def rasterize(
     meaning: Mapping[str, str],
     ground: int = 0,
 ) -> tuple[UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"], Counter[str]]:
-    """Return the mask of an image, and what was wrong with its areas.
+    """Return the mask of an image, and the counts of problems with its areas.
 
-    A pixel belongs to an outline by the rule of COCO's own tools, which keeps the area:
-    there is no rim of half pixels, which would make small lesions larger.
+    Polygons are filled by the rule of the COCO tools, which preserves their area; a rim
+    of half a pixel would enlarge small lesions.
 
     Args:
-        areas: To draw.
+        areas: Areas to draw.
         size_hw: Rows and columns.
-        values: Of every name.
-        meaning: Of every name.
-        ground: The value where no area is.
+        values: Mask value of every name.
+        meaning: Meaning of every name.
+        ground: Mask value outside all areas.
     """
     trouble = Counter[str]()
     mask = np.full(size_hw, ground, np.uint8 if ground < 256 else np.uint16)
@@ -218,32 +218,32 @@ def rasterize(
     rank = {"leaf": 0, "background": 1, "no lesion": 1, "ignore": 3}
     encoded = []
     for area in areas:
-        runs, wrong = _rle(area, size_hw)
-        trouble += wrong
+        runs, problems = _rle(area, size_hw)
+        trouble += problems
         if runs is not None:
             encoded.append((area.name, runs))
-    # Large ones first. Neighbors of one name are painted together.
+    # Large areas first. Consecutive areas of one name are drawn together.
     encoded.sort(key=lambda e: (rank.get(meaning[e[0]], 2), -int(run_lengths.area(e[1]))))
-    for name, same in groupby(encoded, key=lambda one: one[0]):
+    for name, same in groupby(encoded, key=lambda e: e[0]):
         inside = run_lengths.decode(run_lengths.merge([runs for _, runs in same]))
         mask[inside.astype(bool)] = values[name]
     for area in areas:
         for stroke in _near(area.scribbles, size_hw, trouble):
             points = np.floor(stroke).astype(np.int32)
-            line = np.concatenate([points, points[-1:]])  # a point alone is a short line
+            line = np.concatenate([points, points[-1:]])  # a single point is a short line
             cv2.polylines(mask, [line], False, values[area.name], STROKE_PX)
     return mask, trouble
 
 
 def save_rasterized_masks(manifest: Manifest, folder: Path) -> Manifest:
-    """Return the manifest with every mask that was drawn here moved into a folder."""
-    if not _drawn_here.cache_info().currsize:
+    """Return the manifest with all masks that this process drew copied into a folder."""
+    if not _temporary_folder.cache_info().currsize:
         return manifest  # nothing was drawn
-    here = Path(_drawn_here().name)
+    temporary = Path(_temporary_folder().name)
     rows = []
     for row in manifest.rows:
-        if row.mask is not None and row.mask.is_relative_to(here):
-            path = folder / row.mask.relative_to(here)
+        if row.mask is not None and row.mask.is_relative_to(temporary):
+            path = folder / row.mask.relative_to(temporary)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(row.mask.read_bytes())
             row = replace(row, mask=path)  # noqa: PLW2901
@@ -252,22 +252,22 @@ def save_rasterized_masks(manifest: Manifest, folder: Path) -> Manifest:
 
 
 @cache
-def _drawn_here() -> TemporaryDirectory[str]:
+def _temporary_folder() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="plantseg-next-")
 
 
 def _meanings(
     values: Mapping[str, int], used: Counter[str], classes: Path | None
 ) -> tuple[dict[str, str], str]:
-    """Return what every name means, and how that is known."""
+    """Return the meaning of every name, and the origin of the coding."""
     if classes is None:
         return {name: role_of(name) for name in values}, "by the names of the annotations"
     stated = read_meanings(classes)
     unknown = sorted(name for name in used if tidy_name(name) not in stated)
     if unknown:
         raise DataError(
-            f"`{classes}` does not say what `{unknown[0]}` means, which "
-            f"{used[unknown[0]]} annotations are called"
+            f"`{classes}` does not state the meaning of `{unknown[0]}`, the name of "
+            f"{used[unknown[0]]} annotations"
             + (f", nor {len(unknown) - 1} other names." if len(unknown) > 1 else "."),
             needed="a line for every name that occurs",
             fix=f"add `{unknown[0]}: {role_of(unknown[0])}`, or another class, "
@@ -278,21 +278,21 @@ def _meanings(
 
 
 def _spare_values(n_names: int) -> tuple[int, int]:
-    """Return the values of "ignore" and of "no lesion, whatever it is"."""
+    """Return the mask values of "ignore" and "no lesion"."""
     return (255, 254) if n_names < 254 else (65535, 65534)
 
 
-def _ground(
+def _fill_value(
     areas: Sequence[Annotation],
     meaning: Mapping[str, str],
     coding: MaskCoding,
     ignore: int,
     unmarked: int,
 ) -> int:
-    """Return what lies where no area is: nothing is said of it where strokes stand alone.
+    """Return the mask value outside all areas.
 
-    Where others of the data set outline the leaf and this image does not, its ground is
-    no lesion, and perhaps leaf.
+    It is "ignore" if all areas are points and scribbles. If other images of the data set
+    have a leaf annotation and this one has none, it is "no lesion", leaf or not.
     """
     if areas and all(area.scribbles for area in areas):
         return ignore
@@ -300,18 +300,18 @@ def _ground(
     return unmarked if coding.marks_leaf and not has_leaf else 0
 
 
-def _size_of(one: AnnotatedImage) -> tuple[int, int]:
+def _size_of(item: AnnotatedImage) -> tuple[int, int]:
     """Return rows and columns of an image as it was annotated.
 
     Raises:
-        DataError: If no image is of that size.
+        DataError: If the size is not valid for an image.
     """
-    h, w = one.size_hw or read_size(one.image)
+    h, w = item.size_hw or read_size(item.image)
     if not (h > 0 < w and h * w <= MAX_PIXELS):
         raise DataError(
-            f"`{one.image}` has {h} rows and {w} columns, says its annotation.",
+            f"`{item.image}` has {h} rows and {w} columns according to its annotation.",
             needed=f"the size of the image, of at most {MAX_PIXELS:,} pixels",
-            fix="mend the height and the width in that file",
+            fix="correct the height and the width in the annotation file",
         )
     return h, w
 
@@ -319,7 +319,7 @@ def _size_of(one: AnnotatedImage) -> tuple[int, int]:
 def _near(
     lines: Sequence[Polygon], size_hw: tuple[int, int], trouble: Counter[str]
 ) -> list[Polygon]:
-    """Return those of which no point is so far that drawing would take all memory."""
+    """Return the lines without points so far outside that drawing exhausts memory."""
     reach = FAR_SIZES * np.array(size_hw[::-1])
     near = [line for line in lines if ((line >= -reach) & (line <= reach)).all()]
     if len(near) < len(lines):
@@ -330,17 +330,17 @@ def _near(
 def _rle(
     area: Annotation, size_hw: tuple[int, int]
 ) -> tuple[Mapping[str, Any] | None, Counter[str]]:
-    """Return an area in COCO's run lengths; ``None`` if none of it is in the image."""
+    """Return an area as COCO run lengths; ``None`` if it is outside the image."""
     h, w = size_hw
     trouble = Counter[str]()
     parts: list[Mapping[str, Any]] = []
     if area.rle is not None:
         if tuple(area.rle["size"]) != size_hw:
             return None, Counter({"annotations of another size than their image": 1})
-        whole = _whole(area.rle, size_hw)
-        if whole is None:
+        rle = _compressed_rle(area.rle, size_hw)
+        if rle is None:
             return None, Counter({"run lengths that do not fill their image": 1})
-        parts.append(whole)
+        parts.append(rle)
     near = _near(area.polygons, size_hw, trouble)
     outlines = [p for p in near if len(p) >= 3]
     if len(outlines) < len(near):
@@ -348,7 +348,7 @@ def _rle(
     if outlines:
         corners = np.concatenate(outlines)
         if (corners < -BEYOND_PX).any() or (corners > (w + BEYOND_PX, h + BEYOND_PX)).any():
-            trouble["outlines that reach beyond their image, cut off there"] += 1
+            trouble["outlines that extend beyond their image, clipped"] += 1
         parts += run_lengths.frPyObjects([p.ravel().tolist() for p in outlines], h, w)
     if not parts:
         return None, trouble
@@ -359,19 +359,23 @@ def _rle(
     return merged, trouble
 
 
-def _whole(rle: Mapping[str, Any], size_hw: tuple[int, int]) -> Mapping[str, Any] | None:
-    """Return run lengths compressed, ``None`` if they are not those of such an image."""
+def _compressed_rle(
+    rle: Mapping[str, Any], size_hw: tuple[int, int]
+) -> Mapping[str, Any] | None:
+    """Return compressed run lengths, or ``None`` if they do not fit the image size."""
     try:
-        found: Mapping[str, Any] = (
+        compressed: Mapping[str, Any] = (
             run_lengths.frPyObjects(dict(rle), *size_hw)
             if isinstance(rle["counts"], list)
             else dict(rle)
         )
-        # Where they end too soon, the decoder leaves the rest as memory happens to be.
-        fills = int(run_lengths.decode(found).sum()) == int(run_lengths.area(found))
+        # If they are too short, the decoder leaves the rest of the memory uninitialized.
+        fills = int(run_lengths.decode(compressed).sum()) == int(
+            run_lengths.area(compressed)
+        )
     except (ValueError, TypeError, OverflowError):
         return None
-    return found if fills else None
+    return compressed if fills else None
 
 
 def _write(mask: np.ndarray, path: Path) -> Path:

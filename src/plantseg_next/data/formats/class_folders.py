@@ -1,4 +1,4 @@
-"""Images sorted into folders by what is wrong with the leaf, as in PlantVillage.
+"""Images sorted into one folder per disease, as in PlantVillage.
 
 PlantVillage (Hughes and Salathe 2015, arXiv:1511.08060) has a folder
 ``Plant___Disease`` for each of its 38 classes, below ``raw/color``.
@@ -21,17 +21,17 @@ _NAMES_OF_NO_CLASS = {"images", "img", "imgs", "photos", "pictures", "raw", "dci
 def color_folder(folder: Path) -> Path:
     """Return the color images of a PlantVillage checkout, or the folder itself.
 
-    The same leaves lie there three times: in color, in gray and cut out.
+    It contains the same leaves three times: in color, in gray and segmented.
     """
     raw = subfolder(folder, ["raw"]) or folder
     return subfolder(raw, ["color"]) or folder
 
 
 def are_class_folders(images: list[Path], root: Path) -> bool:
-    """Return whether all images lie in folders whose names can be classes.
+    """Return whether all images are in folders whose names can be classes.
 
-    Either a folder is called ``Plant___Disease`` or ``healthy``, or there are at least
-    two, with names of at least three letters in a row that name no split.
+    Either a folder is named ``Plant___Disease`` or ``healthy``, or there are at least
+    two, whose names have at least three letters in a row and are not splits.
     """
     names = {_class_name(image, root) for image in images}
     if "" in names:
@@ -44,9 +44,9 @@ def are_class_folders(images: list[Path], root: Path) -> bool:
 def read_class_folders(images: list[Path], root: Path, source: str) -> Manifest:
     """Return rows with image-level labels from the names of their folders.
 
-    ``Plant___Disease`` gives both names; any other folder name is the disease. Names
-    become lower case with spaces, so that data sets share them. A folder above that is
-    named for a split gives the split.
+    ``Plant___Disease`` gives both names; any other folder name is the disease. Names are
+    normalized to lower case with spaces, so that data sets share them. A parent folder
+    named after a split gives the split.
 
     Args:
         images: All images below ``root``.

@@ -1,9 +1,9 @@
-"""COCO: one JSON file a split, with polygons or run lengths.
+"""COCO: one JSON file per split, with polygons or run lengths.
 
 Lin et al. 2014, arXiv:1405.0312; the format is described at
-https://cocodataset.org/#format-data. The COCO files of the published PlantSeg hold
-annotations of images of other splits and no categories: the former are counted and left
-out, the latter become "class N".
+https://cocodataset.org/#format-data. The COCO files of the published PlantSeg have
+annotations of images of other splits, which are counted and not used, and no categories,
+which are named "class N".
 """
 
 import re
@@ -31,7 +31,7 @@ from plantseg_next.errors import DataError
 
 
 def is_coco(tree: object) -> bool:
-    """Return whether what a JSON file holds is a COCO data set."""
+    """Return whether the content of a JSON file is a COCO data set."""
     return isinstance(tree, dict) and all(
         isinstance(tree.get(name), list) for name in ("images", "annotations")
     )
@@ -46,27 +46,27 @@ def read_coco(
 ) -> Manifest:
     """Return the images of COCO files with their masks drawn.
 
-    An image that is listed and has no annotation counts as not annotated: nobody can
-    tell a healthy leaf from one that was not looked at. Several files may speak of one
-    image.
+    An image that is listed without an annotation counts as not annotated, because COCO
+    does not distinguish healthy leaves from images not yet annotated. Several files may
+    annotate one image.
 
     Args:
         folder: The data set.
         images: All images in it.
-        trees: What its JSON files hold, each a COCO data set.
+        trees: Content of its JSON files, each a COCO data set.
         source: Name of the data set.
-        classes: A file that says what each category means.
+        classes: A class file with the meaning of each category.
 
     Raises:
-        DataError: If a file is not as COCO has it, or none of its images is there.
+        DataError: If a file is not in the COCO format, or all its images are missing.
     """
     reader = _Reader(folder, images)
     for file, tree in trees.items():
         try:
-            reader.take(file, tree)
+            reader.add(file, tree)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"`{file}` is not as COCO has it: {error!r}.",
+                f"`{file}` is not in the COCO format: {error!r}.",
                 needed="images with id, file_name, height and width; annotations with "
                 "image_id, category_id and segmentation; categories with id and name",
                 fix="export it again as COCO 1.0",
@@ -76,9 +76,9 @@ def read_coco(
         missing, first = reader.missing, next(iter(trees)).name
         raise DataError(
             f"None of the {len(missing)} images of `{first}` is in `{folder}`; "
-            f"the first is called `{missing[0] if missing else ''}`.",
-            needed="the images beside the file, or in `images`",
-            fix="copy them there under the names that the file has",
+            f"the first is `{missing[0] if missing else ''}`.",
+            needed="the images in the folder of the file, or in `images`",
+            fix="copy them there with the names in the file",
         )
     origin = Origin(
         "COCO: outlines and run lengths",
@@ -92,46 +92,46 @@ def read_coco(
 
 
 class _Reader:
-    """Gather what several files say of the images of one data set."""
+    """Collect the annotations of the images of one data set from several files."""
 
     def __init__(self, folder: Path, images: Sequence[Path]) -> None:
         self.names: dict[str, None] = {}
         self.missing: list[str] = []
         self.trouble = Counter[str]()
         self._folder = folder
-        self._places = _Places(folder, images)
-        self._said: dict[Path, AnnotatedImage] = {}
+        self._finder = _ImageFinder(folder, images)
+        self._items: dict[Path, AnnotatedImage] = {}
 
-    def take(self, file: Path, tree: dict[str, Any]) -> None:
-        """Take in one file."""
+    def add(self, file: Path, tree: dict[str, Any]) -> None:
+        """Add the content of one file."""
         categories = {int(c["id"]): str(c["name"]) for c in tree.get("categories", [])}
         self.names |= dict.fromkeys(categories[i] for i in sorted(categories))
         areas: dict[Any, list[Annotation]] = {image["id"]: [] for image in tree["images"]}
-        for one in tree["annotations"]:
-            if one["image_id"] not in areas:
+        for entry in tree["annotations"]:
+            if entry["image_id"] not in areas:
                 self.trouble["annotations of images that the file does not list"] += 1
                 continue
-            number = int(one["category_id"])
+            number = int(entry["category_id"])
             if number not in categories:
                 self.trouble["annotations whose category the file does not name"] += 1
-            area = _area(one, categories.get(number, f"class {number}"))
+            area = _area(entry, categories.get(number, f"class {number}"))
             if area is None:
-                self.trouble["annotations that are a box and no outline, not used"] += 1
+                self.trouble["annotations with a box instead of an outline, not used"] += 1
             else:
-                areas[one["image_id"]].append(area)
+                areas[entry["image_id"]].append(area)
         for image in tree["images"]:
-            self._take_image(image, areas[image["id"]], file)
+            self._add_image(image, areas[image["id"]], file)
 
-    def _take_image(
+    def _add_image(
         self, entry: dict[str, Any], areas: list[Annotation], file: Path
     ) -> None:
         name = str(entry["file_name"])
-        image = self._places.find(name, file)
+        image = self._finder.find(name, file)
         if image is None:
             self.missing.append(name)
             return
-        earlier = self._said.get(image)
-        self._said[image] = AnnotatedImage(
+        earlier = self._items.get(image)
+        self._items[image] = AnnotatedImage(
             image,
             [*((earlier and earlier.annotations) or ()), *areas],
             (int(entry["height"]), int(entry["width"])),
@@ -139,29 +139,31 @@ class _Reader:
         )
 
     def annotated(self) -> list[AnnotatedImage]:
-        """Return every image; those without an annotation as not annotated."""
-        found = [self._said[image] for image in sorted(self._said)]
-        if bare := sum(not one.annotations for one in found):
-            what = "images that are listed without an annotation, taken as unlabeled"
+        """Return all listed images; those without an annotation as not annotated."""
+        items = [self._items[image] for image in sorted(self._items)]
+        if bare := sum(not item.annotations for item in items):
+            what = "images that are listed without an annotation, treated as unlabeled"
             self.trouble[what] = bare
-        return [one if one.annotations else replace(one, annotations=None) for one in found]
+        return [
+            item if item.annotations else replace(item, annotations=None) for item in items
+        ]
 
 
 def _area(annotation: dict[str, Any], name: str) -> Annotation | None:
-    found = annotation.get("segmentation")
-    if annotation.get("iscrowd") and not found:
+    area = annotation.get("segmentation")
+    if annotation.get("iscrowd") and not area:
         return None
-    if isinstance(found, dict):
-        size = [int(n) for n in found["size"]]
-        return Annotation(name, rle={"size": size, "counts": found["counts"]})
-    if not found:
+    if isinstance(area, dict):
+        size = [int(n) for n in area["size"]]
+        return Annotation(name, rle={"size": size, "counts": area["counts"]})
+    if not area:
         return None
-    polygons = [np.asarray(p, float)[: len(p) // 2 * 2].reshape(-1, 2) for p in found]
+    polygons = [np.asarray(p, float)[: len(p) // 2 * 2].reshape(-1, 2) for p in area]
     return Annotation(name, tuple(polygons))
 
 
-class _Places:
-    """Find images by the name that a COCO file gives them."""
+class _ImageFinder:
+    """Find images by their file names in a COCO file."""
 
     def __init__(self, folder: Path, images: Sequence[Path]) -> None:
         self._folder = folder
@@ -169,17 +171,17 @@ class _Places:
         self._by_name = unique_names(images)
 
     def find(self, name: str, file: Path) -> Path | None:
-        """Return the image, beside the file or anywhere if its name is unique."""
+        """Return the image in the folder of the file, or anywhere if its name is unique."""
         relative = Path(name.replace("\\", "/"))
-        near = file.parent
-        for place in (near, near / "images", self._folder, self._folder / "images"):
+        parent = file.parent
+        for place in (parent, parent / "images", self._folder, self._folder / "images"):
             if (path := place / relative) in self._known:
                 return path
         return self._by_name.get(relative.name)
 
 
 def _split_of(image: Path, file: Path, folder: Path) -> Split | None:
-    """Return the split by the folders of the image, or by the name of the file."""
+    """Return the split named by the folders of the image, or by the file."""
     words = re.split(r"[^a-z]+", file.relative_to(folder).as_posix().lower())
     named = (SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES)
     return split_of(image.relative_to(folder)) or next(named, None)

@@ -1,4 +1,4 @@
-"""What the mask values of a folder mean: stated in a file, or inferred and said so."""
+"""The mask coding of a folder: stated in a class file, or inferred from the values."""
 
 import csv
 import json
@@ -18,12 +18,12 @@ from plantseg_next.files import read_text
 
 CLASS_FILES = ("classes.yaml", "classes.yml", "classes.json", "classes.csv")
 LABEL_MAP = "labelmap.txt"
-"""What CVAT writes beside Pascal VOC's folders: a color a label."""
+"""File of CVAT in the Pascal VOC layout: one color per label."""
 SCANNED_MASKS = 200
-"""Masks that are looked at to infer a coding; a seeded choice if there are more."""
+"""Masks that are read to infer a coding; a seeded random choice if there are more."""
 
 MAX_CLASSES = 254
-"""Lesion classes that fit beside "no lesion" and ``IGNORE`` in eight bits."""
+"""Lesion classes that fit into eight bits with "no lesion" and ``IGNORE``."""
 
 _LEAF = {"leaf", "leaves", "healthy leaf", "healthy", "leaf area", "plant"}
 _BACKGROUND = {"background", "bg", "ground"}
@@ -49,17 +49,17 @@ _CONVENTIONS: Mapping[frozenset[int], Mapping[int | str, str]] = {
 def find_coding(
     folder: Path, masks: Sequence[Path], classes: Path | None = None
 ) -> MaskCoding:
-    """Return the coding stated for a folder, or else the one inferred from its masks.
+    """Return the coding stated for a folder, or else inferred from its masks.
 
     Args:
         folder: May hold one of ``CLASS_FILES``, or a ``LABEL_MAP``.
         masks: All masks of the folder.
-        classes: A file of the same kind that takes precedence.
+        classes: A class file that takes precedence.
 
     Raises:
         DataError: If the class file is not a flat map of values to meanings.
-        UsageError: If nothing is stated and the masks are colored, or hold so many
-            values that they are no maps of ids.
+        UsageError: If nothing is stated and the masks are colored, or have too many
+            values for class ids.
     """
     stated = classes or stated_classes(folder)
     if stated:
@@ -71,18 +71,18 @@ def find_coding(
 
 def stated_classes(folder: Path) -> Path | None:
     """Return the class file of a folder, if it has one."""
-    found = (folder / name for name in CLASS_FILES)
-    return next((path for path in found if path.is_file()), None)
+    paths = (folder / name for name in CLASS_FILES)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_coding(path: Path) -> MaskCoding:
-    """Return the coding that a class file states.
+    """Return the coding in a class file.
 
     The file maps each mask value, or color ``"#rrggbb"``, to ``background``, ``leaf``,
     ``ignore`` or the name of a lesion class: as YAML, JSON, or CSV of two columns.
 
     Raises:
-        DataError: If it is anything else.
+        DataError: If it has another form.
     """
     try:
         pairs = _read_pairs(path)
@@ -101,7 +101,7 @@ def read_label_map(path: Path) -> MaskCoding:
     """Return the coding of lines such as ``rust:128,0,0::``.
 
     Raises:
-        DataError: If it holds other lines.
+        DataError: If a line has another form.
     """
     meaning: dict[int | str, str] = {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
@@ -114,14 +114,14 @@ def read_label_map(path: Path) -> MaskCoding:
         except ValueError as error:
             raise DataError(
                 f"`{path}`, line {number}: {line[:60]!r}.",
-                needed="a label and its color, as `rust:128,0,0::`",
+                needed="a label and its color, as in `rust:128,0,0::`",
                 fix="export the masks again, or write a classes.yaml instead",
             ) from error
     return _coding(meaning, f"stated in {path.name}", path)
 
 
 def role_of(name: str) -> str:
-    """Return the role that a name speaks of, or the tidy name of a lesion class."""
+    """Return the role that a name denotes, or else the tidy name of a lesion class."""
     tidy = tidy_name(name)
     for role, words in (("leaf", _LEAF), ("background", _BACKGROUND), ("ignore", _IGNORE)):
         if tidy in words:
@@ -130,12 +130,12 @@ def role_of(name: str) -> str:
 
 
 def read_meanings(path: Path) -> dict[str, str]:
-    """Return what a class file says that each name of an annotation means.
+    """Return the meaning of each annotation name in a class file.
 
-    As ``read_coding``, with names instead of values; they are compared in tidy form.
+    Like ``read_coding``, with names instead of values; they are compared in tidy form.
 
     Raises:
-        DataError: If it is anything else.
+        DataError: If it has another form.
     """
     try:
         pairs = _read_pairs(path)
@@ -144,19 +144,18 @@ def read_meanings(path: Path) -> dict[str, str]:
         raise DataError(
             f"`{path}` is not a list of names and their meanings: {error}.",
             needed="lines such as `Early_Blight: early blight`, `leaf: leaf`",
-            fix="write one line for each name that the annotations have",
+            fix="write one line for each name that occurs in the annotations",
         ) from error
 
 
 def infer_coding(folder: Path, masks: Sequence[Path]) -> MaskCoding:
-    """Return a coding guessed from the values that occur, saying so in its origin.
+    """Return a coding inferred from the values that occur, as its origin states.
 
-    At most ``SCANNED_MASKS`` masks are read. Masks that cannot be read are passed over:
-    the checks name them.
+    At most ``SCANNED_MASKS`` masks are read. Unreadable masks are skipped; ``check``
+    reports them.
 
     Raises:
-        UsageError: If the masks are colored, or hold so many values that they cannot
-            be maps of ids.
+        UsageError: If the masks are colored, or have too many values for class ids.
     """
     chosen: Sequence[Path] = masks
     if len(masks) > SCANNED_MASKS:
@@ -170,14 +169,14 @@ def infer_coding(folder: Path, masks: Sequence[Path]) -> MaskCoding:
             continue
         if mask.ndim == 3:
             raise _needs_colors(folder, path)
-        found = np.unique(mask)
-        if len(found) > _MAX_IDS_IN_A_MASK:
-            raise _not_ids(path, len(found))
-        values.update(found.tolist())
-    return _guess(values or {0, 1})
+        ids = np.unique(mask)
+        if len(ids) > _MAX_IDS_IN_A_MASK:
+            raise _not_ids(path, len(ids))
+        values.update(ids.tolist())
+    return _infer(values or {0, 1})
 
 
-def _guess(values: set[int]) -> MaskCoding:
+def _infer(values: set[int]) -> MaskCoding:
     named = dict(_CONVENTIONS.get(frozenset(values), {}))
     if not named:
         named[0] = "background"
@@ -187,7 +186,7 @@ def _guess(values: set[int]) -> MaskCoding:
     read = ", ".join(dict.fromkeys(named.values()))
     return _coding(
         named,
-        f"inferred: mask values {seen} read as {read}; say otherwise in classes.yaml",
+        f"inferred: mask values {seen} read as {read}; to change it, write a classes.yaml",
         None,
     )
 
@@ -198,7 +197,7 @@ def _coding(meaning: Mapping[int | str, str], origin: str, path: Path | None) ->
         raise DataError(
             f"`{path or 'the masks'}` name {len(coding.lesions)} lesion classes.",
             needed=f"1 to {MAX_CLASSES} lesion classes, or at least the leaf",
-            fix="name the classes to learn, and call the rest background or ignore",
+            fix="name the classes to segment, and map the rest to background or ignore",
         )
     return coding
 
@@ -208,13 +207,13 @@ def _read_pairs(path: Path) -> Mapping[Any, object]:
     if path.suffix.lower() == ".csv":
         lines = [line for line in csv.reader(text.splitlines()) if line]
         if any(len(line) != 2 for line in lines):
-            raise ValueError("a line has not two columns")
+            raise ValueError("a line does not have two columns")
         first = lines[0][0].strip() if lines else ""
         has_header = not re.fullmatch(r"\d+|#[0-9a-fA-F]{6}", first)
         return dict(lines[1 if has_header else 0 :])
     table = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
     if not isinstance(table, dict) or not table:
-        raise ValueError(f"it holds {type(table).__name__} at the top")
+        raise ValueError(f"its top level is {type(table).__name__}")
     return table
 
 
@@ -241,10 +240,10 @@ def _needs_colors(folder: Path, path: Path) -> UsageError:
         read_mask(path, as_colors=True).reshape(-1, 3), axis=0, return_counts=True
     )
     order = counts.argsort()[::-1][:8]
-    share = 100 * counts / counts.sum()
+    percent = 100 * counts / counts.sum()
     lines = [
         f'    "#{bytes(colors[i]).hex()}": {"background" if i == order[0] else "?"}'
-        f"    # {share[i]:.1f} % of the pixels"
+        f"    # {percent[i]:.1f} % of the pixels"
         for i in order
     ]
     more = f" and {len(colors) - 8} more" if len(colors) > 8 else ""
@@ -259,8 +258,8 @@ def _needs_colors(folder: Path, path: Path) -> UsageError:
 def _not_ids(path: Path, n_values: int) -> UsageError:
     return UsageError(
         f"The mask `{path}` holds {n_values} different values.",
-        needed="a map of class ids, with few values; this looks like a photograph, or "
-        "like a mask that was resized with smoothing",
+        needed="a map of class ids, with few values; this may be a photograph, or a mask "
+        "that was resized with smoothing",
         fix="export the masks again without smoothing, or state what the values mean "
         "in classes.yaml",
     )

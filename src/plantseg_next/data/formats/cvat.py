@@ -1,7 +1,7 @@
 """CVAT for images 1.1: one XML file for all images.
 
 The format is described at https://docs.cvat.ai/docs/dataset_management/formats/. CVAT's
-"Segmentation mask 1.1" is Pascal VOC's layout, and read as images and masks.
+"Segmentation mask 1.1" is the Pascal VOC layout, which is read as images and masks.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ _KINDS = {"polygon", "box", "ellipse", "mask", "polyline", "points"}
 
 
 def is_cvat(file: Path) -> bool:
-    """Return whether an XML file begins as CVAT's do."""
+    """Return whether an XML file begins like one of CVAT."""
     with file.open("rb") as opened:
         return b"<annotations>" in opened.read(HEAD_BYTES)
 
@@ -42,26 +42,26 @@ def read_cvat(
     source: str,
     classes: Path | None = None,
 ) -> Manifest:
-    """Return images with the masks that CVAT's file outlines.
+    """Return images with masks drawn from the shapes of a CVAT file.
 
-    An image that is listed without a shape counts as not annotated: every image of a
-    task is listed. A tag is an image-level label.
+    An image that is listed without a shape counts as not annotated, because CVAT lists
+    every image of a task. A tag is an image-level label.
 
     Args:
         folder: The data set.
         images: All images in it.
-        file: CVAT's.
+        file: The XML file of CVAT.
         source: Name of the data set.
-        classes: A file that says what each label means.
+        classes: A class file with the meaning of each label.
 
     Raises:
-        DataError: If the file is not as CVAT has it.
+        DataError: If the file is not in the CVAT format.
     """
     trouble = Counter[str]()
     try:
-        tree = ET.parse(file).getroot()  # noqa: S314 - expat bounds what entities expand to
+        tree = ET.parse(file).getroot()  # noqa: S314 - expat limits entity expansion
         names = [label.findtext("name", "") for label in tree.iterfind("meta//label")]
-        said = {}
+        entries = {}
         for entry in tree.iterfind("image"):
             size_hw = (int(entry.attrib["height"]), int(entry.attrib["width"]))
             areas = []
@@ -72,10 +72,10 @@ def read_cvat(
                     areas.append(_area(shape, size_hw))
                 else:
                     trouble[f"shapes of the kind {shape.tag}, not used"] += 1
-            said[entry.attrib["name"]] = (entry, areas, size_hw)
+            entries[entry.attrib["name"]] = (entry, areas, size_hw)
     except (ET.ParseError, LookupError, ValueError) as error:
         raise DataError(
-            f"`{file}` is not as CVAT has it: {error!r}.",
+            f"`{file}` is not in the CVAT format: {error!r}.",
             needed="images with name, width and height, and shapes with label and points",
             fix='export the task again as "CVAT for images 1.1"',
         ) from error
@@ -84,7 +84,7 @@ def read_cvat(
     by_name = unique_names(images)
     annotated: dict[Path, AnnotatedImage] = {}
     missing = []
-    for name, (entry, areas, size_hw) in said.items():
+    for name, (entry, areas, size_hw) in entries.items():
         image = by_path.get(name) or by_path.get(f"images/{name}")
         image = image or by_name.get(Path(name).name)
         if image is None:
@@ -100,8 +100,8 @@ def read_cvat(
             None if tag is None else tag.get("label"),
         )
     rows = [annotated.get(image, AnnotatedImage(image, None)) for image in images]
-    if bare := sum(one.annotations is None for one in rows):
-        trouble["images without a shape, taken as unlabeled"] = bare
+    if bare := sum(row.annotations is None for row in rows):
+        trouble["images without a shape, treated as unlabeled"] = bare
     origin = Origin("CVAT for images: an XML file", (), tuple(missing), in_words(trouble))
     return read_annotations(rows, folder, source, origin, names=names, classes=classes)
 
@@ -110,7 +110,7 @@ def _area(shape: ET.Element, size_hw: tuple[int, int]) -> Annotation:
     name = shape.attrib["label"]
 
     def numbers(*names: str) -> list[float]:
-        return [float(shape.attrib[one]) for one in names]
+        return [float(shape.attrib[name]) for name in names]
 
     match shape.tag:
         case "polygon":
@@ -128,7 +128,7 @@ def _area(shape: ET.Element, size_hw: tuple[int, int]) -> Annotation:
 
 
 def _painted(shape: ET.Element, size_hw: tuple[int, int]) -> Mapping[str, Any]:
-    """Return a painted mask: run lengths row by row, of what is off first."""
+    """Return a brush mask: row-wise run lengths, beginning with background."""
     left, top, width, height = (
         int(shape.attrib[name]) for name in ("left", "top", "width", "height")
     )

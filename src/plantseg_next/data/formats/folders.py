@@ -1,4 +1,4 @@
-"""What all layouts need of a folder: its images, its names, its index."""
+"""Helpers for all layouts: the images, names and index of a folder."""
 
 import csv
 import os
@@ -11,7 +11,7 @@ from plantseg_next.data.manifest import Split
 from plantseg_next.errors import DataError
 from plantseg_next.files import read_text
 
-# HEIC is not readable, but must not be passed over in silence: reading it says why.
+# HEIC is not readable, but is listed so that reading it raises an error with the reason.
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"),
     *(".gif", ".avif", ".ppm", ".pgm", ".pbm", ".heic", ".heif"),
@@ -30,7 +30,7 @@ SPLIT_NAMES: Mapping[str, Split] = {
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a file has the name of an image; hidden files have not."""
+    """Return whether a file name is that of an image and not hidden."""
     return path.suffix.lower() in IMAGE_ENDINGS and not _is_hidden(path.name)
 
 
@@ -40,41 +40,41 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def find_files(folder: Path, *endings: str) -> list[Path]:
-    """Return all files below a folder whose names end so, sorted by path.
+    """Return all files below a folder with one of these endings, sorted by path.
 
-    Hidden files and folders and what macOS leaves behind (``._x``, ``__MACOSX``) are
-    skipped. Symbolic links are followed, each folder once, so a loop ends.
+    Hidden files and folders, and those of macOS (``._x``, ``__MACOSX``), are skipped.
+    Symbolic links are followed, each folder once, so a loop ends.
 
     Args:
-        folder: Where to begin.
-        endings: In small letters, with the dot; those of files may be in capitals.
+        folder: The folder to search.
+        endings: In lower case, with the dot; case of the files is ignored.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     seen: set[Path] = set()
-    waiting = [folder]
-    while waiting:
-        here = waiting.pop()
-        if (real := here.resolve()) in seen:
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        if (real := current.resolve()) in seen:
             continue
         seen.add(real)
-        with os.scandir(here) as entries:  # knows what is a folder without asking again
+        with os.scandir(current) as entries:  # has the file types, without another stat
             for entry in entries:
                 if _is_hidden(entry.name):
                     continue
-                path = here / entry.name
-                # An entry raises where a link leads to itself, a path does not.
-                known = path if entry.is_symlink() else entry
-                if known.is_dir():
-                    waiting.append(path)
+                path = current / entry.name
+                # For a link to itself, an entry raises an error, a path does not.
+                item = path if entry.is_symlink() else entry
+                if item.is_dir():
+                    pending.append(path)
                 elif entry.name.lower().endswith(endings) and (
-                    known.is_file() or not path.exists()  # whoever reads it says so
+                    item.is_file() or not path.exists()  # reading it raises an error
                 ):
-                    found.append(path)
-    return sorted(found)
+                    files.append(path)
+    return sorted(files)
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the folders directly inside a folder, sorted, hidden ones left out."""
+    """Return the folders directly inside a folder, sorted, without hidden ones."""
     return sorted(p for p in folder.iterdir() if p.is_dir() and not _is_hidden(p.name))
 
 
@@ -85,9 +85,9 @@ def subfolder(folder: Path, names: Iterable[str]) -> Path | None:
 
 
 def keys_of(images: Iterable[Path], root: Path) -> dict[Path, str]:
-    """Return a unique key an image: its path inside ``root`` without the ending.
+    """Return a unique key per image: its path inside ``root`` without the ending.
 
-    Where two images differ in their ending alone, both keep it.
+    If two images differ only in their ending, both keep it.
 
     Example:
         >>> list(keys_of([Path("d/a/1.jpg"), Path("d/2.png")], Path("d")).values())
@@ -103,7 +103,7 @@ def keys_of(images: Iterable[Path], root: Path) -> dict[Path, str]:
 
 
 def split_of(path: Path) -> Split | None:
-    """Return the split that a folder of a relative path is named for, if any.
+    """Return the split named by a folder of a relative path, if any.
 
     Example:
         >>> split_of(Path("Validation/rust/1.jpg"))
@@ -114,7 +114,7 @@ def split_of(path: Path) -> Split | None:
 
 
 def tidy_name(name: str) -> str:
-    """Return a class name as all data sets can share it: lower case, single spaces.
+    """Return a class name in normal form: lower case, single spaces.
 
     Example:
         >>> tidy_name("Early_blight ")
@@ -124,9 +124,9 @@ def tidy_name(name: str) -> str:
 
 
 def same_name(name: str) -> str:
-    """Return a file's name without ending, in the form in which names are compared.
+    """Return a file name without ending, in the form used for comparison.
 
-    File systems store accents in two ways, and some masks keep the image's ending.
+    Accents are normalized (NFC), and the ending of the image is removed from a mask too.
 
     Example:
         >>> same_name("leaf 1.JPG.png")
@@ -141,11 +141,11 @@ def same_name(name: str) -> str:
 def unique_names(
     images: Iterable[Path], name_of: Callable[[str], str] = str
 ) -> dict[str, Path]:
-    """Return the images whose name no other one has.
+    """Return the images whose name is unique.
 
     Args:
-        images: To look at.
-        name_of: From a file's name to what is compared.
+        images: The images.
+        name_of: Maps a file name to the name that is compared.
     """
     named = [(name_of(image.name), image) for image in images]
     count = Counter(name for name, _ in named)
@@ -155,10 +155,10 @@ def unique_names(
 def read_index(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file, column names in lower case.
 
-    Commas, semicolons and tabs are understood as separators.
+    The separator may be a comma, a semicolon or a tab.
 
     Raises:
-        DataError: If the file is not text in UTF-8, or no table.
+        DataError: If the file is not UTF-8 text, or not a table.
     """
     lines = read_text(path).splitlines()
     header = lines[0] if lines else ""
@@ -171,9 +171,9 @@ def read_index(path: Path) -> list[dict[str, str]]:
         ]
     except csv.Error as error:
         raise DataError(
-            f"`{path}` is no table: {error}.",
-            needed="a line an image, every quotation mark closed",
-            fix="open it in a spreadsheet, and save it again",
+            f"`{path}` is not a table: {error}.",
+            needed="one line per image, every quotation mark closed",
+            fix="open it in a spreadsheet and save it again",
         ) from error
 
 

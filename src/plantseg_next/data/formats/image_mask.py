@@ -30,13 +30,13 @@ _SUFFIX = re.compile(r"[_\-. ](masks?|labels?|gt|seg|segmentation)$", re.IGNOREC
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images, and what lies where their masks should be.
+    """Images and mask candidates of two folders.
 
     Args:
         images: Images, each below ``image_root``.
         masks: Masks, each below ``mask_root``.
         image_root: Folder of the images.
-        mask_root: Folder of the masks; the same one where they lie side by side.
+        mask_root: Folder of the masks; the same one if they are side by side.
     """
 
     images: tuple[Path, ...]
@@ -46,48 +46,48 @@ class Pairs:
 
 
 def find_pairs(folder: Path, images: list[Path]) -> list[Pairs]:
-    """Return where images and masks lie; empty if this is another layout.
+    """Return the folders of images and masks; empty if this is another layout.
 
-    Either in two folders, ``images`` and ``masks`` or the like, directly inside or in
-    each of ``train``, ``val``...; or the masks in a folder beneath their images; or
-    side by side, ``leaf.jpg`` and ``leaf_mask.png``.
+    Either two folders, ``images`` and ``masks`` or similar, directly inside or in each
+    of ``train``, ``val``...; or the masks in a folder below their images; or side by
+    side, ``leaf.jpg`` and ``leaf_mask.png``.
 
     Args:
         folder: The data set.
         images: All images below it.
     """
     places = [folder, *(p for p in subfolders(folder) if p.name.lower() in SPLIT_NAMES)]
-    found = []
+    pairs = []
     for place in places:
         mask_root = subfolder(place, MASK_FOLDERS)
         if mask_root is None:
             continue
         masks = find_images(mask_root)
         image_root = subfolder(place, IMAGE_FOLDERS) or place
-        beside = [p for p in find_images(image_root) if mask_root not in p.parents]
-        if beside and masks:
-            found.append(Pairs(tuple(beside), tuple(masks), image_root, mask_root))
-    return found or _side_by_side(folder, images)
+        image_files = [p for p in find_images(image_root) if mask_root not in p.parents]
+        if image_files and masks:
+            pairs.append(Pairs(tuple(image_files), tuple(masks), image_root, mask_root))
+    return pairs or _side_by_side(folder, images)
 
 
 def read_image_mask(
     folder: Path, pairs: list[Pairs], source: str, classes: Path | None = None
 ) -> Manifest:
-    """Return images with the masks of their names; those without one stay.
+    """Return images with the masks of the same names; images without one are kept.
 
     Splits come from the ``split`` column of ``index.csv``, or else from folders named
     ``train``, ``val``, ``test``, or from Pascal VOC's lists in ``ImageSets``.
 
     Args:
-        folder: The data set; may hold ``index.csv`` and a class file.
-        pairs: Where its images and masks lie.
+        folder: The data set; may contain ``index.csv`` and a class file.
+        pairs: The folders of its images and masks.
         source: Name of the data set.
-        classes: A class file that takes precedence over the folder's own.
+        classes: A class file that takes precedence over that of the folder.
 
     Raises:
-        DataError: If the class file or the index cannot be understood.
-        UsageError: If no mask has the name of an image, or the masks cannot be
-            understood without a class file.
+        DataError: If the class file or the index is invalid.
+        UsageError: If no mask has the name of an image, or the masks require a class
+            file.
     """
     mask_of: dict[Path, Path] = {}
     for pair in pairs:
@@ -97,8 +97,8 @@ def read_image_mask(
     if masks and not mask_of:
         raise UsageError(
             f"In `{folder}` no mask has the name of an image: the first image is "
-            f"called `{images[0].name}`, the first mask `{masks[0].name}`.",
-            needed="equal names but for the ending, or for a suffix such as `_mask`",
+            f"`{images[0].name}`, the first mask `{masks[0].name}`.",
+            needed="equal names, except for the ending or a suffix such as `_mask`",
             fix="rename the masks after their images",
         )
 
@@ -131,20 +131,20 @@ def match_masks(pair: Pairs) -> dict[Path, Path]:
     """Return the mask of each image that has one.
 
     Names are compared without ending and without a suffix such as ``_mask``. A mask in
-    the folder of the same name goes first; one elsewhere is taken if neither its name
-    nor the image's occurs twice.
+    the folder of the same name is preferred; one elsewhere is used if its name and that
+    of the image are unique.
     """
     exact = {(_place(m, pair.mask_root), same_name(m.name)): m for m in pair.masks}
     suffixed = {(place, _base(name)): mask for (place, name), mask in exact.items()}
-    here = suffixed | exact
-    count = Counter(name for _, name in here)
-    anywhere = {name: mask for (_, name), mask in here.items() if count[name] == 1}
+    by_place = suffixed | exact
+    count = Counter(name for _, name in by_place)
+    anywhere = {name: mask for (_, name), mask in by_place.items() if count[name] == 1}
     images = Counter(same_name(image.name) for image in pair.images)
 
     mask_of = {}
     for image in pair.images:
         name = same_name(image.name)
-        mask = here.get((_place(image, pair.image_root), name))
+        mask = by_place.get((_place(image, pair.image_root), name))
         if mask is None and images[name] == 1:
             mask = anywhere.get(name)
         if mask is not None:

@@ -1,4 +1,4 @@
-"""The table that a folder may hold about its images: ``index.csv``."""
+"""The index of a data set, a table of its images: ``index.csv``."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,22 +16,22 @@ from plantseg_next.errors import DataError
 INDEX_FILE = "index.csv"
 
 _NAME_COLUMNS = ("name", "file", "filename", "file_name", "image", "picture")
-_UNDERSTOOD = {*_NAME_COLUMNS, "split", "disease", "group", "plant"}
+_USED_COLUMNS = {*_NAME_COLUMNS, "split", "disease", "group", "plant"}
 
 
 def add_index(rows: Iterable[Row], path: Path) -> tuple[list[Row], list[str]]:
-    """Return the rows with what the index says of them, and the names it has too many.
+    """Return the rows with the values of the index, and its names without an image.
 
-    The columns name, split, disease, group and plant are understood; others are kept
-    as ``Row.stated``. A name may be the path inside the data set or the bare file name,
-    with or without its ending.
+    The columns name, split, disease, group and plant are used; others are kept in
+    ``Row.stated``. A name may be the path inside the data set or the file name, with or
+    without its ending.
 
     Args:
         rows: Rows of one data set.
         path: The index.
 
     Raises:
-        DataError: If it has no column of names, or a split of an unknown name.
+        DataError: If it has no column of names, or an unknown split.
     """
     entries = read_index(path)
     column = next((c for c in _NAME_COLUMNS if entries and c in entries[0]), None)
@@ -39,27 +39,27 @@ def add_index(rows: Iterable[Row], path: Path) -> tuple[list[Row], list[str]]:
         raise DataError(
             f"`{path}` has the columns {', '.join(entries[0]) if entries else 'none'}.",
             needed="a column `name` with the names of the images",
-            fix="name the column, or rename the file if it is about something else",
+            fix="name the column, or rename the file if it has another purpose",
         )
     by_name = {same_name(entry[column]): entry for entry in entries}
     used: set[str] = set()
-    told = []
+    updated = []
     for row in rows:
         names = (row.key, same_name(row.image.name))
         name = next((name for name in names if name in by_name), None)
         if name is None:
-            told.append(row)
+            updated.append(row)
             continue
         used.add(name)
-        told.append(_told(row, by_name[name], path))
-    return told, [entry[column] for n, entry in by_name.items() if n not in used]
+        updated.append(_update(row, by_name[name], path))
+    return updated, [entry[column] for n, entry in by_name.items() if n not in used]
 
 
 def split_named(text: str, path: Path) -> Split | None:
-    """Return the split that a cell of an index names; an empty cell names none.
+    """Return the split in a cell of an index; ``None`` for an empty cell.
 
     Raises:
-        DataError: If it names none of the known splits.
+        DataError: If the split is unknown.
     """
     if not text:
         return None
@@ -67,13 +67,13 @@ def split_named(text: str, path: Path) -> Split | None:
         raise DataError(
             f"`{path}` has the split `{text}`.",
             needed=f"one of {', '.join(SPLIT_NAMES)}, or an empty cell",
-            fix="rename the split, or leave the column out to have one drawn",
+            fix="rename the split, or remove the column to have splits drawn",
         )
     return SPLIT_NAMES[text.lower()]
 
 
-def _told(row: Row, entry: dict[str, str], path: Path) -> Row:
-    stated = {name: text for name, text in entry.items() if name not in _UNDERSTOOD}
+def _update(row: Row, entry: dict[str, str], path: Path) -> Row:
+    stated = {name: text for name, text in entry.items() if name not in _USED_COLUMNS}
     return replace(
         row,
         split=split_named(entry.get("split", ""), path) or row.split,

@@ -1,7 +1,8 @@
-"""LabelMe: a JSON file beside every image that was annotated.
+"""LabelMe: one JSON file next to every annotated image.
 
 The program is https://github.com/wkentaro/labelme (GPL-3.0; none of it is used here). Its
-shapes are polygons, rectangles, circles, masks, lines and points; the last two are seeds.
+shapes are polygons, rectangles, circles, masks, lines and points; the last two are read
+as scribbles.
 """
 
 import base64
@@ -31,7 +32,7 @@ from plantseg_next.errors import DataError
 
 
 def is_labelme(tree: object) -> bool:
-    """Return whether what a JSON file holds is LabelMe's."""
+    """Return whether the content of a JSON file is in the LabelMe format."""
     return isinstance(tree, dict) and isinstance(tree.get("shapes"), list)
 
 
@@ -42,24 +43,24 @@ def read_labelme(
     source: str,
     classes: Path | None = None,
 ) -> Manifest:
-    """Return images with the masks that LabelMe's files outline.
+    """Return images with masks drawn from LabelMe files.
 
-    An image without a file is not annotated; one whose file has no shape was looked at.
+    An image without a file is not annotated; a file without shapes means no lesions.
 
     Args:
         folder: The data set.
         images: All images in it.
-        trees: What its JSON files hold.
+        trees: Content of its JSON files.
         source: Name of the data set.
-        classes: A file that says what each label means.
+        classes: A class file with the meaning of each label.
 
     Raises:
-        DataError: If a file is not as LabelMe has it.
+        DataError: If a file is not in the LabelMe format.
     """
     trouble = Counter[str]()
     by_place = {(p.parent, same_name(p.name)): p for p in images}
     anywhere = unique_names(images, same_name)
-    said: dict[Path, AnnotatedImage] = {}
+    annotations: dict[Path, AnnotatedImage] = {}
     missing = []
     for file, tree in trees.items():
         image = by_place.get((file.parent, file.stem)) or anywhere.get(file.stem)
@@ -80,13 +81,15 @@ def read_labelme(
             UnidentifiedImageError,
         ) as error:
             raise DataError(
-                f"`{file}` is not as LabelMe has it: {error!r}.",
+                f"`{file}` is not in the LabelMe format: {error!r}.",
                 needed="shapes with label, points and shape_type; imageHeight, imageWidth",
                 fix="open the image in LabelMe and save it again, or remove the file",
             ) from error
-        said[image] = AnnotatedImage(image, areas, size_hw)
-    annotated = every(images, said, folder)
-    origin = Origin("LabelMe: a JSON file an image", (), tuple(missing), in_words(trouble))
+        annotations[image] = AnnotatedImage(image, areas, size_hw)
+    annotated = every(images, annotations, folder)
+    origin = Origin(
+        "LabelMe: one JSON file per image", (), tuple(missing), in_words(trouble)
+    )
     return read_annotations(annotated, folder, source, origin, classes=classes)
 
 

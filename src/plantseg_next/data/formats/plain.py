@@ -1,4 +1,4 @@
-"""A folder of images about which nothing is known, or a single image."""
+"""A folder of images without labels, or a single image."""
 
 from pathlib import Path
 

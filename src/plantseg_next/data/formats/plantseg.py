@@ -1,8 +1,8 @@
-"""The PlantSeg archive: official splits, masks of lesions, a table of metadata.
+"""The PlantSeg archive: official splits, lesion masks, a table of metadata.
 
 Wei et al. 2026, Scientific Data 13:205, doi 10.1038/s41597-025-06513-4; the files are
 Zenodo 10.5281/zenodo.17719108. In a mask, 0 is background and a disease is its
-``Index`` in ``Metadata.csv`` plus 1; leaves are not marked, and no image is healthy.
+``Index`` in ``Metadata.csv`` plus 1; leaves are not annotated, and no image is healthy.
 """
 
 from collections import Counter
@@ -36,19 +36,19 @@ _COLUMNS = {"name", "index", "plant", "disease"}
 
 
 def is_plantseg(folder: Path) -> bool:
-    """Return whether a folder is laid out as the PlantSeg archive."""
+    """Return whether a folder has the layout of the PlantSeg archive."""
     return _parts(folder) is not None
 
 
 def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Manifest:
-    """Return the archive's images in their official splits.
+    """Return the images of the archive in their official splits.
 
-    The class of an index is the name that most of its rows carry; 12 rows of the
-    published table carry an index that their mask contradicts, and the mask is right.
-    An index that no row explains is called "class N".
+    The class of an index is the most frequent name of its rows; 12 rows of the published
+    table have an index that differs from their mask, and the mask is correct. An index
+    without rows is named "class N".
 
     Args:
-        folder: Holds ``images``, ``annotations`` and ``Metadata.csv``.
+        folder: Contains ``images``, ``annotations`` and ``Metadata.csv``.
         source: Name of the data set.
         classes: A class file that takes precedence over the table.
 
@@ -59,9 +59,9 @@ def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Man
     parts = _parts(folder)
     if parts is None:
         raise UsageError(
-            f"`{folder}` is not laid out as the PlantSeg archive.",
+            f"`{folder}` does not have the layout of the PlantSeg archive.",
             needed="the folders images and annotations, and Metadata.csv",
-            fix="unpack the archive again, or let `read_folder` find the layout",
+            fix="unpack the archive again, or let `read_folder` recognize the layout",
         )
     image_root, mask_root, table = parts
     pair = Pairs(
@@ -73,8 +73,8 @@ def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Man
     mask_of = match_masks(pair)
     entries = _entries(table)
     names = _class_names(entries.values())
-    silent = [mask for i, mask in mask_of.items() if i.name not in entries]
-    _add_unexplained(names, silent)
+    not_in_table = [mask for i, mask in mask_of.items() if i.name not in entries]
+    _add_missing_names(names, not_in_table)
 
     rows = []
     for image, key in keys_of(pair.images, image_root).items():
@@ -96,7 +96,7 @@ def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Man
     coding = read_coding(classes) if classes else _coding(names)
     used, present = set(mask_of.values()), {image.name for image in pair.images}
     origin = Origin(
-        "PlantSeg archive: official splits, one disease an image",
+        "PlantSeg archive: official splits, one disease per image",
         tuple(str(mask) for mask in pair.masks if mask not in used),
         tuple(name for name in entries if name not in present),
     )
@@ -117,7 +117,7 @@ def _entries(table: Path) -> dict[str, dict[str, str]]:
         raise DataError(
             f"`{table}` has the columns {', '.join(rows[0]) if rows else 'none'}.",
             needed="the columns Name, Index, Plant and Disease of the PlantSeg archive",
-            fix="take the file from the archive again (Zenodo 17719108)",
+            fix="copy the file from the archive again (Zenodo 17719108)",
         )
     return {row["name"]: row for row in rows}
 
@@ -137,8 +137,8 @@ def _full_name(plant: str, disease: str) -> str:
     return disease if disease.startswith(plant) else f"{plant} {disease}"
 
 
-def _add_unexplained(names: dict[int, str], masks: list[Path]) -> None:
-    """Name the indices of masks that the table does not mention."""
+def _add_missing_names(names: dict[int, str], masks: list[Path]) -> None:
+    """Add names for indices that occur in masks but not in the table."""
     for mask in masks:
         try:
             top = int(np.max(read_mask(mask)))

@@ -1,4 +1,4 @@
-"""Recognize by itself how a folder is laid out, and read it."""
+"""Recognition of the layout of a folder, and reading it."""
 
 import json
 from collections import Counter
@@ -33,17 +33,17 @@ from plantseg_next.files import read_text
 
 
 def read_folders(paths: Sequence[Path], *, classes: Path | None = None) -> Manifest:
-    """Return the images of one data set or of many in one table.
+    """Return the images of one or many data sets in one manifest.
 
-    Data sets are called after their folders; where two have one name, the folder above
-    is put in front.
+    Data sets are named after their folders; if two have the same name, the parent folder
+    is prepended.
 
     Args:
         paths: Each as for ``read_folder``.
-        classes: What mask values mean; for one data set only.
+        classes: A class file; for one data set only.
 
     Raises:
-        UsageError: If two data sets cannot be told apart, or as ``read_folder``.
+        UsageError: If two data sets have the same name, or as ``read_folder``.
         DataError: As ``read_folder``.
     """
     if len(paths) == 1:
@@ -51,12 +51,14 @@ def read_folders(paths: Sequence[Path], *, classes: Path | None = None) -> Manif
     if classes is not None:
         raise UsageError(
             f"--classes names one file, for {len(paths)} data sets.",
-            needed="what mask values mean, for each data set",
+            needed="the meaning of the mask values of each data set",
             fix="put a classes.yaml into each folder",
         )
     count = Counter(path.resolve().name for path in paths)
     return merge(
-        read_folder(path, source=_place(path) if count[path.resolve().name] > 1 else None)
+        read_folder(
+            path, source=_name_with_parent(path) if count[path.resolve().name] > 1 else None
+        )
         for path in paths
     )
 
@@ -64,33 +66,32 @@ def read_folders(paths: Sequence[Path], *, classes: Path | None = None) -> Manif
 def read_folder(
     path: Path, *, classes: Path | None = None, source: str | None = None
 ) -> Manifest:
-    """Return the images of a folder with all that its layout says about them.
+    """Return the images of a folder with the labels that its layout contains.
 
-    Tried in this order; ``Manifest.origins`` says which it was:
+    Layouts are tried in this order; ``Manifest.origins`` states the one that was found:
 
-    0. a manifest written before, ``manifest.json`` or a folder that holds one;
+    0. a manifest, ``manifest.json`` or a folder that contains one;
     1. the PlantSeg archive: ``images``, ``annotations``, ``Metadata.csv``;
-    2. images and masks of equal names, also as Pascal VOC and CVAT lay them out;
-    3. outlines: COCO, LabelMe, CVAT's XML, YOLO's text files; masks are drawn of them;
+    2. images and masks of equal names, also in the layouts of Pascal VOC and CVAT;
+    3. annotations: COCO, LabelMe, XML of CVAT, YOLO text files; masks are drawn from them;
     4. images with an ``index.csv``;
-    5. class folders, ``Plant___Disease`` or a folder a disease;
-    6. images only, unlabeled; a single image too.
+    5. class folders, ``Plant___Disease`` or one folder per disease;
+    6. images only, unlabeled; also a single image.
 
-    Splits that the layout states are kept; other rows of labeled layouts have none
-    yet. The data set is named after the folder.
+    Splits of the layout are kept; other rows of labeled layouts have none yet. The data
+    set is named after the folder.
 
     Args:
         path: A folder, an image or a manifest.
-        classes: A file that says what mask values mean; the folder's own
-            ``classes.yaml`` (``.yml``, ``.json``, ``.csv``) by default, and without
-            one the meaning is inferred from the masks.
-
-        source: What to call the data set; after its folder by default.
+        classes: A class file with the meaning of the mask values. Default: the
+            ``classes.yaml`` (``.yml``, ``.json``, ``.csv``) of the folder; without
+            one, the coding is inferred from the masks.
+        source: Name of the data set; default: the name of its folder.
 
     Raises:
-        UsageError: If there is no such path, no image in it, or its masks cannot be
-            understood without a class file.
-        DataError: If a class file, an index or a manifest cannot be understood.
+        UsageError: If there is no such path, no image in it, or its masks require a
+            class file.
+        DataError: If a class file, an index or a manifest is invalid.
     """
     if not path.exists():
         raise missing_path(path, "a folder of images, an image, or a manifest")
@@ -106,29 +107,29 @@ def read_folder(
     images = find_images(folder)
     if not images:
         raise _no_images(path)
-    return _read_masks(folder, images, source, classes) or _read_names(
+    return _read_masks(folder, images, source, classes) or _read_labels(
         folder, images, source
     )
 
 
-def _place(path: Path) -> str:
-    whole = path.resolve()
-    return f"{whole.parent.name}-{whole.name}"
+def _name_with_parent(path: Path) -> str:
+    absolute = path.resolve()
+    return f"{absolute.parent.name}-{absolute.name}"
 
 
 def _read_masks(
     folder: Path, images: list[Path], source: str, classes: Path | None
 ) -> Manifest | None:
-    """Return the images of a data set that has masks or outlines."""
+    """Return the images of a data set with masks or annotations, else ``None``."""
     if is_plantseg(folder):
         return read_plantseg(folder, source, classes)
     if pairs := find_pairs(folder, images):
         return read_image_mask(folder, pairs, source, classes)
-    return _read_outlined(folder, images, source, classes)
+    return _read_annotated(folder, images, source, classes)
 
 
-def _read_names(folder: Path, images: list[Path], source: str) -> Manifest:
-    """Return the images of a data set that has names at most."""
+def _read_labels(folder: Path, images: list[Path], source: str) -> Manifest:
+    """Return the images of a data set with image-level labels or without labels."""
     if (folder / INDEX_FILE).is_file():
         pairs = [Pairs(tuple(images), (), folder, folder)]
         return read_image_mask(folder, pairs, source)
@@ -137,10 +138,10 @@ def _read_names(folder: Path, images: list[Path], source: str) -> Manifest:
     return read_plain(images, folder, source)
 
 
-def _read_outlined(
+def _read_annotated(
     folder: Path, images: list[Path], source: str, classes: Path | None
 ) -> Manifest | None:
-    """Return what an annotation tool left in a folder; ``None`` if there is nothing."""
+    """Return images with the files of an annotation tool; ``None`` if there are none."""
     classes = classes or stated_classes(folder)
     trees = {
         path: _tree(path)
@@ -159,18 +160,18 @@ def _read_outlined(
 
 
 def _tree(path: Path) -> Any:  # noqa: ANN401
-    """Return what a JSON file holds, without LabelMe's copy of the image.
+    """Return the content of a JSON file, without LabelMe's copy of the image.
 
     Raises:
-        DataError: If it is no JSON: whatever outlines it held would be missed in silence.
+        DataError: If it is not JSON; skipping it would silently lose annotations.
     """
     try:
         tree = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"`{path}` is not JSON, or cut short: {error}.",
-            needed="a whole file, as an annotation tool wrote it",
-            fix="export it again; or take it out of the folder if it says nothing of "
+            f"`{path}` is not JSON, or truncated: {error}.",
+            needed="a complete file of an annotation tool",
+            fix="export it again; or remove it from the folder if it does not describe "
             "the images",
         ) from error
     if isinstance(tree, dict):
@@ -185,13 +186,13 @@ def _read_file(path: Path) -> Manifest:
         raise UsageError(
             f"`{path}` is a file, but not an image by its name.",
             needed="a folder of images, an image, or a manifest (.json)",
-            fix="point at the folder that the images are in",
+            fix="use the folder of the images",
         )
     return read_plain([path], path.parent, path.stem)
 
 
 def _unwrapped(folder: Path) -> Path:
-    """Return the data set inside the one folder that unpacking an archive adds."""
+    """Return the data set inside the single folder that unpacking an archive adds."""
     inside = subfolders(folder)
     files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
     if len(inside) != 1 or files or not subfolders(inside[0]):
@@ -206,5 +207,5 @@ def _no_images(path: Path) -> UsageError:
     return UsageError(
         f"`{path}` holds no images, {holds}.",
         needed="a folder with .jpg, .png, .tif or other images, at any depth",
-        fix="check the path; unpack the archive if it is still packed",
+        fix="check the path; unpack the archive if necessary",
     )

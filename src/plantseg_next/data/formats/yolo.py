@@ -1,7 +1,7 @@
-"""YOLO segmentation: a text file an image, an outline a line, in parts of its size.
+"""YOLO segmentation: one text file per image, one polygon per line, in relative units.
 
 The format is described at https://docs.ultralytics.com/datasets/segment/. A line of five
-numbers is a box: it says where a lesion is, not what shape it has, and is not used.
+numbers is a box: it does not give the shape of a lesion and is not used.
 """
 
 from collections import Counter
@@ -29,16 +29,16 @@ _BOX_NUMBERS = 5
 
 
 def label_files(folder: Path) -> list[Path]:
-    """Return the label files of a YOLO data set; empty if the folder is none.
+    """Return the label files of a YOLO data set; empty if it is another layout.
 
-    They lie in folders called ``labels`` and are named after images.
+    They are in folders named ``labels`` and have the names of the images.
     """
-    found = [
+    files = [
         path
         for path in find_files(folder, ".txt")
         if "labels" in (part.lower() for part in path.relative_to(folder).parts[:-1])
     ]
-    return [path for path in found if path.name != "classes.txt"]
+    return [path for path in files if path.name != "classes.txt"]
 
 
 def read_yolo(
@@ -48,27 +48,26 @@ def read_yolo(
     source: str,
     classes: Path | None = None,
 ) -> Manifest:
-    """Return images with the masks that YOLO's label files outline.
+    """Return images with masks drawn from YOLO label files.
 
-    An image without a label file is not annotated; an empty file says that nothing is
-    there.
+    An image without a label file is not annotated; an empty file means no lesions.
 
     Args:
         folder: The data set; its ``data.yaml`` or ``classes.txt`` names the classes.
         images: All images in it.
         files: Label files.
         source: Name of the data set.
-        classes: A file that says what each name means.
+        classes: A class file with the meaning of each name.
 
     Raises:
-        DataError: If a line is not as YOLO has it.
+        DataError: If a line is not in the YOLO format.
     """
     names = _names(folder)
     trouble = Counter[str]()
     by_name: dict[str, list[Path]] = {}
     for image in images:
         by_name.setdefault(same_name(image.name), []).append(image)
-    said: dict[Path, AnnotatedImage] = {}
+    annotations: dict[Path, AnnotatedImage] = {}
     missing = []
     for file in files:
         place = tuple(p for p in file.parent.parts if p.lower() != "labels")
@@ -87,13 +86,13 @@ def read_yolo(
                 continue
             area = _area(line, names, size_hw, f"`{file}`, line {number}")
             if area is None:
-                trouble["lines that are a box and no outline, not used"] += 1
+                trouble["lines with a box instead of a polygon, not used"] += 1
             else:
                 areas.append(area)
-        said[same[0]] = AnnotatedImage(same[0], areas, size_hw)
-    annotated = every(images, said, folder)
+        annotations[same[0]] = AnnotatedImage(same[0], areas, size_hw)
+    annotated = every(images, annotations, folder)
     origin = Origin(
-        "YOLO segmentation: a text file an image", (), tuple(missing), in_words(trouble)
+        "YOLO segmentation: one text file per image", (), tuple(missing), in_words(trouble)
     )
     return read_annotations(
         annotated,
@@ -113,14 +112,14 @@ def _names(folder: Path) -> dict[int, str]:
         text = read_text(path)
         if path.suffix == ".txt":
             return dict(enumerate(line.strip() for line in text.splitlines() if line))
-        found = yaml.safe_load(text)["names"]
-        pairs = found.items() if isinstance(found, dict) else enumerate(found)
+        names = yaml.safe_load(text)["names"]
+        pairs = names.items() if isinstance(names, dict) else enumerate(names)
         return {int(i): str(name) for i, name in pairs}
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise DataError(
             f"`{path}` does not name the classes: {error!r}.",
             needed="`names:` with a name for each number",
-            fix="take the file that the annotation tool wrote",
+            fix="use the file that the annotation tool wrote",
         ) from error
 
 
@@ -136,7 +135,7 @@ def _area(
     except ValueError as error:
         raise DataError(
             f"{where}: {line[:60]!r}.",
-            needed="the number of a class and pairs of x and y in parts of the image",
+            needed="the number of a class and pairs of x and y relative to the image size",
             fix="export the labels again for segmentation, or remove the line",
         ) from error
     return Annotation(names.get(number, f"class {number}"), (points,))

@@ -1,1 +1,1 @@
-"""What is wrong with a data set, and what must not leak between its splits."""
+"""Checks of data sets, and protection from leaks between splits."""

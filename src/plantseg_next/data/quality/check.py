@@ -1,4 +1,4 @@
-"""The data doctor: every defect of a data set, found before a run and not during it."""
+"""Check of a data set before a run: all its defects, as issues."""
 
 import re
 from collections import Counter
@@ -19,38 +19,38 @@ from plantseg_next.data.quality.issues import (
 from plantseg_next.data.quality.leaks import find_leaks, same_scenes
 
 MIN_SIDE_PX = 32
-"""Images with a shorter side are below the coarsest scale of the network."""
+"""Images with a shorter side are smaller than the largest stride of the network."""
 
 FEW_LABELS = 20
-"""Labeled training images below which a score is mostly luck."""
+"""Labeled training images below which metrics are mostly noise."""
 
 _FAILURES = {
     "unreadable-image": "Images that cannot be read",
     "unreadable-mask": "Masks that cannot be read",
-    "jpeg-mask": "Masks that are JPEGs, whose compression invents classes",
-    "size-mismatch": "Masks of another size than their image, turned or not",
-    "unknown-mask-value": "Masks with a value whose meaning is not known",
+    "jpeg-mask": "Masks that are JPEGs, whose compression creates false classes",
+    "size-mismatch": "Masks of another size than their image, upright or as stored",
+    "unknown-mask-value": "Masks with a value whose meaning is unknown",
 }
-# The published ratio is rounded, and of some images was taken before resizing.
+# Published ratios are rounded, and some were computed before the image was resized.
 _RATIO_TOLERANCE = 0.02
 
 
 def check(
     manifest: Manifest, *, on_progress: Callable[[int, int], None] | None = None
 ) -> CheckReport:
-    """Return everything that is wrong, doubtful or worth knowing about a manifest.
+    """Return all errors, warnings and notes about a manifest.
 
-    Every file is decoded once. Errors are what would spoil training or judging: files
-    that cannot be used, masks of another size or of unknown ids, the same image in
-    two splits, nothing to learn from.
+    Every file is decoded once. Errors would invalidate training or evaluation: files
+    that cannot be used, masks of another size or with unknown ids, the same image in
+    two splits, no labels.
 
     Args:
         manifest: Of one or many data sets, with or without splits.
-        on_progress: Is told after each row how many are done, and of how many.
+        on_progress: Called after each row with the number done and the total.
     """
     facts = inspect(manifest, on_progress)
     pairs = same_scenes(facts)
-    findings = [
+    issues = [
         *_failures(facts),
         *find_leaks(facts, pairs),
         *_to_learn(manifest, facts),
@@ -62,29 +62,29 @@ def check(
         *_images(facts),
     ]
     sources = tuple(_summary(manifest, facts, name) for name in _sources(manifest))
-    same_scene = tuple((one.row.key, other.row.key) for one, other in pairs)
-    return CheckReport(sources, sort_issues(findings), same_scene)
+    same_scene = tuple((first.row.key, second.row.key) for first, second in pairs)
+    return CheckReport(sources, sort_issues(issues), same_scene)
 
 
 def _failures(facts: Sequence[ImageStats]) -> Iterator[Issue]:
     for code, what in _FAILURES.items():
-        found = [
+        failed = [
             (fact, failure)
             for fact in facts
             for failure in fact.failures
             if failure.code == code
         ]
-        if not found:
+        if not failed:
             continue
-        error = found[0][1].error
+        error = failed[0][1].error
         yield Issue(
             code,
             "error",
-            f"{what}: {len(found)}. The first: {error.came}",
+            f"{what}: {len(failed)}. The first: {error.came}",
             error.fix,
             tuple(
                 fact.row.image if code == "unreadable-image" else _mask(fact)
-                for fact, _ in found
+                for fact, _ in failed
             ),
         )
 
@@ -96,17 +96,17 @@ def _to_learn(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue
         yield Issue(
             "nothing-to-learn",
             "error",
-            "No image has a usable mask or an image-level label. Predicting on these "
-            "images is fine, learning from them alone is not.",
-            "add masks of the same names in a folder `masks`, or sort the images "
-            "into folders named after the disease",
+            "No image has a usable mask or an image-level label. A model can predict "
+            "these images, but not be trained on them alone.",
+            "add masks with the names of the images in a folder `masks`, or sort the "
+            "images into folders named after the disease",
         )
     elif not usable:
         yield Issue(
             "no-masks",
             "warning",
-            f"No image has a mask. The image-level labels ({len(named)}) teach what "
-            "is there, but hardly where.",
+            f"No image has a mask. The image-level labels ({len(named)}) train the "
+            "classification of images, but hardly the segmentation.",
             "add a data set with masks, even a small one",
         )
     split = any(row.split == "train" for row in manifest.rows)
@@ -116,8 +116,8 @@ def _to_learn(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue
             "few-labels",
             "warning",
             f"Few images with masks to train on: {len(learned)}.",
-            f"label at least {FEW_LABELS}: fewer can teach a model that starts from the "
-            "starter, but how good it is they cannot show",
+            f"label at least {FEW_LABELS}: fewer can fine-tune the starter model, but "
+            "metrics on so few are unreliable",
         )
     undivided = [row for row in manifest.rows if row.split is None]
     if undivided:
@@ -141,12 +141,12 @@ def _classes_in_splits(manifest: Manifest, facts: Sequence[ImageStats]) -> Itera
         missing = [c for c in manifest.classes.lesions if not present[name][c]]
         has_rows = any(f.row.split == name and f.mask is not None for f in facts)
         if missing and has_rows:
-            consequence = "never learned" if name == "train" else "not judged there"
+            consequence = "never trained" if name == "train" else "not evaluated there"
             yield Issue(
                 "class-missing-from-split",
                 "warning",
                 f"No mask in {name} shows {shorten(missing, 8)}: {consequence}.",
-                "label more images of it, or merge it with a like class",
+                "label more images of it, or merge it with a similar class",
             )
 
 
@@ -157,7 +157,7 @@ def _pairing(manifest: Manifest) -> Iterator[Issue]:
         yield Issue(
             "mask-without-image",
             "warning",
-            f"Masks that belong to no image, and are not used: {len(orphans)}.",
+            f"Masks without an image, which are not used: {len(orphans)}.",
             "rename them after their images, or remove them",
             tuple(Path(name) for name in orphans),
         )
@@ -166,7 +166,7 @@ def _pairing(manifest: Manifest) -> Iterator[Issue]:
             "name-without-image",
             "warning",
             f"Names in the index without an image: {shorten(names)}.",
-            "copy the missing images, or remove the lines",
+            "add the missing images, or remove the lines",
         )
     for source, origin in manifest.origins.items():
         for doubt in origin.doubts:
@@ -174,7 +174,7 @@ def _pairing(manifest: Manifest) -> Iterator[Issue]:
                 "annotation-doubtful",
                 "warning",
                 f"In {source}: {doubt}.",
-                "look at the file of annotations; what is left out teaches nothing",
+                "check the annotation file; what is not used is not trained on",
             )
     bare = [
         row for row in manifest.rows if row.mask is None and row.source in manifest.codings
@@ -183,14 +183,14 @@ def _pairing(manifest: Manifest) -> Iterator[Issue]:
         yield Issue(
             "image-without-mask",
             "note",
-            f"Images without a mask, which teach no pixels: {len(bare)}.",
+            f"Images without a mask, which are not used for segmentation: {len(bare)}.",
             "",
             tuple(row.image for row in bare),
         )
 
 
 def _stated(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
-    """Yield where the data set's own index contradicts its files; the files are used."""
+    """Yield contradictions between the index of a data set and its files."""
     wrong_label, wrong_size, wrong_ratio = [], [], []
     for fact in facts:
         mask, label = fact.mask, fact.row.disease
@@ -208,7 +208,8 @@ def _stated(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
             "warning",
             "Images labeled with one disease whose mask shows another: "
             f"{len(wrong_label)}. The first: labeled {first.row.disease}, mask {shows}.",
-            "mend the index or the mask; the mask teaches pixels, the label images",
+            "correct the index or the mask; segmentation is trained on the mask, "
+            "classification on the label",
             tuple(fact.row.image for fact in wrong_label),
         )
     if wrong_size:
@@ -219,16 +220,16 @@ def _stated(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
             "warning",
             f"Images of another size than the index states: {len(wrong_size)}. The "
             f"first: {w} x {h}, stated {first.row.stated['resolution']}.",
-            "look whether these are the right files",
+            "check whether these are the right files",
             tuple(fact.row.image for fact in wrong_size),
         )
     if wrong_ratio:
         yield Issue(
             "mask-ratio-contradicts-index",
             "warning",
-            "Masks that cover another share of their image than the index states: "
+            "Masks that cover another fraction of their image than the index states: "
             f"{len(wrong_ratio)}.",
-            "look whether these are the right masks",
+            "check whether these are the right masks",
             tuple(_mask(fact) for fact in wrong_ratio),
         )
 
@@ -236,30 +237,31 @@ def _stated(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
 def _names(
     manifest: Manifest, pairs: Sequence[tuple[ImageStats, ImageStats]]
 ) -> Iterator[Issue]:
-    """Yield names that may be one, and images that two rows call differently."""
-    for one, other in alike(manifest):
+    """Yield names that may be the same class, and duplicates with different labels."""
+    for name, other in alike(manifest):
         yield Issue(
             "names-alike",
             "warning",
-            f"`{one}` and `{other}` are two classes. Perhaps one is misspelt.",
-            "if they are one, say so in a file of names: `plantseg-next data names`",
+            f"`{name}` and `{other}` are two classes. One may be misspelled.",
+            "if they are the same, map them to one name in a file of class names: "
+            "`plantseg-next data class-names`",
         )
-    apart = [p for p in pairs if _labels(p[0]) and _labels(p[1])]
-    apart = [p for p in apart if not _labels(p[0]) & _labels(p[1])]
-    if apart:
-        first = [f"{f.row.key} is {shorten(sorted(_labels(f)))}" for f in apart[0]]
+    differing = [p for p in pairs if _labels(p[0]) and _labels(p[1])]
+    differing = [p for p in differing if not _labels(p[0]) & _labels(p[1])]
+    if differing:
+        first = [f"{f.row.key} is {shorten(sorted(_labels(f)))}" for f in differing[0]]
         yield Issue(
             "labels-disagree",
             "warning",
-            f"Pairs of images that show the same scene under other labels: {len(apart)}."
+            f"Pairs of images of the same scene with different labels: {len(differing)}."
             f" The first: {', '.join(first)}.",
-            "decide which is right, or give both one name in a file of names",
-            tuple(fact.row.image for pair in apart for fact in pair),
+            "correct the wrong label, or map both to one name in a file of class names",
+            tuple(fact.row.image for pair in differing for fact in pair),
         )
 
 
 def _labels(fact: ImageStats) -> set[str]:
-    """Return everything that an image is said to show, but for "lesion"."""
+    """Return the labels and lesion classes of an image, without "lesion"."""
     shown = set(fact.mask.lesion_px) - {"lesion"} if fact.mask else set()
     return shown | ({fact.row.disease} if fact.row.disease else set())
 
@@ -274,13 +276,13 @@ def _masks(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
                 f"The meaning of the mask values of {name} is {coding.origin}.",
             )
     empty = [f for f, m in masked if m.annotated_px and not m.lesion_px]
-    yield from _told(
+    yield from _issue(
         [f for f in empty if f.row.disease == "healthy"],
         "healthy-mask",
         "note",
-        "Masks without lesions of images labeled healthy, as it should be",
+        "Masks without lesions of images labeled healthy, as expected",
     )
-    yield from _told(
+    yield from _issue(
         [f for f in empty if f.row.disease != "healthy"],
         "mask-without-lesion",
         "note" if all(f.row.disease is None for f in empty) else "warning",
@@ -289,27 +291,27 @@ def _masks(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
     )
     leafy = [(f, m) for f, m in masked if m.leaf_px is not None]
     small = [f for f, m in leafy if sum(m.lesion_px.values()) > (m.leaf_px or 0)]
-    yield from _told(
+    yield from _issue(
         small,
         "leaf-smaller-than-lesions",
         "warning" if 2 * len(small) > len(leafy) else "note",
         f"Masks, of {len(leafy)}, with more lesion than healthy leaf",
-        "look at a few: leaf and lesion may have changed places in classes.yaml",
+        "check some of them: leaf and lesion may be swapped in classes.yaml",
     )
-    yield from _told(
+    yield from _issue(
         [f for f, m in masked if m.was_rotated],
         "mask-before-turn",
         "note",
-        "Masks that fit their image only as it was before its EXIF turn; they are "
-        "turned with it",
+        "Masks that fit their image only before its EXIF orientation is applied; they "
+        "are rotated with it",
     )
-    yield from _told(
+    yield from _issue(
         [f for f, m in masked if m.mode == "P"],
         "palette-mask",
         "note",
-        "Masks with a palette; its indices are the values, not its colors",
+        "Masks with a palette; the indices are the values, not the colors",
     )
-    yield from _told(
+    yield from _issue(
         [f for f, m in masked if m.mode.startswith("I")],
         "16-bit-mask",
         "note",
@@ -319,7 +321,7 @@ def _masks(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
 
 def _images(facts: Sequence[ImageStats]) -> Iterator[Issue]:
     sized = [(fact, fact.size_hw) for fact in facts if fact.size_hw is not None]
-    yield from _told(
+    yield from _issue(
         [fact for fact, size_hw in sized if min(size_hw) < MIN_SIDE_PX],
         "tiny-image",
         "warning",
@@ -330,27 +332,27 @@ def _images(facts: Sequence[ImageStats]) -> Iterator[Issue]:
         greens = [f for f in facts if f.row.source == source and f.green is not None]
         pale = [f for f in greens if f.green is not None and f.green < HARDLY_GREEN]
         if len(pale) >= len(greens) / 2:
-            yield from _told(
+            yield from _issue(
                 pale,
                 "no-green",
                 "warning",
-                f"Images of {source} in which hardly anything is green, as if they "
-                f"showed no plants, of {len(greens)}",
-                "leave out what is not a plant: a run learns from whatever it is given",
+                f"Images of {source} with hardly any green pixels, which may not show "
+                f"plants, of {len(greens)}",
+                "remove images that do not show plants: all images are trained on",
             )
-    yield from _told(
+    yield from _issue(
         [fact for fact in facts if fact.exif_orientation != 1],
         "exif-turn",
         "note",
-        "Images that are stored turned (EXIF), and are read upright; other programs "
-        "may show them otherwise",
+        "Images with an EXIF orientation, which are read upright; other programs may "
+        "show them rotated",
     )
 
 
-def _told(
+def _issue(
     facts: Sequence[ImageStats], code: str, severity: Severity, what: str, fix: str = ""
 ) -> Iterator[Issue]:
-    """Yield one finding about all these rows, if there are any."""
+    """Yield one issue about all these rows, if there are any."""
     if facts:
         files = tuple(fact.row.mask or fact.row.image for fact in facts)
         yield Issue(code, severity, f"{what}: {len(facts)}.", fix, files)
@@ -361,7 +363,7 @@ def _agrees_on_size(fact: ImageStats) -> bool:
     if not stated or fact.size_hw is None:
         return True
     w, h = int(stated[1]), int(stated[2])
-    # A turned image may be stated as stored.
+    # The index may state the size before the EXIF orientation.
     return (h, w) == fact.size_hw or (fact.exif_orientation >= 5 and (w, h) == fact.size_hw)
 
 
@@ -373,9 +375,9 @@ def _agrees_on_ratio(fact: ImageStats) -> bool:
         stated = float(text)
     except ValueError:
         return True
-    share = sum(fact.mask.lesion_px.values()) / fact.mask.annotated_px
-    # Tables state it as a share or in per cent.
-    return min(abs(stated - share), abs(stated / 100 - share)) <= _RATIO_TOLERANCE
+    fraction = sum(fact.mask.lesion_px.values()) / fact.mask.annotated_px
+    # Tables state it as a fraction or in percent.
+    return min(abs(stated - fraction), abs(stated / 100 - fraction)) <= _RATIO_TOLERANCE
 
 
 def _mask(fact: ImageStats) -> Path:

@@ -1,4 +1,4 @@
-"""Facts about every file of a manifest, each file decoded once."""
+"""Statistics of every file of a manifest; each file is decoded once."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,29 +20,29 @@ from plantseg_next.data.quality.near_duplicates import Fingerprint, fingerprint
 from plantseg_next.errors import PlantSegError
 from plantseg_next.structures import IGNORE, NO_LESION
 
-# Decoding leaves the interpreter's lock, and a third thread gains little from a disk.
+# Decoding releases the GIL; a third thread gains little, because the disk limits.
 _THREADS = 2
 
 HARDLY_GREEN = 0.02
-"""Share of green pixels below which an image may show no plant.
+"""Fraction of green pixels below which an image may show no plant.
 
-Of coffee, potato, rice, cardamom, tomato, soybean and mixed leaves 0 to 1.3 % of the
-images are below it, also sick ones; of photographs of other things, 86 %.
+0 to 1.3 % of the images of coffee, potato, rice, cardamom, tomato, soybean and mixed
+leaves, diseased ones included, are below it; of non-plant images, 86 %.
 """
-_PALE = 0.15
-_LOOKED_AT_PX = 128
+_MIN_SATURATION = 0.15
+_SAMPLED_PX = 128
 
 
 @dataclass(frozen=True)
 class MaskStats:
-    """What was found in a mask.
+    """Statistics of a mask.
 
     Args:
         mode: Pillow's name of its pixel layout.
-        was_rotated: Whether it fits its image only before the EXIF turn.
+        was_rotated: Whether it fits its image only before the EXIF orientation.
         lesion_px: Pixels of each lesion class that occurs, by name.
         annotated_px: Pixels with a known lesion label, "no lesion" included.
-        leaf_px: Pixels of leaf without lesions; ``None`` if the leaf is not marked.
+        leaf_px: Pixels of leaf without lesions; ``None`` if the leaf is not annotated.
     """
 
     mode: str
@@ -57,8 +57,8 @@ class Failure:
     """Why a file cannot be used.
 
     Args:
-        code: As in ``Finding.code``.
-        error: What was raised.
+        code: As in ``Issue.code``.
+        error: The exception.
     """
 
     code: str
@@ -67,17 +67,17 @@ class Failure:
 
 @dataclass(frozen=True)
 class ImageStats:
-    """What was found in the files of one row.
+    """Statistics of the files of one row.
 
     Args:
         row: The row.
         size_hw: Rows and columns of the upright image; ``None`` if unreadable.
         exif_orientation: EXIF orientation, 1 for none.
-        green: Share of the pixels that are green; ``None`` if unreadable.
+        green: Fraction of green pixels; ``None`` if unreadable.
         sha256: Digest of the image file; empty if unreadable.
-        print_: To find the image again; ``None`` if unreadable.
-        mask: Of the mask; ``None`` without one, or if it failed.
-        failures: What cannot be used, image or mask.
+        print_: Fingerprint of the image; ``None`` if unreadable.
+        mask: Statistics of the mask; ``None`` without one, or if it failed.
+        failures: Why image or mask cannot be used.
     """
 
     row: Row
@@ -93,47 +93,47 @@ class ImageStats:
 def inspect(
     manifest: Manifest, on_progress: Callable[[int, int], None] | None = None
 ) -> list[ImageStats]:
-    """Return the facts about each row, in order.
+    """Return the statistics of each row, in order.
 
     Args:
         manifest: The rows.
-        on_progress: Is told after each row how many are done, and of how many.
+        on_progress: Called after each row with the number done and the total.
     """
-    facts = []
+    all_stats = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for found in pool.map(lambda row: inspect_row(row, manifest), manifest.rows):
-            facts.append(found)
+        for stats in pool.map(lambda row: inspect_row(row, manifest), manifest.rows):
+            all_stats.append(stats)
             if on_progress is not None:
-                on_progress(len(facts), len(manifest))
-    return facts
+                on_progress(len(all_stats), len(manifest))
+    return all_stats
 
 
 def inspect_row(row: Row, manifest: Manifest) -> ImageStats:
-    """Return the facts about one row; a file that cannot be used is one of them."""
+    """Return the statistics of one row, with the failures of its files."""
     failures: list[Failure] = []
-    size_hw, turn, green, sha256, print_ = None, 1, None, "", None
+    size_hw, orientation, green, sha256, print_ = None, 1, None, "", None
     try:
         image = read_image(row.image)
-        size_hw, turn = image.shape[:2], read_header(row.image).exif_orientation
+        size_hw, orientation = image.shape[:2], read_header(row.image).exif_orientation
         sha256 = digest(row.image)
         print_ = fingerprint(image)
         green = green_fraction(image)
     except PlantSegError as error:
         failures.append(Failure("unreadable-image", error))
     mask = _inspect_mask(row, manifest, size_hw, failures)
-    return ImageStats(row, size_hw, turn, green, sha256, print_, mask, failures)
+    return ImageStats(row, size_hw, orientation, green, sha256, print_, mask, failures)
 
 
 def green_fraction(image: UInt8[np.ndarray, "h w 3"]) -> float:
-    """Return the share of an image that is green rather than any other color, or gray.
+    """Return the fraction of green pixels of an image.
 
-    Green: no channel above it, and at least 15 % more of it than of the least.
+    Green: no channel is larger, and the smallest channel is at least 15 % smaller.
     """
-    step = max(1, max(image.shape[:2]) // _LOOKED_AT_PX)
+    step = max(1, max(image.shape[:2]) // _SAMPLED_PX)
     pixels = image[::step, ::step].reshape(-1, 3).astype(np.int64)
     red, green, blue = pixels.T
     is_green = (green >= red) & (green > blue)
-    is_green &= green - pixels.min(1) > _PALE * green
+    is_green &= green - pixels.min(1) > _MIN_SATURATION * green
     return float(is_green.mean())
 
 
@@ -152,8 +152,8 @@ def _inspect_mask(
         code = "jpeg-mask" if header.file_format in LOSSY_FORMATS else code
         values = read_mask(row.mask, as_colors=coding.by_color)
         code = "size-mismatch"
-        was_turned = size_hw is not None and values.shape[:2] != size_hw
-        if size_hw is not None and was_turned:
+        was_rotated = size_hw is not None and values.shape[:2] != size_hw
+        if size_hw is not None and was_rotated:
             values = orient_mask(values, size_hw, row)
         code = "unknown-mask-value"
         lesion, leaf = decode_mask(values, coding, classes, name=str(row.mask))
@@ -166,7 +166,7 @@ def _inspect_mask(
     }
     return MaskStats(
         mode=header.mode,
-        was_rotated=was_turned,
+        was_rotated=was_rotated,
         lesion_px=lesion_px,
         annotated_px=int(counts[:IGNORE].sum()),
         leaf_px=_leaf_px(lesion == NO_LESION, leaf) if coding.marks_leaf else None,

@@ -1,4 +1,4 @@
-"""What the checks found, for people and for programs."""
+"""Issues found by the checks, as text and as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ _SHOWN_FILES = 4
 
 @dataclass(frozen=True)
 class Issue:
-    """One thing found, in one or many files.
+    """One issue, in one or many files.
 
     Args:
         code: A stable name for programs, such as "size-mismatch".
-        severity: "error" spoils training or judging; "warning" should be looked at;
-            "note" is worth knowing.
-        text: What was found, one sentence.
+        severity: "error" invalidates training or evaluation; "warning" should be
+            checked; "note" is information.
+        text: The issue, in one sentence.
         fix: What to do about it.
         files: All files concerned; pairs follow one another.
     """
@@ -32,16 +32,16 @@ class Issue:
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """A data set in numbers.
+    """Numbers of a data set.
 
     Args:
         name: Of the data set.
-        layout: How it was recognized, in words.
-        coding: How its masks are read, in words; empty without masks.
+        layout: Description of the recognized layout.
+        coding: Description of the mask coding; empty without masks.
         images: Number of rows.
         masks: Number of rows with a mask.
-        splits: Rows a split; "not split" where none is stated.
-        lesion_fraction: Of the annotated pixels, a lesion class; in [0, 1].
+        splits: Rows per split; "not split" where none is stated.
+        lesion_fraction: Fraction of annotated pixels per lesion class, in [0, 1].
     """
 
     name: str
@@ -55,13 +55,13 @@ class SourceSummary:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """All findings about a manifest, worst first.
+    """All issues of a manifest, worst first.
 
     Args:
-        sources: One summary a data set.
+        sources: One summary per data set.
         issues: Sorted by severity.
-        same_scene: Keys of two rows each, copies and near-duplicates of one another;
-            for ``splits.join_groups``.
+        same_scene: Pairs of keys of copies and near-duplicates; for
+            ``splits.group_near_duplicates``.
     """
 
     sources: tuple[SourceSummary, ...]
@@ -71,37 +71,37 @@ class CheckReport:
     @property
     def spoils_training(self) -> bool:
         """Whether there is any error."""
-        return any(finding.severity == "error" for finding in self.issues)
+        return any(issue.severity == "error" for issue in self.issues)
 
     def of(self, severity: Severity) -> tuple[Issue, ...]:
-        """Return the findings of one severity."""
+        """Return the issues of one severity."""
         return tuple(f for f in self.issues if f.severity == severity)
 
     def to_json(self) -> str:
-        """Return everything as JSON, with the complete lists of files."""
+        """Return the report as JSON, with complete lists of files."""
         table = asdict(self) | {"spoils_training": self.spoils_training}
         return json.dumps(table, indent=1, ensure_ascii=False, default=str)
 
     def to_text(self) -> str:
-        """Return the report for people, with the first few files of each finding."""
+        """Return the report as text, with the first files of each issue."""
         lines = [line for source in self.sources for line in _source_lines(source)]
         for severity in get_args(Severity):
-            if found := self.of(severity):
-                lines += ["", _count(len(found), severity).upper()]
-                lines += [line for finding in found for line in _lines(finding)]
+            if issues := self.of(severity):
+                lines += ["", _count(len(issues), severity).upper()]
+                lines += [line for issue in issues for line in _lines(issue)]
         n_errors = len(self.of("error"))
-        confidence_stats = (
-            f"{_count(n_errors, 'error')} would spoil training or judging."
+        summary = (
+            f"{_count(n_errors, 'error')} would spoil training or evaluation."
             if n_errors
-            else "Nothing found that would spoil training or judging."
+            else "Nothing found that would spoil training or evaluation."
         )
-        return "\n".join([*lines, "", confidence_stats])
+        return "\n".join([*lines, "", summary])
 
 
 def sort_issues(findings: Sequence[Issue]) -> tuple[Issue, ...]:
-    """Return the findings, errors first, otherwise in their order."""
+    """Return the issues sorted by severity, otherwise in their order."""
     order = get_args(Severity)
-    return tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
+    return tuple(sorted(findings, key=lambda issue: order.index(issue.severity)))
 
 
 def shorten(names: Sequence[object], limit: int = _SHOWN_FILES) -> str:
@@ -131,16 +131,16 @@ def _source_lines(source: SourceSummary) -> list[str]:
     lines.append(f"  splits   {splits}")
     if source.lesion_fraction:
         order = sorted(source.lesion_fraction.items(), key=lambda item: -item[1])
-        shares = [f"{name} {100 * share:.2g} %" for name, share in order]
-        lines.append(f"  lesions  {shorten(shares, 8)} of the annotated pixels")
+        percents = [f"{name} {100 * fraction:.2g} %" for name, fraction in order]
+        lines.append(f"  lesions  {shorten(percents, 8)} of the annotated pixels")
     return lines
 
 
-def _lines(finding: Issue) -> list[str]:
-    lines = [f"  [{finding.code}] {finding.text}"]
-    if finding.files:
-        names = ["/".join(path.parts[-2:]) for path in finding.files]
+def _lines(issue: Issue) -> list[str]:
+    lines = [f"  [{issue.code}] {issue.text}"]
+    if issue.files:
+        names = ["/".join(path.parts[-2:]) for path in issue.files]
         lines.append(f"      files:  {shorten(names)}")
-    if finding.fix:
-        lines.append(f"      to do:  {finding.fix}")
+    if issue.fix:
+        lines.append(f"      to do:  {issue.fix}")
     return lines

@@ -1,4 +1,4 @@
-"""More images beside a data set, kept from leaking what it is judged by."""
+"""Adding data sets without leaking validation and test images into training."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,16 +14,16 @@ from plantseg_next.data.quality.near_duplicates import (
 )
 from plantseg_next.errors import DataError
 
-Reason = Literal["unreadable", "also labeled", "also judged"]
+Reason = Literal["unreadable", "also labeled", "also evaluated"]
 
 
 @dataclass(frozen=True)
 class ExcludedImage:
-    """An image that is not learned from.
+    """An image that is excluded from training.
 
     Args:
         row: The image.
-        reason: "also judged": it, or a near-duplicate, is in validation or test.
+        reason: "also evaluated": it, or a near-duplicate, is in validation or test.
     """
 
     row: Row
@@ -37,23 +37,22 @@ def add_datasets(
     masks: bool,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[Manifest, tuple[ExcludedImage, ...]]:
-    """Return the data set with the images of others as more to learn from.
+    """Return the data set with the images of others added for training.
 
-    Splits of the others do not count, nor do their image-level labels. Left out are
-    images that cannot be read, and those that show the scene of a labeled or judged
-    image: a test image that was learned from, even without its mask, flatters the
-    score.
+    Splits and image-level labels of the others are ignored. Excluded are images that
+    cannot be read, and near-duplicates of a training, validation or test image: metrics
+    on a test image are too high if it was trained on, even without its mask.
 
     Args:
         manifest: With splits.
-        others: Whose images are to be joined; sources are renamed where names clash.
-        masks: Whether their masks are learned from, as pseudo-labels are; unlabeled
-            rows of the same file are then dropped. Otherwise masks are not looked at,
-            and the rows are unlabeled.
-        on_progress: Hears of every image.
+        others: Data sets to add; sources are renamed where names clash.
+        masks: Whether to train on their masks, for example pseudo-labels; unlabeled
+            rows of the same file are then dropped. Otherwise the rows are unlabeled
+            and masks are ignored.
+        on_progress: Called after each image with the number done and the total.
 
     Returns:
-        The joined table, and what was left out of it.
+        The merged manifest, and the excluded images.
     """
     taken = {row.source for row in manifest.rows}
     added: list[Row] = []
@@ -76,7 +75,7 @@ def add_datasets(
     own = [row for row in manifest.rows if row.split in ("train", "val", "test")]
     prints: list[Fingerprint] = []
     rows: list[Row] = []
-    left: list[ExcludedImage] = []
+    excluded: list[ExcludedImage] = []
     total = len(own) + len(added)
     for i, row in enumerate([*own, *added]):
         try:
@@ -85,7 +84,7 @@ def add_datasets(
         except DataError:
             if i < len(own):
                 raise
-            left.append(ExcludedImage(row, "unreadable"))
+            excluded.append(ExcludedImage(row, "unreadable"))
         on_progress(i + 1, total)
     n_own = len(own)
     reasons: dict[str, Reason] = {}
@@ -94,8 +93,8 @@ def add_datasets(
             evaluated = rows[pair.first].split != "train"
             if evaluated or rows[pair.second].key not in reasons:
                 key = rows[pair.second].key
-                reasons[key] = "also judged" if evaluated else "also labeled"
-    left += [ExcludedImage(row, reasons[row.key]) for row in rows if row.key in reasons]
+                reasons[key] = "also evaluated" if evaluated else "also labeled"
+    excluded += [ExcludedImage(row, reasons[row.key]) for row in rows if row.key in reasons]
     kept = [row for row in rows[n_own:] if row.key not in reasons]
     files = {row.image.resolve() for row in kept if row.split == "train"}
     joined = (
@@ -107,21 +106,21 @@ def add_datasets(
         *kept,
     )
     classes = common_classes(joined, codings)
-    return replace(manifest, rows=joined, classes=classes, codings=codings), tuple(left)
+    return replace(manifest, rows=joined, classes=classes, codings=codings), tuple(excluded)
 
 
 def drop_leaks(
     manifest: Manifest, *, on_progress: Callable[[int, int], None] = lambda *_: None
 ) -> tuple[Manifest, tuple[ExcludedImage, ...]]:
-    """Return the data sets without what one learns from that another is judged by.
+    """Return the data sets without near-duplicates across data sets and splits.
 
-    Within a data set that is for its groups and for ``check``; of two that hold the same
-    scene, nobody knows. A test image outweighs a validation image, that a training
-    image, and an image with a mask one without.
+    Within a data set, groups and ``check`` find them. Of two images of one scene in
+    different data sets, a test image is kept before a validation image, that before a
+    training image, and an image with a mask before one without.
 
     Args:
         manifest: Of many data sets, with splits.
-        on_progress: Hears of every image.
+        on_progress: Called after each image with the number done and the total.
 
     Raises:
         DataError: If an image cannot be read.
@@ -135,38 +134,40 @@ def drop_leaks(
         rows = manifest.rows[pair.first], manifest.rows[pair.second]
         if rows[0].source == rows[1].source:
             continue
-        stays, goes = sorted(rows, key=_weight, reverse=True)
-        if stays.split != goes.split or (goes.mask is None and stays.mask is not None):
-            evaluated = stays.split in ("val", "test")
-            reasons[goes.key] = "also judged" if evaluated else "also labeled"
+        kept_row, dropped = sorted(rows, key=_priority, reverse=True)
+        if kept_row.split != dropped.split or (
+            dropped.mask is None and kept_row.mask is not None
+        ):
+            evaluated = kept_row.split in ("val", "test")
+            reasons[dropped.key] = "also evaluated" if evaluated else "also labeled"
     kept = manifest.only(row for row in manifest.rows if row.key not in reasons)
-    left = (
+    excluded = (
         ExcludedImage(row, reasons[row.key]) for row in manifest.rows if row.key in reasons
     )
-    return kept, tuple(left)
+    return kept, tuple(excluded)
 
 
-def _weight(row: Row) -> tuple[int, bool]:
+def _priority(row: Row) -> tuple[int, bool]:
     return ("unlabeled", "train", "val", "test").index(row.split or "train"), bool(row.mask)
 
 
 def describe_excluded(left: Sequence[ExcludedImage]) -> Iterator[str]:
-    """Yield a sentence a reason, with how many images it concerns and the first."""
+    """Yield one sentence per reason, with the number of images and the first."""
     because: dict[Reason, str] = {
         "unreadable": "cannot be read",
         "also labeled": "show the scene of a labeled image",
-        "also judged": "show the scene of a validation or test image",
+        "also evaluated": "show the scene of a validation or test image",
     }
     for reason, text in because.items():
-        rows = [one.row for one in left if one.reason == reason]
+        rows = [image.row for image in left if image.reason == reason]
         if rows:
             yield (
-                f"images left out, because they {text}: {len(rows)}; "
+                f"images excluded, because they {text}: {len(rows)}; "
                 f"the first is {rows[0].image}"
             )
 
 
 def _free(name: str, taken: set[str]) -> str:
-    """Return the name, or one like it that no source has."""
+    """Return the name, with a number if a source already has it."""
     names = (f"{name} {i}" if i > 1 else name for i in count(1))
     return next(free for free in names if free not in taken)

@@ -1,4 +1,4 @@
-"""Leaks: images that are judged and also learned from."""
+"""Leaks: images or scenes in more than one split."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,24 +7,24 @@ from plantseg_next.data.quality.inspect import ImageStats
 from plantseg_next.data.quality.issues import Issue
 from plantseg_next.data.quality.near_duplicates import Fingerprint, near_duplicates
 
-TOLERATED_SHARE = 0.01
-"""Of validation or test, what may have a near-duplicate in another split.
+TOLERATED_FRACTION = 0.01
+"""Fraction of validation or test that may have a near-duplicate in another split.
 
-Below, a score moves by less than the scatter between two seeds; above, it flatters.
+Below it, metrics change by less than between two seeds; above it, they are too high.
 """
 
 _REGROUP = (
     "give each scene one name in the column `group` of index.csv and draw the splits "
     "again, or remove one of the two"
 )
-_JUDGED = ("val", "test")
+_EVALUATED = ("val", "test")
 
 
 def same_scenes(facts: Sequence[ImageStats]) -> list[tuple[ImageStats, ImageStats]]:
     """Return pairs of rows whose images are copies or near-duplicates.
 
-    Of many exact copies, each is paired with the first, and only the first is compared
-    with other images.
+    Each exact copy is paired with the first one, and only the first is compared with
+    other images.
     """
     pairs: list[tuple[ImageStats, ImageStats]] = []
     first: dict[str, tuple[ImageStats, Fingerprint]] = {}
@@ -43,16 +43,16 @@ def same_scenes(facts: Sequence[ImageStats]) -> list[tuple[ImageStats, ImageStat
 def find_leaks(
     facts: Sequence[ImageStats], pairs: Sequence[tuple[ImageStats, ImageStats]]
 ) -> Iterator[Issue]:
-    """Yield what crosses from one split to another, and what is there twice.
+    """Yield groups, copies and near-duplicates across splits, and copies within one.
 
-    Exact copies and stated groups that cross are errors. Near-duplicates are found by
-    likeness, so a few that cross are a warning; they are an error where they make up
-    more than ``TOLERATED_SHARE`` of validation or test. Rows of the split "unlabeled"
-    are learned from, and count as training; where there are no others, as in a series
-    of one plant, likeness is no news.
+    Copies and stated groups across splits are errors. Near-duplicates are detected by
+    similarity, so a few across splits are a warning; more than ``TOLERATED_FRACTION`` of
+    validation or test are an error. The split "unlabeled" counts as training; if all
+    rows are unlabeled, as in a time series of one plant, near-duplicates are not
+    reported.
 
     Args:
-        facts: Of all rows.
+        facts: Statistics of all rows.
         pairs: From ``same_scenes``.
     """
     yield from _groups(facts)
@@ -72,9 +72,9 @@ def _groups(facts: Sequence[ImageStats]) -> Iterator[Issue]:
         yield Issue(
             "group-across-splits",
             "error",
-            f"Groups with images in more than one split, so that scores would "
-            f"flatter: {len(crossing)}. The first: {crossing[0][0].row.group_key}.",
-            "draw the splits again by group, or mend the split column",
+            f"Groups with images in more than one split, so that metrics would be "
+            f"too high: {len(crossing)}. The first: {crossing[0][0].row.group_key}.",
+            "draw the splits again by group, or correct the split column",
             tuple(fact.row.image for group in crossing for fact in group),
         )
 
@@ -91,7 +91,7 @@ def _copies(facts: Sequence[ImageStats]) -> Iterator[Issue]:
             "copy-across-splits",
             "error",
             "Image files that are, byte for byte, in more than one split, so that "
-            f"scores would flatter: {len(crossing)}.",
+            f"metrics would be too high: {len(crossing)}.",
             _REGROUP,
             tuple(fact.row.image for group in crossing for fact in group),
         )
@@ -112,44 +112,47 @@ def _near_duplicates(
 ) -> Iterator[Issue]:
     crossing = [pair for pair in pairs if _is_crossing(pair)]
     if crossing:
-        yield _crossing_finding(facts, crossing)
+        yield _crossing_issue(facts, crossing)
     inside = [p for p in pairs if not _is_crossing(p) and not _is_grouped(p)]
     if inside:
         free = all(fact.row.split is None for pair in inside for fact in pair)
-        when = "before splits are drawn" if free else "before splits are drawn anew"
+        when = "before splits are drawn" if free else "before splits are drawn again"
         yield Issue(
             "near-duplicates",
             "warning" if free else "note",
-            "Pairs of images that show the same scene (repeated, mirrored or turned) "
+            "Pairs of images that show the same scene (repeated, mirrored or rotated) "
             f"without a common group: {len(inside)}.",
             f"give each scene one name in the column `group` of index.csv {when}",
             tuple(fact.row.image for pair in inside for fact in pair),
         )
 
 
-def _crossing_finding(
+def _crossing_issue(
     facts: Sequence[ImageStats], pairs: Sequence[tuple[ImageStats, ImageStats]]
 ) -> Issue:
     concerned = {fact.row.key: fact.row.split for pair in pairs for fact in pair}
-    total = {name: sum(f.row.split == name for f in facts) for name in _JUDGED}
-    share = {
+    total = {name: sum(f.row.split == name for f in facts) for name in _EVALUATED}
+    fraction = {
         name: sum(split == name for split in concerned.values()) / n
         for name, n in total.items()
         if n
     }
-    told = " and ".join(f"{100 * s:.1f} % of {name}" for name, s in share.items() if s)
+    affected = " and ".join(
+        f"{100 * part:.1f} % of {name}" for name, part in fraction.items() if part
+    )
     return Issue(
         "near-duplicate-across-splits",
-        "error" if max(share.values()) > TOLERATED_SHARE else "warning",
-        "Pairs of images that show the same scene (repeated, mirrored or turned) in "
-        f"two splits: {len(pairs)}. They touch {told}, where scores would flatter.",
+        "error" if max(fraction.values()) > TOLERATED_FRACTION else "warning",
+        "Pairs of images that show the same scene (repeated, mirrored or rotated) in "
+        f"two splits: {len(pairs)}. They affect {affected}, where metrics would be too "
+        "high.",
         _REGROUP,
         tuple(fact.row.image for pair in pairs for fact in pair),
     )
 
 
 def _is_crossing(facts: Iterable[ImageStats]) -> bool:
-    """Return whether one is judged by what another, or another judgement, learns."""
+    """Return whether the rows are in more than one of training, validation and test."""
     splits = {fact.row.split for fact in facts} - {None}
     uses = {"train" if split == "unlabeled" else split for split in splits}
     return len(uses) > 1

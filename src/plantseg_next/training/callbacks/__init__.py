@@ -1,1 +1,1 @@
-"""What is told of a run, and whoever hears it."""
+"""Callbacks: logging, status, resources and diagnostics of a run."""

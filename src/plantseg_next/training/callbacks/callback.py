@@ -1,6 +1,6 @@
-"""What is told of a run, and whoever hears it: the bar, the history, the disk.
+"""The callback interface, and the data that callbacks receive.
 
-Nothing heavy is imported here: the command line's bar is a watcher too.
+This module does not import torch: the command line's progress bar is a callback too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ EndReason = Literal["finished", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth knowing about a run.
+    """Something notable in a run.
 
     Args:
-        kind: Its name, the same every time.
-        text: What came, what it means, what to do.
+        kind: Its fixed name.
+        text: What happened, what it means, what to do.
     """
 
     kind: str
@@ -30,17 +30,17 @@ class Event:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """One optimizer step, done.
+    """A completed optimizer step.
 
     Args:
         step: Steps taken, this one included.
         steps: Steps of the run, as far as is known.
-        losses: Of the loss; none of a step that was not applied.
-        seconds: It took, waiting included.
-        elapsed_s: Of the run so far, all its parts together.
-        waited_s: Of these, waiting for images.
-        n_tiles: Tiles it learned from, labeled or not.
-        micro_batch: Labeled tiles at once.
+        losses: Parts of the loss; empty for a step that was not applied.
+        seconds: Time of the step, waiting included.
+        elapsed_s: Time of the run so far, before and after resuming.
+        waited_s: Part of ``seconds`` spent waiting for images.
+        n_tiles: Tiles of the step, labeled and unlabeled.
+        micro_batch: Labeled tiles in a forward pass.
     """
 
     step: int
@@ -55,15 +55,14 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class Validation:
-    """How good the network is on the validation split.
+    """Result on the validation split.
 
     Args:
-        monitored_metric: The one number by which the best model is chosen; higher is
-            better.
-        metrics: All numbers, by name.
-        extra_metrics: Further numbers, for the history only.
-        events: What looks wrong.
-        seconds: It took.
+        monitored_metric: The metric that selects the best model; higher is better.
+        metrics: All metrics, by name.
+        extra_metrics: Further metrics, for the history alone.
+        events: Problems noticed.
+        seconds: Time of the validation.
     """
 
     monitored_metric: float
@@ -74,36 +73,36 @@ class Validation:
 
 
 class Callback:
-    """Hear how a run goes; override what you want to hear of.
+    """Receives the progress of a run; override the methods you need.
 
-    What ``on_step`` and ``on_validation`` return are events that the watcher has noticed;
-    every watcher then hears of them.
+    ``on_step`` and ``on_validation`` return new events, which are then passed to every
+    callback.
     """
 
     def on_step(self, info: StepInfo) -> Sequence[Event]:
-        """Hear of an optimizer step."""
+        """Called after an optimizer step."""
         del info
         return ()
 
     def on_validation(
         self, step: int, validation: Validation, *, best: bool
     ) -> Sequence[Event]:
-        """Hear of a validation, and whether it is the best so far."""
+        """Called after a validation; ``best`` if it is the best so far."""
         del step, validation, best
         return ()
 
     def on_event(self, step: int, event: Event) -> None:
-        """Hear of something worth knowing."""
+        """Called for every event."""
 
     def on_checkpoint(self, step: int, saved: "Saved") -> None:
-        """Hear of a checkpoint that was written."""
+        """Called after a checkpoint was written."""
 
     def on_end(self, reason: EndReason, text: str) -> None:
-        """Hear that the run, or this part of it, is over; ``text`` says why."""
+        """Called when the process stops training; ``text`` states why."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state to save in a checkpoint."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as the watcher whose state it is."""
+        """Restore a saved state."""

@@ -1,4 +1,4 @@
-"""How a run went, in its folder: a history to read, the events, and the models."""
+"""The history, the events and the models of a run, in its folder."""
 
 import csv
 import io
@@ -23,16 +23,16 @@ _SUPERVISED = {f"loss_{name}" for name in LossSettings.model_fields}
 
 
 class CsvLogger(Callback):
-    """Keep what a run learns.
+    """Write metrics, events and models.
 
-    ``history.csv`` has a row a validation, and no time in it: the same seed gives the
-    same file. ``events.jsonl`` has a line for whatever looked wrong or was changed;
-    ``best`` and ``last`` are the models.
+    ``history.csv`` has a row for each validation and no times: the same seed gives the
+    same file. ``events.jsonl`` has a line for each event; ``best`` and ``last`` are the
+    models.
 
     Args:
         folder: Of the run.
         network: Written at every validation.
-        card: What the models' cards say, less the figures.
+        card: The models' card, without metrics.
     """
 
     def __init__(self, folder: Path, network: nn.Module, card: ModelCard) -> None:
@@ -42,10 +42,10 @@ class CsvLogger(Callback):
         self._sums: dict[str, Tensor] = {}
         self._n_steps = 0
         self._rows: list[dict[str, float | int]] = []
-        self._told: set[str] = set()
+        self._emitted: set[str] = set()
 
     def on_step(self, info: StepInfo) -> Sequence[Event]:
-        """Add the parts of the loss to the running mean."""
+        """Add the parts of the loss to the sums of the running mean."""
         if info.losses:
             self._n_steps += 1
         for name, part in info.losses.items():
@@ -55,7 +55,7 @@ class CsvLogger(Callback):
     def on_validation(
         self, step: int, validation: Validation, *, best: bool
     ) -> Sequence[Event]:
-        """Write a row of history, the last model, and the best one if this is it."""
+        """Write a row of history, the last model, and the best one if ``best``."""
         row: dict[str, float | int] = {
             "step": step,
             "best": int(best),
@@ -77,17 +77,17 @@ class CsvLogger(Callback):
         return self._new_trends()
 
     def _new_trends(self) -> list[Event]:
-        """Return what the course of the run says, each kind once until it ends."""
-        rows = [row for row in self._rows if row["step"]]  # step 0: of a model given
+        """Return the events of ``trends``, each kind once until it no longer holds."""
+        rows = [row for row in self._rows if row["step"]]  # step 0: the model at the start
         scores = [row["score"] for row in rows]
         losses = [sum(v for name, v in row.items() if name in _SUPERVISED) for row in rows]
-        found = list(trends(scores, losses))
-        new = [event for event in found if event.kind not in self._told]
-        self._told = {event.kind for event in found}
+        events = list(trends(scores, losses))
+        new = [event for event in events if event.kind not in self._emitted]
+        self._emitted = {event.kind for event in events}
         return new
 
     def on_event(self, step: int, event: Event) -> None:
-        """Add a line; whole lines survive whatever happens to the next one."""
+        """Append a line; earlier lines stay intact if the process is killed."""
         line = {"time": round(time.time(), 1), "step": step, **asdict(event)}
         with (
             explained(self._folder),
@@ -96,21 +96,21 @@ class CsvLogger(Callback):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state to save in a checkpoint."""
         return {
             "rows": self._rows,
             "sums": self._sums,
             "n_steps": self._n_steps,
-            "told": sorted(self._told),
+            "emitted": sorted(self._emitted),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as the history whose state it is; later rows are taken back."""
+        """Restore a saved state; rows of later steps are removed from the file."""
         device = next(self._network.parameters()).device
         self._rows = list(state["rows"])
         self._sums = {name: total.to(device) for name, total in state["sums"].items()}
         self._n_steps = state["n_steps"]
-        self._told = set(state["told"])
+        self._emitted = set(state["emitted"])
         with explained(self._folder):
             if self._rows:
                 write_table(self._folder / HISTORY, self._rows)
@@ -119,7 +119,7 @@ class CsvLogger(Callback):
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, float | int]]) -> None:
-    """Write rows as CSV, whole or not at all; a value that a row lacks stays empty."""
+    """Write rows as CSV, atomically; missing values stay empty."""
     table = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(table, columns, lineterminator="\n")

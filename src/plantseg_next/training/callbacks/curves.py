@@ -1,4 +1,4 @@
-"""The curves of a run, drawn from its history. No torch here."""
+"""The curves of a run, from its history. This module does not import torch."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ CURVES = "curves.png"
 
 
 def draw_curves(folder: Path) -> None:
-    """Draw ``curves.png``: scores above, losses in the middle, the teacher below.
+    """Draw ``curves.png``: scores at the top, losses below, the teacher at the bottom.
 
     Nothing is drawn before the first validation.
 
@@ -26,7 +26,7 @@ def draw_curves(folder: Path) -> None:
     columns = _columns(folder / HISTORY)
     if not columns:
         return
-    # Not pyplot: it keeps figures, and asks for a screen.
+    # Not pyplot: it keeps figures in memory, and may need a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -36,10 +36,10 @@ def draw_curves(folder: Path) -> None:
         n: v for n, v in columns.items() if n in {"student_teacher_dice", "pl_mask_ratio"}
     }
     panels = [("validation score", metrics)]
-    if losses:  # none is known before the first step
+    if losses:  # there are none before the first step
         panels.append(("training loss", losses))
     if teacher:
-        panels.append(("share of pixels", teacher))
+        panels.append(("fraction of pixels", teacher))
     figure = Figure(figsize=(7, 2.6 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -67,7 +67,7 @@ def _draw(
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
-    """Return the columns of a history; what is missing is NaN."""
+    """Return the columns of a history; missing values are NaN."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Guards: what goes wrong in a run without an error, as events for its history."""
+"""Diagnostics: problems in a run that raise no error, as events."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,25 +11,25 @@ from jaxtyping import Int64
 from plantseg_next.training.callbacks.callback import Event
 
 MIN_STUDENT_TEACHER_DICE = 0.3
-"""Dice overlap of student and teacher below which they have drifted apart."""
+"""Dice overlap of student and teacher below which they differ too much."""
 SWALLOWED = 0.8
-"""Share of a class's pixels under another name from which it counts as swallowed."""
+"""Fraction of a class's lesion pixels predicted as one other class that is reported."""
 SOURCE_DOMAIN = "labeled"
-"""What the images with masks are called among the data sets."""
+"""Name of the images with masks in the metrics by data set."""
 NO_LESION_EVENT = "no-lesion"
 MOSTLY = 0.5
-"""Share of a data set's tiles without any green from which it may show no plants."""
+"""Fraction of non-green tiles from which a data set may show no plants."""
 UNSTEADY = 0.75
-"""Of the steadiness at home: below it, lesions in a data set without masks were found badly
-(``benchmarks/new_crops.py``). Above it they may be found badly all the same."""
+"""Fraction of the source domain's consistency. Below it, lesions in a data set without
+masks were segmented badly (``benchmarks/new_crops.py``); above it they may be as well."""
 MIN_PIXELS = 500
-"""Fewer true pixels of a class say nothing."""
+"""Classes with fewer annotated pixels are not diagnosed."""
 
 
 def no_lesion_found(
     confusion: Int64[np.ndarray, "k k"], names: tuple[str, ...]
 ) -> Iterator[Event]:
-    """Yield what a validation says of classes that were lost.
+    """Yield events for classes that are never predicted.
 
     Args:
         confusion: Pixels by true class (row) and predicted class, "no lesion" first.
@@ -40,122 +40,126 @@ def no_lesion_found(
         yield Event(
             NO_LESION_EVENT,
             f"No lesion is predicted at all; {true[1:].sum()} pixels of the validation "
-            "images are. Early in a run this passes; if it lasts, lower "
+            "images are lesion. Early in a run this is normal; if it lasts, lower "
             "training.lr, or raise loss.focal_tversky.",
         )
         return
     for c in range(1, len(true)):
         if true[c] < MIN_PIXELS or confusion[:, c].any():
-            continue  # seldom seen, or found somewhere
+            continue  # rare, or predicted somewhere
         other = 1 + int(confusion[c, 1:].argmax())
         if confusion[c, other] >= SWALLOWED * confusion[c, 1:].sum() > 0:
             yield Event(
                 "class-swallowed",
-                f"`{names[c - 1]}` is never predicted; its pixels are called "
-                f"`{names[other - 1]}`. Raise data.balance, or give it more masks.",
+                f"`{names[c - 1]}` is never predicted; its pixels are predicted as "
+                f"`{names[other - 1]}`. Raise data.balance, or add masks of it.",
             )
 
 
 def few_right_pseudo_labels(metrics: Mapping[str, float]) -> Iterator[Event]:
-    """Yield what an audit of the lessons says of a teacher that cannot be followed."""
-    agreement = metrics.get("student_teacher_dice", np.nan)
-    if agreement < MIN_STUDENT_TEACHER_DICE:
+    """Yield an event if student and teacher disagree on unseen masks."""
+    dice = metrics.get("student_teacher_dice", np.nan)
+    if dice < MIN_STUDENT_TEACHER_DICE:
         yield Event(
             "teacher-drift",
-            f"Student and teacher agree on few lesions (Dice {agreement:.2f}). Lower "
+            f"Student and teacher agree on few lesions (Dice {dice:.2f}). Lower "
             "semi.ema_decay or training.lr if it lasts.",
         )
 
 
 def non_plant_images(metrics: Mapping[str, float]) -> Iterator[Event]:
-    """Yield which images without masks do not look like plants."""
-    for name, share in _of_each(metrics, "non_green_fraction/").items():
-        if share >= MOSTLY:
+    """Yield events for data sets without masks that may show no plants."""
+    for name, fraction in _of_each(metrics, "non_green_fraction/").items():
+        if fraction >= MOSTLY:
             yield Event(
                 "no-plants",
-                f"In {share:.0%} of what was looked at in the images of "
-                f"`{name}` without masks, hardly anything is green. If "
-                "they show no plants, leave them out: they are learned from all the same.",
+                f"In {fraction:.0%} of the tiles of `{name}`, which has no masks, hardly "
+                "anything is green. If the images show no plants, leave them out: they "
+                "are learned from otherwise.",
             )
 
 
 def inconsistent_predictions(metrics: Mapping[str, float]) -> Iterator[Event]:
-    """Yield in which data sets without masks the network is not at home."""
+    """Yield events for data sets without masks with inconsistent predictions."""
     consistency = _of_each(metrics, "aug_consistency/")
-    at_home = consistency.pop(SOURCE_DOMAIN, math.nan)
+    source = consistency.pop(SOURCE_DOMAIN, math.nan)
     for name, overlap in consistency.items():
-        if overlap < UNSTEADY * at_home:
+        if overlap < UNSTEADY * source:
             yield Event(
                 "unsteady",
-                f"What is called lesion in `{name}`, of which no mask is known, "
-                f"changes with the light: an overlap of {overlap:.2f}, of {at_home:.2f} "
-                "where masks are known. Do not trust it there; masks of a few of its "
-                "images help.",
+                f"The lesions predicted in `{name}`, which has no masks, change with the "
+                f"augmentation: an overlap of {overlap:.2f}, against {source:.2f} on "
+                "labeled images. Do not trust the model there; mask a few of its images.",
             )
 
 
 def lesion_fractions(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return how much of each data set without masks is called lesion, and of ``HOME``."""
+    """Return the predicted lesion fraction by data set, ``SOURCE_DOMAIN`` included."""
     return _of_each(metrics, "lesion_fraction/")
 
 
 def _of_each(metrics: Mapping[str, float], start: str) -> dict[str, float]:
-    """Return the figures whose names begin so, by what follows."""
+    """Return the metrics with this prefix, by the rest of their names."""
     return {n.removeprefix(start): v for n, v in metrics.items() if n.startswith(start)}
 
 
 def unreliable_cam_seeds(metrics: Mapping[str, float], least: float) -> Iterator[Event]:
-    """Yield which diseases are not learned from by their names' seeds, and why.
+    """Yield events for diseases whose CAM seeds are not used.
 
     Args:
         metrics: Of an evaluation of pseudo-labels.
-        least: Precision below which seeds are left out.
+        least: Precision below which seeds are not used.
     """
-    right = _of_each(metrics, "cam_seed_precision/")
-    for disease, precision in right.items():
+    precisions = _of_each(metrics, "cam_seed_precision/")
+    for disease, precision in precisions.items():
         if precision < least:
             yield Event(
                 "seeds-left-out",
-                f"Seeds of `{disease}` are lesion in {precision:.0%} of the pixels where "
-                "the mask is known; none are learned from.",
+                f"CAM seeds of `{disease}` are lesion in {precision:.0%} of the pixels "
+                "where the mask is known; they are not used.",
             )
-    unjudged = [disease for disease, precision in right.items() if math.isnan(precision)]
-    if unjudged:
-        names = ", ".join(f"`{disease}`" for disease in unjudged)
+    unmeasured = [
+        disease for disease, precision in precisions.items() if math.isnan(precision)
+    ]
+    if unmeasured:
+        names = ", ".join(f"`{disease}`" for disease in unmeasured)
         yield Event(
             "seeds-unjudged",
-            f"No mask that was looked at tells how right seeds of {names} are; none are "
-            "learned from. Masks of a few such images would tell, in a data set whose "
-            "images have the same names.",
+            f"No mask shows how precise the CAM seeds of {names} are; they are not used. "
+            "Mask a few such images, in a data set whose images have the same labels.",
         )
 
 
 def noise_of(scores: Sequence[float]) -> float:
-    """Return how much scores of one unchanged model would vary, from how they jump.
+    """Estimate the noise of the scores from the differences of consecutive ones.
 
-    Half of what two neighbors differ by is the one's noise and half the other's; the
-    median leaves out the jumps that are progress.
+    Half the variance of such a difference is the noise of one score; the median leaves
+    out the differences that are progress.
 
     Args:
         scores: In the order of the run.
 
     Returns:
-        A standard deviation; 0 of fewer than four scores.
+        A standard deviation; 0 for fewer than four scores.
 
     Source:
         The median absolute deviation as a robust scale, 1.4826 of it for normal noise
-        (Rousseeuw and Croux 1993, doi:10.1080/01621459.1993.10476408); over sqrt(2), for
-        a jump is the difference of two.
+        (Rousseeuw and Croux 1993, doi:10.1080/01621459.1993.10476408); over sqrt(2),
+        because each value is the difference of two scores.
     """
     if len(scores) < 4:
         return 0.0
-    jumps = [b - a for a, b in pairwise(scores)]
-    middle = median(jumps)
-    return 1.4826 * median(abs(jump - middle) for jump in jumps) / math.sqrt(2)
+    differences = [b - a for a, b in pairwise(scores)]
+    middle = median(differences)
+    return (
+        1.4826
+        * median(abs(difference - middle) for difference in differences)
+        / math.sqrt(2)
+    )
 
 
 def trends(scores: Sequence[float], losses: Sequence[float]) -> Iterator[Event]:
-    """Yield what the course of a run says.
+    """Yield events for divergence, regression and plateau.
 
     Args:
         scores: Of the validations so far; higher is better.
@@ -183,8 +187,8 @@ def trends(scores: Sequence[float], losses: Sequence[float]) -> Iterator[Event]:
     ):
         yield Event(
             "plateau",
-            f"Since validation {len(scores) // 2} of {len(scores)} nothing has become "
-            "better by more than noise. The rest of the run may bring little.",
+            f"Since validation {len(scores) // 2} of {len(scores)} the score has "
+            "not improved by more than noise. The rest of the run may improve it little.",
         )
 
 

@@ -1,4 +1,4 @@
-"""How long a run will still take, by what its last steps and validations took."""
+"""The time left of a run, from the time of its last steps and validations."""
 
 from collections import deque
 from statistics import fmean
@@ -6,17 +6,17 @@ from statistics import fmean
 from plantseg_next.training.time_budget import validations_left
 
 RECENT = 50
-"""Steps whose mean is taken: caches fill in the first, and machines get other work."""
+"""Steps in the mean: first steps fill caches, and the load of a machine changes."""
 
 
 class EtaEstimator:
-    """Estimate the time left, steps with and without unlabeled tiles apart.
+    """Estimate the time left; steps with and without unlabeled tiles count separately.
 
     Args:
         validations: Of the run.
-        minutes: That the run was given, if it was: it ends with them.
-        unsup_start: Fraction of the steps before unlabeled tiles are learned from;
-            ``None`` if there are none.
+        minutes: Time budget of the run, if any: an upper bound.
+        unsup_start: Fraction of the steps before the unsupervised loss starts; ``None``
+            without unlabeled tiles.
     """
 
     def __init__(
@@ -35,20 +35,20 @@ class EtaEstimator:
         self._validation_s: list[float] = []
 
     def add_step(self, seconds: float, *, unsupervised: bool) -> None:
-        """Count a step."""
+        """Add the time of a step."""
         self._step_s[unsupervised].append(seconds)
 
     def add_validation(self, seconds: float) -> None:
-        """Count a validation, with all that is written after it."""
+        """Add the time of a validation, with the files written after it."""
         self._validation_s.append(seconds)
 
     def left_s(self, step: int, steps: int, elapsed_s: float) -> float | None:
-        """Return the seconds left, ``None`` while nothing is known.
+        """Return the seconds left, ``None`` before the first step.
 
         Args:
             step: Steps taken.
             steps: Steps of the run, as far as is known.
-            elapsed_s: Of the run, all its parts together.
+            elapsed_s: Time of the run so far, before and after resuming.
         """
         bound = None if self._minutes is None else max(0.0, 60 * self._minutes - elapsed_s)
         timed = [*self._step_s[False], *self._step_s[True]]
@@ -66,7 +66,7 @@ class EtaEstimator:
 
 
 def in_words(seconds: float) -> str:
-    """Return a duration as people say it.
+    """Return a duration as text.
 
     Example:
         >>> [in_words(s) for s in (4.0, 100.0, 5e3, 1e5)]

@@ -1,4 +1,4 @@
-"""A run told to other programs too: TensorBoard and MLflow, where they are installed."""
+"""Loggers for TensorBoard and MLflow, where they are installed."""
 
 import logging
 import math
@@ -23,17 +23,17 @@ from plantseg_next.training.callbacks.callback import (
 LogTo = Literal["tensorboard", "mlflow"]
 EXPERIMENT = "plantseg-next"
 EVERY = 10
-"""Steps between two looks at the loss: looking makes a GPU wait."""
+"""Steps between two logged losses: reading a loss synchronizes the GPU."""
 
 
 def logger(kind: LogTo, run: Path, settings: Settings) -> Callback:
-    """Return a watcher that tells another program of a run.
+    """Return a callback that logs to another program.
 
     Args:
-        kind: Which program.
+        kind: The program.
         run: Folder of the run. TensorBoard's files go into ``run/tensorboard``, MLflow's
-            store is ``mlflow.db`` beside the run, shared by its neighbors.
-        settings: Told to MLflow.
+            store is ``mlflow.db`` beside the run, shared with runs in the same folder.
+        settings: Logged to MLflow.
 
     Raises:
         UsageError: If the program is not installed.
@@ -54,7 +54,7 @@ class TensorBoard(Callback):
     """Write TensorBoard's event files.
 
     Args:
-        folder: For them.
+        folder: Where to write them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,7 +62,7 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def on_step(self, info: StepInfo) -> Sequence[Event]:
-        """Write the parts of the loss, now and then."""
+        """Write the parts of the loss, every ``EVERY`` steps."""
         if info.step % EVERY == 0:
             for name, part in info.losses.items():
                 self._at(info.step).add_scalar(f"loss/{name}", float(part), info.step)
@@ -75,7 +75,7 @@ class TensorBoard(Callback):
         *,
         best: bool,  # noqa: ARG002
     ) -> Sequence[Event]:
-        """Write the figures."""
+        """Write the metrics."""
         writer = self._at(step)
         for name, value in validation.metrics.items():
             writer.add_scalar(f"val/{name}", value, step)
@@ -85,7 +85,7 @@ class TensorBoard(Callback):
         return ()
 
     def on_event(self, step: int, event: Event) -> None:
-        """Write it as text."""
+        """Write the event as text."""
         self._at(step).add_text(event.kind, event.text, step)
 
     def on_end(self, how: EndReason, text: str) -> None:  # noqa: ARG002
@@ -94,12 +94,12 @@ class TensorBoard(Callback):
             self._writer.close()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: ARG002
-        """Begin a new file at the step that the run goes on from."""
+        """Start a new file at the step from which the run resumes."""
         self.on_end("stopped", "")
         self._writer = None
 
     def _at(self, step: int) -> Any:  # noqa: ANN401 - an optional package has no type here
-        """Return the writer; a new one hides what an earlier one wrote from here on."""
+        """Return the writer; a new one hides earlier values from this step on."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -108,7 +108,7 @@ class TensorBoard(Callback):
 
 
 class MLflow(Callback):
-    """Write into an MLflow store; a run that goes on stays one run there.
+    """Write into an MLflow store; a resumed run stays one run there.
 
     Args:
         store: SQLite file.
@@ -118,7 +118,7 @@ class MLflow(Callback):
 
     def __init__(self, store: Path, name: str, settings: Settings) -> None:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
-        # It would tell its makers of every run.
+        # By default MLflow sends usage data to its developers.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
@@ -128,7 +128,7 @@ class MLflow(Callback):
         self._run_id: str | None = None
 
     def on_step(self, info: StepInfo) -> Sequence[Event]:
-        """Log the parts of the loss, now and then."""
+        """Log the parts of the loss, every ``EVERY`` steps."""
         if info.step % EVERY == 0:
             self._log(info.step, "loss_", {n: float(p) for n, p in info.losses.items()})
         return ()
@@ -140,22 +140,22 @@ class MLflow(Callback):
         *,
         best: bool,  # noqa: ARG002
     ) -> Sequence[Event]:
-        """Log the figures."""
+        """Log the metrics."""
         self._log(step, "val_", validation.metrics)
         self._log(step, "teacher_", validation.extra_metrics)
         return ()
 
     def on_end(self, how: EndReason, text: str) -> None:  # noqa: ARG002
-        """Say how it ended."""
+        """Set the final state of the run."""
         state = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[how]
         self._client.set_terminated(self._id, state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which run this is."""
+        """Return the MLflow id of the run."""
         return {"run_id": self._id}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the run, if the store still has it."""
+        """Resume the MLflow run, if the store still has it."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -167,10 +167,10 @@ class MLflow(Callback):
 
     @property
     def _id(self) -> str:
-        """The run's id; the run is made when it is first spoken of."""
+        """The run's id; the run is created at first use."""
         if self._run_id is None:
-            known = self._client.get_experiment_by_name(EXPERIMENT)
-            experiment = known or self._client.get_experiment(
+            existing = self._client.get_experiment_by_name(EXPERIMENT)
+            experiment = existing or self._client.get_experiment(
                 self._client.create_experiment(EXPERIMENT)
             )
             run = self._client.create_run(experiment.experiment_id, run_name=self._name)
@@ -180,7 +180,7 @@ class MLflow(Callback):
         return self._run_id
 
     def _log(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
-        """Log numbers; a name may not hold all that a class name may."""
+        """Log metrics; characters that MLflow does not allow in names are replaced."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())

@@ -1,4 +1,4 @@
-"""The first steps of a run, bit for bit: what ``verify`` compares."""
+"""Exact losses and weights of a run's first steps, which ``verify`` compares."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ N_STEPS = 10
 
 
 class ReproducibilityProbe(Callback):
-    """Keep the losses of the first steps, and the digest of the weights after them.
+    """Save the losses of the first steps, and the digest of the weights after them.
 
     Args:
         folder: Of the run.
@@ -29,7 +29,7 @@ class ReproducibilityProbe(Callback):
         self._lines: list[str] = []
 
     def on_step(self, info: StepInfo) -> Sequence[Event]:
-        """Add a line a step, and write them all after the last one."""
+        """Add a line for each step, and write the file after the last one."""
         if info.step != len(self._lines) + 1 or info.step > N_STEPS:
             return ()
         parts = (f"{name} {float(part).hex()}" for name, part in info.losses.items())
@@ -44,19 +44,19 @@ class ReproducibilityProbe(Callback):
         return ()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state to save in a checkpoint."""
         return {"lines": self._lines}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the steps so far."""
+        """Restore a saved state."""
         self._lines = list(state["lines"])
 
 
 def first_difference(one: Path, two: Path) -> str | None:
-    """Return in words where the first steps of two runs part; ``None`` if nowhere.
+    """Return the first difference of two runs' first steps as text, ``None`` if equal.
 
     Raises:
-        OSError: If one of them kept none.
+        OSError: If one of them has no ``first_steps.json``.
     """
     a, b = (json.loads((folder / FIRST_STEPS).read_text("utf-8")) for folder in (one, two))
     for step, (x, y) in enumerate(zip(a["losses"], b["losses"], strict=True), 1):

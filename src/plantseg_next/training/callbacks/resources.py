@@ -1,4 +1,4 @@
-"""What a run costs: memory, processor, disk, and time spent waiting for images."""
+"""Resources of a run: memory, CPU, GPU, disk, and time spent waiting for images."""
 
 import os
 import shutil
@@ -21,22 +21,22 @@ from plantseg_next.training.checkpoints import Saved
 RESOURCES = "resources.csv"
 SAMPLE_S = 5.0
 STARVED = 0.25
-"""Share of the time spent waiting for images from which it is worth a word."""
+"""Fraction of the time spent waiting for images from which an event is emitted."""
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class ResourceSample:
-    """What a run uses at one moment.
+    """Resources in use at one time.
 
     Args:
-        time: Seconds of the system's clock.
-        ram_mib: Of the run, its workers included.
-        ram_free_mib: That any process could still have.
-        cpu_pct: Of all cores, by all processes, since the last sample.
-        disk_free_mib: Where the run is kept.
+        time: Unix time, in seconds.
+        ram_mib: Memory of the run, its workers included.
+        ram_free_mib: Memory available to any process.
+        cpu_pct: Load of all cores, by all processes, since the last sample.
+        disk_free_mib: Free space on the disk of the run.
         gpu_mib: Reserved by the run; 0 without a GPU.
-        gpu_peak_mib: Most of it so far.
+        gpu_peak_mib: Peak of that so far.
         gpu_load_pct: NaN where it cannot be read.
     """
 
@@ -57,9 +57,9 @@ def take_sample(folder: Path) -> ResourceSample:
     for child in process.children(recursive=True):
         try:
             used = child.memory_full_info()
-            # On Linux, its part of what it shares: workers share what they import.
+            # On Linux, PSS counts shared pages once: workers fraction imported modules.
             resident += getattr(used, "pss", used.rss)
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # the child has ended meanwhile
             continue
     gpu = torch.cuda.is_available()
     return ResourceSample(
@@ -77,17 +77,17 @@ def take_sample(folder: Path) -> ResourceSample:
 def _gpu_load() -> float:
     try:
         return float(torch.cuda.utilization())
-    except (ModuleNotFoundError, RuntimeError):  # needs nvidia-ml-py, and a right to ask
+    except (ModuleNotFoundError, RuntimeError):  # needs nvidia-ml-py and permission
         return float("nan")
 
 
 class ResourceMonitor(Callback):
-    """Measure what a run uses, a row a validation in ``resources.csv``, and warn in time.
+    """Write a row of resources at each validation to ``resources.csv``, and warn.
 
     Args:
         folder: Of the run.
-        cache_mib: Room that images may fill without it being a leak.
-        budget_mb: What the processes may take, in 10^6 bytes; ``None`` if all there is.
+        cache_mib: Memory that the image cache may fill without counting as a leak.
+        budget_mb: Memory budget of the processes, in 10^6 bytes; ``None`` for no limit.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class ResourceMonitor(Callback):
         self._budget_mb = budget_mb
         self._cache_mib = cache_mib
         self._rows: list[dict[str, float | int]] = []
-        self._told: set[str] = set()
+        self._emitted: set[str] = set()
         self._checkpoint_mib = 0.0
         self._seconds = self._waited_s = 0.0
         self._n_tiles = 0
@@ -106,13 +106,13 @@ class ResourceMonitor(Callback):
         self.peak_mib = self.newest.ram_mib
 
     def on_step(self, info: StepInfo) -> Sequence[Event]:
-        """Add up; look at the machine now and then."""
+        """Sum up times and tiles; sample the machine every ``SAMPLE_S`` seconds."""
         self._seconds += info.seconds
         self._waited_s += info.waited_s
         self._n_tiles += info.n_tiles
         if time.time() - self.newest.time >= SAMPLE_S:
-            self._look()
-            return self._fresh(self._over_budget())
+            self._sample()
+            return self._new_only(self._over_budget())
         return ()
 
     def on_validation(
@@ -122,8 +122,8 @@ class ResourceMonitor(Callback):
         *,
         best: bool,  # noqa: ARG002
     ) -> Sequence[Event]:
-        """Write a row, and return what should be known."""
-        self._look()
+        """Write a row, and return new events."""
+        self._sample()
         seconds = max(self._seconds, 1e-9)
         last = [s for s in self.samples if s.time >= self.newest.time - seconds] or [
             self.newest
@@ -156,29 +156,29 @@ class ResourceMonitor(Callback):
         ]
         self._seconds = self._waited_s = 0.0
         self._n_tiles = 0
-        return self._fresh(alerts)
+        return self._new_only(alerts)
 
     def on_checkpoint(self, step: int, saved: Saved) -> None:  # noqa: ARG002
-        """Learn how large one is."""
+        """Store the size of a checkpoint."""
         self._checkpoint_mib = saved.n_bytes / MIB
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state to save in a checkpoint."""
         return {"rows": self._rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the rows of the run so far."""
+        """Restore a saved state."""
         self._rows = list(state["rows"])
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         self.newest = take_sample(self._folder)
         self.samples.append(self.newest)
         self.peak_mib = max(self.peak_mib, self.newest.ram_mib)
 
-    def _fresh(self, alerts: list[Event]) -> list[Event]:
-        """Return those that were not told before."""
-        new = [alert for alert in alerts if alert.kind not in self._told]
-        self._told |= {alert.kind for alert in new}
+    def _new_only(self, alerts: list[Event]) -> list[Event]:
+        """Return the alerts whose kind was not emitted before."""
+        new = [alert for alert in alerts if alert.kind not in self._emitted]
+        self._emitted |= {alert.kind for alert in new}
         return new
 
     def _over_budget(self) -> list[Event]:
@@ -188,28 +188,28 @@ class ResourceMonitor(Callback):
         return [
             Event(
                 "over-budget",
-                f"The run uses {used:,.0f} MB, and was to use {self._budget_mb:,.0f}. "
-                "It can be stopped, and goes on with a smaller training.micro_batch or "
-                "data.cache_mib.",
+                f"The run uses {used:,.0f} MB, more than its budget of "
+                f"{self._budget_mb:,.0f}. Stop it, and resume it with a smaller "
+                "training.micro_batch or data.cache_mib.",
             )
         ]
 
     def _starved(self) -> list[Event]:
-        share = self._waited_s / max(self._seconds, 1e-9)
-        if share < STARVED or len(self._rows) < 2:  # at first everything is read anew
+        fraction = self._waited_s / max(self._seconds, 1e-9)
+        if fraction < STARVED or len(self._rows) < 2:  # the cache is empty at first
             return []
         cores = os.cpu_count() or 1
         return [
             Event(
                 "starved",
-                f"{share:.0%} of the time went into waiting for images. Raise "
+                f"{fraction:.0%} of the time was spent waiting for images. Raise "
                 f"data.cache_mib, or data.workers (this machine has {cores} cores), or "
                 "shrink the images to data.long_side_px once, on disk.",
             )
         ]
 
     def _leak(self) -> list[Event]:
-        """Warn if memory grows beyond what the cache explains, and would run out."""
+        """Warn if memory grows by more than the cache, and would run out within a day."""
         later = self.samples[len(self.samples) // 2 :]
         if len(later) < 8:
             return []
@@ -224,9 +224,9 @@ class ResourceMonitor(Callback):
         return [
             Event(
                 "memory-leak",
-                f"Memory grows by {60 * slope:.0f} MiB a minute beyond the cache, and is "
-                f"full in {hours:.1f} h. The run can be stopped and goes on with less; "
-                "please report it, with resources.csv.",
+                f"Memory grows by {60 * slope:.0f} MiB a minute beyond the cache, and "
+                f"will be full in {hours:.1f} h. Stop and resume the run to free it; "
+                "please report this, with resources.csv.",
             )
         ]
 
@@ -237,7 +237,7 @@ class ResourceMonitor(Callback):
         return [
             Event(
                 "disk-low",
-                f"{free:.0f} MiB are free where the run is kept, and a checkpoint takes "
-                f"{self._checkpoint_mib:.0f}. Free some, or the run will stop.",
+                f"{free:.0f} MiB are free on the disk of the run, and a checkpoint takes "
+                f"{self._checkpoint_mib:.0f}. Free some space, or the run will stop.",
             )
         ]

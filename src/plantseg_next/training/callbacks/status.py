@@ -1,4 +1,4 @@
-"""How a run is doing, read from its folder by anyone at any time. No torch here."""
+"""The status of a run, read from its folder. This module does not import torch."""
 
 import json
 import math
@@ -19,21 +19,21 @@ from plantseg_next.training.run_record import EVENTS, PLAN, RECORD, RunRecord, i
 PROGRESS = "progress.json"
 SUMMARY = "summary.txt"
 FULL_MEMORY = 0.05
-"""Free part of the memory below which a death without a word was likely for its lack."""
+"""Free fraction of the memory below which a killed process likely ran out of it."""
 
 State = Literal["running", "finished", "stopped", "failed", "died"]
 
 
 @dataclass(frozen=True)
 class Status:
-    """How a run is doing.
+    """The status of a run.
 
     Args:
         folder: Of the run.
-        state: "died" is a process that is gone and did not say why.
-        record: What the run is.
-        progress: What it last said of itself.
-        events: What happened to it, oldest first.
+        state: "died" means that the process ended without reporting why.
+        record: Of the run.
+        progress: The last content of ``progress.json``.
+        events: Its events, oldest first.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class Status:
     events: tuple[Mapping[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        """Return it for people."""
+        """Return the status as text."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
@@ -53,47 +53,47 @@ class Status:
         if self.state == "running" and self.progress.get("left_s") is not None:
             yield f"  left       about {in_words(self.progress['left_s'])}"
         for name in ("best", "last"):
-            if found := self.progress.get(name):
-                metrics = ", ".join(f"{n} {v:.3f}" for n, v in found.items() if n != "step")
-                yield f"  {name:<9}  {metrics}, at step {found['step']}"
+            if row := self.progress.get(name):
+                metrics = ", ".join(f"{n} {v:.3f}" for n, v in row.items() if n != "step")
+                yield f"  {name:<9}  {metrics}, at step {row['step']}"
         yield from self._lines_without_masks()
         if self.progress:
             yield f"  uses       {self._resources()}"
             yield from self._budget_lines()
         yield f"  device     {self.record.environment.get('device', 'unknown')}"
-        yield f"  images   {self.record.sources.get('data')}"
+        yield f"  images     {self.record.sources.get('data')}"
         if changed := _changed_settings(self.record.settings):
             yield f"  settings   {', '.join(changed)}"
         yield from self._event_lines()
         yield f"  to do      {self._advice()}"
 
     def _headline(self) -> str:
-        said = self.progress.get("text", "")
+        text = self.progress.get("text", "")
         match self.state:
             case "running":
                 return "running"
             case "finished":
-                return f"finished. {said}"
+                return f"finished. {text}"
             case "stopped":
-                return f"stopped, as it was asked to. {said}"
+                return f"stopped on request. {text}"
             case "failed":
-                return f"failed. {said}"
+                return f"failed. {text}"
             case "died":
                 ago = in_words(max(0.0, time.time() - self.progress.get("time", 0)))
                 if not self.progress:
                     return "died before its first step"
                 return (
-                    f"died without a word, {ago} ago: it was killed, or the machine went "
-                    f"down.{self._suspicion()}"
+                    f"died without a message {ago} ago: the process was killed, or the "
+                    f"machine went down.{self._memory_note()}"
                 )
 
-    def _suspicion(self) -> str:
+    def _memory_note(self) -> str:
         free, used = self.progress["ram_free_mib"], self.progress["ram_mib"]
         if free > FULL_MEMORY * (free + used):
             return ""
         return (
-            f" Memory was nearly full ({used} MiB in use, {free} free): the system ends "
-            "processes then."
+            f" Memory was nearly full ({used} MiB in use, {free} free): the system "
+            "then kills processes."
         )
 
     def _resources(self) -> str:
@@ -102,7 +102,7 @@ class Status:
         return f"memory {p['ram_mib']} MiB{gpu}; free on disk {p['disk_free_mib']} MiB"
 
     def _budget_lines(self) -> Iterator[str]:
-        """Say what was planned, and what was needed at most, in the same words."""
+        """Yield the memory budget, the planned memory and the peak."""
         budget = self.record.settings.memory.budget_mb
         plan = _read_json(self.folder / PLAN)
         if budget is None or "needs_mb" not in plan:
@@ -110,25 +110,25 @@ class Status:
         p = self.progress
         peak = p.get("gpu_peak_mib") or p.get("ram_peak_mib") or 0
         yield (
-            f"  budget     {budget:,.0f} MB, planned {plan['needs_mb']:,.0f}, at most "
-            f"{peak * 2**20 / 1e6:,.0f} seen"
+            f"  budget     {budget:,.0f} MB, planned {plan['needs_mb']:,.0f}, peak "
+            f"{peak * 2**20 / 1e6:,.0f}"
         )
 
     def _lines_without_masks(self) -> Iterator[str]:
-        """Say what the model makes of data sets of which nobody can say how right it is."""
-        shares = dict(self.progress.get("lesion_fractions", {}))
-        home = shares.pop(SOURCE_DOMAIN, math.nan)
-        for name, share in shares.items():
+        """Yield the lesion fractions predicted in data sets without masks."""
+        fractions = dict(self.progress.get("lesion_fractions", {}))
+        source = fractions.pop(SOURCE_DOMAIN, math.nan)
+        for name, fraction in fractions.items():
             yield (
-                f"  no masks   {name}: {share:.1%} is called lesion; of the labeled "
-                f"images, {home:.1%}. How right that is, only masks tell"
+                f"  no masks   {name}: {fraction:.1%} is predicted as lesion; of the "
+                f"labeled images, {source:.1%}. Without masks the accuracy is unknown"
             )
 
     def _event_lines(self) -> Iterator[str]:
         counts = Counter(event["kind"] for event in self.events)
         newest: dict[str, Mapping[str, Any]] = {}
         for event in self.events:
-            newest.pop(event["kind"], None)  # to the end: they come in order of time
+            newest.pop(event["kind"], None)  # to the end: sorted by time
             newest[event["kind"]] = event
         for kind, event in newest.items():
             times = f" ({counts[kind]} times, last)" if counts[kind] > 1 else ""
@@ -137,29 +137,29 @@ class Status:
     def _advice(self) -> str:
         command = self.record.environment.get("command") or []
         if Path(command[0] if command else "").name == "plantseg-next":
-            again = shlex.join(["plantseg-next", *command[1:]])
-            again += f"   (in {self.record.environment.get('directory')})"
+            resume = shlex.join(["plantseg-next", *command[1:]])
+            resume += f"   (in {self.record.environment.get('directory')})"
         else:
-            again = "the call that started it"
+            resume = "the call that started it"
         match self.state:
             case "running":
-                return f"nothing; plantseg-next watch {self.folder} follows it"
+                return f"nothing; to follow it: plantseg-next watch {self.folder}"
             case "finished":
                 return f"plantseg-next evaluate {self.folder}"
             case "failed":
-                return f"what the message says; then go on with: {again}"
+                return f"follow the message, then resume with: {resume}"
             case _:
-                held = self.progress.get("checkpoint")
-                where = f" from step {held['step']}" if held else ""
-                return f"go on{where} with: {again}"
+                saved = self.progress.get("checkpoint")
+                where = f" from step {saved['step']}" if saved else ""
+                return f"resume{where} with: {resume}"
 
 
 def read_status(folder: Path, *, alive: bool | None = None) -> Status:
-    """Return how the run in a folder is doing.
+    """Return the status of the run in a folder.
 
     Args:
         folder: Of the run.
-        alive: Whether its process lives; found out by default.
+        alive: Whether its process is alive; by default its lock is checked.
 
     Raises:
         UsageError: If there is no run in the folder.
@@ -183,7 +183,7 @@ def read_status(folder: Path, *, alive: bool | None = None) -> Status:
 
 
 def _events(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events; a line that a crash of the machine cut short is passed over."""
+    """Yield the events; a line truncated by a crash is skipped."""
     path = folder / EVENTS
     if not path.is_file():
         return
@@ -203,5 +203,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _changed_settings(settings: Settings) -> list[str]:
-    usual = flat_settings(Settings())
-    return [f"{n}={v}" for n, v in flat_settings(settings).items() if v != usual[n]]
+    defaults = flat_settings(Settings())
+    return [f"{n}={v}" for n, v in flat_settings(settings).items() if v != defaults[n]]

@@ -1,8 +1,8 @@
-"""The pulse of a run: where it is and when it will end, for whoever looks into its folder.
+"""Status files: progress, summary and curves of a run, in its folder.
 
 RUN/progress.json   rewritten every few seconds
-RUN/summary.txt     the same for people, at every validation and at the end
-RUN/curves.png      losses and scores, at the same moments
+RUN/summary.txt     the same as text, at every validation and at the end
+RUN/curves.png      losses and scores, at the same times
 """
 
 import json
@@ -30,25 +30,25 @@ from plantseg_next.training.callbacks.resources import ResourceMonitor
 from plantseg_next.training.callbacks.status import PROGRESS, SUMMARY, read_status
 from plantseg_next.training.checkpoints import Saved
 
-BEAT_S = 3.0
+INTERVAL_S = 3.0
 KEPT = ("step", "steps", "best", "last", "lesion_fractions")
-"""What a resumed run says of itself until it knows better."""
+"""Entries that a resumed run starts with."""
 
 
 class StatusFile(Callback):
-    """Say how a run goes, in its folder.
+    """Write the status files of a run.
 
     Args:
         folder: Of the run.
-        monitor: Whose measures are told of.
-        eta: Which counts the steps and validations that this hears of.
+        monitor: Source of the memory and disk values.
+        eta: Receives the time of every step and validation.
     """
 
     def __init__(self, folder: Path, monitor: ResourceMonitor, eta: EtaEstimator) -> None:
         self._folder = folder
         self._monitor = monitor
         self._eta = eta
-        self._beat_due = 0.0
+        self._write_due = 0.0
         self._elapsed_s = 0.0
         self._step_ended = 0.0
         self._has_validated = False
@@ -63,13 +63,13 @@ class StatusFile(Callback):
         }
 
     def on_step(self, info: StepInfo) -> Sequence[Event]:
-        """Count it, and rewrite the progress now and then.
+        """Add the step to the ETA, and rewrite the progress every few seconds.
 
         A checkpoint between two steps counts as part of the second.
         """
         with_unlabeled = any(name.startswith("unsup") for name in info.losses)
         seconds = info.seconds
-        if self._step_ended:  # what was before the first step is no step's
+        if self._step_ended:  # time before the first step is not counted
             between = time.perf_counter() - seconds - self._step_ended
             if self._has_validated:
                 self._eta.add_validation(between)
@@ -79,8 +79,8 @@ class StatusFile(Callback):
         self._elapsed_s = info.elapsed_s
         self._has_validated, self._step_ended = False, time.perf_counter()
         self._state["step"], self._state["steps"] = info.step, info.steps
-        if time.perf_counter() >= self._beat_due:
-            self._beat()
+        if time.perf_counter() >= self._write_due:
+            self._write_progress()
         return ()
 
     def on_validation(
@@ -88,7 +88,8 @@ class StatusFile(Callback):
     ) -> Sequence[Event]:
         """Write the summary and draw the curves.
 
-        What it took, with all that is written after it, shows when the next step begins.
+        The time of a validation, with the files written after it, is known when the next
+        step starts.
         """
         self._has_validated = True
         self._state["step"] = step
@@ -100,43 +101,43 @@ class StatusFile(Callback):
         return ()
 
     def on_checkpoint(self, step: int, saved: Saved) -> None:
-        """Say where it is."""
+        """Store the newest checkpoint."""
         self._state["checkpoint"] = {
             "step": step,
             "file": saved.path.name,
             "mib": round(saved.n_bytes / 2**20, 1),
         }
-        self._beat()
+        self._write_progress()
 
     def on_end(self, how: EndReason, text: str) -> None:
-        """Say how it ended, as far as the disk still takes it."""
+        """Write how the run ended, if the disk has space."""
         self._state |= {"state": how, "text": text}
         with suppress(OutputError):
             self._write_all()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state to save in a checkpoint."""
         return {name: self._state[name] for name in KEPT if name in self._state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the run was: a finished one that is called again keeps its scores."""
+        """Restore a saved state; a finished run that is called again keeps its scores."""
         self._state |= state
 
     def _write_all(self) -> None:
         with explained(self._folder):
-            self._beat()
+            self._write_progress()
             is_running = self._state["state"] == "running"
             text = str(read_status(self._folder, alive=is_running))
-            if is_running:  # it may die without another word
+            if is_running:  # the process may be killed before the next write
                 when = time.strftime("%Y-%m-%d %H:%M:%S")
-                now = f"plantseg-next status {self._folder}"
-                text += f"\n  as of      {when}; how it is now, {now} tells"
+                command = f"plantseg-next status {self._folder}"
+                text += f"\n  as of      {when}; for the current state run: {command}"
             write_atomically(self._folder / SUMMARY, f"{text}\n".encode())
             draw_curves(self._folder)
 
-    def _beat(self) -> None:
-        """Rewrite the progress; a reader finds the old one or the new one, whole."""
-        self._beat_due = time.perf_counter() + BEAT_S
+    def _write_progress(self) -> None:
+        """Rewrite the progress atomically."""
+        self._write_due = time.perf_counter() + INTERVAL_S
         left = None
         if self._state["steps"]:
             step, steps = self._state["step"], self._state["steps"]

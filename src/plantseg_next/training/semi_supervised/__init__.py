@@ -1,1 +1,1 @@
-"""What a run learns from tiles without masks."""
+"""Semi-supervised learning: pseudo-labels from an EMA teacher, and image-level labels."""

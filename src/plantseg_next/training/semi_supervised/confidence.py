@@ -1,8 +1,8 @@
-"""Gates: which pixels of the teacher to believe.
+"""Confidence masks: which of the teacher's pixels become pseudo-labels.
 
-A gate measures how *certain* the teacher is of each pixel, higher being surer, and
-believes what lies above a threshold. Certainties of different kinds have different units;
-they meet only as ranks among the teacher's pixels on labeled tiles, never as sums.
+A mask measures the teacher's *certainty* of each pixel, higher being more certain, and
+keeps the pixels above a threshold. Certainties of different kinds have different units,
+so they are combined as ranks among the teacher's pixels on labeled tiles, never as sums.
 
 Axes: b tile, k class, h row, w column, n pass with dropout.
 """
@@ -21,13 +21,13 @@ from plantseg_next.structures import NO_LESION
 
 Kind = Literal["probability", "energy", "entropy", "dropout"]
 SAMPLE = 20_000
-"""Most pixels that a quantile is taken of: its error is then below half a percent."""
+"""Most pixels a quantile is computed from: its error is then below half a percent."""
 BINS = 1024
-"""Of certainty, where the surest pixels of a class are looked for."""
+"""Histogram bins of certainty, to find the most certain pixels of a class."""
 MOMENTUM = 0.99
-"""Share of a running figure that one more step keeps."""
+"""Fraction of a running mean that one step keeps."""
 MIN_CLASS_FRACTION = 0.1
-"""Least fraction of the pixels of each class that is believed, where ``dynamic``."""
+"""Least fraction of the pixels of each class that is kept, where ``adaptive``."""
 
 
 def probability(logits: Float[Tensor, "b k h w"]) -> Float[Tensor, "b h w"]:
@@ -42,14 +42,14 @@ def energy(
 
     Source:
         Liu et al. 2020, arXiv:2010.03759, for inputs; here for pixels. The original
-        system's ``-log(sum(softmax))`` is zero for every input, because a softmax sums to
-        one: it told no pixel from another. This is the formula that was meant.
+        system's ``-log(sum(softmax))`` is zero for every pixel, because a softmax sums to
+        one. This is the formula that was intended.
     """
     return temperature * (logits.float() / temperature).logsumexp(1)
 
 
 def negative_entropy(logits: Float[Tensor, "b k h w"]) -> Float[Tensor, "b h w"]:
-    """Return minus the entropy over the classes, in parts of its maximum: [-1, 0]."""
+    """Return minus the entropy over the classes, as a fraction of its maximum: [-1, 0]."""
     log_prob = logits.float().log_softmax(1)
     return (log_prob.exp() * log_prob).sum(1) / math.log(logits.shape[1])
 
@@ -71,11 +71,11 @@ def negative_variance(logits: Float[Tensor, "n b k h w"]) -> Float[Tensor, "b h 
 
 @dataclass(frozen=True)
 class TeacherPrediction:
-    """What the teacher says of the pixels of one head.
+    """The teacher's prediction of one head.
 
     Args:
         logits: ``(b, k, h, w)``, without dropout.
-        passes: ``(n, b, k, h, w)`` with dropout; ``None`` where no gate asks for them.
+        passes: ``(n, b, k, h, w)`` with dropout; ``None`` where no mask needs them.
     """
 
     logits: Tensor
@@ -83,7 +83,7 @@ class TeacherPrediction:
 
     @classmethod
     def joined(cls, parts: Sequence["TeacherPrediction"]) -> "TeacherPrediction":
-        """Return the opinions on many tiles as one, in order."""
+        """Return the predictions for many tiles as one, in order."""
         passes = [part.passes for part in parts if part.passes is not None]
         return cls(
             torch.cat([part.logits for part in parts]),
@@ -92,31 +92,31 @@ class TeacherPrediction:
 
     @cached_property
     def label(self) -> Int[Tensor, "b h w"]:
-        """The likeliest class."""
+        """The most probable class."""
         return self.logits.argmax(1)
 
     @cached_property
     def probability(self) -> Float[Tensor, "b h w"]:
-        """Of the likeliest class."""
+        """Of the most probable class."""
         return probability(self.logits)
 
     def confidence(self, kind: Kind) -> Float[Tensor, "b h w"]:
-        """Return how sure the teacher is, in the units of the kind."""
+        """Return the teacher's certainty, in the units of the kind."""
         if kind == "probability":
             return self.probability
         if kind == "energy":
             return energy(self.logits)
         if kind == "entropy":
             return negative_entropy(self.logits)
-        assert self.passes is not None, "the dropout gate needs passes"  # noqa: S101
+        assert self.passes is not None, "the dropout confidence needs passes"  # noqa: S101
         return negative_variance(self.passes)
 
 
 class Ranks:
-    """Where a certainty stands among those of labeled tiles, foreground apart.
+    """Ranks of certainties among those of labeled tiles, lesions separately.
 
-    Background pixels are many and sure; among them every lesion would rank last. So
-    pixels called lesion are ranked among such, and the others among theirs.
+    Background pixels are many and certain; among them every lesion would rank last. So
+    pixels predicted as lesion are ranked among each other, and so are the others.
     """
 
     def __init__(self, points: int = 101) -> None:
@@ -131,16 +131,16 @@ class Ranks:
             values = _some(certainty[is_lesion == bool(group)])
             if not len(values):
                 continue
-            found = values.quantile(self._at.to(values.device)).cpu()
+            quantiles = values.quantile(self._at.to(values.device)).cpu()
             old = self._tables[group]
-            self._tables[group] = found if old is None else old.lerp(found, 1 - 0.9)
+            self._tables[group] = quantiles if old is None else old.lerp(quantiles, 1 - 0.9)
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """Return what a checkpoint must hold."""
+        """Return the state to save in a checkpoint."""
         return dict(zip(("none", "lesion"), self._tables, strict=True))
 
     def load_state_dict(self, state: Mapping[str, Tensor | None]) -> None:
-        """Go on with the ranks whose state it is."""
+        """Restore a saved state."""
         self._tables = [state["none"], state["lesion"]]
 
     def __call__(
@@ -150,26 +150,26 @@ class Ranks:
         *,
         unknown: float = 0.0,
     ) -> Float[Tensor, "*p"]:
-        """Return ranks in [0, 1]; ``unknown`` in a group that nothing was learned of."""
+        """Return ranks in [0, 1]; ``unknown`` in a group that was never calibrated."""
         rank = torch.full_like(certainty, unknown)
         for group, table in enumerate(self._tables):
             if table is None:
                 continue
-            found = torch.searchsorted(
+            index = torch.searchsorted(
                 table.to(certainty.device), certainty.contiguous(), right=True
             )
-            rank = torch.where(is_lesion == bool(group), found / len(table), rank)
+            rank = torch.where(is_lesion == bool(group), index / len(table), rank)
         return rank
 
 
 @dataclass(frozen=True)
 class ConfidenceStats:
-    """What a gate keeps of an opinion on part of a step until it has heard the rest.
+    """Statistics of a prediction for part of a step, until those of the rest are known.
 
     Args:
         label: uint8 ``(b, h, w)``, the likeliest class.
-        confidence: ``(b, h, w)``, in [0, 1]: probability, or rank of the gate's kinds.
-        valid: Whether a pixel may be believed at all.
+        confidence: ``(b, h, w)``, in [0, 1]: probability, or rank of the mask's kinds.
+        valid: Whether a pixel lies in the image.
         total: ``(k,)``, sum of the probabilities of the pixels inside, by class.
         pixels: ``(k, bins)``, number of the pixels inside, by class and certainty.
     """
@@ -182,23 +182,24 @@ class ConfidenceStats:
 
 
 class ConfidenceMask:
-    """Believe the pixels of which the teacher is certain enough; a gate a head.
+    """Keep the pixels of which the teacher is certain enough; one mask for each head.
 
     Args:
-        kinds: Certainties to ask; several are combined as the mean of their ranks.
-        threshold: Least probability believed, in (0, 1). Other kinds believe the same
-            share of labeled pixels as this probability would, so that kinds differ in
-            which pixels they believe and not in how many.
+        kinds: Kinds of certainty; several are combined as the mean of their ranks.
+        threshold: Least probability kept, in (0, 1). Other kinds keep the same fraction
+            of labeled pixels as this probability would, so that kinds differ in which
+            pixels they keep and not in how many.
         n_classes: Classes of the head.
-        adaptive: Whether a class of which the teacher is seldom sure gets a lower
-            threshold, in proportion to its running certainty.
-        min_class_fraction: Least share of the pixels of each class that is believed, so
+        adaptive: Whether a class of which the teacher is seldom certain gets a lower
+            threshold, in proportion to its running mean probability.
+        min_class_fraction: Least fraction of the pixels of each class that is kept, so
             that a rare disease keeps some; only where ``adaptive``.
 
     Source:
         Sohn et al. 2020 (FixMatch), arXiv:2001.07685, the fixed threshold; Zhang et al.
         2021 (FlexMatch), arXiv:2110.08263, and Wang et al. 2023 (FreeMatch),
-        arXiv:2205.07246, the dynamic one; the floor and the equal shares are ours.
+        arXiv:2205.07246, the adaptive one; the least fraction of a class and the equal
+        fractions of all kinds are ours.
     """
 
     def __init__(
@@ -216,26 +217,26 @@ class ConfidenceMask:
         self.min_class_fraction = min_class_fraction
         self._mean_confidence = torch.ones(n_classes)  # running mean probability of a class
         self._ranks = {kind: Ranks() for kind in ("probability", *kinds)}
-        self._combined = Ranks()  # a mean of ranks is itself no rank
+        self._combined = Ranks()  # a mean of ranks is not uniform, so it is ranked again
 
     @property
     def needs_ranks(self) -> bool:
-        """Whether ``learn`` must be called now and then."""
+        """Whether ``calibrate`` must be called from time to time."""
         return self.kinds != ("probability",)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state to save in a checkpoint."""
         ranks: dict[str, Any] = {k: r.state_dict() for k, r in self._ranks.items()}
         combined = self._combined.state_dict()
         return {
-            "sureness": self._mean_confidence.clone(),
+            "mean_confidence": self._mean_confidence.clone(),
             "ranks": ranks,
             "combined": combined,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as the gate whose state it is."""
-        self._mean_confidence = state["sureness"].clone()
+        """Restore a saved state."""
+        self._mean_confidence = state["mean_confidence"].clone()
         self._combined.load_state_dict(state["combined"])
         for kind, ranks in self._ranks.items():
             ranks.load_state_dict(state["ranks"][kind])
@@ -243,7 +244,7 @@ class ConfidenceMask:
     def calibrate(
         self, prediction: TeacherPrediction, known: Bool[Tensor, "b h w"]
     ) -> None:
-        """Learn the ranks from the teacher's opinion on labeled tiles."""
+        """Update the ranks from the teacher's predictions for labeled tiles."""
         is_lesion = (prediction.label != NO_LESION)[known]
         for kind, ranks in self._ranks.items():
             ranks.calibrate(prediction.confidence(kind)[known], is_lesion)
@@ -253,15 +254,15 @@ class ConfidenceMask:
     def stats(
         self, prediction: TeacherPrediction, valid: Bool[Tensor, "b h w"]
     ) -> "ConfidenceStats":
-        """Return what it takes to say later which pixels to believe."""
+        """Return the statistics from which ``mask`` computes the mask."""
         k = len(self._mean_confidence)
         label, probability = prediction.label, prediction.probability
         certainty = probability
         if self.needs_ranks:
             certainty = self._combined(self._mean_rank(prediction), label != NO_LESION)
         bins = (certainty * BINS).long().clamp(0, BINS - 1)
-        at = (label * BINS + bins).flatten()
-        none = torch.zeros(k * BINS, dtype=torch.long, device=valid.device)
+        bin_of = (label * BINS + bins).flatten()
+        empty = torch.zeros(k * BINS, dtype=torch.long, device=valid.device)
         return ConfidenceStats(
             label.byte(),
             certainty,
@@ -269,11 +270,11 @@ class ConfidenceMask:
             torch.zeros(k, device=valid.device).index_add(
                 0, label.flatten(), (probability * valid).flatten()
             ),
-            none.index_add(0, at, valid.flatten().long()).view(k, BINS),
+            empty.index_add(0, bin_of, valid.flatten().long()).view(k, BINS),
         )
 
     def update(self, stats: Sequence["ConfidenceStats"]) -> None:
-        """Update how sure the teacher usually is of each class, once a step."""
+        """Update the running mean probability of each class, once per step."""
         old = self._mean_confidence = self._mean_confidence.to(stats[0].valid.device)
         n = torch.stack([s.pixels.sum(1) for s in stats]).sum(0)
         total = torch.stack([s.total for s in stats]).sum(0)
@@ -281,22 +282,23 @@ class ConfidenceMask:
         self._mean_confidence = old.lerp(mean, 1 - MOMENTUM).where(n > 0, old)
 
     def mask(self, stats: Sequence["ConfidenceStats"]) -> Iterator[Bool[Tensor, "b h w"]]:
-        """Yield of each part of a step which pixels to believe; none outside.
+        """Yield the mask of each part of a step; False outside the image.
 
-        The floor is one of the whole step: how it was parted changes nothing.
+        The least fraction of a class is one of the whole step, so the result does not
+        depend on the size of its parts.
         """
         lowest = self._lowest(torch.stack([s.pixels for s in stats]).sum(0))
         for part in stats:
             label, certainty = part.label.long(), part.confidence
-            bar = self._thresholds.to(certainty.device)[label]  # (b, h, w)
-            if self.needs_ranks:  # what was not learned is out of reach
+            threshold = self._thresholds.to(certainty.device)[label]  # (b, h, w)
+            if self.needs_ranks:  # without calibration nothing passes
                 is_lesion = label != NO_LESION
-                bar = self._ranks["probability"](bar, is_lesion, unknown=2.0)
-            trusted = certainty >= bar
+                threshold = self._ranks["probability"](threshold, is_lesion, unknown=2.0)
+            kept = certainty >= threshold
             if self.adaptive and self.min_class_fraction > 0:
                 bins = (certainty * BINS).clamp(0, BINS - 1)
-                trusted |= (bins >= lowest[label]) & (certainty > 0)
-            yield trusted & part.valid
+                kept |= (bins >= lowest[label]) & (certainty > 0)
+            yield kept & part.valid
 
     @property
     def _thresholds(self) -> Float[Tensor, " k"]:
@@ -311,16 +313,16 @@ class ConfidenceMask:
         ).mean(0)
 
     def _lowest(self, pixels: Int[Tensor, "k bins"]) -> Int[Tensor, " k"]:
-        """Return the lowest bin of each class among its surest pixels.
+        """Return the lowest bin of the most certain pixels of each class.
 
-        They are at least as many as the floor asks for. Certainties, which lie in [0, 1]
-        here, are counted in bins: a quantile of each class in turn would ask the device
-        how many classes there are.
+        These are at least ``min_class_fraction`` of the class. Certainties, which lie in
+        [0, 1] here, are counted in bins: a quantile of each class in turn would copy the
+        number of its pixels from the device.
         """
-        surer = pixels.flip(1).cumsum(1).flip(1)  # of a class, in this bin or above
-        return (surer >= self.min_class_fraction * surer[:, :1]).sum(1) - 1
+        at_least = pixels.flip(1).cumsum(1).flip(1)  # pixels in this bin or above
+        return (at_least >= self.min_class_fraction * at_least[:, :1]).sum(1) - 1
 
 
 def _some(values: Tensor) -> Tensor:
-    """Return at most ``SAMPLE`` of the values, evenly picked: the same every time."""
+    """Return at most ``SAMPLE`` of the values, evenly spaced and deterministic."""
     return values[:: max(1, -(-len(values) // SAMPLE))]

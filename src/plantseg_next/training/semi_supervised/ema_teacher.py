@@ -1,4 +1,4 @@
-"""The teacher: a slow running mean of the student, who is surer than the student is.
+"""The EMA teacher: an exponential moving average of the student's weights.
 
 Source: Tarvainen and Valpola 2017 (Mean Teacher), arXiv:1703.01780.
 """
@@ -18,18 +18,18 @@ from plantseg_next.training.schedule import teacher_decay
 
 
 class EmaTeacher:
-    """Follow a student; always in eval, never differentiated.
+    """Moving average of a student; always in eval mode, never differentiated.
 
     Parameters and float buffers are averaged; integer buffers (counters) are copied.
-    What the student never changes is not kept twice.
+    Frozen parameters of the student are shared, not copied.
 
     Args:
-        student: Copied as it stands.
-        decay: Greatest share of the old teacher that an update keeps, in [0, 1).
-        offload_to_cpu: Whether its weights wait in main memory and visit the device of
-            the images that it looks at, instead of being there all the time.
-        bfloat16: Whether it computes in bfloat16, as its student does; its weights stay
-            in float32, or small steps would round away.
+        student: Copied in its current state.
+        decay: Largest fraction of the old teacher that an update keeps, in [0, 1).
+        offload_to_cpu: Whether its weights stay in main memory and are copied to the
+            device of the images for each forward pass.
+        bfloat16: Whether its forward pass runs in bfloat16, as the student's does; its
+            weights stay in float32, because small updates would be rounded to zero.
     """
 
     def __init__(
@@ -52,34 +52,34 @@ class EmaTeacher:
     def __call__(
         self, image: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
     ) -> Scores:
-        """Return what the teacher says of images."""
-        found: Scores = self._call(self.network, "", image)
-        return found
+        """Return the teacher's predictions for images."""
+        scores: Scores = self._call(self.network, "", image)
+        return scores
 
     def layer_cam(
         self, image: Tensor, disease: Tensor, against: Tensor
     ) -> Float[Tensor, "b h4 w4"]:
-        """Return where the teacher sees a disease; see ``Segmenter.locate``."""
-        seer = _LayerCam(self.network)
-        found: Tensor = self._call(seer, "network.", image, disease, against)
-        return found
+        """Return the activation map of a disease; see ``Segmenter.layer_cam``."""
+        module = _LayerCam(self.network)
+        cam: Tensor = self._call(module, "network.", image, disease, against)
+        return cam
 
-    def _call(self, module: nn.Module, prefix: str, image: Tensor, *more: Tensor) -> Any:  # noqa: ANN401
-        """Call the network, or a module that holds it under a prefix."""
+    def _call(self, module: nn.Module, prefix: str, image: Tensor, *args: Tensor) -> Any:  # noqa: ANN401
+        """Call the network, or a module that contains it under a prefix."""
         with (
             self.on_device(image.device),
             torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16),
         ):
             if self._on_device is None:
-                return module(image, *more)
+                return module(image, *args)
             weights = {f"{prefix}{n}": tensor for n, tensor in self._on_device.items()}
-            return functional_call(module, weights, (image, *more))
+            return functional_call(module, weights, (image, *args))
 
     @contextmanager
     def on_device(self, device: torch.device) -> Iterator[None]:
-        """Keep the weights on a device for a while, if they are away.
+        """Keep a copy of offloaded weights on a device within this context.
 
-        Weights that are only ever used in bfloat16 go in bfloat16.
+        Weights that are used in bfloat16 alone are copied in bfloat16.
         """
         if self._on_device is not None or not self.offload_to_cpu:
             yield
@@ -89,7 +89,7 @@ class EmaTeacher:
         self._on_device = {
             name: tensor.to(
                 device,
-                # Of convolutions and linear layers: what autocast casts, as it casts it.
+                # Convolution and linear weights: autocast casts exactly these.
                 torch.bfloat16
                 if self.bfloat16
                 and tensor.ndim > 1
@@ -107,11 +107,11 @@ class EmaTeacher:
 
     @torch.no_grad()
     def update(self, student: nn.Module, *, steps: int) -> None:
-        """Move towards the student; call once an optimizer step, after it.
+        """Update the average; call once after every optimizer step.
 
         Args:
-            student: As it stands after the step.
-            steps: Length of the run, which bounds the decay; see ``teacher_decay``.
+            student: After the step.
+            steps: Steps of the run, which bound the decay; see ``teacher_decay``.
         """
         decay = teacher_decay(self.updates, steps=steps, greatest=self.decay)
         old, new = _tensors(self.network), _tensors(student)
@@ -131,17 +131,17 @@ class EmaTeacher:
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state to save in a checkpoint."""
         return {"network": self.network.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as the teacher whose state it is."""
+        """Restore a saved state."""
         self.network.load_state_dict(state["network"])
         self.updates = state["updates"]
 
 
 class _LayerCam(nn.Module):
-    """Call ``locate`` as a forward pass: with other weights, only that can be called."""
+    """Call ``layer_cam`` as a forward pass: ``functional_call`` calls nothing else."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
-"""Weak labels: from the name of an image to seeds, pixels that probably show it.
+"""Weak supervision: from image-level labels to CAM seeds, pixels that likely show a lesion.
 
-An image that is called ill shows a lesion somewhere. Where a classifier looks to tell it
-from a healthy one, or where the teacher finds a lesion likeliest, however unlikely, is a
-seed of the lesion, inside the leaf; where neither does, and off the leaf, is a seed of
-none; the rest stays ignored. Seeds are coarse, so they are doubted: their precision is
-measured on images whose mask is known, and a disease whose seeds are more often wrong
-than right teaches none, nor does one that no mask has judged. A disease that mottles the
-whole leaf has no pixel that stands out, and its seeds lie on rims and shadows.
+An image labeled with a disease shows a lesion somewhere. Inside the leaf, the pixels where
+the class activation map and the teacher's lesion probability are highest, however low,
+become seeds of the lesion; those where they are low, and those off the leaf, become seeds
+of "no lesion"; the rest is ignored. Seeds are coarse, so their precision is measured on
+images whose mask is known. A disease whose seeds are wrong more often than right is left
+out, and so is one without any such mask. Where a disease mottles the whole leaf no pixel
+stands out, and its seeds lie on edges and shadows.
 
 Axes: b tile, c channel, h row, w column, d image-level disease.
 """
@@ -24,42 +24,41 @@ from plantseg_next.settings import ImageLabelSettings
 from plantseg_next.structures import IGNORE, NO_LESION, ClassMap
 
 HEALTHY = ("healthy", "normal", "background")
-"""How a name begins that says that there is no lesion; PlantVillage's copies have
+"""Prefixes of image-level labels that mean "no lesion"; PlantVillage's copies contain
 backgrounds without leaves."""
 BACKGROUND_PROBABILITY = 0.5
-"""Chance that what lies off the leaf is painted over in a tile with a name, where the leaf
-is learned: a background can tell which folder an image is from."""
+"""Probability that the background of a tile with an image-level label is painted over,
+where the leaf is learned: a background can reveal which folder an image is from."""
 DECAY = 0.7
-"""Part of the run over which the weight of seeds falls to 0, as the teacher takes over."""
+"""Fraction of the run over which the weight of seeds falls to 0."""
 HIGH, LOW = 0.95, 0.5
-"""Quantiles of the leaf above which a pixel is a seed of the lesion, and of no lesion
-below."""
+"""Quantiles of the activation in the leaf: above the first a pixel is a seed of the
+lesion, below the second a seed of "no lesion"."""
 MIN_PRECISION = 0.5
-"""Seeds of a disease that are less often right than this, on images whose mask is known,
-are not learned from."""
+"""Least precision, on images whose mask is known, of seeds that are learned from."""
 MOMENTUM = 0.5
-"""Share of earlier counts that one more measurement keeps: the network was another."""
+"""Fraction of earlier counts that a new measurement keeps: the network has changed."""
 
 
 def cam_seed_classes(classes: ClassMap) -> tuple[int, ...]:
-    """Return the lesion class that each disease is seeded as.
+    """Return the lesion class of each disease's seeds.
 
-    Its own where there is one of that name; the only one where there is no other choice;
-    ``NO_LESION`` for healthy; ``IGNORE`` where nobody knows.
+    The class of the same name, or else the only lesion class; ``NO_LESION`` for healthy;
+    ``IGNORE`` where the class is unknown.
     """
-    found = []
+    seed_classes = []
     for name in classes.diseases:
         if tidy_name(name).startswith(HEALTHY):
-            found.append(NO_LESION)
+            seed_classes.append(NO_LESION)
         elif name in classes.lesions:
-            found.append(1 + classes.lesions.index(name))
+            seed_classes.append(1 + classes.lesions.index(name))
         else:
-            found.append(1 if len(classes.lesions) == 1 else IGNORE)
-    return tuple(found)
+            seed_classes.append(1 if len(classes.lesions) == 1 else IGNORE)
+    return tuple(seed_classes)
 
 
 class ImageLabelSupervision:
-    """Draw seeds, and remember how right they were.
+    """Make CAM seeds, and keep running counts of their precision.
 
     Args:
         settings: Weight of the seeds.
@@ -69,30 +68,32 @@ class ImageLabelSupervision:
     def __init__(self, settings: ImageLabelSettings, classes: ClassMap) -> None:
         self.settings = settings
         self.names = classes.diseases
-        # The last entry is that of an image without a name.
+        # The last entry is for an image without an image-level label.
         table = torch.full((256,), IGNORE, dtype=torch.uint8)
         table[: len(classes.diseases)] = torch.tensor(cam_seed_classes(classes)).byte()
         self._class_of = table
         healthy = table[: len(classes.diseases)] == NO_LESION
         others = healthy if healthy.any() else torch.ones_like(healthy)
         self._against = others.float() / others.sum().clamp_min(1)
-        self._counts = torch.zeros(256, 3)  # seeded, of these right, true lesion found
+        self._counts = torch.zeros(
+            256, 3
+        )  # pixels seeded, seeded correctly, of the true lesion
 
     def contrast_weights(self, device: torch.device) -> Float[Tensor, " d"]:
-        """Return what a disease is told from: healthy, or else all others alike."""
+        """Return the classes that a CAM contrasts with: healthy, or else all others."""
         return self._against.to(device)
 
     @property
     def makes_cam_seeds(self) -> bool:
-        """Whether seeds are wanted, and some disease can have them."""
+        """Whether seeds have a weight, and some disease has a seed class."""
         wanted = self.settings.cam_seeds > 0
         return wanted and bool((self._class_of != IGNORE).any())
 
     def weight(self, done: float) -> float:
-        """Return what seeds are worth beside the teacher's word.
+        """Return the weight of the loss on seeds.
 
         Args:
-            done: Part of the run that lies behind.
+            done: Completed fraction of the run.
         """
         return self.settings.cam_seeds * max(0.0, 1 - done / DECAY)
 
@@ -103,30 +104,30 @@ class ImageLabelSupervision:
         inside: Bool[Tensor, "b h w"],
         disease: UInt8[Tensor, " b"],
     ) -> UInt8[Tensor, "b h w"]:
-        """Return the seeds of tiles by their names.
+        """Return the seeds of tiles from their image-level labels.
 
         Args:
-            activation: Where the lesion may be, at least 0.
-            leaf: Where the leaf is.
-            inside: Where the image is.
-            disease: ``IGNORE`` of a tile without a name.
+            activation: Activation map of the lesion, at least 0.
+            leaf: Pixels of the leaf.
+            inside: Pixels of the image, without padding.
+            disease: Image-level label of each tile, ``IGNORE`` without one.
 
         Returns:
             A lesion class where the activation is among the highest of the leaf;
-            ``NO_LESION`` off the leaf, where it is low, and all over a healthy tile;
-            ``IGNORE`` elsewhere, and all over a tile without a name, one that shows no
-            leaf, or one of which no part stands out.
+            ``NO_LESION`` off the leaf, where the activation is low, and everywhere in a
+            healthy tile; ``IGNORE`` elsewhere, and everywhere in a tile without a label,
+            without a leaf, or with a constant activation.
         """
         leaf = leaf & inside
         low, high = _quantiles(activation, leaf, LOW, HIGH)
-        kind = self._class_of.to(disease.device)[disease.long()][:, None, None]
-        is_healthy = kind == NO_LESION
-        says_nothing = (kind == IGNORE) | ~(is_healthy | (high > low))
-        found = torch.full_like(activation, IGNORE, dtype=torch.uint8)
-        found = found.masked_fill(~leaf | (activation <= low), NO_LESION)
-        found = torch.where(leaf & (activation >= high), kind, found)
-        found = found.masked_fill(is_healthy, NO_LESION)
-        return found.masked_fill(says_nothing | ~inside, IGNORE)
+        lesion_class = self._class_of.to(disease.device)[disease.long()][:, None, None]
+        is_healthy = lesion_class == NO_LESION
+        without_seeds = (lesion_class == IGNORE) | ~(is_healthy | (high > low))
+        seeds = torch.full_like(activation, IGNORE, dtype=torch.uint8)
+        seeds = seeds.masked_fill(~leaf | (activation <= low), NO_LESION)
+        seeds = torch.where(leaf & (activation >= high), lesion_class, seeds)
+        seeds = seeds.masked_fill(is_healthy, NO_LESION)
+        return seeds.masked_fill(without_seeds | ~inside, IGNORE)
 
     def contradicts_label(
         self,
@@ -135,27 +136,28 @@ class ImageLabelSupervision:
         leaf: Bool[Tensor, "b h w"],
         disease: UInt8[Tensor, " b"],
     ) -> Bool[Tensor, "b h w"]:
-        """Return where the name of a tile denies what the teacher says of it.
+        """Return where an image-level label contradicts the teacher's prediction.
 
-        Every lesion on a healthy one; "no lesion" where one may be, on one that is ill.
-        A teacher that overlooks what it was not shown would else be confirmed in it.
+        In a healthy tile, every predicted lesion; in a diseased one, "no lesion" where
+        the activation of a lesion is high. Otherwise the student would learn the
+        teacher's false negatives.
 
         Args:
-            label: Lesion classes, as the teacher says.
-            activation: Where the lesion may be, at least 0.
-            leaf: Where the leaf is.
-            disease: ``IGNORE`` of a tile without a name.
+            label: Lesion classes predicted by the teacher.
+            activation: Activation map of the lesion, at least 0.
+            leaf: Pixels of the leaf.
+            disease: Image-level label of each tile, ``IGNORE`` without one.
         """
-        kind = self._class_of.to(disease.device)[disease.long()][:, None, None]
+        lesion_class = self._class_of.to(disease.device)[disease.long()][:, None, None]
         (low,) = _quantiles(activation, leaf, LOW)
-        says_none = label == NO_LESION
-        overlooked = (kind != IGNORE) & says_none & leaf & (activation > low)
-        return torch.where(kind == NO_LESION, ~says_none, overlooked)
+        is_none = label == NO_LESION
+        missed = (lesion_class != IGNORE) & is_none & leaf & (activation > low)
+        return torch.where(lesion_class == NO_LESION, ~is_none, missed)
 
     def reliable_classes(self) -> Bool[Tensor, " d"]:
-        """Return which diseases may be seeded, by number; 256 of them.
+        """Return which diseases may be seeded, by class id; 256 of them.
 
-        Those that masks have judged and found right often enough, and healthy.
+        Healthy, and those whose seeds were measured and are precise enough.
         """
         seeded, right, _ = self._counts.unbind(1)
         good = (seeded > 0) & (right >= MIN_PRECISION * seeded)
@@ -167,23 +169,27 @@ class ImageLabelSupervision:
         lesion: UInt8[Tensor, "b h w"],
         disease: UInt8[Tensor, " b"],
     ) -> dict[str, float]:
-        """Measure seeds on tiles whose masks are known, and remember it.
+        """Measure seeds on tiles whose masks are known, and update the running counts.
 
         Args:
             cam_seeds: Of these tiles.
             lesion: Their masks.
-            disease: Their names.
+            disease: Their image-level labels.
 
         Returns:
-            Of every disease there: ``cam_seed_precision/...``, the share of its lesion
-            seeds that are lesion in the mask, and ``cam_seed_recall/...``, the share of
-            the lesion that is seeded; over all measurements so far, older ones counting
-            less.
+            For every disease: ``cam_seed_precision/...``, the fraction of its lesion
+            seeds that are lesion in the mask, and ``cam_seed_recall/...``, the fraction
+            of the lesion that is seeded; over all measurements so far, older ones with
+            less weight.
         """
         known = lesion != IGNORE
-        claimed = (cam_seeds != IGNORE) & (cam_seeds != NO_LESION) & known
-        truly = known & (lesion != NO_LESION)
-        counts = torch.stack([claimed, claimed & truly, truly], 1).sum((2, 3)).float()
+        seeded_lesion = (cam_seeds != IGNORE) & (cam_seeds != NO_LESION) & known
+        true_lesion = known & (lesion != NO_LESION)
+        counts = (
+            torch.stack([seeded_lesion, seeded_lesion & true_lesion, true_lesion], 1)
+            .sum((2, 3))
+            .float()
+        )
         self._counts *= MOMENTUM
         self._counts.index_add_(0, disease.long().cpu(), counts.cpu())
         metrics = {}
@@ -196,11 +202,11 @@ class ImageLabelSupervision:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state to save in a checkpoint."""
         return {"counts": self._counts.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the memory whose state it is."""
+        """Restore a saved state."""
         self._counts = state["counts"].clone()
 
 
@@ -209,7 +215,7 @@ def _quantiles(
 ) -> list[Float[Tensor, "b 1 1"]]:
     """Return quantiles of the chosen pixels of every tile; infinity where there is none.
 
-    Sorted with the others last, so that no count is asked of the device.
+    The other pixels are sorted last, so that no count must be copied from the device.
     """
     flat = values.masked_fill(~where, torch.inf).flatten(1).sort(1).values
     last = (where.flatten(1).sum(1) - 1).clamp_min(0)

@@ -1,7 +1,7 @@
-"""Mixed tiles: what one tile holds is moved into another, and its label with it.
+"""Mixed tiles: a part of one tile is copied into another, with its labels.
 
-A mix moves everything that is said of a pixel - image, label, what is ignored, what is
-doubted - by one mask. Chance is PyTorch's own, which a run keeps with its state.
+A mix moves everything that belongs to a pixel - image, labels, ignored pixels - by one
+mask. Random numbers come from PyTorch's generator, whose state a run saves.
 
 Axes: b tile, c channel, h row, w column.
 """
@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from plantseg_next.structures import IGNORE
 from plantseg_next.training.semi_supervised.pseudo_labeled_batch import PseudoLabeledBatch
 
-BOX_AREA = (0.02, 0.4)  # parts of the tile
+BOX_AREA = (0.02, 0.4)  # fraction of the tile
 BOX_ASPECT = (0.3, 1 / 0.3)  # height over width
 
 
 def sample_boxes(
     b: int, size_hw: tuple[int, int], *, probability: float
 ) -> Bool[Tensor, "b h w"]:
-    """Return a box a tile, empty with the chance ``1 - chance``.
+    """Return a box for each tile, empty with probability ``1 - probability``.
 
     Source:
         Yun et al. 2019 (CutMix), arXiv:1905.04899; sizes as in UniMatch (Yang et al.
@@ -33,8 +33,8 @@ def sample_boxes(
     h, w = size_hw
     boxes = torch.zeros(b, h, w, dtype=torch.bool)
     for box in boxes:
-        drawn, area, aspect, y, x = torch.rand(5).tolist()
-        if drawn >= probability:
+        sample, area, aspect, y, x = torch.rand(5).tolist()
+        if sample >= probability:
             continue
         area = (BOX_AREA[0] + area * (BOX_AREA[1] - BOX_AREA[0])) * h * w
         low, high = (math.log(a) for a in BOX_ASPECT)
@@ -49,14 +49,14 @@ def sample_boxes(
 def cut_mix(tiles: PseudoLabeledBatch, boxes: Bool[Tensor, "b h w"]) -> PseudoLabeledBatch:
     """Return the tiles with the content of each box taken from the tile before.
 
-    A tile that got a box shows two leaves, and has no name any longer.
+    A tile with a box shows two leaves, so its image-level label is dropped.
     """
 
-    def moved(own: Tensor) -> Tensor:
-        where = boxes if own.ndim == 3 else boxes[:, None]
-        return torch.where(where, own.roll(1, dims=0), own)
+    def mix(tensor: Tensor) -> Tensor:
+        where = boxes if tensor.ndim == 3 else boxes[:, None]
+        return torch.where(where, tensor.roll(1, dims=0), tensor)
 
-    mixed = tiles.map_tensors(moved)
+    mixed = tiles.map_tensors(mix)
     if mixed.disease is None:
         return mixed
     is_mixed = boxes.flatten(1).any(1)
@@ -66,14 +66,14 @@ def cut_mix(tiles: PseudoLabeledBatch, boxes: Bool[Tensor, "b h w"]) -> PseudoLa
 def paint_background(
     tiles: PseudoLabeledBatch, chosen: Bool[Tensor, " b"]
 ) -> PseudoLabeledBatch:
-    """Return the tiles with what is surely off the leaf painted over, softly and at random.
+    """Return the tiles with the pixels labeled as background painted in random colors.
 
-    Eight pixels of the background alone name half of PlantVillage (Noyan 2022,
-    arXiv:2206.04374): a head that learns names from such images must not see it.
+    Eight pixels of the background alone suffice to classify half of PlantVillage (Noyan
+    2022, arXiv:2206.04374): an image-level head must not learn from them.
 
     Args:
         tiles: Bytes, or in [0, 1].
-        chosen: Which tiles.
+        chosen: Tiles to change.
     """
     b, _, h, w = tiles.image.shape
     device = tiles.image.device
@@ -84,6 +84,6 @@ def paint_background(
     paint = (color + cloud) / 2
     if not tiles.image.is_floating_point():
         paint = (255 * paint).round()
-    ground = (tiles.leaf == 0) & chosen[:, None, None]
-    image = torch.where(ground[:, None], paint.to(tiles.image.dtype), tiles.image)
+    background = (tiles.leaf == 0) & chosen[:, None, None]
+    image = torch.where(background[:, None], paint.to(tiles.image.dtype), tiles.image)
     return replace(tiles, image=image)

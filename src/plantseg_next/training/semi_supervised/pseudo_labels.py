@@ -1,4 +1,4 @@
-"""Lessons: what a slow teacher makes of tiles without labels."""
+"""Pseudo-labels: the EMA teacher labels tiles without masks."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,22 +31,24 @@ from plantseg_next.training.semi_supervised.mixing import (
     sample_boxes,
 )
 from plantseg_next.training.semi_supervised.pseudo_labeled_batch import PseudoLabeledBatch
+from plantseg_next.training.step import UnsupWeights
 
 DROPOUT_PASSES = 4
 CALIBRATE_EVERY = 20
-"""Steps between two looks of the teacher at labeled tiles."""
+"""Steps between two calibrations of the ranks on labeled tiles."""
 
 
 class _TileTargets(NamedTuple):
-    """What the teacher says of part of a step, before it is known what to believe.
+    """The teacher's predictions for part of a step, before the confidence mask is known.
 
     Args:
-        lesion: Weighed.
-        leaf: The same; ``None`` where no leaf is known.
-        scores: Its logits, where the method wants them.
-        cam_seed: uint8 ``(b, h, w)``, lesion classes by the name alone, where there are
-            names.
-        contradicted: bool ``(b, h, w)``, where the name denies what it says; likewise.
+        lesion: Confidence statistics of the lesion head.
+        leaf: The same of the leaf head; ``None`` where no leaf is annotated.
+        scores: The teacher's logits, where the method needs them.
+        cam_seed: uint8 ``(b, h, w)``, lesion classes from the image-level label alone;
+            ``None`` without image-level labels.
+        contradicted: bool ``(b, h, w)``, where the image-level label contradicts the
+            prediction; likewise.
     """
 
     lesion: ConfidenceStats
@@ -57,13 +59,13 @@ class _TileTargets(NamedTuple):
 
 
 class PseudoLabeler:
-    """Turn unlabeled tiles into labeled ones, as far as the teacher is to be believed.
+    """Label unlabeled tiles with the teacher's confident predictions.
 
     Args:
-        teacher: Follows the student.
-        settings: Method, gates and mixes.
+        teacher: Average of the student.
+        settings: Method, confidence masks and mixing.
         classes: Of the network.
-        image_labels: What names say of pixels, where images have names.
+        image_labels: Makes CAM seeds, where images have image-level labels.
     """
 
     def __init__(
@@ -76,13 +78,10 @@ class PseudoLabeler:
         self.teacher = teacher
         self.settings = settings
         self.image_labels = image_labels
-        self.weight: float | None = None
-        self.disease_weight = self.cam_seed_weight = 0.0
         self._started: float | None = None
         self._classes = classes
-        self._pixel_counts = torch.zeros(
-            3, dtype=torch.long
-        )  # pixels seen, believed, lesion
+        # pixels seen, of these in the confidence mask, of these lesion
+        self._pixel_counts = torch.zeros(3, dtype=torch.long)
         self._lesion_mask, self._leaf_mask = (
             ConfidenceMask(
                 settings.confidence,
@@ -93,125 +92,127 @@ class PseudoLabeler:
             for n in (classes.n_lesion_logits, LEAF_LOGITS)
         )
 
-    def begin_step(
+    def weights(
         self, step: int, steps: int, micro_batches: Sequence[TrainBatch], *, profile: bool
-    ) -> None:
-        """Set the weights of the lessons for this step; ``None`` while there are none.
+    ) -> UnsupWeights | None:
+        """Return the weights of the unsupervised losses; ``None`` before they start.
 
-        Now and then the teacher looks at labeled tiles: lessons begin when it finds a
-        lesion there, and its ranks are learned from what it says of them.
+        After the warmup, they start as soon as the teacher predicts a lesion where labeled
+        tiles have one. Where the confidence needs ranks, they are calibrated on labeled
+        tiles every ``CALIBRATE_EVERY`` steps.
 
         Args:
             step: Steps already taken.
             steps: Steps of the run.
-            micro_batches: What the step learns from.
-            profile: Whether to give a lesson that counts for nothing, while steps are
-                timed: the run is planned by what a step will cost.
+            micro_batches: The step's tiles.
+            profile: Whether to compute the unsupervised losses with weight 0 while steps
+                are timed, so that they cost as much as later ones.
         """
-        self.weight = None
-        self.disease_weight = self.cam_seed_weight = 0.0
         if self.settings.consistency_weight == 0:
-            return
-        if profile:
-            self.weight = 0.0
+            return None
         done = step / max(steps, 1)
-        waits = self._started is None and done >= self.settings.warmup_fraction
-        if waits or (self._lesion_mask.needs_ranks and step % CALIBRATE_EVERY == 0):
-            found = self._calibrate([one.labeled for one in micro_batches])
-            if waits and found:
+        is_waiting = self._started is None and done >= self.settings.warmup_fraction
+        if is_waiting or (self._lesion_mask.needs_ranks and step % CALIBRATE_EVERY == 0):
+            finds_lesion = self._calibrate([batch.labeled for batch in micro_batches])
+            if is_waiting and finds_lesion:
                 self._started = done
-        if self._started is not None:
-            ramp = max(self.settings.rampup_fraction, 1e-6)
-            self.weight = self.settings.consistency_weight * ramp_up(
-                (done - self._started) / ramp
-            )
-            self.disease_weight = 1.0
-            self.cam_seed_weight = (
-                0.0 if self.image_labels is None else self.image_labels.weight(done)
-            )
+        if self._started is None:
+            return UnsupWeights(0.0) if profile else None
+        ramp = ramp_up((done - self._started) / max(self.settings.rampup_fraction, 1e-6))
+        return UnsupWeights(
+            consistency=self.settings.consistency_weight * ramp,
+            disease=1.0,
+            cam_seeds=0.0 if self.image_labels is None else self.image_labels.weight(done),
+        )
 
     def make_targets(self, micro_batches: Sequence[TrainBatch]) -> list[PseudoLabeledBatch]:
-        """Return the student's tiles, labeled by the teacher, by micro-batch.
+        """Return the student's pseudo-labeled tiles, by micro-batch.
 
-        Tiles are mixed across the whole step, so that a micro-batch of one tile has
-        partners too. With two strong views, the second half of a micro-batch shows the
-        tiles of the first under another light and another mix.
+        Tiles are mixed across the whole step, so that a micro-batch of one tile is mixed
+        too. With two strong views, the second half of a micro-batch shows the tiles of
+        the first with another augmentation and another mix.
         """
-        views = [one.unlabeled for one in micro_batches if one.unlabeled is not None]
+        views = [batch.unlabeled for batch in micro_batches if batch.unlabeled is not None]
         with self.teacher.on_device(views[0].weak.device):
-            tile_targets = [self._tile_targets(one) for one in views]
-        said = self._pseudo_labeled(views, tile_targets)
+            tile_targets = [self._tile_targets(part) for part in views]
+        labeled_views = self._pseudo_labeled(views, tile_targets)
         mixed = [
             self._mix(
                 PseudoLabeledBatch.joined(
                     [
-                        replace(labels, image=one.strong[i])
-                        for labels, one in zip(said, views, strict=True)
+                        replace(labels, image=part.strong[i])
+                        for labels, part in zip(labeled_views, views, strict=True)
                     ]
                 )
             )
             for i in range(len(views[0].strong))
         ]
         pseudo_labeled, first = [], 0
-        for one in views:
-            mine = slice(first, first + len(one.weak))
+        for part in views:
+            own = slice(first, first + len(part.weak))
             pseudo_labeled.append(
-                PseudoLabeledBatch.joined([tiles.select(mine) for tiles in mixed])
+                PseudoLabeledBatch.joined([tiles.select(own) for tiles in mixed])
             )
-            first = mine.stop
+            first = own.stop
         return pseudo_labeled
 
     def _tile_targets(self, views: UnlabeledBatch) -> _TileTargets:
-        """Ask the teacher about weak views."""
+        """Return the teacher's predictions for weak views."""
         scores, lesion, leaf = self._teacher_predictions(views.weak)
-        weak, seed, denied = self.image_labels, None, None
+        weak, seed, contradicted = self.image_labels, None, None
         if weak is not None and weak.makes_cam_seeds:
-            where = self._lesion_likelihood(weak, views.weak, views.disease, lesion)
+            likelihood = self._lesion_likelihood(weak, views.weak, views.disease, lesion)
             on_leaf = self._on_leaf(leaf, views.valid)
-            seed = weak.cam_seeds(where, on_leaf, views.valid, views.disease)
-            denied = weak.contradicts_label(lesion.label, where, on_leaf, views.disease)
-            trusted = weak.reliable_classes().to(seed.device)[views.disease.long()]
-            seed = seed.masked_fill(~trusted[:, None, None], IGNORE)
+            seed = weak.cam_seeds(likelihood, on_leaf, views.valid, views.disease)
+            contradicted = weak.contradicts_label(
+                lesion.label, likelihood, on_leaf, views.disease
+            )
+            is_reliable = weak.reliable_classes().to(seed.device)[views.disease.long()]
+            seed = seed.masked_fill(~is_reliable[:, None, None], IGNORE)
         return _TileTargets(
             self._lesion_mask.stats(lesion, views.valid),
             self._leaf_mask.stats(leaf, views.valid) if self._classes.has_leaf else None,
             scores if self.settings.method == "mean_teacher" else None,
             seed,
-            denied,
+            contradicted,
         )
 
     def _pseudo_labeled(
         self, views: Sequence[UnlabeledBatch], tile_targets: Sequence[_TileTargets]
     ) -> list[PseudoLabeledBatch]:
-        """Return the weak views of a whole step with what is believed of them."""
-        lesions = self._labels(self._lesion_mask, [one.lesion for one in tile_targets])
+        """Return the weak views of a whole step with their pseudo-labels."""
+        lesions = self._labels(self._lesion_mask, [part.lesion for part in tile_targets])
         leaves = self._labels(
-            self._leaf_mask, [one.leaf for one in tile_targets if one.leaf is not None]
+            self._leaf_mask, [part.leaf for part in tile_targets if part.leaf is not None]
         )
         pseudo_labeled = []
-        for one, says, lesion in zip(views, tile_targets, lesions, strict=True):
-            sure = lesion != IGNORE
-            seed, denied = says.cam_seed, says.contradicted
+        for part, targets, lesion in zip(views, tile_targets, lesions, strict=True):
+            is_confident = lesion != IGNORE
+            seed, contradicted = targets.cam_seed, targets.contradicted
             if seed is not None:
-                # Where the teacher is sure of something else, there is no seed.
-                other = sure & (lesion != seed)
-                if denied is not None:
-                    other &= ~(denied & (seed == NO_LESION))  # but healthy is healthy
-                seed = seed.masked_fill(other, IGNORE)
-            if denied is not None:
-                sure &= ~denied
-            trusted = lesion.masked_fill(~sure, IGNORE)
-            self._pixel_counts = self._pixel_counts.to(sure.device) + torch.stack(
-                [one.valid.sum(), sure.sum(), (sure & (lesion != NO_LESION)).sum()]
+                # No seed where the teacher is confident of another class.
+                differs = is_confident & (lesion != seed)
+                if contradicted is not None:  # keep seeds of healthy tiles
+                    differs &= ~(contradicted & (seed == NO_LESION))
+                seed = seed.masked_fill(differs, IGNORE)
+            if contradicted is not None:
+                is_confident &= ~contradicted
+            pseudo_label = lesion.masked_fill(~is_confident, IGNORE)
+            self._pixel_counts = self._pixel_counts.to(is_confident.device) + torch.stack(
+                [
+                    part.valid.sum(),
+                    is_confident.sum(),
+                    (is_confident & (lesion != NO_LESION)).sum(),
+                ]
             )
             pseudo_labeled.append(
                 PseudoLabeledBatch(
-                    one.weak,
-                    trusted,
-                    next(leaves, torch.full_like(trusted, IGNORE)),
-                    one.valid,
-                    says.scores,
-                    None if self.image_labels is None else one.disease,
+                    part.weak,
+                    pseudo_label,
+                    next(leaves, torch.full_like(pseudo_label, IGNORE)),
+                    part.valid,
+                    targets.scores,
+                    None if self.image_labels is None else part.disease,
                     seed,
                 )
             )
@@ -220,12 +221,12 @@ class PseudoLabeler:
     def _labels(
         self, confidence_mask: ConfidenceMask, stats: Sequence[ConfidenceStats]
     ) -> Iterator[Tensor]:
-        """Yield the labels that pass the mask, whose thresholds are updated first."""
+        """Update the thresholds of the confidence mask, and yield the masked labels."""
         if not stats:
             return
         confidence_mask.update(stats)
-        for part, sure in zip(stats, confidence_mask.mask(stats), strict=True):
-            yield part.label.masked_fill(~sure, IGNORE)
+        for part, is_confident in zip(stats, confidence_mask.mask(stats), strict=True):
+            yield part.label.masked_fill(~is_confident, IGNORE)
 
     def _lesion_likelihood(
         self,
@@ -234,17 +235,17 @@ class PseudoLabeler:
         disease: Tensor,
         lesion: TeacherPrediction,
     ) -> Tensor:
-        """Return where what a tile is called may show.
+        """Return how likely each pixel shows the tile's disease.
 
-        Where the image-level head looks (LayerCAM), and the teacher finds a lesion
-        likeliest.
+        The product of the image-level head's LayerCAM and the teacher's lesion
+        probability.
         """
-        likely = 1 - lesion.logits.float().softmax(1)[:, NO_LESION]
-        seen = self.teacher.layer_cam(image, disease, weak.contrast_weights(image.device))
-        seen = F.interpolate(
-            seen[:, None], likely.shape[1:], mode="bilinear", align_corners=False
+        probability = 1 - lesion.logits.float().softmax(1)[:, NO_LESION]
+        cam = self.teacher.layer_cam(image, disease, weak.contrast_weights(image.device))
+        cam = F.interpolate(
+            cam[:, None], probability.shape[1:], mode="bilinear", align_corners=False
         )[:, 0]
-        return seen * likely
+        return cam * probability
 
     def _on_leaf(self, leaf: TeacherPrediction, inside: Tensor) -> Tensor:
         return (leaf.label == 1) & inside if self._classes.has_leaf else inside
@@ -252,65 +253,70 @@ class PseudoLabeler:
     def evaluate(
         self, student: nn.Module, hidden: Batch, *, at_once: int = 16
     ) -> dict[str, float]:
-        """Return how much of the teacher's word is believed, and how right that is.
+        """Return the coverage and precision of the pseudo-labels.
 
         Args:
-            student: Whose scores are compared with the teacher's.
+            student: Whose predictions are compared with the teacher's.
             hidden: Tiles whose masks the run does not learn from.
-            at_once: Tiles that either of them looks at at once.
+            at_once: Tiles in a forward pass.
 
         Returns:
-            Of each class and of "no lesion": ``pl_coverage/...``, the share of the pixels
-            that the teacher calls so which pass the gate, and ``pl_precision/...``, the
-            share of those that are what it says. ``student_teacher_dice``, the Dice
-            overlap of the student's lesions with the teacher's. Of the tiles without
-            labels since the last audit: ``pl_mask_ratio``, the share of the pixels that
-            was believed, and ``pl_lesion_ratio``, the share that was believed to be
-            lesion. How right seeds are, see ``WeakLabels.judge``. All in [0, 1], NaN
+            For each class and "no lesion": ``pl_coverage/...``, the fraction of the
+            pixels predicted as the class that pass the confidence mask, and
+            ``pl_precision/...``, the fraction of those that are of the class.
+            ``student_teacher_dice``, the Dice overlap of the student's lesions with the
+            teacher's. For the unlabeled tiles since the last evaluation:
+            ``pl_mask_ratio``, the fraction of the pixels in the confidence mask, and
+            ``pl_lesion_ratio``, the fraction pseudo-labeled as lesion. The precision of
+            seeds, see ``ImageLabelSupervision.update_precision``. All in [0, 1], NaN
             where there is nothing to divide by.
         """
         images = torch.split(hidden.image, at_once)
-        said = [self._teacher_predictions(image)[1:] for image in images]
-        prediction = TeacherPrediction.joined([lesion for lesion, _ in said])
+        predictions = [self._teacher_predictions(image)[1:] for image in images]
+        prediction = TeacherPrediction.joined([lesion for lesion, _ in predictions])
         known = hidden.lesion != IGNORE
-        (sure,) = self._lesion_mask.mask([self._lesion_mask.stats(prediction, known)])
+        (is_confident,) = self._lesion_mask.mask(
+            [self._lesion_mask.stats(prediction, known)]
+        )
         label = prediction.label
         metrics: dict[str, float] = {}
         for c, name in enumerate(("no lesion", *self._classes.lesions)):
-            mine = label == c
-            right = sure & mine & (label == hidden.lesion)
-            metrics[f"pl_coverage/{name}"] = _ratio(sure & mine, mine & known)
-            metrics[f"pl_precision/{name}"] = _ratio(right, sure & mine)
+            is_class = label == c
+            right = is_confident & is_class & (label == hidden.lesion)
+            metrics[f"pl_coverage/{name}"] = _ratio(
+                is_confident & is_class, is_class & known
+            )
+            metrics[f"pl_precision/{name}"] = _ratio(right, is_confident & is_class)
         with torch.no_grad():
             was_training = student.training
             student.eval()
-            mine = torch.cat(
+            student_lesion = torch.cat(
                 [
                     student(image).resized(label.shape[1:]).lesion.argmax(1) != NO_LESION
                     for image in images
                 ]
             )
             student.train(was_training)
-        its = label != NO_LESION
-        both = (mine & its & known).sum() * 2
-        either = (mine & known).sum() + (its & known).sum()
-        metrics["student_teacher_dice"] = float(both / either) if either else math.nan
-        n, trusted, lesion = self._pixel_counts.tolist()
-        metrics["pl_mask_ratio"] = trusted / n if n else math.nan
-        metrics["pl_lesion_ratio"] = lesion / n if n else math.nan
+        teacher_lesion = label != NO_LESION
+        both = (student_lesion & teacher_lesion & known).sum() * 2
+        total = (student_lesion & known).sum() + (teacher_lesion & known).sum()
+        metrics["student_teacher_dice"] = float(both / total) if total else math.nan
+        n, n_masked, n_lesion = self._pixel_counts.tolist()
+        metrics["pl_mask_ratio"] = n_masked / n if n else math.nan
+        metrics["pl_lesion_ratio"] = n_lesion / n if n else math.nan
         self._pixel_counts.zero_()
         if self.image_labels is not None and self.image_labels.makes_cam_seeds:
-            names = torch.split(hidden.disease, at_once)
-            known_ = torch.split(known, at_once)
+            diseases = torch.split(hidden.disease, at_once)
+            known_parts = torch.split(known, at_once)
             seeds = [
                 self.image_labels.cam_seeds(
-                    self._lesion_likelihood(self.image_labels, image, name, lesion),
-                    self._on_leaf(leaf, inside),
-                    inside,
-                    name,
+                    self._lesion_likelihood(self.image_labels, image, disease, lesion),
+                    self._on_leaf(leaf, valid),
+                    valid,
+                    disease,
                 )
-                for image, inside, name, (lesion, leaf) in zip(
-                    images, known_, names, said, strict=True
+                for image, valid, disease, (lesion, leaf) in zip(
+                    images, known_parts, diseases, predictions, strict=True
                 )
             ]
             metrics |= self.image_labels.update_precision(
@@ -319,36 +325,38 @@ class PseudoLabeler:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
-        return {"teacher": self.teacher.state_dict(), "memory": self.light_state_dict()}
+        """Return the state to save in a checkpoint."""
+        return {"teacher": self.teacher.state_dict(), "light": self.light_state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as the lessons whose state it is."""
+        """Restore a saved state."""
         self.teacher.load_state_dict(state["teacher"])
-        self.load_light_state_dict(state["memory"])
+        self.load_light_state_dict(state["light"])
 
     def light_state_dict(self) -> dict[str, Any]:
-        """Return the state without the teacher: little enough to copy at every step."""
+        """Return the state without the teacher, small enough to copy at every step."""
         return {
-            "lesion_gate": self._lesion_mask.state_dict(),
-            "leaf_gate": self._leaf_mask.state_dict(),
-            "begun": self._started,
-            "pl_mask_ratio": self._pixel_counts.clone(),
-            "weak": None if self.image_labels is None else self.image_labels.state_dict(),
+            "lesion_mask": self._lesion_mask.state_dict(),
+            "leaf_mask": self._leaf_mask.state_dict(),
+            "started": self._started,
+            "pixel_counts": self._pixel_counts.clone(),
+            "image_labels": None
+            if self.image_labels is None
+            else self.image_labels.state_dict(),
         }
 
     def load_light_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to an earlier ``memory``."""
-        self._lesion_mask.load_state_dict(state["lesion_gate"])
-        self._leaf_mask.load_state_dict(state["leaf_gate"])
-        self._started = state["begun"]
-        self._pixel_counts = state["pl_mask_ratio"].clone()
+        """Restore a state of ``light_state_dict``."""
+        self._lesion_mask.load_state_dict(state["lesion_mask"])
+        self._leaf_mask.load_state_dict(state["leaf_mask"])
+        self._started = state["started"]
+        self._pixel_counts = state["pixel_counts"].clone()
         if self.image_labels is not None:
-            self.image_labels.load_state_dict(state["weak"])
+            self.image_labels.load_state_dict(state["image_labels"])
 
     def _mix(self, tiles: PseudoLabeledBatch) -> PseudoLabeledBatch:
         if self.settings.method == "mean_teacher":
-            return tiles  # as it was published
+            return tiles  # as published
         device = tiles.lesion.device
         b, h, w = tiles.lesion.shape
         if self.image_labels is not None and tiles.disease is not None:
@@ -360,39 +368,39 @@ class PseudoLabeler:
         return tiles
 
     def _calibrate(self, labeled: Sequence[Batch]) -> bool:
-        """Learn the ranks from labeled tiles; return whether a lesion was found there."""
-        found, seen = False, []
+        """Calibrate the ranks; return whether the teacher finds a lesion of the masks."""
+        finds_lesion, predictions = False, []
         for tiles in labeled:
             _, lesion, leaf = self._teacher_predictions(tiles.image)
-            said = tiles.target
-            is_lesion = (said != IGNORE) & (said != NO_LESION)
-            found |= bool((is_lesion & (lesion.label != NO_LESION)).any())
-            seen.append((lesion, leaf))
-            if found and not self._lesion_mask.needs_ranks:
+            target = tiles.target
+            is_lesion = (target != IGNORE) & (target != NO_LESION)
+            finds_lesion |= bool((is_lesion & (lesion.label != NO_LESION)).any())
+            predictions.append((lesion, leaf))
+            if finds_lesion and not self._lesion_mask.needs_ranks:
                 return True
         if self._lesion_mask.needs_ranks:
             tiles = collate(labeled)
             lesion, leaf = (
-                TeacherPrediction.joined(parts) for parts in zip(*seen, strict=True)
+                TeacherPrediction.joined(parts) for parts in zip(*predictions, strict=True)
             )
             self._lesion_mask.calibrate(lesion, tiles.target != IGNORE)
             self._leaf_mask.calibrate(leaf, tiles.leaf != IGNORE)
-        return found
+        return finds_lesion
 
     def _teacher_predictions(
         self, image: Tensor
     ) -> tuple[Scores, TeacherPrediction, TeacherPrediction]:
-        """Return what the teacher says, and its opinions on the lesions and the leaf."""
+        """Return the teacher's scores, and its full-size predictions of each head."""
         teacher = self.teacher
         size = (image.shape[2], image.shape[3])
-        said = teacher(image)
-        scores = said.resized(size)
+        coarse = teacher(image)
+        scores = coarse.resized(size)
         if "dropout" not in self.settings.confidence:
-            return said, TeacherPrediction(scores.lesion), TeacherPrediction(scores.leaf)
+            return coarse, TeacherPrediction(scores.lesion), TeacherPrediction(scores.leaf)
         with dropout_on(teacher.network):
             passes = [teacher(image).resized(size) for _ in range(DROPOUT_PASSES)]
         return (
-            said,
+            coarse,
             TeacherPrediction(scores.lesion, torch.stack([p.lesion for p in passes])),
             TeacherPrediction(scores.leaf, torch.stack([p.leaf for p in passes])),
         )
@@ -404,7 +412,7 @@ def _ratio(some: Tensor, all_: Tensor) -> float:
 
 @contextmanager
 def dropout_on(network: nn.Module) -> Iterator[None]:
-    """Let a network in eval drop values, and nothing else, for a while."""
+    """Turn on dropout alone in a network in eval mode, within this context."""
     layers = [m for m in network.modules() if isinstance(m, (nn.Dropout, nn.Dropout2d))]
     for layer in layers:
         layer.train()

@@ -1,9 +1,9 @@
-"""Domains: what can be said of a data set without looking at a mask.
+"""Metrics of data sets without masks.
 
-Nobody can tell from images alone how right a network is about them. It can be asked
-whether it says the same of an image in another light, how sure it is, and how much it
-calls a lesion; and whether the images show plants at all. Beside the same figures of the
-images that it learned from, a person who knows the crop can judge them.
+Without masks the accuracy of a network cannot be measured. What can be measured: whether
+its predictions agree under two augmentations, how confident they are, which fraction of
+the pixels it predicts as lesion, and whether the images show plants at all. Compare them
+with the same metrics of the images that it learned from.
 """
 
 import math
@@ -23,15 +23,15 @@ TILES = 16
 
 
 class UnlabeledSetMetrics:
-    """Ask a network about tiles of every data set without masks, and of those with.
+    """Measure a network on tiles of every data set without masks, and of those with.
 
-    The tiles are the same every time. They are drawn anew and a few at a time, so that
-    memory does not grow with the number of data sets.
+    The tiles are the same every time. They are read again each time, a few at once, so
+    that memory does not grow with the number of data sets.
 
     Args:
-        views: Weak and strong views, by the name of the data set; ``HOME`` for the
-            images with masks.
-        visits: Draws that give ``TILES`` tiles.
+        views: Weak and strong views, by the name of the data set; ``SOURCE_DOMAIN`` for
+            the images with masks.
+        visits: Dataset items that contain ``TILES`` tiles.
     """
 
     def __init__(
@@ -42,55 +42,57 @@ class UnlabeledSetMetrics:
 
     @torch.no_grad()
     def __call__(self, network: nn.Module, *, at_once: int) -> dict[str, float]:
-        """Return the figures of every data set, by ``NAME_of_SET``; all in [0, 1].
+        """Return the metrics of every data set, by ``METRIC/SET``; all in [0, 1].
 
         Args:
-            network: In eval, where it is to compute.
-            at_once: Tiles that it looks at at once.
+            network: In eval mode, on its device.
+            at_once: Tiles in a forward pass.
 
         Returns:
-            ``aug_consistency``: Dice overlap of the lesions that the network sees in
-            two lights; NaN where it sees none. ``mean_entropy``: mean entropy of a
-            pixel, as a fraction of the greatest. ``lesion_fraction``: fraction of the
-            pixels that it calls lesion. ``non_green_fraction``: fraction of the tiles in
-            which hardly anything is green. Nothing of a data set whose images cannot be
-            read.
+            ``aug_consistency``: Dice overlap of the lesions predicted under two
+            augmentations; NaN where none is predicted. ``mean_entropy``: mean entropy of
+            a pixel, as a fraction of its maximum. ``lesion_fraction``: fraction of the
+            pixels predicted as lesion. ``non_green_fraction``: fraction of the tiles in
+            which hardly anything is green. A data set whose images cannot be read has
+            no metrics.
         """
         metrics: dict[str, float] = {}
         for name, views in self._views.items():
             try:
-                found = self._measure(network, views, at_once)
-            except DataError:  # each of its images is told of when it is drawn
+                measured = self._measure(network, views, at_once)
+            except DataError:  # each unreadable image is reported when it is read
                 continue
-            metrics |= {f"{figure}/{name}": value for figure, value in found.items()}
+            metrics |= {f"{metric}/{name}": value for metric, value in measured.items()}
         return metrics
 
     def _measure(
         self, network: nn.Module, views: Dataset[UnlabeledBatch], at_once: int
     ) -> dict[str, float]:
-        place = next(network.parameters()).device
-        lesions = torch.zeros(3, dtype=torch.double)  # in one light, the other, both
-        pixels = doubt = 0.0
+        device = next(network.parameters()).device
+        lesions = torch.zeros(3, dtype=torch.double)  # weak view, strong view, both
+        pixels = entropy = 0.0
         non_green: list[bool] = []
         for part in _parts(views, self._visits, at_once):
             non_green += [
                 green_fraction(tile.permute(1, 2, 0).numpy()) < HARDLY_GREEN
                 for tile in part.weak
             ]
-            inside = part.valid.to(place)
+            valid = part.valid.to(device)
             weak, strong = (
-                network(image.to(place)).resized(inside.shape[1:]).lesion
+                network(image.to(device)).resized(valid.shape[1:]).lesion
                 for image in (part.weak, part.strong[0])
             )
-            one, other = ((s.argmax(1) != NO_LESION) & inside for s in (weak, strong))
-            lesions += torch.stack([one.sum(), other.sum(), (one & other).sum()]).cpu()
-            doubt -= float(negative_entropy(weak.float())[inside].sum())
-            pixels += float(inside.sum())
-        one, other, both = lesions.tolist()
+            a, b = ((logits.argmax(1) != NO_LESION) & valid for logits in (weak, strong))
+            lesions += torch.stack([a.sum(), b.sum(), (a & b).sum()]).cpu()
+            entropy -= float(negative_entropy(weak.float())[valid].sum())
+            pixels += float(valid.sum())
+        n_weak, n_strong, both = lesions.tolist()
         return {
-            "aug_consistency": 2 * both / (one + other) if one + other else math.nan,
-            "mean_entropy": doubt / pixels if pixels else math.nan,
-            "lesion_fraction": one / pixels if pixels else math.nan,
+            "aug_consistency": 2 * both / (n_weak + n_strong)
+            if n_weak + n_strong
+            else math.nan,
+            "mean_entropy": entropy / pixels if pixels else math.nan,
+            "lesion_fraction": n_weak / pixels if pixels else math.nan,
             "non_green_fraction": sum(non_green) / len(non_green),
         }
 
@@ -98,10 +100,10 @@ class UnlabeledSetMetrics:
 def _parts(
     views: Dataset[UnlabeledBatch], visits: int, at_once: int
 ) -> Iterator[UnlabeledBatch]:
-    """Yield the tiles of these visits, about ``at_once`` at a time."""
-    held: list[UnlabeledBatch] = []
-    for draw in range(visits):
-        held.append(views[draw])
-        if sum(map(len, held)) >= at_once or draw == visits - 1:
-            yield collate_views(held)
-            held = []
+    """Yield the tiles of these items, about ``at_once`` at a time."""
+    items: list[UnlabeledBatch] = []
+    for index in range(visits):
+        items.append(views[index])
+        if sum(map(len, items)) >= at_once or index == visits - 1:
+            yield collate_views(items)
+            items = []

@@ -1,0 +1,180 @@
+"""A model in memory: an image goes in, masks and severity come out. No folder is written.
+
+import plantseg_next
+model = plantseg_next.load("RUN")
+model.predict("leaf.jpg").severity_pct
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool, Float16, Shaped, UInt8
+from PIL import Image
+
+from plantseg_next.data.image_io import decode_image
+from plantseg_next.data.quality.inspect import HARDLY_GREEN, green_fraction
+from plantseg_next.errors import DataError, UsageError
+from plantseg_next.inference.predictor import Predictor
+from plantseg_next.inference.records import Value, image_row
+from plantseg_next.inference.severity import Assessment, Lesion, assess
+from plantseg_next.models.bundle import ModelCard
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ImageSource = str | Path | bytes | Image.Image | np.ndarray
+"""A path, the bytes of a file, a PIL image of any mode, or uint8 ``(h, w, 3)`` in RGB."""
+MIN_LESION_PX = 20
+"""Smallest lesion that is counted, in pixels at the scale at which the model sees the
+image."""
+
+
+@dataclass(frozen=True)
+class LeafAnalysis:
+    """What a model finds in one image. Arrays have the size of the upright image.
+
+    Args:
+        name: Of the image; "" where it has none.
+        image: RGB, upright.
+        assessment: Masks, lesions and severity.
+        scale: Factor by which the image was shrunk for the model, at most 1.
+        notes: What a reader of the measures should know.
+        row: The measures, by column of ``severity.csv``.
+    """
+
+    name: str
+    image: UInt8[np.ndarray, "h w 3"]
+    assessment: Assessment
+    scale: float
+    notes: tuple[str, ...]
+    row: dict[str, Value]
+
+    @property
+    def severity_pct(self) -> float | None:
+        """Lesion area over leaf area in percent; ``None`` where no leaf is known."""
+        return self.assessment.measure.severity_pct
+
+    @property
+    def lesion(self) -> UInt8[np.ndarray, "h w"]:
+        """Lesion class ids, 0 for no lesion."""
+        return self.assessment.prediction.lesion
+
+    @property
+    def lesion_probability(self) -> Float16[np.ndarray, "h w"]:
+        """Probability of any lesion, in [0, 1]."""
+        return self.assessment.prediction.lesion_probability
+
+    @property
+    def leaf(self) -> Bool[np.ndarray, "h w"] | None:
+        """Where the leaf is; ``None`` if the model does not know leaves."""
+        leaf = self.assessment.prediction.leaf
+        return None if leaf is None else leaf == 1
+
+    @property
+    def lesions(self) -> tuple[Lesion, ...]:
+        """Every lesion, measured, largest first."""
+        return self.assessment.lesions
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return the measures as a table of one row.
+
+        Raises:
+            UsageError: If pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise UsageError(
+                "pandas is not installed.",
+                needed="pandas, for a table; `row` is a plain dict",
+                fix="pip install pandas",
+            ) from error
+        return pd.DataFrame([self.row])
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A loaded model. ``predict`` may be called from several threads at once.
+
+    Loading and predicting change no global state: no threads, seeds, logging or autocast.
+
+    Args:
+        predictor: Predicts masks.
+        card: What is known of the model.
+    """
+
+    predictor: Predictor
+    card: ModelCard
+
+    def predict(
+        self,
+        image: ImageSource,
+        *,
+        name: str | None = None,
+        min_lesion_px: int = MIN_LESION_PX,
+    ) -> LeafAnalysis:
+        """Return masks, lesions and severity of one image.
+
+        Args:
+            image: See ``ImageSource``. The EXIF orientation of a file or PIL image is
+                applied.
+            name: Of the image in ``row``; a path's file name by default.
+            min_lesion_px: Smaller lesions are not counted, in pixels at the scale at
+                which the model sees the image.
+
+        Raises:
+            UsageError: If there is no such file, or an array is not uint8
+                ``(h, w, 3)``.
+            DataError: If a file cannot be decoded.
+        """
+        if name is None:
+            name = Path(image).name if isinstance(image, str | Path) else ""
+        pixels = _array(image) if isinstance(image, np.ndarray) else decode_image(image)
+        scale = self.predictor.scale(pixels.shape[:2])
+        # What is too small to count is so at the scale that the model sees.
+        least_px = round(min_lesion_px / scale**2)
+        found = assess(self.predictor(pixels), min_lesion_px=least_px)
+        notes = self._notes(pixels, found)
+        row = image_row(name, found, self.card.classes) | {
+            "scale": scale,
+            "model": self.card.sha256[:12],
+            "notes": "; ".join(notes),
+        }
+        return LeafAnalysis(name, pixels, found, scale, notes, row)
+
+    def _notes(
+        self, image: UInt8[np.ndarray, "h w 3"], found: Assessment
+    ) -> tuple[str, ...]:
+        notes = []
+        if self.card.classes.has_leaf and found.measure.denominator == "image":
+            notes.append("no leaf found")
+        if green_fraction(image) < HARDLY_GREEN:
+            notes.append("hardly any green: a plant?")
+        return tuple(notes)
+
+
+def _array(image: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
+    """Return an array that can be predicted; refuse one that would be misread."""
+    needed = "uint8 of shape (height, width, 3): red, green, blue from 0 to 255"
+    if image.dtype != np.uint8:
+        fix = "round(255 * image) as uint8, if it lies in [0, 1]"
+        raise UsageError(
+            f"The array has the type {image.dtype}.",
+            needed=needed,
+            fix=fix if image.dtype.kind == "f" else "convert it to uint8",
+        )
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise UsageError(
+            f"The array has the shape {image.shape}.",
+            needed=needed,
+            fix="give one image at a time, channels last, without an alpha channel",
+        )
+    if 0 in image.shape:
+        raise DataError(
+            f"The array has the shape {image.shape}: it is empty.",
+            needed="an image of one pixel or more",
+            fix="check how it was cut",
+        )
+    return np.ascontiguousarray(image)
