@@ -65,8 +65,6 @@ def test_file_uses_the_words_of_the_field(path):
         for words, instead in WORDS.items():
             found += [
                 f"{path.name}:{number}: {match[0]!r}: write {instead}"
-                for match in re.finditer(
-                    rf"\b({words})\b", f"{line} {parts_of(line)}", re.I
-                )
+                for match in re.finditer(rf"\b({words})\b", both, re.I)
             ]
     assert not found, "\n".join(sorted(set(found)))

@@ -30,7 +30,7 @@ def toy_trace(settings, _classes, _device, *, with_unlabeled, with_image_labels)
     kept = 8 - len(memory.activation_checkpointing)
     peak["activations"] = round(size * kept * tile * MB)
     peak["images"] = round(settings.training.batch * 0.1 * tile * MB)
-    passes = (3 if parts == 1 else 4) + len(memory.activation_checkpointing) / 6
+    passes = 3 + len(memory.activation_checkpointing) / 6
     return Footprint(
         peak,
         peak | {"activations": 0},

@@ -1,8 +1,9 @@
 """The memory plan: the fastest settings that fit a budget.
 
-Exact measures are preferred: micro-batches, activation checkpointing, chunked losses and an
-EMA teacher in main memory do not change the gradient. Only if they do not suffice, settings
-that change the training are changed, the least harmful first, and reported.
+Measures that do not change what is learned are preferred: activation checkpointing, chunked
+losses and an EMA teacher in main memory are exact; smaller micro-batches lost no Dice where
+it was measured (docs/results/memory.md). Only if they do not suffice, settings that change
+the training are changed, the least harmful first, and reported.
 """
 
 from collections.abc import Iterator, Mapping
@@ -278,9 +279,7 @@ class _Search:
         two = two_micro_batches(2) if n > 1 else one
         small = self.smallest(settings)
         few, more = (self._trace(_essential(of_batch(small, m))) for m in (2, 3))
-        parts = -(-batch // n)
-        # A single micro-batch is run only once.
-        factor = (0.75 if parts == 1 else 1.0) * batch / 2
+        factor = batch / 2  # both traces are of two micro-batches
         grown = one.grown(two, n - 1)
         waiting = (more.peak_bytes - few.peak_bytes) * max(0, batch - 2 * n)
         return replace(
@@ -309,7 +308,7 @@ class _Search:
             needs += round(2 * (cache_mib - LEAST_CACHE_MIB) * 2**20)
         memory = chosen.memory.model_copy(update={"budget_mb": self._limit / 1e6})
         chosen = chosen.model_copy(update={"memory": memory})
-        changes = (*_exact(requested, chosen), *concessions)
+        changes = (*_harmless(requested, chosen), *concessions)
         return MemoryPlan(
             requested, chosen, self._limit, before, after, needs, room, slower, changes
         )
@@ -375,14 +374,14 @@ def _essential(settings: Settings) -> Settings:
     )
 
 
-def _exact(requested: Settings, chosen: Settings) -> list[str]:
-    """Describe the changes that do not change the gradient."""
+def _harmless(requested: Settings, chosen: Settings) -> list[str]:
+    """Describe the changes that do not change what is learned, as far as was measured."""
     changes = []
     size, batch = chosen.training.micro_batch, chosen.training.batch
     if size != requested.training.micro_batch and size is not None:
         changes.append(
-            f"Micro-batches of {size} of {batch} tiles: the same gradient, with one more "
-            "forward pass."
+            f"Micro-batches of {size} of {batch} tiles: overlap losses and hard pixels are "
+            "those of a micro-batch."
         )
     if chosen.memory.activation_checkpointing != requested.memory.activation_checkpointing:
         parts = ", ".join(chosen.memory.activation_checkpointing).replace("_", " ")

@@ -15,7 +15,7 @@ from them: ConvNeXt-V2's published weights are CC BY-NC 4.0, no commercial use.
 Sources: Tan and Le 2019 (EfficientNet), arXiv:1905.11946, and TensorFlow's
 EfficientNet-Lite of 2020; Woo et al. 2023 (ConvNeXt V2), arXiv:2301.00808. The networks
 are timm's. Our departures: batch normalization is frozen, because micro-batches of one and
-mixed views make its statistics unusable and exact accumulation is impossible with them;
+mixed views make its statistics unusable;
 ConvNeXt-V2's response normalization is computed with fewer intermediate maps.
 """
 
