@@ -19,7 +19,7 @@ from plantseg_next.data.quality.issues import CheckReport
 from plantseg_next.errors import UsageError, did_you_mean
 from plantseg_next.evaluation import report
 from plantseg_next.evaluation.report_tables import Report
-from plantseg_next.files import prepare_output
+from plantseg_next.files import AnyPath, prepare_output
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import PredictionTable
 from plantseg_next.models.bundle import CARD, ModelCard, find_bundle, read_bundle
@@ -69,9 +69,9 @@ __all__ = [
 
 
 def check(
-    data: Path | DataSources,
+    data: AnyPath | DataSources,
     *,
-    classes: Path | None = None,
+    classes: AnyPath | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> CheckReport:
@@ -83,18 +83,18 @@ def check(
         seed: Seed of the later run; it chooses the splits where the data set states none.
         progress: Called after every image.
     """
-    sources = DataSources(data, classes) if isinstance(data, Path) else data
+    sources = DataSources(data, classes) if isinstance(data, str | Path) else data
     manifest = splits.assign(sources.read(), seed=seed)
     return check_manifest(manifest, on_progress=progress_for(progress, "checking"))
 
 
 def plan(
-    data: Path | DataSources,
+    data: AnyPath | DataSources,
     memory: int,
     settings: Settings | None = None,
     *,
     ram: int | None = None,
-    classes: Path | None = None,
+    classes: AnyPath | None = None,
     unlabeled: bool = False,
     device: Device | None = None,
 ) -> "MemoryPlan":
@@ -115,17 +115,17 @@ def plan(
     """
     settings = settings or Settings()
     settings = settings.model_copy(update={"model": with_start(settings.model)})
-    sources = DataSources(data, classes) if isinstance(data, Path) else data
+    sources = DataSources(data, classes) if isinstance(data, str | Path) else data
     manifest = build_manifest(sources, settings)
     return plan_for(manifest, settings, memory, ram=ram, unlabeled=unlabeled, device=device)
 
 
 def evaluate(
-    model: Path,
-    data: Path | None = None,
+    model: AnyPath,
+    data: AnyPath | None = None,
     *,
     split: Split | Literal["all"] = "test",
-    classes: Path | None = None,
+    classes: AnyPath | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Evaluate a model on images with masks that it has not learned from.
@@ -145,6 +145,7 @@ def evaluate(
         UsageError: If no image has a mask, or training images are among them.
     """
     folder = find_model(model)
+    data, classes = _as_path(data), _as_path(classes)
     rows = images_to_evaluate(folder, data, split, classes=classes)
     predictor, card = load_predictor(folder)
     eval_classes = card.classes
@@ -159,9 +160,9 @@ def evaluate(
 
 
 def predict(
-    model: Path | None,
-    images: Path,
-    out: Path,
+    model: AnyPath | None,
+    images: AnyPath,
+    out: AnyPath,
     *,
     min_lesion_px: int = 20,
     progress: Progress | None = None,
@@ -181,6 +182,7 @@ def predict(
         DataError: If ``images`` is one image that cannot be read; of a folder, unreadable
             images are listed and the rest is measured.
     """
+    images, out = Path(images), Path(out)
     manifest = read_folder(images)
     folder = STARTER_FOLDER if model is None else find_model(model)
     predictor, card = load_predictor(folder)
@@ -196,9 +198,9 @@ def predict(
 
 
 def pseudo_label(
-    model: Path,
-    images: Path,
-    out: Path,
+    model: AnyPath,
+    images: AnyPath,
+    out: AnyPath,
     *,
     threshold: float = 0.9,
     progress: Progress | None = None,
@@ -219,6 +221,7 @@ def pseudo_label(
             a mask.
     """
     _refuse_threshold(threshold)
+    images, out = Path(images), Path(out)
     manifest = read_folder(images)
     without_masks = manifest.only(
         row for row in manifest.rows if row.split == "unlabeled" or row.mask is None
@@ -241,8 +244,8 @@ def pseudo_label(
 
 
 def self_train(
-    data: Path | DataSources,
-    out: Path,
+    data: AnyPath | DataSources,
+    out: AnyPath,
     settings: Settings | None = None,
     *,
     rounds: int = 1,
@@ -275,10 +278,11 @@ def self_train(
         and a student under strong augmentation are enough. Departure: ST++ ranks whole
         images; here pixels are selected.
     """
-    sources = DataSources(data) if isinstance(data, Path) else data
+    sources = DataSources(data) if isinstance(data, str | Path) else data
     settings = settings or Settings()
     threshold = settings.semi.threshold
     _refuse_threshold(threshold)
+    out = Path(out)
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
     if not all(name.startswith(("run_", "labels_")) for name in names):
         prepare_output(out)
@@ -343,7 +347,7 @@ class DemoResult:
 
 
 def demo(
-    out: Path,
+    out: AnyPath,
     *,
     steps: int = 200,
     leaves: int = 200,
@@ -366,6 +370,7 @@ def demo(
     from plantseg_next.synthetic.leaves import write_drawn_folder
     from plantseg_next.workflows.demo import refine
 
+    out = Path(out)
     prepare_output(out)
     log(f"drawing {leaves} leaves with exact masks")
     write_drawn_folder(out / "leaves", leaves, seed=0, size_hw=(256, 256))
@@ -417,6 +422,10 @@ def _evaluate_and_measure(
     return evaluation, table
 
 
+def _as_path(path: AnyPath | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
 def _name_of(images: Path) -> Callable[[Row], str]:
     """Return a function that names an image: its path within ``images``, or its key."""
     root = images if images.is_dir() else images.parent
@@ -432,19 +441,21 @@ def _name_of(images: Path) -> Callable[[Row], str]:
     return name
 
 
-def holds_model(path: Path) -> bool:
+def holds_model(path: AnyPath) -> bool:
     """Return whether a path is a model, a run with a model, or the name of one."""
+    path = Path(path)
     if path.exists():
         return find_bundle(path) is not None
     return str(path) in STARTERS
 
 
-def find_model(path: Path) -> Path:
+def find_model(path: AnyPath) -> Path:
     """Return the folder of a model: a path, ``best`` of a run, or a model of the package.
 
     Raises:
         UsageError: If there is none.
     """
+    path = Path(path)
     folder = named_model(path)
     if folder is not None:
         return folder
@@ -456,16 +467,16 @@ def find_model(path: Path) -> Path:
     )
 
 
-def load_predictor(model: Path) -> tuple[Predictor, ModelCard]:
+def load_predictor(model: AnyPath) -> tuple[Predictor, ModelCard]:
     """Return a predictor on the best device available, and the card of the model."""
     from plantseg_next.inference.predictor import make_predictor
 
-    network, card = read_bundle(model)
+    network, card = read_bundle(Path(model))
     device = find_device().kind
     return make_predictor(network.to(device), card, device), card
 
 
-def load_pipeline(model: Path) -> "Pipeline":
+def load_pipeline(model: AnyPath) -> "Pipeline":
     """Return a model that predicts images in memory; see ``plantseg_next.load``.
 
     Raises:

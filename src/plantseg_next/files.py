@@ -9,6 +9,9 @@ from typing import BinaryIO
 
 from plantseg_next.errors import DataError, OutputError
 
+AnyPath = str | Path
+"""A path as users give it."""
+
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write a file completely or not at all; its folder is created if needed.

@@ -624,3 +624,50 @@ def _classes():
     from plantseg_next.structures import ClassMap
 
     return ClassMap(("lesion",), ("healthy",), has_leaf=True)
+
+
+class Counter(Callback):
+    def __init__(self, key):
+        self.key = key
+        self.steps = 0
+
+    def on_step(self, info):
+        del info
+        self.steps += 1
+        return ()
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+def test_callbacks_of_one_class_keep_their_own_state(manifest, tmp_path):
+    run = Run(manifest, tmp_path)
+    first, second = Counter("first"), Counter("second")
+    second.steps = 100
+    run.trainer._callbacks = [first, second]
+    with pytest.raises(StoppedError):
+        run(stop_after=2)
+    again = Run(manifest, tmp_path, scores=(0.9,))
+    restored = [Counter("first"), Counter("second")]
+    again.trainer._callbacks = restored
+    again()
+    assert [callback.steps for callback in restored] == [4, 104]
+
+
+def test_two_callbacks_with_one_key_are_refused(manifest, tmp_path):
+    run = Run(manifest, tmp_path)
+    trainer = run.trainer
+    with pytest.raises(UsageError, match="Two callbacks have the key mine") as caught:
+        Trainer(
+            trainer._engine,
+            trainer._batches,
+            trainer._validate,
+            SETTINGS,
+            trainer._checkpoints,
+            n_images=1,
+            callbacks=[Counter("mine"), Counter("mine")],
+        )
+    assert "set another `key`" in caught.value.fix

@@ -431,3 +431,16 @@ def test_report_of_any_lesion_has_no_disease_iou(finished_run, tmp_path):
     assert "disease mIoU" not in other.to_text().split("How to read")[0]
     own = api.evaluate(finished_run)
     assert "disease mIoU" in own.to_text().split("How to read")[0]
+
+
+def test_verbs_take_strings_as_paths(drawn_folder, tmp_path):
+    data, run = str(drawn_folder), str(tmp_path / "run")
+    assert not api.check(data).spoils_training
+    api.train(data, run, TINY.with_settings(["training.steps=1"]))
+    assert api.evaluate(run).n_images == api.evaluate(run, data).n_images
+    found = api.predict(run, f"{data}/images", str(tmp_path / "out"))
+    assert len(found.rows) == 40
+    sources = api.DataSources([data], unlabeled=[f"{data}/images"])
+    assert api.check(sources).sources
+    assert api.find_model(run).name == "best"
+    assert api.holds_model("starter")

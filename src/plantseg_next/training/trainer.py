@@ -18,6 +18,7 @@ from plantseg_next.errors import (
     PlantSegError,
     StoppedError,
     TrainingError,
+    UsageError,
 )
 from plantseg_next.models.start import STARTS
 from plantseg_next.runtime import random_state, restore_random_state, same_bits
@@ -133,6 +134,13 @@ class Trainer:
         self._settings = settings
         self._checkpoints = checkpoints
         self._callbacks = callbacks
+        keys = [callback.key for callback in callbacks if callback.key]
+        if repeated := sorted({key for key in keys if keys.count(key) > 1}):
+            raise UsageError(
+                f"Two callbacks have the key {', '.join(repeated)}.",
+                needed="a key of its own for each callback with state",
+                fix="set another `key` on one of them",
+            )
         self._time_budget = TimeBudget(training)
         self._best: Validation | None = None
         self._checkpoint_due = 0.0
@@ -457,7 +465,7 @@ class Trainer:
             and {"monitored_metric": best.monitored_metric, "metrics": dict(best.metrics)},
             "engine": self._engine.state_dict(),
             "rng": random_state(),
-            "callbacks": {type(c).__name__: c.state_dict() for c in self._callbacks},
+            "callbacks": {c.key: c.state_dict() for c in self._callbacks if c.key},
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
@@ -470,7 +478,7 @@ class Trainer:
         self._time_budget.load_state_dict(state["time_budget"])
         self._best = state["best"] and Validation(**state["best"])
         for callback in self._callbacks:
-            callback_state = state["callbacks"].get(type(callback).__name__)
+            callback_state = state["callbacks"].get(callback.key)
             if callback_state is not None:
                 callback.load_state_dict(callback_state)
         restore_random_state(state["rng"])

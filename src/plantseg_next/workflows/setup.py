@@ -12,6 +12,7 @@ from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.quality.leakage import add_datasets, describe_excluded, drop_leaks
 from plantseg_next.data.sampler import refuse_unknown
 from plantseg_next.errors import UsageError
+from plantseg_next.files import AnyPath
 from plantseg_next.models.bundle import ModelCard
 from plantseg_next.runtime import find_device, prepare_gpu, seed_everything
 from plantseg_next.settings import Settings
@@ -40,16 +41,17 @@ class DataSources:
         names: File of the class names of the data sets, with the names of the run.
     """
 
-    data: Path | Sequence[Path]
-    classes: Path | None = None
-    unlabeled: Sequence[Path] = ()
-    pseudo_labels: Sequence[Path] = ()
-    names: Path | None = None
+    data: AnyPath | Sequence[AnyPath]
+    classes: AnyPath | None = None
+    unlabeled: Sequence[AnyPath] = ()
+    pseudo_labels: Sequence[AnyPath] = ()
+    names: AnyPath | None = None
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """The data sets."""
-        return (self.data,) if isinstance(self.data, Path) else tuple(self.data)
+        data = [self.data] if isinstance(self.data, str | Path) else self.data
+        return tuple(Path(folder) for folder in data)
 
     def __str__(self) -> str:
         """Return the paths of the data sets, for error messages."""
@@ -62,18 +64,25 @@ class DataSources:
             UsageError: If the layout of one of them is not recognized.
             DataError: If a file cannot be used.
         """
-        manifest = read_folders(self.folders, classes=self.classes)
-        return manifest if self.names is None else renamed(manifest, read_names(self.names))
+        classes = None if self.classes is None else Path(self.classes)
+        manifest = read_folders(self.folders, classes=classes)
+        if self.names is None:
+            return manifest
+        return renamed(manifest, read_names(Path(self.names)))
 
     def plain(self) -> dict[str, Any]:
         """Return the absolute paths as text, as a run records them."""
-        folders = [str(path.resolve()) for path in self.folders]
+
+        def absolute(path: AnyPath) -> str:
+            return str(Path(path).resolve())
+
+        folders = [absolute(path) for path in self.folders]
         return {
             "data": folders if len(folders) > 1 else folders[0],
-            "classes": self.classes and str(self.classes.resolve()),
-            **({"class-names": str(self.names.resolve())} if self.names else {}),
-            "unlabeled": [str(path.resolve()) for path in self.unlabeled],
-            "pseudo-labels": [str(path.resolve()) for path in self.pseudo_labels],
+            "classes": self.classes and absolute(self.classes),
+            **({"class-names": absolute(self.names)} if self.names else {}),
+            "unlabeled": [absolute(path) for path in self.unlabeled],
+            "pseudo-labels": [absolute(path) for path in self.pseudo_labels],
         }
 
 
@@ -114,7 +123,7 @@ def build_manifest(
     # Pseudo-labels first: an image that has one is no longer without a label.
     for folders, masks in ((sources.pseudo_labels, True), (sources.unlabeled, False)):
         if folders:
-            others = [read_folder(folder) for folder in folders]
+            others = [read_folder(Path(folder)) for folder in folders]
             manifest, excluded = add_datasets(
                 manifest, others, masks=masks, on_progress=on_progress
             )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from plantseg_next.data.formats.annotations import save_rasterized_masks
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.errors import StoppedError, UsageError
+from plantseg_next.files import AnyPath
 from plantseg_next.models.start import (
     STARTS,
     absolute_start,
@@ -77,8 +78,8 @@ class TrainResult:
 
 
 def train(  # noqa: PLR0913 - the options of a user
-    data: Path | DataSources,
-    out: Path,
+    data: AnyPath | DataSources,
+    out: AnyPath,
     settings: Settings | None = None,
     *,
     memory: int | None = None,
@@ -119,7 +120,8 @@ def train(  # noqa: PLR0913 - the options of a user
     """
     import torch
 
-    sources = DataSources(data) if isinstance(data, Path) else data
+    sources = DataSources(data) if isinstance(data, str | Path) else data
+    out = Path(out)
     settings = settings or Settings()
     model = absolute_start(settings.model)
     _refuse_bad_start(model, out, restart=restart)
@@ -310,7 +312,7 @@ class ReproducibilityResult:
 
 
 def verify(
-    run: Path, *, log: Callable[[str], None] = lambda _: None
+    run: AnyPath, *, log: Callable[[str], None] = lambda _: None
 ) -> ReproducibilityResult:
     """Repeat the first steps of a run and compare them bit for bit.
 
@@ -330,6 +332,7 @@ def verify(
         first_difference,
     )
 
+    run = Path(run)
     record = RunRecord.read(run)
     if record is None or not (run / FIRST_STEPS).is_file():
         raise UsageError(

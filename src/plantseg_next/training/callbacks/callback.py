@@ -79,6 +79,9 @@ class Callback:
     callback.
     """
 
+    key = ""
+    """Name of its state in a checkpoint; "" for a callback without state."""
+
     def on_step(self, info: StepInfo) -> Sequence[Event]:
         """Called after an optimizer step."""
         del info
@@ -101,7 +104,7 @@ class Callback:
         """Called when the process stops training; ``text`` states why."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state to save in a checkpoint."""
+        """Return the state to save in a checkpoint, under ``key``."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

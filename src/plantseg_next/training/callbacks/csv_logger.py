@@ -35,6 +35,8 @@ class CsvLogger(Callback):
         card: The models' card, without metrics.
     """
 
+    key = "csv"
+
     def __init__(self, folder: Path, network: nn.Module, card: ModelCard) -> None:
         self._folder = folder
         self._network = network

@@ -57,6 +57,8 @@ class TensorBoard(Callback):
         folder: Where to write them.
     """
 
+    key = "tensorboard"
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writer: Any = None
@@ -115,6 +117,8 @@ class MLflow(Callback):
         name: Of the run.
         settings: Logged as parameters.
     """
+
+    key = "mlflow"
 
     def __init__(self, store: Path, name: str, settings: Settings) -> None:
         logging.getLogger("mlflow").setLevel(logging.WARNING)

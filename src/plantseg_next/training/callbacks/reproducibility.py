@@ -23,6 +23,8 @@ class ReproducibilityProbe(Callback):
         network: In training.
     """
 
+    key = "reproducibility"
+
     def __init__(self, folder: Path, network: nn.Module) -> None:
         self._path = folder / FIRST_STEPS
         self._network = network

@@ -90,6 +90,8 @@ class ResourceMonitor(Callback):
         budget_mb: Memory budget of the processes, in 10^6 bytes; ``None`` for no limit.
     """
 
+    key = "resources"
+
     def __init__(
         self, folder: Path, *, cache_mib: float, budget_mb: float | None = None
     ) -> None:

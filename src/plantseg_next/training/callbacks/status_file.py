@@ -44,6 +44,8 @@ class StatusFile(Callback):
         eta: Receives the time of every step and validation.
     """
 
+    key = "status"
+
     def __init__(self, folder: Path, monitor: ResourceMonitor, eta: EtaEstimator) -> None:
         self._folder = folder
         self._monitor = monitor
