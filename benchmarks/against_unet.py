@@ -21,7 +21,6 @@ import results_table
 import torch
 from torch import Tensor, nn
 
-from plantseg_next import judging
 from plantseg_next.data import splits
 from plantseg_next.data.dataloader import loader
 from plantseg_next.data.dataset import MixedDataset, TileDataset, count_pixels
@@ -38,6 +37,7 @@ from plantseg_next.training.callbacks.callback import Callback, Event, Validatio
 from plantseg_next.training.checkpoints import Checkpoints
 from plantseg_next.training.engine import Engine
 from plantseg_next.training.trainer import Trainer
+from plantseg_next.workflows.evaluate import eval_items, severity_pct, some_rows, validate
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATE = {"ours": 2e-3, "unet": 1e-3}
@@ -111,7 +111,7 @@ def run(
         settings.data.tile_px,
         settings.data.long_side_px,
     )
-    eval_items = judging.some_rows(
+    validation = some_rows(
         manifest.split("val").labeled, settings.training.validation_images, settings.seed
     )
     best = BestWeights(net)
@@ -125,7 +125,7 @@ def run(
                 stop=settings.training.steps,
                 workers=settings.data.workers,
             ),
-            lambda _: judging.validate(predictor, eval_items),
+            lambda _: validate(predictor, validation),
             settings,
             Checkpoints(Path(folder)),
             n_images=len(manifest.split("train").labeled),
@@ -134,8 +134,8 @@ def run(
     net.load_state_dict(best.state)
     started = time.perf_counter()
     test = manifest.split("test").labeled
-    items = judging.eval_items(predictor, classes, test, classes)
-    report = evaluate(items, classes, severity=judging.severity_pct)
+    items = eval_items(predictor, classes, test, classes)
+    report = evaluate(items, classes, severity=severity_pct)
     return {
         "network": network,
         "seed": settings.seed,

@@ -12,11 +12,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from plantseg_next import api, judging
+from plantseg_next import api
 from plantseg_next.data import splits
 from plantseg_next.data.formats import read_folder
 from plantseg_next.evaluation.metrics import ClassScores, confusion_matrix
 from plantseg_next.structures import ClassMap, is_lesion
+from plantseg_next.workflows.evaluate import eval_items, some_rows
 
 CELL_HW = (220, 300)
 ANY_LESION = ClassMap(("any lesion",))
@@ -54,9 +55,9 @@ def main() -> None:
     for data in arguments.data:
         manifest = splits.assign(read_folder(data), seed=0)
         test = manifest.split("test").labeled
-        chosen = judging.some_rows(test if len(test) else manifest, arguments.images, 0)
+        chosen = some_rows(test if len(test) else manifest, arguments.images, 0)
         shown = []
-        for one in judging.eval_items(predictor, card.classes, chosen, ANY_LESION):
+        for one in eval_items(predictor, card.classes, chosen, ANY_LESION):
             truth, found = one.sample, one.prediction
             confusion = confusion_matrix(truth.lesion, found.lesion, 2)
             dice = float(ClassScores(confusion).lesion_dice)  # NaN: no lesion mask is known

@@ -11,7 +11,7 @@ their lesion Dice, target over source, with an interval by groups: what part of 
 at home survives abroad.
 
 Beside it stands what the model can be asked without a mask
-(``training/lessons/domains.py``), and
+(``training/semi_supervised/unlabeled_metrics.py``), and
 in ``new_crops_signs.csv`` the same at every validation beside the lesion Dice on the
 target's validation images, which the run never sees: whether those signs tell.
 """

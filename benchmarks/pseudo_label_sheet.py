@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 from contact_sheet import outlined
 
-from plantseg_next import api, judging
+from plantseg_next import api
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.structures import IGNORE, is_lesion
+from plantseg_next.workflows.evaluate import eval_items, some_rows
 from plantseg_next.workflows.pseudo_label import sure_mask
 
 
@@ -33,9 +34,9 @@ def main() -> None:
     arguments = parser.parse_args()
     hidden = Manifest.read(arguments.run / MANIFEST_FILE).split("unlabeled").labeled
     predictor, card = api.load_predictor(arguments.run / "last")
-    chosen = judging.some_rows(hidden, arguments.images, 0)
+    chosen = some_rows(hidden, arguments.images, 0)
     shown = []
-    for one in judging.eval_items(predictor, card.classes, chosen, card.classes):
+    for one in eval_items(predictor, card.classes, chosen, card.classes):
         truth = one.sample
         mask, _ = sure_mask(one.prediction, threshold=arguments.threshold, has_leaf=False)
         known = (truth.lesion != IGNORE) & (mask != IGNORE)

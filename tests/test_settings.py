@@ -2,7 +2,8 @@ import pytest
 import yaml
 
 from plantseg_next.errors import UsageError
-from plantseg_next.settings import REMOVED, RENAMED, Settings, setting_names
+from plantseg_next.old_settings import REMOVED, RENAMED
+from plantseg_next.settings import Settings, setting_names
 
 
 def test_settings_written_to_disk_are_read_unchanged(tmp_path):

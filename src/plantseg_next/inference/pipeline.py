@@ -17,7 +17,7 @@ from plantseg_next.data.image_io import decode_image
 from plantseg_next.data.quality.inspect import HARDLY_GREEN, green_fraction
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.inference.predictor import Predictor
-from plantseg_next.inference.records import Value, image_row
+from plantseg_next.inference.records import Value, table_row
 from plantseg_next.inference.severity import Assessment, Lesion, assess
 from plantseg_next.models.bundle import ModelCard
 
@@ -41,7 +41,7 @@ class LeafAnalysis:
         assessment: Masks, lesions and severity.
         scale: Factor by which the image was shrunk for the model, at most 1.
         notes: What a reader of the measures should know.
-        row: The measures, by column of ``severity.csv``.
+        card: Of the model.
     """
 
     name: str
@@ -49,7 +49,19 @@ class LeafAnalysis:
     assessment: Assessment
     scale: float
     notes: tuple[str, ...]
-    row: dict[str, Value]
+    card: ModelCard
+
+    @property
+    def row(self) -> dict[str, Value]:
+        """The measures, by column of ``severity.csv``."""
+        return table_row(
+            self.name,
+            self.assessment,
+            self.card.classes,
+            scale=self.scale,
+            model=self.card.model_id,
+            notes=self.notes,
+        )
 
     @property
     def severity_pct(self) -> float | None:
@@ -137,12 +149,7 @@ class Pipeline:
         least_px = round(min_lesion_px / scale**2)
         found = assess(self.predictor(pixels), min_lesion_px=least_px)
         notes = self._notes(pixels, found)
-        row = image_row(name, found, self.card.classes) | {
-            "scale": scale,
-            "model": self.card.sha256[:12],
-            "notes": "; ".join(notes),
-        }
-        return LeafAnalysis(name, pixels, found, scale, notes, row)
+        return LeafAnalysis(name, pixels, found, scale, notes, self.card)
 
     def _notes(
         self, image: UInt8[np.ndarray, "h w 3"], found: Assessment

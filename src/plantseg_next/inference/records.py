@@ -105,6 +105,20 @@ def image_row(name: str, assessment: Assessment, classes: ClassMap) -> dict[str,
     return row
 
 
+def table_row(
+    name: str,
+    assessment: Assessment,
+    classes: ClassMap,
+    *,
+    scale: float,
+    model: str,
+    notes: Sequence[str],
+) -> dict[str, Value]:
+    """Return ``image_row`` with what is not measured: scale, model and notes."""
+    row = image_row(name, assessment, classes)
+    return row | {"scale": scale, "model": model, "notes": "; ".join(notes)}
+
+
 class RecordWriter:
     """Write the tables, masks and overlays of a run, one image at a time.
 
@@ -201,8 +215,9 @@ class RecordWriter:
             OutputError: If the folder cannot be written.
         """
         self._refuse_name(name)
-        row = image_row(name, assessment, self.classes)
-        row |= {"scale": scale, "model": self.model, "notes": "; ".join(notes)}
+        row = table_row(
+            name, assessment, self.classes, scale=scale, model=self.model, notes=notes
+        )
         prediction = assessment.prediction
         with explained(self.folder):
             if self.masks:

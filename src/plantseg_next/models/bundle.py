@@ -79,6 +79,11 @@ class ModelCard:
         """Name of the weights file."""
         return f"model-{self.sha256[:16]}.safetensors"
 
+    @property
+    def model_id(self) -> str:
+        """What tables call the model: the start of its digest."""
+        return self.sha256[:12]
+
 
 def write_bundle(folder: Path, network: "nn.Module", card: ModelCard) -> ModelCard:
     """Write a model; an older one in the same folder is replaced atomically.

@@ -153,7 +153,7 @@ def starting_network(
     except (RuntimeError, KeyError) as error:
         raise misfit(folder / card.weights, error) from error
     # The license of the encoder's first weights also applies to the new model.
-    name = f"model {card.sha256[:12]}, from {card.weights_origin}"
+    name = f"model {card.model_id}, from {card.weights_origin}"
     return network, PretrainedSource(
         name, card.weights_license, card.sha256, data_sets=card.sources
     )

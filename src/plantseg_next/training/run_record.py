@@ -31,7 +31,7 @@ from plantseg_next.files import (
 )
 from plantseg_next.settings import MemorySettings, Settings, flat_settings
 
-FORMAT = 2
+FORMAT = 3
 RECORD = "run.json"
 HISTORY = "history.csv"
 EVENTS = "events.jsonl"

@@ -3,16 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from plantseg_next.data.image_io import read_image
 from plantseg_next.data.manifest import Manifest, Row
-from plantseg_next.data.quality.inspect import HARDLY_GREEN, green_fraction
 from plantseg_next.errors import PlantSegError
 from plantseg_next.files import prepare_output
+from plantseg_next.inference.pipeline import MIN_LESION_PX, Pipeline
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import PredictionTable, RecordWriter
-from plantseg_next.inference.severity import Assessment, assess
 from plantseg_next.models.bundle import ModelCard
 
 
@@ -23,7 +20,7 @@ def write_measures(
     out: Path,
     *,
     name: Callable[[Row], str],
-    min_lesion_px: int = 20,
+    min_lesion_px: int = MIN_LESION_PX,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> PredictionTable:
     """Measure every image and write the results.
@@ -47,30 +44,23 @@ def write_measures(
     only_image = read_image(manifest.rows[0].image) if len(manifest) == 1 else None
     rows, skipped = [], []
     prepare_output(out)
-    with RecordWriter(out, card.classes, model=card.sha256[:12]) as writer:
+    pipeline = Pipeline(predictor, card)
+    with RecordWriter(out, card.classes, model=card.model_id) as writer:
         for i, row in enumerate(manifest.rows):
             try:
                 image = read_image(row.image) if only_image is None else only_image
             except PlantSegError as error:
                 skipped.append((name(row), error.came))
             else:
-                scale = predictor.scale(image.shape[:2])
-                # min_lesion_px is in pixels at the scale of the model.
-                least_px = round(min_lesion_px / scale**2)
-                assessment = assess(predictor(image), min_lesion_px=least_px)
-                notes = _notes(image, assessment, card)
+                leaf = pipeline.predict(image, name=name(row), min_lesion_px=min_lesion_px)
                 rows.append(
-                    writer.add(name(row), image, assessment, scale=scale, notes=notes)
+                    writer.add(
+                        leaf.name,
+                        leaf.image,
+                        leaf.assessment,
+                        scale=leaf.scale,
+                        notes=leaf.notes,
+                    )
                 )
             on_progress(i + 1, len(manifest))
     return PredictionTable(tuple(rows), tuple(skipped))
-
-
-def _notes(image: np.ndarray, assessment: Assessment, card: ModelCard) -> list[str]:
-    """Return warnings about one image, for its row of the table."""
-    notes = []
-    if card.classes.has_leaf and assessment.measure.denominator == "image":
-        notes.append("no leaf found")
-    if green_fraction(image) < HARDLY_GREEN:
-        notes.append("hardly any green: a plant?")
-    return notes
