@@ -158,3 +158,13 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.device_count() == len(state["cuda"]) > 0:
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Restore all global random number generators at the end of the context."""
+    before = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(before)

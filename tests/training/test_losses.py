@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from plantseg_next.errors import UsageError
 from plantseg_next.structures import IGNORE
-from plantseg_next.training import losses
+from plantseg_next.training import losses, sparse_labels
 
 
 def soft_dice(logits, target, **options):
@@ -168,8 +168,8 @@ def test_logit_adjustment_of_balanced_sample_has_no_gradient_at_true_prior(none,
     fractions = torch.tensor(pixels, dtype=torch.float64)
     logits = fractions.log().view(1, -1, 1, 1).requires_grad_()
     where = torch.ones(1, 1, 1, dtype=torch.bool)
-    log_prior_odds = losses.class_log_prior_odds(torch.tensor([none, sum(lesions)]))
-    found = losses.logit_adjustment(logits, where, log_prior_odds)
+    log_prior_odds = sparse_labels.class_log_prior_odds(torch.tensor([none, sum(lesions)]))
+    found = sparse_labels.logit_adjustment(logits, where, log_prior_odds)
     probability = fractions.clone()
     probability[0] = 0.5 * fractions.sum()
     probability[1:] *= 0.5 * fractions.sum() / fractions[1:].sum()
@@ -184,14 +184,14 @@ def test_logit_adjustment_of_balanced_sample_has_no_gradient_at_true_prior(none,
 def test_logit_adjustment_changes_points_only():
     logits = torch.randn(1, 3, 2, 2)
     where = torch.tensor([[[True, False], [False, False]]])
-    found = losses.logit_adjustment(logits, where, torch.tensor(2.0))
+    found = sparse_labels.logit_adjustment(logits, where, torch.tensor(2.0))
     assert torch.equal(found[:, :, ~where[0]], logits[:, :, ~where[0]])
     assert found[0, :, 0, 0] - logits[0, :, 0, 0] == pytest.approx(
         torch.tensor([0.0, 2, 2])
     )
-    assert losses.logit_adjustment(logits, where, None) is logits
+    assert sparse_labels.logit_adjustment(logits, where, None) is logits
 
 
 @pytest.mark.parametrize("pixels", [(10, 0), (0, 10), (10, 10)])
 def test_log_prior_odds_without_counts_or_imbalance_is_zero(pixels):
-    assert losses.class_log_prior_odds(torch.tensor(pixels)) == 0.0
+    assert sparse_labels.class_log_prior_odds(torch.tensor(pixels)) == 0.0

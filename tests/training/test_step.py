@@ -14,8 +14,8 @@ from plantseg_next.settings import LossSettings, ModelSettings
 from plantseg_next.structures import IGNORE, Batch, ClassMap
 from plantseg_next.training import losses, step
 from plantseg_next.training.semi_supervised.pseudo_labeled_batch import PseudoLabeledBatch
+from plantseg_next.training.semi_supervised.pseudo_labels import UnsupWeights
 from plantseg_next.training.step import (
-    UnsupWeights,
     count_labels,
     supervised_losses,
     train_step,

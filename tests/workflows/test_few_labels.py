@@ -2,11 +2,14 @@
 
 import csv
 import json
+import logging
+import random
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conftest import TINY
@@ -202,3 +205,23 @@ def test_image_labels_of_class_folders_train_and_resume_identically(drawn_folder
     )  # compared first for a readable difference
     digests = [read_card(run.folder / "last").sha256 for run in (whole, parts)]
     assert digests[0] == digests[1]
+
+
+def test_training_leaves_global_state_as_it_was(drawn_folder, tmp_path):
+    logger = logging.getLogger("lightning_fabric")
+
+    def state():
+        return (
+            torch.get_num_threads(),
+            torch.is_autocast_cache_enabled(),
+            torch.are_deterministic_algorithms_enabled(),
+            logger.level,
+            torch.get_rng_state().tolist(),
+            random.getstate(),
+            np.random.get_state()[1].tolist(),  # noqa: NPY002
+        )
+
+    before = state()
+    bfloat16 = FEW.with_settings(["training.precision=bfloat16", "training.steps=3"])
+    api.train(drawn_folder, tmp_path / "run", bfloat16)
+    assert state() == before

@@ -5,7 +5,8 @@ A step has two parts. ``backward`` may run out of memory and be retried;
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,13 +18,12 @@ from plantseg_next.models.segmenter import Segmenter
 from plantseg_next.runtime import Device, random_state, restore_random_state
 from plantseg_next.settings import Settings
 from plantseg_next.structures import IGNORE, NO_LESION, Batch, ClassMap, UnlabeledBatch
-from plantseg_next.training import losses
 from plantseg_next.training.schedule import warmup_cosine
 from plantseg_next.training.semi_supervised.ema_teacher import EmaTeacher
 from plantseg_next.training.semi_supervised.image_labels import ImageLabelSupervision
-from plantseg_next.training.semi_supervised.pseudo_labeled_batch import PseudoLabeledBatch
 from plantseg_next.training.semi_supervised.pseudo_labels import PseudoLabeler
-from plantseg_next.training.step import UnsupWeights, train_step
+from plantseg_next.training.sparse_labels import class_log_prior_odds
+from plantseg_next.training.step import train_step
 
 FINE_TUNING_DECAY = 0.75
 WARMUP_FRACTION = 0.05
@@ -48,16 +48,7 @@ class Engine:
         device: Device,
         pseudo_labeler: PseudoLabeler | None = None,
     ) -> None:
-        # Fabric would log the precision to the user.
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-        self._fabric = Fabric(
-            accelerator="gpu" if device.kind == "cuda" else "cpu",
-            devices=1,
-            precision=("bf16-mixed" if uses_bfloat16(settings, device) else "32-true"),
-        )
-        # A weight is used once per forward pass. Cached in low precision until its end,
-        # all weights would take half as much memory again.
-        torch.set_autocast_cache_enabled(False)
+        self._fabric = _fabric(device, bfloat16=uses_bfloat16(settings, device))
         network.set_checkpointing(settings.memory.activation_checkpointing)
         self._settings = settings
         self.device = device
@@ -102,30 +93,29 @@ class Engine:
         self._label_counts_now = self._label_counts + torch.stack(
             [is_none.sum(), is_lesion.sum()]
         )
+        odds = class_log_prior_odds(self._label_counts_now).to(self._fabric.device)
         micro_batches = [
             to_device(part, self._fabric.device)
             for part in to_micro_batches(batch, micro_batch)
         ]
-        pseudo_labeled: list[PseudoLabeledBatch] = []
-        unsup: UnsupWeights | None = None
-        if self.pseudo_labeler is not None:
-            unsup = self.pseudo_labeler.weights(step, steps, micro_batches, profile=profile)
-            if unsup is not None:
+        labeler, unsup = self.pseudo_labeler, None
+        with _without_autocast_cache():
+            if labeler is not None:
+                unsup = labeler.weights(step, steps, micro_batches, profile=profile)
+            terms = train_step(
+                self._model,
+                [part.labeled for part in micro_batches],
+                self._settings.loss,
+                self._fabric.backward,
                 # The teacher predicts while there are no gradients in memory yet.
-                pseudo_labeled = self.pseudo_labeler.make_targets(micro_batches)
-        terms = train_step(
-            self._model,
-            [part.labeled for part in micro_batches],
-            self._settings.loss,
-            self._fabric.backward,
-            pseudo_labeled=pseudo_labeled,
-            unsup=unsup,
-            complementary_dropout=self._settings.semi.strong_views > 1,
-            loss_chunk_rows=self._settings.memory.loss_chunk_rows,
-            log_prior_odds=losses.class_log_prior_odds(self._label_counts_now).to(
-                self._fabric.device
-            ),
-        )
+                pseudo_labeled=labeler.make_targets(micro_batches)
+                if labeler is not None and unsup is not None
+                else (),
+                unsup=unsup,
+                complementary_dropout=self._settings.semi.strong_views > 1,
+                loss_chunk_rows=self._settings.memory.loss_chunk_rows,
+                log_prior_odds=odds,
+            )
         norm = self._fabric.clip_gradients(
             self._model,
             self._optimizer,
@@ -154,15 +144,15 @@ class Engine:
     def save_rng(self) -> Callable[[], None]:
         """Return a function that undoes a failed ``backward``, random state included."""
         rng = random_state()
-        light_state = (
-            None if self.pseudo_labeler is None else self.pseudo_labeler.light_state_dict()
+        labeler_state = (
+            None if self.pseudo_labeler is None else self.pseudo_labeler.state_dict()
         )
 
         def undo() -> None:
             self.zero_grad()
             restore_random_state(rng)
-            if self.pseudo_labeler is not None and light_state is not None:
-                self.pseudo_labeler.load_light_state_dict(light_state)
+            if self.pseudo_labeler is not None and labeler_state is not None:
+                self.pseudo_labeler.load_state_dict(labeler_state)
 
         return undo
 
@@ -172,14 +162,15 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state to save in a checkpoint."""
-        return {
+        state = {
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "label_counts": self._label_counts,
-            "pseudo_labeler": None
-            if self.pseudo_labeler is None
-            else self.pseudo_labeler.state_dict(),
         }
+        if self.pseudo_labeler is not None:
+            state["pseudo_labeler"] = self.pseudo_labeler.state_dict()
+            state["teacher"] = self.pseudo_labeler.teacher.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state."""
@@ -193,6 +184,37 @@ class Engine:
                     moments[name] = torch.empty_like(parameter).copy_(value)
         if self.pseudo_labeler is not None:
             self.pseudo_labeler.load_state_dict(state["pseudo_labeler"])
+            self.pseudo_labeler.teacher.load_state_dict(state["teacher"])
+
+
+def _fabric(device: Device, *, bfloat16: bool) -> Fabric:
+    """Return Fabric for one device; it would log the precision to the user."""
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        return Fabric(
+            accelerator="gpu" if device.kind == "cuda" else "cpu",
+            devices=1,
+            precision="bf16-mixed" if bfloat16 else "32-true",
+        )
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _without_autocast_cache() -> Iterator[None]:
+    """Keep no copies of weights in low precision until the end of a forward pass.
+
+    Every weight is used once per forward pass; the copies would take half as much memory
+    again as all weights.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def build_engine(

@@ -1,8 +1,5 @@
 """Losses on logits. Pure functions, float32 inside, no state.
 
-A loss over a whole batch has two parts: statistics of tiles, which are summed or
-concatenated, and the loss computed from them. So a batch may be processed in parts.
-
 Every loss skips ignored pixels, returns 0 with a zero gradient where no pixel has a
 label, and stays finite for absent classes and empty masks. Sums run in float32 under any
 autocast: float16 overflows past 65 504 pixels.
@@ -13,12 +10,12 @@ Axes: b tile, k class, h row, w column.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
 from plantseg_next.errors import UsageError
-from plantseg_next.structures import IGNORE, NO_LESION
+from plantseg_next.structures import IGNORE
 
 SMOOTH = 1.0  # pixels added to both sides of an overlap ratio
 
@@ -164,43 +161,6 @@ def cross_entropy(
     )
 
 
-def logit_adjustment(
-    logits: Float[Tensor, "b k h w"],
-    where: Bool[Tensor, "b h w"],
-    log_prior_odds: Float[Tensor, ""] | None,
-) -> Float[Tensor, "b k h w"]:
-    """Return the logits for a balanced sample of lesion and "no lesion" pixels.
-
-    Points and seeds lie on lesions about as often as off them, though lesions are rare.
-    Trained on them as on a random sample, a network would predict too many lesions. So
-    the loss on such pixels is computed on logits adjusted to a balanced prior.
-
-    Args:
-        logits: Of each lesion class, "no lesion" first.
-        where: Pixels sampled that way; the logits of others are returned unchanged.
-        log_prior_odds: Log odds of "no lesion" among the pixels of the masks, in the
-            training tiles: the prior that the network learns. ``None`` changes nothing.
-
-    Source:
-        King and Zeng 2001, doi:10.1093/oxfordjournals.pan.a004868 (prior correction);
-        Menon et al. 2021, arXiv:2007.07314 (the same as a loss).
-    """
-    if log_prior_odds is None:
-        return logits
-    is_lesion = torch.arange(logits.shape[1], device=logits.device) != NO_LESION
-    return logits + log_prior_odds * (is_lesion[:, None, None] & where[:, None])
-
-
-def class_log_prior_odds(pixels: Integer[Tensor, " 2"]) -> Float[Tensor, ""]:
-    """Return the log odds of "no lesion"; 0 where one of the two counts is 0.
-
-    Args:
-        pixels: Number of pixels without a lesion, and with one.
-    """
-    none, lesion = pixels.float()
-    return torch.where(pixels.all(), none.log() - lesion.log(), 0.0)
-
-
 def ohem_ce(
     loss: Float[Tensor, "b h w"], n_known: Float[Tensor, ""], *, fraction: float = 0.25
 ) -> Float[Tensor, ""]:
@@ -227,25 +187,3 @@ def ohem_ce(
     kept = loss.flatten().topk(n_max).values
     is_kept = torch.arange(n_max, device=loss.device) < n_kept
     return (kept * is_kept).sum() / n_kept
-
-
-def squared_distance(
-    logits: Float[Tensor, "b k h w"],
-    teacher: Float[Tensor, "b k h w"],
-    label: Integer[Tensor, "b h w"],
-) -> Float[Tensor, "b h w"]:
-    """Return the squared distance of the student's probabilities from the teacher's.
-
-    Args:
-        logits: The student's logits.
-        teacher: The teacher's logits of the same pixels; not differentiated.
-        label: ``IGNORE`` off the confidence mask; those pixels count as 0.
-
-    Returns:
-        Mean over classes of each pixel, in [0, 2 / k].
-
-    Source:
-        Tarvainen and Valpola 2017 (Mean Teacher), arXiv:1703.01780.
-    """
-    difference = logits.float().softmax(1) - teacher.detach().float().softmax(1)
-    return difference.square().mean(1).masked_fill(label == IGNORE, 0.0)

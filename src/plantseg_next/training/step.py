@@ -3,12 +3,9 @@
 A step is a few micro-batches, whose gradients add up. Labels of the whole step are
 counted before the first forward pass, so cross-entropies are means over all its pixels
 whatever the size of a micro-batch. Overlap losses and the choice of hard pixels are made
-within a micro-batch and weighted by its size: with three seeds on three data sets,
-micro-batches of one or two of eight tiles learned as well as all eight at once
-(docs/results/memory.md).
+within a micro-batch and weighted by its size: it learns as well (docs/results/memory.md).
 
-Pixels and images without an annotation are ``IGNORE`` in the targets and skipped by every
-loss; so are pixels whose pseudo-label is not trusted.
+What is not annotated or not trusted is ``IGNORE`` in the targets and skipped by every loss.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,29 +17,23 @@ from torch.utils.checkpoint import checkpoint
 
 from plantseg_next.models.segmenter import Scores
 from plantseg_next.settings import LossSettings
-from plantseg_next.structures import IGNORE, NO_LESION, Batch
+from plantseg_next.structures import IGNORE, Batch
 from plantseg_next.training import losses
 from plantseg_next.training.losses import Overlap
+from plantseg_next.training.semi_supervised.mean_teacher import consistency_losses
 from plantseg_next.training.semi_supervised.pseudo_labeled_batch import PseudoLabeledBatch
+from plantseg_next.training.semi_supervised.pseudo_labels import UnsupWeights
+from plantseg_next.training.sparse_labels import (
+    SparseCounts,
+    balanced_ce,
+    count_sparse,
+    logit_adjustment,
+)
 
 UNSUP_LEAF = 0.5
 """Weight of the leaf beside the lesions in the unsupervised loss."""
 UNSUP_DICE = 0.5
 """Weight of the overlap with a pseudo-label, beside cross-entropy."""
-
-
-class UnsupWeights(NamedTuple):
-    """Weights of what is learned from unlabeled tiles in this step.
-
-    Args:
-        consistency: Of pseudo-labels.
-        disease: Of image-level labels, times that of the supervised disease loss.
-        cam_seeds: Of CAM seeds.
-    """
-
-    consistency: float
-    disease: float = 0.0
-    cam_seeds: float = 0.0
 
 
 def train_step(  # noqa: PLR0913 - all that a step depends on
@@ -66,9 +57,8 @@ def train_step(  # noqa: PLR0913 - all that a step depends on
         backward: Differentiates a scalar, as Fabric does it.
         pseudo_labeled: Micro-batches of tiles with pseudo-labels.
         unsup: Weights of their losses; needed where there are any.
-        complementary_dropout: Whether the halves of a pseudo-labeled micro-batch are two
-            views of the same tiles, which drop complementary channels.
-        log_prior_odds: Of "no lesion" in masks; see ``losses.logit_adjustment``.
+        complementary_dropout: Whether a pseudo-labeled micro-batch holds two views a tile.
+        log_prior_odds: Of "no lesion" in masks; see ``logit_adjustment``.
         loss_chunk_rows: Rows of a tile whose losses are computed at once; ``None``: all.
 
     Returns:
@@ -110,8 +100,7 @@ class LabelCounts(NamedTuple):
         leaf: Pixels labeled as leaf or not.
         valid: Pixels inside the image.
         disease: Tiles with an image-level label.
-        on_lesion: Sparse labels (points or CAM seeds) on lesions.
-        off_lesion: Sparse labels off lesions.
+        sparse: Sparse labels: points or CAM seeds.
     """
 
     tiles: int
@@ -119,31 +108,25 @@ class LabelCounts(NamedTuple):
     leaf: Tensor
     valid: Tensor
     disease: Tensor
-    on_lesion: Tensor
-    off_lesion: Tensor
+    sparse: SparseCounts
 
 
 def count_labels(batches: Sequence[Batch] | Sequence[PseudoLabeledBatch]) -> LabelCounts:
     """Return what is labeled in all micro-batches of a step."""
 
-    def total(label: Callable[[Batch | PseudoLabeledBatch], Tensor | None]) -> Tensor:
-        found = [masks.sum() for b in batches if (masks := label(b)) is not None]
+    def total(labeled: Callable[[Batch | PseudoLabeledBatch], Tensor | None]) -> Tensor:
+        found = [where.sum() for b in batches if (where := labeled(b)) is not None]
         return torch.stack(found).sum().clamp_min(1) if found else torch.ones(())
-
-    def sparse(batch: Batch | PseudoLabeledBatch) -> Tensor | None:
-        return batch.sparse_target if isinstance(batch, Batch) else batch.cam_seed
-
-    def where(target: Tensor | None, wanted: Callable[[Tensor], Tensor]) -> Tensor | None:
-        return None if target is None else wanted(target)
 
     return LabelCounts(
         tiles=sum(len(b.lesion) for b in batches),
         lesion=total(lambda b: b.lesion != IGNORE),
         leaf=total(lambda b: b.leaf != IGNORE),
         valid=total(lambda b: None if isinstance(b, Batch) else b.valid),
-        disease=total(lambda b: where(b.disease, lambda t: t != IGNORE)),
-        on_lesion=total(lambda b: where(sparse(b), _is_on_lesion)),
-        off_lesion=total(lambda b: where(sparse(b), lambda t: t == NO_LESION)),
+        disease=total(lambda b: None if b.disease is None else b.disease != IGNORE),
+        sparse=count_sparse(
+            [b.sparse_target if isinstance(b, Batch) else b.cam_seed for b in batches]
+        ),
     )
 
 
@@ -182,7 +165,7 @@ def supervised_losses(
         ),
     }
     if sparse is not None:
-        terms["points"] = lambda: _balanced(found.sparse_ce, sparse, counts)
+        terms["points"] = lambda: balanced_ce(found.sparse_ce, sparse, counts.sparse)
     return {name: term() for name, term in terms.items() if getattr(weights, name) > 0}
 
 
@@ -196,9 +179,7 @@ def unsupervised_losses(
     """Return a micro-batch's part of each unsupervised loss; parts of a step add up.
 
     Cross-entropies are divided by all pixels inside the image, as in FixMatch (Sohn et
-    al. 2020, arXiv:2001.07685), so that tiles with few trusted pixels weigh little. With
-    the teacher's scores (Mean Teacher) the loss is the squared distance from its
-    probabilities instead.
+    al. 2020, arXiv:2001.07685), so that tiles with few trusted pixels weigh little.
 
     Args:
         scores: Of the student.
@@ -219,19 +200,16 @@ def unsupervised_losses(
             + dice * losses.soft_dice(found.leaf),
         }
     else:
-        size = (tiles.lesion.shape[1], tiles.lesion.shape[2])
-        mine, teacher = scores.resized(size), tiles.scores.resized(size)
-        lesion = losses.squared_distance(mine.lesion, teacher.lesion, tiles.lesion)
-        leaf = losses.squared_distance(mine.leaf, teacher.leaf, tiles.leaf)
-        terms = {
-            "unsup_lesion": lesion.sum() / counts.valid,
-            "unsup_leaf": leaf.sum() / counts.valid,
-        }
+        terms = consistency_losses(
+            scores, tiles.scores, tiles.lesion, tiles.leaf, counts.valid
+        )
     if tiles.disease is not None:
         entropy = losses.cross_entropy(scores.disease, tiles.disease)
         terms["unsup_disease"] = entropy.sum() / counts.disease
     if tiles.cam_seed is not None:
-        terms["unsup_cam_seeds"] = _balanced(found.sparse_ce, tiles.cam_seed, counts)
+        terms["unsup_cam_seeds"] = balanced_ce(
+            found.sparse_ce, tiles.cam_seed, counts.sparse
+        )
     return terms
 
 
@@ -282,7 +260,7 @@ def compare(
         ]
         if sparse is not None:
             labels = sparse[:, rows]
-            logits = losses.logit_adjustment(maps.lesion, labels != IGNORE, log_prior_odds)
+            logits = logit_adjustment(maps.lesion, labels != IGNORE, log_prior_odds)
             found.append(losses.cross_entropy(logits, labels))
         return tuple(found)
 
@@ -306,21 +284,6 @@ def compare(
         leaf_ce,
         sparse_ce[0] if sparse_ce else torch.zeros_like(lesion_ce),
     )
-
-
-def _balanced(entropy: Tensor, labels: Tensor, counts: LabelCounts) -> Tensor:
-    """Return the loss of sparse labels: those on and off lesions count alike.
-
-    Source:
-        Huang et al. 2018 (DSRG), doi:10.1109/CVPR.2018.00733.
-    """
-    on = (entropy * _is_on_lesion(labels)).sum() / counts.on_lesion
-    off = (entropy * (labels == NO_LESION)).sum() / counts.off_lesion
-    return (on + off) / 2
-
-
-def _is_on_lesion(labels: Tensor) -> Tensor:
-    return (labels != IGNORE) & (labels != NO_LESION)
 
 
 def _weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -24,7 +24,7 @@ from plantseg_next.models.start import (
     starting_network,
     with_start,
 )
-from plantseg_next.runtime import Device, find_device, use_threads
+from plantseg_next.runtime import Device, find_device, preserved_random_state, use_threads
 from plantseg_next.settings import ModelSettings, Settings
 from plantseg_next.structures import ClassMap
 from plantseg_next.training.run_record import (
@@ -77,6 +77,7 @@ class TrainResult:
     n_val: int
 
 
+@preserved_random_state()
 def train(  # noqa: PLR0913 - the options of a user
     data: AnyPath | DataSources,
     out: AnyPath,
@@ -311,6 +312,7 @@ class ReproducibilityResult:
     conditions: tuple[str, ...]
 
 
+@preserved_random_state()
 def verify(
     run: AnyPath, *, log: Callable[[str], None] = lambda _: None
 ) -> ReproducibilityResult:

@@ -85,6 +85,9 @@ class Validator:
         )
         from plantseg_next.training.engine import batch_to_device
         from plantseg_next.training.semi_supervised.image_labels import MIN_PRECISION
+        from plantseg_next.training.semi_supervised.pseudo_label_metrics import (
+            pseudo_label_metrics,
+        )
 
         device, home = (next(n.parameters()).device for n in (self._student, network))
         network.to(device)  # the EMA teacher may be offloaded to the CPU
@@ -100,8 +103,8 @@ class Validator:
             ):
                 return result
             hidden = batch_to_device(self._hidden, device)
-            extra_metrics = self._pseudo_labeler.evaluate(
-                self._student, hidden, at_once=2 * at_once
+            extra_metrics = pseudo_label_metrics(
+                self._pseudo_labeler, self._student, hidden, at_once=2 * at_once
             )
             extra_metrics |= self._unlabeled_metrics(network.eval(), at_once=2 * at_once)
         finally:

@@ -21,9 +21,11 @@ from plantseg_next.settings import (
 from plantseg_next.structures import IGNORE, Batch, ClassMap, UnlabeledBatch
 from plantseg_next.training.semi_supervised.ema_teacher import EmaTeacher
 from plantseg_next.training.semi_supervised.image_labels import ImageLabelSupervision
+from plantseg_next.training.semi_supervised.pseudo_label_metrics import pseudo_label_metrics
 from plantseg_next.training.semi_supervised.pseudo_labeled_batch import PseudoLabeledBatch
-from plantseg_next.training.semi_supervised.pseudo_labels import PseudoLabeler, dropout_on
+from plantseg_next.training.semi_supervised.pseudo_labels import PseudoLabeler
 from plantseg_next.training.step import count_labels, train_step, unsupervised_losses
+from plantseg_next.uncertainty.confidence import dropout_on
 
 CLASSES = ClassMap(("rust", "blight"), (), has_leaf=True)
 PLAIN = {
@@ -77,6 +79,8 @@ class Stub:
 
     def __init__(self, lesion):
         self.lesion = torch.tensor(lesion)
+
+    predict = EmaTeacher.predict
 
     def on_device(self, _device):
         return nullcontext()
@@ -241,7 +245,7 @@ def test_image_labels_become_seeds_where_teacher_is_uncertain():
 def test_disease_with_unmeasured_seeds_gives_no_seed():
     pseudo_labeler, one = with_image_labels([1, 0])
     pseudo_labeler.image_labels = ImageLabelSupervision(
-        pseudo_labeler.image_labels.settings, pseudo_labeler._classes
+        pseudo_labeler.image_labels.settings, pseudo_labeler.classes
     )
     (pseudo_labeled,) = pseudo_labeler.make_targets([one])
     diseased, healthy = pseudo_labeled.cam_seed
@@ -350,10 +354,10 @@ def test_evaluate_measures_seed_precision():
     hidden = replace(
         labeled, lesion=labeled.lesion.byte(), disease=torch.tensor([1]).byte()
     )
-    metrics = pseudo_labeler.evaluate(network(), hidden)
+    metrics = pseudo_label_metrics(pseudo_labeler, network(), hidden)
     seen = metrics[f"cam_seed_precision/{CLASSES.lesions[0]}"]
     assert 0 <= seen <= 1
-    kept = pseudo_labeler.light_state_dict()["image_labels"]["counts"]
+    kept = pseudo_labeler.state_dict()["image_labels"]["counts"]
     assert kept[1, 0] > 0
 
 
@@ -419,10 +423,12 @@ def test_resume_of_pseudo_labeler_is_identical():
         pseudo_labeler.make_targets(batch)
         pseudo_labeler.teacher.update(network(), steps=100)
     file = io.BytesIO()
-    torch.save(pseudo_labeler.state_dict(), file)
+    torch.save([pseudo_labeler.state_dict(), pseudo_labeler.teacher.state_dict()], file)
     file.seek(0)
     again = make_pseudo_labeler(network(), threshold=0.4, **changes)
-    again.load_state_dict(torch.load(file, weights_only=True))
+    labels, teacher = torch.load(file, weights_only=True)
+    again.load_state_dict(labels)
+    again.teacher.load_state_dict(teacher)
     for step in range(23, 45):
         batch = [make_batch(seed=step)]
         assert weights_at(again, step, batch) == weights_at(pseudo_labeler, step, batch)
@@ -431,8 +437,8 @@ def test_resume_of_pseudo_labeler_is_identical():
         assert (first.lesion != IGNORE).any()
         for one in (pseudo_labeler, again):
             one.teacher.update(student, steps=100)
-    assert pseudo_labeler.evaluate(student, batch[0].labeled) == pytest.approx(
-        again.evaluate(student, batch[0].labeled), nan_ok=True
+    assert pseudo_label_metrics(pseudo_labeler, student, batch[0].labeled) == pytest.approx(
+        pseudo_label_metrics(again, student, batch[0].labeled), nan_ok=True
     )
 
 
@@ -450,7 +456,7 @@ def test_pseudo_labels_are_independent_of_micro_batch_size(confidence):
             pseudo_labeler.weights(done, 10, parts, profile=True)
             tiles = PseudoLabeledBatch.joined(pseudo_labeler.make_targets(parts))
         pseudo_labeled.append(
-            (tiles.lesion, tiles.leaf, pseudo_labeler.light_state_dict()["started"])
+            (tiles.lesion, tiles.leaf, pseudo_labeler.state_dict()["started"])
         )
     for one, other in zip(*pseudo_labeled, strict=True):
         same = one == other

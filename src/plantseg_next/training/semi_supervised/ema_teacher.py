@@ -1,20 +1,59 @@
 """The EMA teacher: an exponential moving average of the student's weights.
 
+Axes: b tile, k class, h row, w column, n pass with dropout.
+
 Source: Tarvainen and Valpola 2017 (Mean Teacher), arXiv:1703.01780.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from plantseg_next.models.segmenter import Scores, Segmenter
 from plantseg_next.training.schedule import teacher_decay
+from plantseg_next.uncertainty.confidence import dropout_on, probability
+
+DROPOUT_PASSES = 4
+
+
+@dataclass(frozen=True)
+class TeacherPrediction:
+    """The teacher's prediction of one head, at the size of the tile.
+
+    Args:
+        logits: ``(b, k, h, w)``, without dropout.
+        passes: ``(n, b, k, h, w)`` with dropout; ``None`` where no mask needs them.
+    """
+
+    logits: Tensor
+    passes: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence["TeacherPrediction"]) -> "TeacherPrediction":
+        """Return the predictions for many tiles as one, in order."""
+        passes = [part.passes for part in parts if part.passes is not None]
+        return cls(
+            torch.cat([part.logits for part in parts]),
+            torch.cat(passes, dim=1) if passes else None,
+        )
+
+    @cached_property
+    def label(self) -> Int[Tensor, "b h w"]:
+        """The most probable class."""
+        return self.logits.argmax(1)
+
+    @cached_property
+    def probability(self) -> Float[Tensor, "b h w"]:
+        """Of the most probable class."""
+        return probability(self.logits)
 
 
 class EmaTeacher:
@@ -56,6 +95,30 @@ class EmaTeacher:
         scores: Scores = self._call(self.network, "", image)
         return scores
 
+    def predict(
+        self, image: Tensor, *, with_dropout: bool = False
+    ) -> tuple[Scores, TeacherPrediction, TeacherPrediction]:
+        """Return the scores, and predictions of lesion and leaf at the size of the tile.
+
+        Args:
+            image: ``(b, 3, h, w)``.
+            with_dropout: Whether to add ``DROPOUT_PASSES`` passes with dropout.
+        """
+        size = (image.shape[2], image.shape[3])
+        scores = self(image)
+        full = scores.resized(size)
+        if not with_dropout:
+            return scores, TeacherPrediction(full.lesion), TeacherPrediction(full.leaf)
+        with dropout_on(self.network):
+            passes = [self(image).resized(size) for _ in range(DROPOUT_PASSES)]
+        lesion = torch.stack([scores.lesion for scores in passes])
+        leaf = torch.stack([scores.leaf for scores in passes])
+        return (
+            scores,
+            TeacherPrediction(full.lesion, lesion),
+            TeacherPrediction(full.leaf, leaf),
+        )
+
     def layer_cam(
         self, image: Tensor, disease: Tensor, against: Tensor
     ) -> Float[Tensor, "b h4 w4"]:
@@ -68,7 +131,12 @@ class EmaTeacher:
         """Call the network, or a module that contains it under a prefix."""
         with (
             self.on_device(image.device),
-            torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16),
+            torch.autocast(
+                image.device.type,
+                torch.bfloat16,
+                enabled=self.bfloat16,
+                cache_enabled=False,
+            ),
         ):
             if self._on_device is None:
                 return module(image, *args)

@@ -13,22 +13,21 @@ Axes: b tile, c channel, h row, w column, d image-level disease.
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
 from plantseg_next.data.formats.folders import tidy_name
 from plantseg_next.settings import ImageLabelSettings
-from plantseg_next.structures import IGNORE, NO_LESION, ClassMap
+from plantseg_next.structures import IGNORE, NO_LESION, ClassMap, UnlabeledBatch
+from plantseg_next.training.semi_supervised.ema_teacher import EmaTeacher, TeacherPrediction
 
 HEALTHY = ("healthy", "normal", "background")
 """Prefixes of image-level labels that mean "no lesion"; PlantVillage's copies contain
 backgrounds without leaves."""
-BACKGROUND_PROBABILITY = 0.5
-"""Probability that the background of a tile with an image-level label is painted over,
-where the leaf is learned: a background can reveal which folder an image is from."""
 DECAY = 0.7
 """Fraction of the run over which the weight of seeds falls to 0."""
 HIGH, LOW = 0.95, 0.5
@@ -55,6 +54,32 @@ def cam_seed_classes(classes: ClassMap) -> tuple[int, ...]:
         else:
             seed_classes.append(1 if len(classes.lesions) == 1 else IGNORE)
     return tuple(seed_classes)
+
+
+class CamSeeds(NamedTuple):
+    """What the image-level labels of tiles say of their pixels.
+
+    Args:
+        seed: uint8 ``(b, h, w)``, lesion classes; ``IGNORE`` where nothing is known.
+        contradicted: bool ``(b, h, w)``, where a label contradicts the teacher.
+    """
+
+    seed: Tensor
+    contradicted: Tensor
+
+    def merge(self, lesion: UInt8[Tensor, "b h w"]) -> tuple[Tensor, Tensor]:
+        """Return pseudo-labels without what is contradicted, and the seeds to learn.
+
+        There is no seed where the teacher is confident of another class, except in
+        healthy tiles.
+
+        Args:
+            lesion: Pseudo-labels, ``IGNORE`` off the confidence mask.
+        """
+        overruled = (lesion != IGNORE) & (lesion != self.seed)
+        overruled &= ~(self.contradicted & (self.seed == NO_LESION))
+        target = lesion.masked_fill(self.contradicted, IGNORE)
+        return target, self.seed.masked_fill(overruled, IGNORE)
 
 
 class ImageLabelSupervision:
@@ -96,6 +121,47 @@ class ImageLabelSupervision:
             done: Completed fraction of the run.
         """
         return self.settings.cam_seeds * max(0.0, 1 - done / DECAY)
+
+    def seed(
+        self,
+        teacher: EmaTeacher,
+        views: UnlabeledBatch,
+        lesion: TeacherPrediction,
+        on_leaf: Bool[Tensor, "b h w"],
+    ) -> CamSeeds:
+        """Return the CAM seeds of tiles, of the diseases whose seeds are precise enough.
+
+        Args:
+            teacher: Whose activation maps are used.
+            views: The tiles and their image-level labels.
+            lesion: The teacher's prediction.
+            on_leaf: Pixels of the leaf.
+        """
+        likely = self.likelihood(teacher, views.weak, views.disease, lesion)
+        seed = self.cam_seeds(likely, on_leaf, views.valid, views.disease)
+        reliable = self.reliable_classes().to(seed.device)[views.disease.long()]
+        return CamSeeds(
+            seed.masked_fill(~reliable[:, None, None], IGNORE),
+            self.contradicts_label(lesion.label, likely, on_leaf, views.disease),
+        )
+
+    def likelihood(
+        self,
+        teacher: EmaTeacher,
+        image: Tensor,
+        disease: Tensor,
+        lesion: TeacherPrediction,
+    ) -> Float[Tensor, "b h w"]:
+        """Return how likely each pixel shows the tile's disease, at least 0.
+
+        The product of the image-level head's LayerCAM and the teacher's lesion
+        probability.
+        """
+        probability = 1 - lesion.logits.float().softmax(1)[:, NO_LESION]
+        cam = teacher.layer_cam(image, disease, self.contrast_weights(image.device))
+        size = probability.shape[1:]
+        cam = F.interpolate(cam[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        return cam * probability
 
     def cam_seeds(
         self,

@@ -19,6 +19,30 @@ from plantseg_next.training.semi_supervised.pseudo_labeled_batch import PseudoLa
 
 BOX_AREA = (0.02, 0.4)  # fraction of the tile
 BOX_ASPECT = (0.3, 1 / 0.3)  # height over width
+BACKGROUND_PROBABILITY = 0.5
+"""Probability that the background of a tile with an image-level label is painted over,
+where the leaf is learned: a background can reveal which folder an image is from."""
+
+
+def mix(
+    tiles: PseudoLabeledBatch, probability: float, *, paint_backgrounds: bool
+) -> PseudoLabeledBatch:
+    """Return the tiles after CutMix.
+
+    Args:
+        tiles: Of a whole step.
+        probability: That a tile gets a box of another tile.
+        paint_backgrounds: Whether the background of some tiles with an image-level label
+            is painted over first.
+    """
+    device, (b, h, w) = tiles.lesion.device, tiles.lesion.shape
+    if paint_backgrounds and tiles.disease is not None:
+        chosen = torch.rand(b) < BACKGROUND_PROBABILITY
+        tiles = paint_background(tiles, chosen.to(device) & (tiles.disease != IGNORE))
+    if probability > 0:
+        boxes = sample_boxes(b, (h, w), probability=probability)
+        tiles = cut_mix(tiles, boxes.to(device))
+    return tiles
 
 
 def sample_boxes(

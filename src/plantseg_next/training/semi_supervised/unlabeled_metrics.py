@@ -17,7 +17,7 @@ from plantseg_next.data.dataset import collate_views
 from plantseg_next.data.quality.inspect import HARDLY_GREEN, green_fraction
 from plantseg_next.errors import DataError
 from plantseg_next.structures import NO_LESION, UnlabeledBatch
-from plantseg_next.training.semi_supervised.confidence import negative_entropy
+from plantseg_next.uncertainty.confidence import negative_entropy
 
 TILES = 16
 

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plantseg_next.training.semi_supervised.confidence import (
-    ConfidenceMask,
+from plantseg_next.training.semi_supervised.confidence_mask import ConfidenceMask
+from plantseg_next.training.semi_supervised.ema_teacher import TeacherPrediction
+from plantseg_next.uncertainty.confidence import (
     Ranks,
-    TeacherPrediction,
     energy,
     negative_entropy,
     negative_variance,

@@ -1,0 +1,1 @@
+"""How far predictions can be trusted: used by training and inference alike."""
