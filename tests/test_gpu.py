@@ -12,6 +12,7 @@ import torch
 from conftest import TINY
 from plantseg_next import api
 from plantseg_next.inference.backends import TorchBackend
+from plantseg_next.inference.predictor import softmax, tile_probabilities
 from plantseg_next.models.bundle import read_card
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.structures import ClassMap
@@ -79,12 +80,18 @@ def test_a_run_stays_within_its_budget(drawn_folder, tmp_path):
     assert int(said.split("at most ")[1].split(" ")[0]) <= 160, said
 
 
+def probabilities(logits):
+    maps = map(tile_probabilities, logits.lesion, logits.leaf)
+    disease = logits.disease.T
+    return [np.stack(list(maps)), softmax(disease, np.empty_like(disease))]
+
+
 def test_probabilities_are_those_of_a_cpu():
     torch.manual_seed(0)
     classes = ClassMap(("rust", "blight"), ("healthy", "rust"), has_leaf=True)
     network = build_segmenter(TINY.model, classes)
     tiles = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
-    on_cpu = TorchBackend(network)(tiles)
-    on_gpu = TorchBackend(network.to("cuda"), "cuda")(tiles)
+    on_cpu = probabilities(TorchBackend(network)(tiles))
+    on_gpu = probabilities(TorchBackend(network.to("cuda"), "cuda")(tiles))
     for one, two in zip(on_cpu, on_gpu, strict=True):
         assert np.abs(one - two).max() < 0.005  # cuDNN rounds factors to 10 bits

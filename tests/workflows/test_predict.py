@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from plantseg_next.data.formats import read_folder
-from plantseg_next.inference.backends import TileScores
+from plantseg_next.inference.backends import TileLogits
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.models.bundle import ModelCard
 from plantseg_next.settings import ModelSettings
@@ -24,7 +24,9 @@ def red_is_a_lesion(tiles):
     red, green = (tiles[..., i].astype(np.float32) / 255 for i in (0, 1))
     leaf = np.maximum(red, green)
     none = np.zeros((len(tiles), 0), np.float32)
-    return TileScores(np.stack([1 - red, red], axis=1), leaf, none)
+    with np.errstate(divide="ignore"):
+        lesion = np.log(np.stack([1 - red, red], axis=1))
+        return TileLogits(lesion, np.log(leaf) - np.log1p(-leaf), none)
 
 
 def leaf_image(times):

@@ -1,4 +1,4 @@
-"""Backends: one protocol for models that map tiles to probabilities."""
+"""Backends: one protocol for models that map tiles to logits."""
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
@@ -9,13 +9,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class TileScores(NamedTuple):
-    """Probabilities of a batch of tiles.
+class TileLogits(NamedTuple):
+    """Logits of a batch of tiles; any finite value, or minus infinity for impossible.
 
     Args:
-        lesion: ``(t, k, h, w)``; over ``k`` they sum to 1, class 0 is "no lesion".
-        leaf: ``(t, h, w)``, probability of leaf.
-        disease: ``(t, d)``; ``d`` may be 0.
+        lesion: ``(t, k, h, w)``; its softmax over ``k`` is the probability of each class,
+            class 0 is "no lesion".
+        leaf: ``(t, h, w)``, logit of leaf minus logit of not leaf; its sigmoid is the
+            probability of leaf.
+        disease: ``(t, d)``; its softmax over ``d`` is the probability of each image-level
+            label; ``d`` may be 0.
     """
 
     lesion: Float32[np.ndarray, "t k h w"]
@@ -25,18 +28,29 @@ class TileScores(NamedTuple):
 
 @runtime_checkable
 class Backend(Protocol):
-    """A model that returns the probabilities of tiles."""
+    """A model that returns the logits of tiles.
 
-    def __call__(self, tiles: UInt8[np.ndarray, "t h w 3"]) -> TileScores:
-        """Return the probabilities of RGB tiles; ``h`` and ``w`` are multiples of 32."""
+    Logits, not probabilities: a temperature divides them, and members of an ensemble are
+    combined, before the predictor turns them into probabilities.
+    """
+
+    def __call__(self, tiles: UInt8[np.ndarray, "t h w 3"]) -> TileLogits:
+        """Return the logits of RGB tiles, at their size.
+
+        Args:
+            tiles: 0 to 255; ``h`` and ``w`` are multiples of 32.
+        """
         ...
 
 
 class TorchBackend:
     """Predict tiles with a network of ``models.segmenter``, in float32.
 
+    A network in eval mode, as ``read_bundle`` returns it, is not changed, so several
+    threads may call at once. One in training is set to eval mode during the call.
+
     Args:
-        network: Its mode (train or eval) is restored after every call.
+        network: Its mode is the same after every call.
         device: PyTorch's name of the network's device.
     """
 
@@ -44,20 +58,23 @@ class TorchBackend:
         self._network = network
         self._device = device
 
-    def __call__(self, tiles: UInt8[np.ndarray, "t h w 3"]) -> TileScores:
-        """Return the probabilities of RGB tiles."""
-        import torch
-
-        was_training = self._network.training
+    def __call__(self, tiles: UInt8[np.ndarray, "t h w 3"]) -> TileLogits:
+        """Return the logits of RGB tiles."""
+        if not self._network.training:
+            return self._logits(tiles)
         self._network.eval()
         try:
-            with torch.inference_mode():
-                x = torch.from_numpy(tiles).to(self._device).permute(0, 3, 1, 2)
-                scores = self._network(x.float().div(255)).resized(tiles.shape[1:3])
-                return TileScores(
-                    scores.lesion.softmax(1).float().cpu().numpy(),
-                    scores.leaf.softmax(1)[:, 1].float().cpu().numpy(),
-                    scores.disease.softmax(1).float().cpu().numpy(),
-                )
+            return self._logits(tiles)
         finally:
-            self._network.train(was_training)
+            self._network.train()
+
+    def _logits(self, tiles: UInt8[np.ndarray, "t h w 3"]) -> TileLogits:
+        import torch
+
+        with torch.inference_mode():
+            x = torch.from_numpy(tiles).to(self._device).permute(0, 3, 1, 2)
+            scores = self._network(x.float().div(255)).resized(tiles.shape[1:3])
+            leaf = scores.leaf[:, 1] - scores.leaf[:, 0]
+            return TileLogits(
+                *(m.float().cpu().numpy() for m in (scores.lesion, leaf, scores.disease))
+            )

@@ -1,4 +1,4 @@
-"""Prediction of whole images: cut into tiles, predict them, stitch the results.
+"""Prediction of whole images: cut into tiles, predict them, stitch the probabilities.
 
 Probabilities of all classes are held for a band of rows only, whatever the size of the
 image: rows are finished as soon as no later tile covers them. Finished rows take three or
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TILES_AT_ONCE = 4
 THRESHOLD = 0.5
+SOFTMAX_VALUES = 2**17
+"""Logits per step of the softmax: half a MiB, which stays in the cache of a core."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Predictor:
     """Predict images of any size.
 
     Args:
-        backend: Predicts tiles.
+        backend: Returns the logits of tiles.
         classes: Names of the class ids.
         tile_px: Side of a tile; a multiple of 32.
         long_side_px: Larger images are shrunk to this, and their probabilities resized
@@ -57,7 +59,7 @@ class Predictor:
         lesion = np.zeros(small.shape[:2], np.float16)
         leaf = np.zeros(small.shape[:2], np.float16)
         diseases = DiseaseVote(len(self.classes.diseases))
-        for top, band in grid.stitch(self._scores(grid, small, diseases)):
+        for top, band in grid.stitch(self._probabilities(grid, small, diseases)):
             rows = slice(top, top + band.shape[1])
             class_id[rows] = band[1:-1].argmax(0) + 1
             lesion[rows] = band[1:-1].sum(0)
@@ -72,21 +74,53 @@ class Predictor:
             disease_probability=diseases.result(),
         )
 
-    def _scores(
+    def _probabilities(
         self,
         grid: TileGrid,
         image: UInt8[np.ndarray, "h w 3"],
         diseases: "DiseaseVote",
-    ) -> Iterator[Float32[np.ndarray, "k tile tile"]]:
-        """Yield each tile's lesion probabilities, with its leaf probability appended."""
+    ) -> Iterator[Float32[np.ndarray, "k1 tile tile"]]:
+        """Yield the probabilities of each tile: of the lesion classes, then of leaf."""
         for batch in _in_batches(grid.cut(image), self.tiles_at_once):
-            scores = self.backend(np.stack(batch))
-            for lesion, leaf, disease in zip(*scores, strict=True):
-                plant = (1 - lesion[0]).mean()
+            logits = self.backend(np.stack(batch))
+            for lesion, leaf, disease in zip(*logits, strict=True):
+                tile = tile_probabilities(lesion, leaf)
+                plant = (1 - tile[0]).mean()
                 if self.classes.has_leaf:
-                    plant += leaf.mean()
-                diseases.add(disease, weight=float(plant))
-                yield np.concatenate([lesion, leaf[None]])
+                    plant += tile[-1].mean()
+                diseases.add(softmax(disease, np.empty_like(disease)), weight=float(plant))
+                yield tile
+
+
+def tile_probabilities(
+    lesion: Float32[np.ndarray, "k h w"], leaf: Float32[np.ndarray, "h w"]
+) -> Float32[np.ndarray, "k1 h w"]:
+    """Return the probabilities of one tile: of the ``k`` lesion classes, then of leaf.
+
+    Args:
+        lesion: Logits, as ``TileLogits.lesion``; they are not changed.
+        leaf: Logit of leaf minus that of not leaf.
+    """
+    k, height, width = lesion.shape
+    out = np.empty((k + 1, height, width), np.float32)
+    step = max(1, SOFTMAX_VALUES // (k * width))
+    for top in range(0, height, step):
+        rows = slice(top, top + step)
+        softmax(lesion[:, rows], out[:-1, rows])
+    sigmoid = np.tanh(0.5 * leaf, out=out[-1])  # unlike exp, it cannot overflow
+    sigmoid += 1
+    sigmoid *= 0.5
+    return out
+
+
+def softmax(
+    logits: Float32[np.ndarray, " k *map"], out: Float32[np.ndarray, " k *map"]
+) -> Float32[np.ndarray, " k *map"]:
+    """Write the softmax over the first axis to ``out``, and return that; ``k`` may be 0."""
+    np.subtract(logits, logits.max(0, initial=-np.inf), out=out)
+    np.exp(out, out=out)
+    out /= out.sum(0)
+    return out
 
 
 class DiseaseVote:
