@@ -26,6 +26,6 @@ def load(model: str | Path = "starter") -> "Pipeline":
         UsageError: If there is no such model.
         DataError: If its files are damaged.
     """
-    from plantseg_next.api import load_pipeline
+    from plantseg_next.inference.pipeline import load_pipeline
 
-    return load_pipeline(Path(model))
+    return load_pipeline(model)

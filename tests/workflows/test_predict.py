@@ -9,6 +9,7 @@ from PIL import Image
 
 from plantseg_next.data.formats import read_folder
 from plantseg_next.inference.backends import TileLogits
+from plantseg_next.inference.pipeline import Pipeline
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.models.bundle import ModelCard
 from plantseg_next.settings import ModelSettings
@@ -43,9 +44,9 @@ def measured(folder, images, min_lesion_px, long_side_px=SEEN_PX):
     for name, image in images.items():
         Image.fromarray(image).save(folder / "images" / f"{name}.png")
     card = ModelCard(CLASSES, ModelSettings(), 32, long_side_px)
+    predictor = Predictor(red_is_a_lesion, CLASSES, 32, long_side_px)
     write_measures(
-        Predictor(red_is_a_lesion, CLASSES, 32, long_side_px),
-        replace(card, sha256="ab" * 32),
+        Pipeline(predictor, replace(card, sha256="ab" * 32)),
         read_folder(folder / "images"),
         folder / "out",
         name=lambda row: row.image.stem,

@@ -124,7 +124,7 @@ def test_plan_uses_the_shape_of_the_start_model(first, drawn_folder, monkeypatch
     def recorder(_manifest, settings, *_, **__):
         planned.append(settings.model)
 
-    monkeypatch.setattr(api, "plan_for", recorder)
+    monkeypatch.setattr("plantseg_next.workflows.plan.plan_for", recorder)
     api.plan(drawn_folder, 10**10, from_model(first))
     (model,) = planned
     assert {name: getattr(model, name) for name in SHAPE} == SHAPE

@@ -272,7 +272,7 @@ def test_demo_writes_results_before_and_after_training(tmp_path, monkeypatch):
     ((steps, fraction),) = calls
     assert steps == 200
     n_train = done.trained.n_train
-    assert fraction == pytest.approx(min(1.0, api.DEMO_MASKS / n_train))
+    assert fraction == pytest.approx(min(1.0, demo_workflow.DEMO_MASKS / n_train))
     assert lines[0] == "drawing 40 leaves with exact masks"
     with pytest.raises(OutputError, match="already holds"):
         api.demo(tmp_path / "demo")

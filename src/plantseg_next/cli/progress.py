@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from plantseg_next.training.callbacks.callback import Event, StepInfo, Validation
-    from plantseg_next.workflows.train import Progress
+    from plantseg_next.workflows.progress import Progress
 
 
 @contextmanager

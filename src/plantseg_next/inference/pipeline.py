@@ -16,10 +16,13 @@ from PIL import Image
 from plantseg_next.data.image_io import decode_image
 from plantseg_next.data.quality.inspect import HARDLY_GREEN, green_fraction
 from plantseg_next.errors import DataError, UsageError
-from plantseg_next.inference.predictor import Predictor
+from plantseg_next.files import AnyPath
+from plantseg_next.inference.predictor import Predictor, make_predictor
 from plantseg_next.inference.records import Value, table_row
 from plantseg_next.inference.severity import Assessment, Lesion, assess
-from plantseg_next.models.bundle import ModelCard
+from plantseg_next.models.bundle import ModelCard, read_bundle
+from plantseg_next.models.start import find_model
+from plantseg_next.runtime import find_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,3 +188,20 @@ def _array(image: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
             fix="check how it was cut",
         )
     return np.ascontiguousarray(image)
+
+
+def load_pipeline(model: AnyPath) -> Pipeline:
+    """Return a model that predicts images in memory; see ``plantseg_next.load``.
+
+    Raises:
+        UsageError: If there is no such model.
+        DataError: If its files are damaged.
+    """
+    return Pipeline(*load_predictor(find_model(model)))
+
+
+def load_predictor(model: AnyPath) -> tuple[Predictor, ModelCard]:
+    """Return a predictor on the best device available, and the card of the model."""
+    network, card = read_bundle(Path(model))
+    device = find_device().kind
+    return make_predictor(network.to(device), card, device), card

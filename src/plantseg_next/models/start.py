@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plantseg_next.errors import DataError, UsageError, did_you_mean
-from plantseg_next.files import write_atomically
-from plantseg_next.models.bundle import find_bundle, misfit, read_card, read_weights
+from plantseg_next.files import AnyPath, write_atomically
+from plantseg_next.models.bundle import CARD, find_bundle, misfit, read_card, read_weights
 from plantseg_next.settings import ModelSettings
 from plantseg_next.structures import ClassMap
 
@@ -73,6 +73,32 @@ def named_model(path: Path) -> Path | None:
             fix=f"give the folder's absolute path, {path.resolve()}, or rename it",
         )
     return packaged or own
+
+
+def find_model(path: AnyPath) -> Path:
+    """Return the folder of a model: a path, ``best`` of a run, or a model of the package.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    path = Path(path)
+    folder = named_model(path)
+    if folder is not None:
+        return folder
+    fix = "train one: plantseg-next train DATA --out RUN"
+    raise UsageError(
+        f"`{path}` holds no trained model.",
+        needed=f"a run, a folder with `{CARD}`, or one of {', '.join(STARTERS)}",
+        fix=fix if path.exists() else did_you_mean(str(path), STARTERS, fix),
+    )
+
+
+def holds_model(path: AnyPath) -> bool:
+    """Return whether a path is a model, a run with a model, or the name of one."""
+    path = Path(path)
+    if path.exists():
+        return find_bundle(path) is not None
+    return str(path) in STARTERS
 
 
 def with_start(settings: ModelSettings) -> ModelSettings:

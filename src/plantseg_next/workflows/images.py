@@ -1,6 +1,8 @@
 """The loop over images that every command shares: read, skip the unreadable, report."""
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from plantseg_next.data.manifest import Manifest, Row
@@ -45,3 +47,18 @@ def read_each(
         else:
             yield row, content
         on_progress(i + 1, len(manifest))
+
+
+def name_within(images: Path) -> Callable[[Row], str]:
+    """Return a function that names an image: its path within ``images``, or its key."""
+    root = images if images.is_dir() else images.parent
+
+    def name(row: Row) -> str:
+        if row.image.is_relative_to(root):
+            path = row.image.relative_to(root).as_posix()
+        else:
+            path = f"{row.key}{row.image.suffix}"
+        # Bytes that are not UTF-8 are escaped in tables, as `\xff`.
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+    return name

@@ -3,19 +3,54 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import read_image
 from plantseg_next.data.manifest import Manifest, Row
-from plantseg_next.errors import PlantSegError
-from plantseg_next.files import prepare_output
-from plantseg_next.inference.pipeline import MIN_LESION_PX, Pipeline
-from plantseg_next.inference.predictor import Predictor
+from plantseg_next.files import AnyPath, prepare_output
+from plantseg_next.inference.pipeline import MIN_LESION_PX, Pipeline, load_pipeline
 from plantseg_next.inference.records import PredictionTable, RecordWriter
-from plantseg_next.models.bundle import ModelCard
+from plantseg_next.models.start import STARTER_FOLDER
+from plantseg_next.workflows.images import Skipped, name_within, read_each
+from plantseg_next.workflows.progress import Progress, progress_for
+
+
+def predict(
+    model: AnyPath | None,
+    images: AnyPath,
+    out: AnyPath,
+    *,
+    min_lesion_px: int = 20,
+    progress: Progress | None = None,
+) -> PredictionTable:
+    """Measure every image of a folder: masks, overlays, and the tables of severity.
+
+    Args:
+        model: A run, or one of its models; ``None`` for the starter model of the package.
+        images: An image, or a folder of images in any layout.
+        out: New folder for the results.
+        min_lesion_px: Smaller lesions are not counted, in pixels at the scale at which the
+            model sees the image; every row states the value in pixels of the image itself.
+        progress: Called after every image.
+
+    Raises:
+        OutputError: If ``out`` holds results already or cannot be written.
+        DataError: If ``images`` is one image that cannot be read; of a folder, unreadable
+            images are listed and the rest is measured.
+    """
+    images, out = Path(images), Path(out)
+    manifest = read_folder(images)
+    return write_measures(
+        load_pipeline(STARTER_FOLDER if model is None else model),
+        manifest,
+        out,
+        name=name_within(images),
+        min_lesion_px=min_lesion_px,
+        on_progress=progress_for(progress, "measuring"),
+    )
 
 
 def write_measures(
-    predictor: Predictor,
-    card: ModelCard,
+    pipeline: Pipeline,
     manifest: Manifest,
     out: Path,
     *,
@@ -26,8 +61,7 @@ def write_measures(
     """Measure every image and write the results.
 
     Args:
-        predictor: Predictor of the model.
-        card: Card of the model.
+        pipeline: The model.
         manifest: The images; masks are not read.
         out: New folder.
         name: Returns the name of an image in the tables.
@@ -42,25 +76,28 @@ def write_measures(
     """
     # A single image is read before the folder is made: if it is broken, no folder is left.
     only_image = read_image(manifest.rows[0].image) if len(manifest) == 1 else None
-    rows, skipped = [], []
     prepare_output(out)
-    pipeline = Pipeline(predictor, card)
+    card = pipeline.card
+    rows = []
+    skipped: list[Skipped] = []
+    images = read_each(
+        manifest,
+        lambda row: read_image(row.image) if only_image is None else only_image,
+        skipped=skipped,
+        on_progress=on_progress,
+    )
     with RecordWriter(out, card.classes, model=card.model_id) as writer:
-        for i, row in enumerate(manifest.rows):
-            try:
-                image = read_image(row.image) if only_image is None else only_image
-            except PlantSegError as error:
-                skipped.append((name(row), error.came))
-            else:
-                leaf = pipeline.predict(image, name=name(row), min_lesion_px=min_lesion_px)
-                rows.append(
-                    writer.add(
-                        leaf.name,
-                        leaf.image,
-                        leaf.assessment,
-                        scale=leaf.scale,
-                        notes=leaf.notes,
-                    )
+        for row, image in images:
+            leaf = pipeline.predict(image, name=name(row), min_lesion_px=min_lesion_px)
+            rows.append(
+                writer.add(
+                    leaf.name,
+                    leaf.image,
+                    leaf.assessment,
+                    scale=leaf.scale,
+                    notes=leaf.notes,
                 )
-            on_progress(i + 1, len(manifest))
-    return PredictionTable(tuple(rows), tuple(skipped))
+            )
+    return PredictionTable(
+        tuple(rows), tuple((name(row), error.came) for row, error in skipped)
+    )

@@ -16,18 +16,81 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import read_image
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, MaskCoding, Row
-from plantseg_next.errors import PlantSegError
-from plantseg_next.files import explained, prepare_output, write_atomically
+from plantseg_next.errors import UsageError
+from plantseg_next.files import AnyPath, explained, prepare_output, write_atomically
+from plantseg_next.inference.pipeline import load_pipeline
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import PredictionTable, Value, csv_line, write_mask
 from plantseg_next.structures import IGNORE, ClassMap, Prediction
+from plantseg_next.workflows.images import Skipped, name_within, read_each
+from plantseg_next.workflows.progress import Progress, progress_for
 
 TABLE = "pseudo_labels.csv"
 COLUMNS = (
     "image", "mask", "mask_pct", "lesion_pct", "mean_confidence", "threshold",
 )  # fmt: skip
+
+
+def pseudo_label(
+    model: AnyPath,
+    images: AnyPath,
+    out: AnyPath,
+    *,
+    threshold: float = 0.9,
+    progress: Progress | None = None,
+) -> PredictionTable:
+    """Label images where a model is confident, as training data of the next run.
+
+    Args:
+        model: A run, or one of its models.
+        images: An image, or a folder of images in any layout; of a data set or a run,
+            the images without a mask, or with a mask hidden from the run.
+        out: New folder; see ``workflows.pseudo_label``.
+        threshold: Smallest probability accepted.
+        progress: Called after every image.
+
+    Raises:
+        OutputError: If ``out`` holds results already or cannot be written.
+        UsageError: If the threshold is not above 0.5 and below 1, or every image has
+            a mask.
+    """
+    refuse_threshold(threshold)
+    images, out = Path(images), Path(out)
+    manifest = read_folder(images)
+    without_masks = manifest.only(
+        row for row in manifest.rows if row.split == "unlabeled" or row.mask is None
+    )
+    if not len(without_masks):
+        raise UsageError(
+            f"Every image of `{images}` has a mask.",
+            needed="images without masks",
+            fix="name a folder that holds images only",
+        )
+    return write_pseudo_labels(
+        load_pipeline(model).predictor,
+        without_masks,
+        out,
+        name=name_within(images),
+        threshold=threshold,
+        on_progress=progress_for(progress, "labeling"),
+    )
+
+
+def refuse_threshold(threshold: float) -> None:
+    """Refuse a threshold that is not above 0.5 and below 1.
+
+    Raises:
+        UsageError: If it is not.
+    """
+    if not 0.5 < threshold < 1:
+        raise UsageError(
+            f"The threshold is {threshold:g}.",
+            needed="a probability above 0.5 and below 1",
+            fix="for example 0.9",
+        )
 
 
 def coding_of(classes: ClassMap) -> MaskCoding:
@@ -93,17 +156,15 @@ def write_pseudo_labels(
     prepare_output(out)
     rows: list[dict[str, Value]] = []
     kept: list[Row] = []
-    skipped: list[tuple[str, str]] = []
-    for i, row in enumerate(manifest.rows):
-        try:
-            prediction = predictor(read_image(row.image))
-        except PlantSegError as error:
-            skipped.append((name(row), error.came))
-            continue
-        finally:
-            on_progress(i + 1, len(manifest))
+    skipped: list[Skipped] = []
+    for row, image in read_each(
+        manifest,
+        lambda row: read_image(row.image),
+        skipped=skipped,
+        on_progress=on_progress,
+    ):
         mask, confidence = sure_mask(
-            prediction, threshold=threshold, has_leaf=classes.has_leaf
+            predictor(image), threshold=threshold, has_leaf=classes.has_leaf
         )
         mask_path = out / "masks" / f"{name(row)}.png"
         with explained(out):
@@ -131,7 +192,9 @@ def write_pseudo_labels(
         Manifest(tuple(kept), replace(classes, diseases=()), codings).write(
             out / MANIFEST_FILE
         )
-    return PredictionTable(tuple(rows), tuple(skipped))
+    return PredictionTable(
+        tuple(rows), tuple((name(row), error.came) for row, error in skipped)
+    )
 
 
 def _write_gray(path: Path, confidence: Float32[np.ndarray, "h w"]) -> None:

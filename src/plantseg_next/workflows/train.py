@@ -6,7 +6,7 @@ training resumes from the newest checkpoint.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,7 @@ from plantseg_next.models.start import (
     starting_network,
     with_start,
 )
-from plantseg_next.runtime import Device, find_device, preserved_random_state, use_threads
+from plantseg_next.runtime import find_device, preserved_random_state, use_threads
 from plantseg_next.settings import ModelSettings, Settings
 from plantseg_next.structures import ClassMap
 from plantseg_next.training.run_record import (
@@ -39,6 +39,8 @@ from plantseg_next.training.run_record import (
     run_lock,
 )
 from plantseg_next.workflows.evaluate import labeled_rows
+from plantseg_next.workflows.plan import plan_for
+from plantseg_next.workflows.progress import Progress, progress_for
 from plantseg_next.workflows.setup import (
     DataSources,
     TrainingData,
@@ -47,17 +49,8 @@ from plantseg_next.workflows.setup import (
 )
 
 if TYPE_CHECKING:
-    from plantseg_next.memory.plan import MemoryPlan
     from plantseg_next.training.callbacks.callback import Callback
     from plantseg_next.training.trainer import RunSummary
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a task, the number done, and the total."""
-
-
-def progress_for(progress: Progress | None, what: str) -> Callable[[int, int], None]:
-    """Return a callback for one task; it does nothing if ``progress`` is ``None``."""
-    return lambda done, total: progress(what, done, total) if progress else None
 
 
 @dataclass(frozen=True)
@@ -192,61 +185,6 @@ def _refuse_bad_start(model: ModelSettings, out: Path, *, restart: bool) -> None
     """Refuse a start without loadable weights, before any file is moved or written."""
     if restart or not (out / RECORD).is_file():
         starting_network(with_start(model), ClassMap(("lesion",)))
-
-
-def plan_for(
-    manifest: Manifest,
-    settings: Settings,
-    memory: int,
-    *,
-    ram: int | None = None,
-    unlabeled: bool = False,
-    device: Device | None = None,
-) -> "MemoryPlan":
-    """Return the memory plan of a run.
-
-    Args:
-        manifest: Every image of the run.
-        settings: The requested settings.
-        memory: The budget, in bytes.
-        ram: Budget of main memory for reading images, beside the budget of a GPU.
-        unlabeled: Whether there will be further images without masks.
-        device: Device of the run; by default that of this machine.
-
-    Raises:
-        UsageError: If no settings fit a budget, or ``ram`` is given for a CPU.
-    """
-    import psutil
-
-    from plantseg_next.memory.host_memory import plan_host_memory
-    from plantseg_next.memory.planner import plan_memory
-
-    device = device or find_device(settings.device)
-    if ram is not None and device.kind == "cpu":
-        raise UsageError(
-            "--ram was given for a run on a CPU.",
-            needed="one budget: on a CPU, --memory covers the whole process",
-            fix="leave --ram out, or plan for a GPU with --gpu",
-        )
-    without_masks = TrainingData(manifest, settings, (), "").unlabeled
-    has_unlabeled = unlabeled or len(without_masks) > 0
-    with_unlabeled = has_unlabeled and settings.semi.method != "supervised"
-    resting = psutil.Process().memory_info().rss
-    plan = plan_memory(
-        settings,
-        manifest.classes,
-        device,
-        memory,
-        with_unlabeled=with_unlabeled,
-        with_image_labels=any(row.disease is not None for row in without_masks.rows),
-        resting=resting,
-    )
-    if ram is None:
-        return plan
-    chosen, needs = plan_host_memory(
-        plan.settings, ram, resting=resting, with_unlabeled=with_unlabeled
-    )
-    return replace(plan, settings=chosen, reading=(needs, ram))
 
 
 def _write_new_run(
