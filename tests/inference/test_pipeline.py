@@ -1,6 +1,7 @@
 """A model in memory: every kind of input, threads, and what is refused."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -34,25 +35,35 @@ def leaf(tmp_path_factory):
     return path
 
 
+def assert_same(found, expected):
+    """Assert that two results are equal, bit for bit, but for the name."""
+    assert found.row | {"image": ""} == expected.row | {"image": ""}
+    assert found.lesions == expected.lesions
+    for name in ("image", "lesion", "lesion_probability", "leaf"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    probabilities = [r.assessment.prediction.leaf_probability for r in (found, expected)]
+    np.testing.assert_array_equal(*probabilities)
+
+
 def test_path_bytes_image_and_array_give_the_same(model, leaf):
     with Image.open(leaf) as image:
         sources = [str(leaf), leaf, leaf.read_bytes(), image.copy(), np.asarray(image)]
     found = [model.predict(source) for source in sources]
     assert 1 < found[0].severity_pct < 99
     for other in found[1:]:
-        assert other.severity_pct == found[0].severity_pct
-        np.testing.assert_array_equal(other.lesion, found[0].lesion)
-        np.testing.assert_array_equal(other.lesion_probability, found[0].lesion_probability)
+        assert_same(other, found[0])
     assert [one.name for one in found] == ["leaf.png", "leaf.png", "", "", ""]
 
 
 def test_four_threads_at_once_give_the_same(model, leaf):
-    expected = model.predict(leaf)
+    """Different images at once: a thread must not see the arrays of another."""
+    with Image.open(leaf) as image:
+        array = np.asarray(image)
+    images = [leaf, leaf.read_bytes(), array[:, ::-1], array[:96], np.rot90(array)] * 2
+    expected = [model.predict(image) for image in images]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(model.predict, [leaf] * 8))
-    for one in found:
-        assert one.row == expected.row
-        np.testing.assert_array_equal(one.lesion, expected.lesion)
+        for found, alone in zip(pool.map(model.predict, images), expected, strict=True):
+            assert_same(found, alone)
 
 
 def test_result_holds_arrays_measures_and_a_row(model, leaf):
@@ -81,11 +92,24 @@ def test_exif_orientation_is_applied_to_bytes_and_images(model, leaf):
         np.testing.assert_array_equal(model.predict(turned).image, found.image)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
-def test_pil_image_of_any_mode_is_predicted(model, leaf, mode):
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "YCbCr", "1", "I;16"])
+def test_image_of_any_mode_equals_its_rgb_from_memory_bytes_and_path(
+    model, leaf, tmp_path, mode
+):
     with Image.open(leaf) as image:
-        found = model.predict(image.convert(mode))
-    assert found.image.shape == (160, 192, 3)
+        rgb, gray = image.copy(), image.convert("L")
+    if mode == "I;16":
+        image, rgb = Image.fromarray(257 * np.asarray(gray, np.uint16)), gray
+    else:
+        image, rgb = rgb.convert(mode), rgb.convert(mode)
+    path = tmp_path / "leaf.tif"
+    image.save(path)
+    expected = model.predict(np.array(rgb.convert("RGB")))
+    assert expected.image.shape == (160, 192, 3)
+    assert image.mode == mode
+    with Image.open(path) as lazy:
+        for source in (image, path, str(path), path.read_bytes(), lazy):
+            assert_same(model.predict(source), expected)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +130,16 @@ def test_array_that_would_be_misread_is_refused(model, array, came, fix):
     assert re.search(fix, caught.value.fix)
 
 
+@pytest.mark.parametrize("image", [torch.zeros(8, 8, 3), [[0]], io.BytesIO(), None])
+def test_image_of_another_kind_is_refused(model, image):
+    with pytest.raises(
+        UsageError, match=f"The image is a {type(image).__name__}"
+    ) as caught:
+        model.predict(image)
+    assert "the bytes of a file, a PIL image, or a uint8 array" in caught.value.needed
+    assert "numpy.asarray" in caught.value.fix
+
+
 def test_empty_array_bytes_that_are_no_image_and_missing_file_are_refused(model, tmp_path):
     with pytest.raises(DataError, match="it is empty"):
         model.predict(np.zeros((0, 8, 3), np.uint8))
@@ -117,23 +151,62 @@ def test_empty_array_bytes_that_are_no_image_and_missing_file_are_refused(model,
 
 def test_loading_and_predicting_change_no_global_state(leaf):
     code = f"""
-import logging, random, torch
+import logging, os, random, torch, warnings
+import cv2
 import numpy as np
 import plantseg_next
+import sympy  # PyTorch imports it later; it adds a filter of warnings
 torch.manual_seed(1); random.seed(1); np.random.seed(1)
 def state():
-    return (torch.get_num_threads(), torch.get_rng_state().sum().item(), random.random(),
-            np.random.get_state()[1].sum(), torch.is_autocast_cache_enabled(),
-            logging.getLogger().level, torch.is_grad_enabled(),
-            torch.are_deterministic_algorithms_enabled())
-first = state(); random.seed(1)
+    return (torch.get_num_threads(), torch.get_rng_state().sum().item(),
+            hash(random.getstate()), np.random.get_state()[1].sum(),
+            torch.is_autocast_cache_enabled(), torch.is_autocast_enabled("cpu"),
+            logging.getLogger().level, len(logging.getLogger().handlers),
+            tuple(warnings.filters),
+            torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
+            torch.are_deterministic_algorithms_enabled(), torch.get_default_dtype(),
+            torch.get_num_interop_threads(), cv2.getNumThreads(), np.geterr(),
+            dict(os.environ), os.getcwd())
+first = state()
 plantseg_next.load("starter").predict({str(leaf)!r})
 assert state() == first, (first, state())
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_network_in_training_mode_is_left_in_it(model):
+def test_one_line_of_python_prints_the_severity_and_writes_no_file(model, leaf, tmp_path):
+    work, home = tmp_path / "work", tmp_path / "home"
+    work.mkdir()
+    home.mkdir()
+    with Image.open(leaf) as image:
+        image.save(work / "leaf.jpg")
+    line = (
+        "import plantseg_next as p; "
+        'print(p.load("starter").predict("leaf.jpg").severity_pct)'
+    )
+    environment = {**os.environ, "HOME": str(home), "TMPDIR": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-c", line],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert float(done.stdout) == model.predict(work / "leaf.jpg").severity_pct
+    assert [path.name for path in work.iterdir()] == ["leaf.jpg"]
+    assert list(home.iterdir()) == []
+
+
+def test_predicting_does_not_set_the_mode_of_the_network(model, leaf, monkeypatch):
+    """`train` and `eval` set an attribute that other threads read."""
     network = model.predictor.backend._network
-    assert not network.training
+
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(network, "train", fail)
+    model.predict(leaf)
+    assert not any(module.training for module in network.modules())
     assert torch.is_grad_enabled()

@@ -133,20 +133,21 @@ class Pipeline:
         """Return masks, lesions and severity of one image.
 
         Args:
-            image: See ``ImageSource``. The EXIF orientation of a file or PIL image is
+            image: A path, the bytes of a file, a PIL image of any mode, or a uint8 array
+                ``(h, w, 3)`` in RGB. The EXIF orientation of a file or PIL image is
                 applied.
             name: Of the image in ``row``; a path's file name by default.
             min_lesion_px: Smaller lesions are not counted, in pixels at the scale at
                 which the model sees the image.
 
         Raises:
-            UsageError: If there is no such file, or an array is not uint8
-                ``(h, w, 3)``.
+            UsageError: If there is no such file, an array is not uint8 ``(h, w, 3)``,
+                or the image is of another kind.
             DataError: If a file cannot be decoded.
         """
         if name is None:
             name = Path(image).name if isinstance(image, str | Path) else ""
-        pixels = _array(image) if isinstance(image, np.ndarray) else decode_image(image)
+        pixels = _pixels(image)
         scale = self.predictor.scale(pixels.shape[:2])
         # What is too small to count is so at the scale that the model sees.
         least_px = round(min_lesion_px / scale**2)
@@ -163,6 +164,18 @@ class Pipeline:
         if green_fraction(image) < HARDLY_GREEN:
             notes.append("hardly any green: a plant?")
         return tuple(notes)
+
+
+def _pixels(image: ImageSource) -> UInt8[np.ndarray, "h w 3"]:
+    if isinstance(image, np.ndarray):
+        return _array(image)
+    if isinstance(image, ImageSource):
+        return decode_image(image)
+    raise UsageError(
+        f"The image is a {type(image).__name__}.",
+        needed="a path, the bytes of a file, a PIL image, or a uint8 array",
+        fix="convert it, for example with numpy.asarray",
+    )
 
 
 def _array(image: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
