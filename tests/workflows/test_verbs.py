@@ -440,6 +440,8 @@ def test_verbs_take_strings_as_paths(drawn_folder, tmp_path):
     assert api.evaluate(run).n_images == api.evaluate(run, data).n_images
     found = api.predict(run, f"{data}/images", str(tmp_path / "out"))
     assert len(found.rows) == 40
+    found = api.pseudo_label(run, f"{data}/images", str(tmp_path / "labels"))
+    assert len(found.rows) == 40
     sources = api.DataSources([data], unlabeled=[f"{data}/images"])
     assert api.check(sources).sources
     assert api.find_model(run).name == "best"

@@ -22,6 +22,7 @@ from plantseg_next.errors import UsageError
 from plantseg_next.training.callbacks.callback import Callback
 
 if TYPE_CHECKING:
+    from plantseg_next.api import TrainResult
     from plantseg_next.settings import Settings
 
 Memory = Annotated[
@@ -126,7 +127,6 @@ def train(
     The same command resumes a run that was interrupted.
     """
     from plantseg_next import api
-    from plantseg_next.workflows.setup import DataSources
 
     chosen = settings_of(config, set_ or [])
     budget = main_memory = None
@@ -154,7 +154,9 @@ def train(
     loggers = _loggers(log or [], out, chosen)
     with bars() as bar:
         trained = api.train(
-            DataSources(data, classes, unlabeled or (), pseudo_labels or (), class_names),
+            api.DataSources(
+                data, classes, unlabeled or (), pseudo_labels or (), class_names
+            ),
             out,
             chosen,
             memory=budget,
@@ -164,10 +166,9 @@ def train(
             log=bar.console.print,
             progress=TaskBars(bar),
         )
-    best = ", ".join(f"{n} {v:.3f}" for n, v in trained.summary.best.metrics.items())
     print(
         f"{trained.summary.steps} steps in {trained.summary.minutes:.1f} minutes\n"
-        f"best on the validation split: {best}\n"
+        f"{_best(trained)}\n"
         f"model: {trained.folder / 'best'}\n"
         f"next:  plantseg-next evaluate {trained.folder}"
     )
@@ -189,11 +190,10 @@ def self_train(
 ) -> None:
     """Train, label the images without masks, train on both, and repeat."""
     from plantseg_next import api
-    from plantseg_next.workflows.setup import DataSources
 
     with bars() as bar:
         runs = api.self_train(
-            DataSources(data, unlabeled=unlabeled or (), names=class_names),
+            api.DataSources(data, unlabeled=unlabeled or (), names=class_names),
             out,
             settings_of(config, set_ or []),
             rounds=rounds,
@@ -202,8 +202,7 @@ def self_train(
             progress=TaskBars(bar),
         )
     for run in runs:
-        best = ", ".join(f"{n} {v:.3f}" for n, v in run.summary.best.metrics.items())
-        print(f"{run.folder}: best on the validation split: {best}")
+        print(f"{run.folder}: {_best(run)}")
     print(f"next:  plantseg-next evaluate {runs[-1].folder}")
 
 
@@ -258,6 +257,11 @@ def verify(run: Run) -> None:
         return
     print(f"the first steps differ: {result.difference}")
     raise typer.Exit(1)
+
+
+def _best(run: "TrainResult") -> str:
+    metrics = run.summary.best.metrics.items()
+    return "best on the validation split: " + ", ".join(f"{n} {v:.3f}" for n, v in metrics)
 
 
 def _loggers(names: list[str], run: Path, settings: "Settings") -> list[Callback]:
