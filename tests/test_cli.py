@@ -158,7 +158,12 @@ def test_train_evaluate_and_predict_on_the_command_line(call, drawn_folder, tmp_
     code, out, err = call("train", drawn_folder, "--out", tmp_path / "run", *sets)
     assert code == 0
     assert "4 steps in" in out
+    assert "\n4 steps are few: a model improves much up to about 300 (coffee" in out
+    assert "\nbest on the validation split: lesion Dice 0." in out
+    assert " to 0." in out
+    assert ", 2 images), disease mIoU 0." in out
     text = " ".join(err.split())  # lines are wrapped
+    assert "4 steps are few: a model improves much" in text
     assert "weights: tf_efficientnet_lite1 (ImageNet), license apache-2.0" in text
     code, out, err = call("train", drawn_folder, "--out", tmp_path / "run", *sets)
     assert code == 0

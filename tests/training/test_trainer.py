@@ -139,6 +139,74 @@ def test_run_steps_validates_and_calls_callbacks(manifest, tmp_path):
     assert run.recorder.events == []
 
 
+def test_best_validation_keeps_its_images_and_interval_on_resume(manifest, tmp_path):
+    def validate(_):
+        metrics = {"lesion_dice": 0.9}
+        return Validation(
+            0.9, metrics, n_images=60, lesion_dice_low=0.8, lesion_dice_high=0.95
+        )
+
+    first = Run(manifest, tmp_path)
+    first.trainer._validate = validate
+    with pytest.raises(StoppedError):
+        first(stop_after=3)
+    best = Run(manifest, tmp_path, scores=(0.1,))().best
+    assert str(best) == "lesion Dice 0.900 (0.80 to 0.95, 60 images)"
+
+
+def test_checkpoint_without_images_and_interval_is_resumed(manifest, tmp_path, monkeypatch):
+    """As earlier versions wrote them."""
+    real = Trainer._state_dict
+
+    def old(self):
+        state = real(self)
+        best = state["best"]
+        kept = ("monitored_metric", "metrics")
+        return state | {"best": best and {name: best[name] for name in kept}}
+
+    monkeypatch.setattr(Trainer, "_state_dict", old)
+    with pytest.raises(StoppedError):
+        Run(manifest, tmp_path, scores=(0.9,))(stop_after=3)
+    monkeypatch.undo()
+    best = Run(manifest, tmp_path, scores=(0.1,))().best
+    assert best.n_images == 0
+    assert str(best) == "lesion Dice 0.900"
+
+
+def test_validations_without_a_metric_keep_the_newest_model_as_best(manifest, tmp_path):
+    run = Run(manifest, tmp_path, SETTINGS.with_settings(["training.on_collapse=rollback"]))
+    run.trainer._validate = lambda _: Validation(0.0, {}, n_images=3)
+    run()
+    assert run.recorder.validations == [(2, 0.0, True), (4, 0.0, True)]
+
+
+@pytest.mark.parametrize(("enough", "text"), [(4, "It is. Do this."), (5, "It is.")])
+def test_advice_is_withheld_until_enough_steps_were_taken(
+    manifest, tmp_path, monkeypatch, enough, text
+):
+    monkeypatch.setattr("plantseg_next.training.trainer.FEW_STEPS", enough)
+    run = Run(manifest, tmp_path)
+    event = Event("class-swallowed", "It is.", "Do this.")
+    run.trainer._validate = lambda _: Validation(0.5, {"lesion_dice": 0.5}, events=(event,))
+    run()
+    texts = [text for _, _, text in run.recorder.events]
+    assert texts == ["It is.", text]
+
+
+@pytest.mark.parametrize(("enough", "kinds"), [(8, ["plateau"]), (9, [])])
+def test_trends_are_withheld_until_enough_steps_were_taken(
+    manifest, tmp_path, monkeypatch, enough, kinds
+):
+    name = "plantseg_next.training.callbacks.csv_logger.FEW_STEPS"
+    monkeypatch.setattr(name, enough)
+    settings = SETTINGS.with_settings(["training.steps=8", "training.validations=8"])
+    run = Run(manifest, tmp_path, settings, scores=repeat(0.5))
+    card = ModelCard(manifest.classes, SETTINGS.model, 64, None)
+    run.trainer._callbacks = [run.recorder, CsvLogger(tmp_path, run.network, card)]
+    run()
+    assert run.recorder.kinds == kinds
+
+
 def test_best_validation_need_not_be_the_last(manifest, tmp_path):
     run = Run(manifest, tmp_path, scores=(0.9, 0.1))
     assert run().best.monitored_metric == 0.9
@@ -616,6 +684,7 @@ def test_csv_logger_writes_metrics_and_models(manifest, tmp_path):
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["best"]) for row in rows] == [("2", "1"), ("4", "0")]
     assert float(rows[0]["loss_focal_tversky"]) > 0
+    assert list(rows[0])[:5] == ["step", "best", "score", "val_lesion_dice", "n_val_images"]
     assert read_card(tmp_path / "best").metrics == {"lesion_dice": 0.9}
     assert read_card(tmp_path / "last").sha256 != read_card(tmp_path / "best").sha256
 

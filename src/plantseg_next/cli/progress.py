@@ -88,9 +88,8 @@ class TrainingBar(Callback):
         self, step: int, validation: "Validation", *, best: bool
     ) -> Sequence["Event"]:
         """Print the metrics."""
-        metrics = ", ".join(f"{n} {v:.3f}" for n, v in validation.metrics.items())
         mark = "  best so far" if best else "" if step else "  before training"
-        self._bar.console.print(f"step {step:>6}: {metrics}{mark}")
+        self._bar.console.print(f"step {step:>6}: {validation}{mark}", highlight=False)
         return ()
 
     def on_event(self, step: int, event: "Event") -> None:

@@ -22,7 +22,6 @@ from plantseg_next.errors import UsageError
 from plantseg_next.training.callbacks.callback import Callback
 
 if TYPE_CHECKING:
-    from plantseg_next.api import TrainResult
     from plantseg_next.settings import Settings
 
 Memory = Annotated[
@@ -127,6 +126,7 @@ def train(
     The same command resumes a run that was interrupted.
     """
     from plantseg_next import api
+    from plantseg_next.training.time_budget import few_steps
 
     chosen = settings_of(config, set_ or [])
     budget = main_memory = None
@@ -166,9 +166,12 @@ def train(
             log=bar.console.print,
             progress=TaskBars(bar),
         )
+    summary = trained.summary
+    few = few_steps(summary.steps)
     print(
-        f"{trained.summary.steps} steps in {trained.summary.minutes:.1f} minutes\n"
-        f"{_best(trained)}\n"
+        f"{summary.steps} steps in {summary.minutes:.1f} minutes\n"
+        + (f"{few}\n" if few else "")
+        + f"best on the validation split: {summary.best}\n"
         f"model: {trained.folder / 'best'}\n"
         f"next:  plantseg-next evaluate {trained.folder}"
     )
@@ -202,7 +205,7 @@ def self_train(
             progress=TaskBars(bar),
         )
     for run in runs:
-        print(f"{run.folder}: {_best(run)}")
+        print(f"{run.folder}: best on the validation split: {run.summary.best}")
     print(f"next:  plantseg-next evaluate {runs[-1].folder}")
 
 
@@ -257,11 +260,6 @@ def verify(run: Run) -> None:
         return
     print(f"the first steps differ: {result.difference}")
     raise typer.Exit(1)
-
-
-def _best(run: "TrainResult") -> str:
-    metrics = run.summary.best.metrics.items()
-    return "best on the validation split: " + ", ".join(f"{n} {v:.3f}" for n, v in metrics)
 
 
 def _loggers(names: list[str], run: Path, settings: "Settings") -> list[Callback]:

@@ -21,6 +21,17 @@ FEW_STEPS = 300
 validation Dice .853 after 188 steps, .891 after 375."""
 
 
+def few_steps(steps: int) -> str | None:
+    """Return a sentence if a run of so many steps is too short to learn much."""
+    if steps >= FEW_STEPS:
+        return None
+    return (
+        f"{steps} steps are few: a model improves much up to about {FEW_STEPS} (coffee "
+        "leaves: validation Dice .853 after 188 steps, .891 after 375). For more, raise "
+        "training.steps or training.minutes."
+    )
+
+
 class TimeBudget:
     """Turn the minutes of a run into steps, once, from its first steps.
 

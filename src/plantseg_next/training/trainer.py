@@ -40,7 +40,12 @@ from plantseg_next.training.oom import (
     retry_with_smaller_batch,
 )
 from plantseg_next.training.signals import StopSignal
-from plantseg_next.training.time_budget import PROFILE_STEPS, TimeBudget, is_due
+from plantseg_next.training.time_budget import (
+    FEW_STEPS,
+    PROFILE_STEPS,
+    TimeBudget,
+    is_due,
+)
 
 CHECKPOINT_TIME_FRACTION = 0.01
 """Largest fraction of the time spent on checkpoints between two validations."""
@@ -330,7 +335,7 @@ class Trainer:
         if few is not None:
             self.emit(Event("few-steps", few))
         for event in validation.events:
-            self.emit(event)
+            self.emit(event.stated(with_advice=progress.step >= FEW_STEPS))
         if self._has_collapsed(validation):
             raise RollbackError(
                 "no lesion is predicted any longer", step=progress.best_step
@@ -350,7 +355,7 @@ class Trainer:
         return (
             self._settings.training.on_collapse == "rollback"
             and self._best is not None
-            and self._best.metrics["lesion_dice"] > 0
+            and self._best.metrics.get("lesion_dice", 0.0) > 0
             and any(event.kind == NO_LESION_EVENT for event in validation.events)
         )
 
@@ -462,7 +467,13 @@ class Trainer:
             "progress": asdict(self.progress),
             "time_budget": self._time_budget.state_dict(),
             "best": best
-            and {"monitored_metric": best.monitored_metric, "metrics": dict(best.metrics)},
+            and {
+                "monitored_metric": best.monitored_metric,
+                "metrics": dict(best.metrics),
+                "n_images": best.n_images,
+                "lesion_dice_low": best.lesion_dice_low,
+                "lesion_dice_high": best.lesion_dice_high,
+            },
             "engine": self._engine.state_dict(),
             "rng": random_state(),
             "callbacks": {c.key: c.state_dict() for c in self._callbacks if c.key},

@@ -38,6 +38,7 @@ from plantseg_next.training.run_record import (
     refuse_other_configuration,
     run_lock,
 )
+from plantseg_next.training.time_budget import few_steps
 from plantseg_next.workflows.evaluate import labeled_rows
 from plantseg_next.workflows.plan import plan_for
 from plantseg_next.workflows.progress import Progress, progress_for
@@ -228,6 +229,8 @@ def _run(
     from plantseg_next.training.callbacks.callback import Event
 
     trainer = build_trainer(plan, out, callbacks=callbacks, log=log)
+    if few := few_steps(plan.settings.training.steps):
+        log(few)
     for change in filter(None, changes):
         trainer.emit(
             Event("changed", f"The run resumes under changed conditions: {change}")

@@ -22,6 +22,8 @@ def test_no_predicted_lesion_emits_event():
     (event,) = no_lesion_found(confusion, NAMES)
     assert event.kind == "no-lesion"
     assert "750 pixels of the validation images are lesion" in event.text
+    assert event.text.endswith("Early in a run this is normal.")
+    assert event.advice == "If it lasts, lower training.lr, or raise loss.focal_tversky."
 
 
 def test_class_predicted_as_another_emits_class_swallowed():

@@ -6,13 +6,14 @@ import time
 import pytest
 from PIL import Image
 
-from conftest import FEW
+from conftest import FEW, train_until
 from plantseg_next import api
 from plantseg_next.errors import StoppedError, UsageError
 from plantseg_next.training.callbacks.curves import draw_curves
 from plantseg_next.training.callbacks.reproducibility import first_difference
 from plantseg_next.training.callbacks.status import read_status
 from plantseg_next.training.run_record import run_lock
+from plantseg_next.training.time_budget import few_steps
 from plantseg_next.training.trainer import Trainer
 
 pytestmark = pytest.mark.integration
@@ -41,6 +42,57 @@ def test_status_of_finished_run_advises_evaluate(finished_semi_run):
     assert "data.labeled_fraction=0.3" in text
     assert f"plantseg-next evaluate {finished_semi_run}" in text
     assert (finished_semi_run / "summary.txt").read_text() == f"{text}\n"
+
+
+def test_summary_states_the_images_and_interval_of_the_best_validation(run):
+    best = {"step": 400, "lesion_dice": 0.812, "n_images": 60}
+    interval = {"lesion_dice_low": 0.771, "lesion_dice_high": 0.849}
+    change_progress(run, best=best | interval)
+    text = str(read_status(run))
+    assert "best       lesion Dice 0.812 (0.77 to 0.85, 60 images), at step 400\n" in text
+    change_progress(run, best={"step": 400, "lesion_dice": 0.812})  # of an older version
+    assert "best       lesion Dice 0.812, at step 400\n" in str(read_status(run))
+
+
+def test_progress_of_a_run_counts_its_validation_images(finished_semi_run):
+    progress = json.loads((finished_semi_run / "progress.json").read_text())
+    assert progress["best"]["n_images"] == progress["last"]["n_images"] == 3
+    lines = (finished_semi_run / "history.csv").read_text().splitlines()
+    assert "n_val_images" in lines[0].split(",")
+
+
+def test_resumed_run_keeps_its_best_line(drawn_folder, stopped_run):
+    """A run that is called again after its end keeps it too."""
+    train_until(9, drawn_folder, stopped_run)
+    before = json.loads((stopped_run / "progress.json").read_text())["best"]
+    train_until(10, drawn_folder, stopped_run)  # no validation is due
+    assert json.loads((stopped_run / "progress.json").read_text())["best"] == before
+    api.train(drawn_folder, stopped_run, FEW)
+    whole = (stopped_run / "summary.txt").read_text()
+    api.train(drawn_folder, stopped_run, FEW)
+    (line,) = [line for line in whole.splitlines() if line.startswith("  best ")]
+    assert line in (stopped_run / "summary.txt").read_text()
+    assert "3 images" in line
+
+
+def test_run_of_few_steps_says_so_before_and_after(drawn_folder, tmp_path):
+    lines = []
+    settings = FEW.with_settings(["training.steps=2", "training.validations=1"])
+    api.train(drawn_folder, tmp_path / "run", settings, log=lines.append)
+    sentence = (
+        "2 steps are few: a model improves much up to about 300 (coffee leaves: validation "
+        "Dice .853 after 188 steps, .891 after 375). For more, raise training.steps or "
+        "training.minutes."
+    )
+    assert few_steps(2) == sentence
+    assert few_steps(300) is None
+    assert sentence in lines
+    assert f"  few steps  {sentence}" in (tmp_path / "run" / "summary.txt").read_text()
+
+
+def test_status_of_enough_steps_states_no_few_steps(run):
+    change_progress(run, steps=300)
+    assert "few steps" not in str(read_status(run))
 
 
 def test_status_of_running_run_shows_time_left(run):
@@ -129,6 +181,26 @@ def test_curves_are_a_png(run):
     with Image.open(run / "curves.png") as image:
         assert image.format == "PNG"
         assert image.size[0] > 400
+
+
+def test_curves_of_validations_without_a_metric_are_drawn(run):
+    (run / "curves.png").unlink()
+    columns = "step,best,score,n_val_images"
+    (run / "history.csv").write_text(f"{columns}\n0,0,0.0,3\n")
+    draw_curves(run)
+    assert not (run / "curves.png").exists()  # there is nothing to draw
+    (run / "history.csv").write_text(f"{columns},loss_leaf\n4,1,0.0,3,0.5\n")
+    draw_curves(run)
+    assert (run / "curves.png").exists()
+
+
+def test_curves_show_the_interval_as_a_band(run):
+    (run / "curves.png").unlink()
+    columns = "step,best,score,val_lesion_dice,n_val_images,val_lesion_dice_low"
+    rows = "4,0,0.5,0.5,3,0.3,0.7\n8,1,0.6,0.6,3,,\n"
+    (run / "history.csv").write_text(f"{columns},val_lesion_dice_high\n{rows}")
+    draw_curves(run)
+    assert (run / "curves.png").exists()
 
 
 def test_curves_without_validation_are_not_drawn(tmp_path):

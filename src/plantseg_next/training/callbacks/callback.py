@@ -3,8 +3,9 @@
 This module does not import torch: the command line's progress bar is a callback too.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
     from plantseg_next.training.checkpoints import Saved
 
 EndReason = Literal["finished", "stopped", "failed"]
+METRIC_LABELS = {
+    "lesion_dice": "lesion Dice",
+    "disease_miou": "disease mIoU",
+    "leaf_iou": "leaf IoU",
+}
 
 
 @dataclass(frozen=True)
@@ -21,11 +27,18 @@ class Event:
 
     Args:
         kind: Its fixed name.
-        text: What happened, what it means, what to do.
+        text: What happened and what it means; with what to do, where that is always so.
+        advice: What to do if the run has learned for long enough.
     """
 
     kind: str
     text: str
+    advice: str = ""
+
+    def stated(self, *, with_advice: bool) -> "Event":
+        """Return the event with its advice in the text, or without it."""
+        text = f"{self.text} {self.advice}" if self.advice and with_advice else self.text
+        return replace(self, text=text, advice="")
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,10 @@ class Validation:
         extra_metrics: Further metrics, for the history alone.
         events: Problems noticed.
         seconds: Time of the validation.
+        n_images: Images whose lesions are known; 0 if that was not counted.
+        lesion_dice_low: Lower bound of the 95 % interval of ``lesion_dice`` over groups of
+            images; NaN if there is none.
+        lesion_dice_high: Upper bound.
     """
 
     monitored_metric: float
@@ -70,6 +87,47 @@ class Validation:
     extra_metrics: Mapping[str, float] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
     seconds: float = 0.0
+    n_images: int = 0
+    lesion_dice_low: float = math.nan
+    lesion_dice_high: float = math.nan
+
+    def values(self) -> dict[str, float]:
+        """Return the metrics, the number of images and the interval; no NaN."""
+        values = {
+            **self.metrics,
+            "n_images": self.n_images,
+            "lesion_dice_low": self.lesion_dice_low,
+            "lesion_dice_high": self.lesion_dice_high,
+        }
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    def __str__(self) -> str:
+        """Return the metrics as text; see ``describe``."""
+        return describe(self.values())
+
+
+def describe(values: Mapping[str, float]) -> str:
+    """Return what ``Validation.values`` returned as text.
+
+    Example:
+        >>> interval = {"lesion_dice_low": 0.77, "lesion_dice_high": 0.85}
+        >>> describe({"lesion_dice": 0.8123, "leaf_iou": 0.9, "n_images": 60} | interval)
+        'lesion Dice 0.812 (0.77 to 0.85, 60 images), leaf IoU 0.900'
+        >>> describe({"n_images": 4})
+        'no lesion Dice (no lesion in 4 images)'
+    """
+    rest = dict(values)
+    n_images = int(rest.pop("n_images", 0))
+    low, high = (rest.pop(f"lesion_dice_{bound}", None) for bound in ("low", "high"))
+    parts = {n: f"{METRIC_LABELS.get(n, n)} {value:.3f}" for n, value in rest.items()}
+    images = f"{n_images} image{'s' * (n_images != 1)}"
+    if "lesion_dice" in parts:
+        notes = [] if low is None else [f"{low:.2f} to {high:.2f}"]
+        notes += [images] if n_images else []
+        parts["lesion_dice"] += f" ({', '.join(notes)})" if notes else ""
+    else:
+        parts = {"": f"no lesion Dice (no lesion in {images})", **parts}
+    return ", ".join(parts.values())
 
 
 class Callback:

@@ -5,7 +5,7 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from plantseg_next.settings import LossSettings
 from plantseg_next.training.callbacks.callback import Callback, Event, StepInfo, Validation
 from plantseg_next.training.callbacks.diagnostics import trends
 from plantseg_next.training.run_record import EVENTS, HISTORY
+from plantseg_next.training.time_budget import FEW_STEPS
 
 _SUPERVISED = {f"loss_{name}" for name in LossSettings.model_fields}
 
@@ -62,7 +63,10 @@ class CsvLogger(Callback):
             "step": step,
             "best": int(best),
             "score": round(validation.monitored_metric, 5),
-            **{f"val_{n}": round(v, 5) for n, v in validation.metrics.items()},
+            **{
+                "n_val_images" if n == "n_images" else f"val_{n}": round(v, 5)
+                for n, v in validation.values().items()
+            },
             **{n: round(v, 5) for n, v in validation.extra_metrics.items()},
             **{
                 f"loss_{name}": round(float(total) / max(self._n_steps, 1), 5)
@@ -76,7 +80,7 @@ class CsvLogger(Callback):
             write_table(self._folder / HISTORY, self._rows)
             for name in ("last", "best") if best else ("last",):
                 write_bundle(self._folder / name, self._network, card)
-        return self._new_trends()
+        return self._new_trends() if step >= FEW_STEPS else ()
 
     def _new_trends(self) -> list[Event]:
         """Return the events of ``trends``, each kind once until it no longer holds."""
@@ -90,7 +94,12 @@ class CsvLogger(Callback):
 
     def on_event(self, step: int, event: Event) -> None:
         """Append a line; earlier lines stay intact if the process is killed."""
-        line = {"time": round(time.time(), 1), "step": step, **asdict(event)}
+        line = {
+            "time": round(time.time(), 1),
+            "step": step,
+            "kind": event.kind,
+            "text": event.text,
+        }
         with (
             explained(self._folder),
             (self._folder / EVENTS).open("a", encoding="utf-8") as file,

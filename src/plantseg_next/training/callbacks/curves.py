@@ -30,21 +30,30 @@ def draw_curves(folder: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    low, high = (columns.pop(f"val_lesion_dice_{bound}", None) for bound in ("low", "high"))
     metrics = {n[4:]: v for n, v in columns.items() if n.startswith("val_")}
     losses = {n[5:]: v for n, v in columns.items() if n.startswith("loss_")}
     teacher = {
         n: v for n, v in columns.items() if n in {"student_teacher_dice", "pl_mask_ratio"}
     }
-    panels = [("validation score", metrics)]
-    if losses:  # there are none before the first step
-        panels.append(("training loss", losses))
-    if teacher:
-        panels.append(("fraction of pixels", teacher))
+    panels = [
+        (title, lines)
+        for title, lines in (
+            ("validation score", metrics),  # without a lesion or leaf there are none
+            ("training loss", losses),  # there are none before the first step
+            ("fraction of pixels", teacher),
+        )
+        if lines
+    ]
+    if not panels:
+        return
     figure = Figure(figsize=(7, 2.6 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for panel, (title, lines) in zip(axes, panels, strict=True):
         _draw(panel, title, columns["step"], lines)
+    if low and high:
+        axes[0].fill_between(columns["step"], low, high, alpha=0.15)
     best = [s for s, b in zip(columns["step"], columns["best"], strict=True) if b]
     if best:
         axes[0].axvline(best[-1], color="0.6", linestyle=":", label="best model")

@@ -40,8 +40,8 @@ def no_lesion_found(
         yield Event(
             NO_LESION_EVENT,
             f"No lesion is predicted at all; {true[1:].sum()} pixels of the validation "
-            "images are lesion. Early in a run this is normal; if it lasts, lower "
-            "training.lr, or raise loss.focal_tversky.",
+            "images are lesion. Early in a run this is normal.",
+            "If it lasts, lower training.lr, or raise loss.focal_tversky.",
         )
         return
     for c in range(1, len(true)):
@@ -52,8 +52,25 @@ def no_lesion_found(
             yield Event(
                 "class-swallowed",
                 f"`{names[c - 1]}` is never predicted; its pixels are predicted as "
-                f"`{names[other - 1]}`. Raise data.balance, or add masks of it.",
+                f"`{names[other - 1]}`.",
+                "Raise data.balance, or add masks of it.",
             )
+
+
+def no_true_lesion(n_images: int, *, with_leaf: bool) -> Event:
+    """Return the event for validation masks without any lesion.
+
+    Args:
+        n_images: Validation images whose lesions are known.
+        with_leaf: Whether their leaf is marked.
+    """
+    chosen_by = "chosen by leaf IoU alone" if with_leaf else "the model of the last one"
+    return Event(
+        "no-dice",
+        f"No lesion is marked in the {n_images} validation images, so validations have no "
+        f"lesion Dice, and `best` is {chosen_by}. Put images with lesions into the "
+        "validation split.",
+    )
 
 
 def few_right_pseudo_labels(metrics: Mapping[str, float]) -> Iterator[Event]:
@@ -62,8 +79,8 @@ def few_right_pseudo_labels(metrics: Mapping[str, float]) -> Iterator[Event]:
     if dice < MIN_STUDENT_TEACHER_DICE:
         yield Event(
             "teacher-drift",
-            f"Student and teacher agree on few lesions (Dice {dice:.2f}). Lower "
-            "semi.ema_decay or training.lr if it lasts.",
+            f"Student and teacher agree on few lesions (Dice {dice:.2f}).",
+            "Lower semi.ema_decay or training.lr if it lasts.",
         )
 
 
@@ -89,7 +106,8 @@ def inconsistent_predictions(metrics: Mapping[str, float]) -> Iterator[Event]:
                 "unsteady",
                 f"The lesions predicted in `{name}`, which has no masks, change with the "
                 f"augmentation: an overlap of {overlap:.2f}, against {source:.2f} on "
-                "labeled images. Do not trust the model there; mask a few of its images.",
+                "labeled images. Do not trust the model there.",
+                "Mask a few of its images.",
             )
 
 

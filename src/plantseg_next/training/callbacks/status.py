@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 from plantseg_next.errors import UsageError
 from plantseg_next.settings import Settings, flat_settings
+from plantseg_next.training.callbacks.callback import describe
 from plantseg_next.training.callbacks.diagnostics import SOURCE_DOMAIN
 from plantseg_next.training.callbacks.eta import in_words
 from plantseg_next.training.run_record import EVENTS, PLAN, RECORD, RunRecord, is_locked
+from plantseg_next.training.time_budget import few_steps
 
 PROGRESS = "progress.json"
 SUMMARY = "summary.txt"
@@ -54,8 +56,9 @@ class Status:
             yield f"  left       about {in_words(self.progress['left_s'])}"
         for name in ("best", "last"):
             if row := self.progress.get(name):
-                metrics = ", ".join(f"{n} {v:.3f}" for n, v in row.items() if n != "step")
-                yield f"  {name:<9}  {metrics}, at step {row['step']}"
+                values = {n: v for n, v in row.items() if n != "step"}
+                yield f"  {name:<9}  {describe(values)}, at step {row['step']}"
+        yield from self._few_steps_lines()
         yield from self._lines_without_masks()
         if self.progress:
             yield f"  uses       {self._resources()}"
@@ -123,6 +126,12 @@ class Status:
                 f"  no masks   {name}: {fraction:.1%} is predicted as lesion; of the "
                 f"labeled images, {source:.1%}. Without masks the accuracy is unknown"
             )
+
+    def _few_steps_lines(self) -> Iterator[str]:
+        """Yield a line if the run has too few steps to learn much."""
+        steps = self.progress.get("steps")
+        if steps and (few := few_steps(steps)):
+            yield f"  few steps  {few}"
 
     def _event_lines(self) -> Iterator[str]:
         counts = Counter(event["kind"] for event in self.events)

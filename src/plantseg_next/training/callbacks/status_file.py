@@ -95,9 +95,9 @@ class StatusFile(Callback):
         """
         self._has_validated = True
         self._state["step"] = step
+        self._state["last"] = {"step": step, **validation.values()}
         if best:
-            self._state["best"] = {"step": step, **validation.metrics}
-        self._state["last"] = {"step": step, **validation.metrics}
+            self._state["best"] = self._state["last"]
         self._state["lesion_fractions"] = lesion_fractions(validation.extra_metrics)
         self._write_all()
         return ()
