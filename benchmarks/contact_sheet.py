@@ -15,7 +15,8 @@ import numpy as np
 from plantseg_next import api
 from plantseg_next.data import splits
 from plantseg_next.data.formats import read_folder
-from plantseg_next.evaluation.metrics import ClassScores, confusion_matrix
+from plantseg_next.evaluation.metrics import confusion_matrix, dice, foreground_counts
+from plantseg_next.evaluation.report import EvalItem
 from plantseg_next.structures import ClassMap, is_lesion
 from plantseg_next.workflows.evaluate import eval_items, some_rows
 
@@ -58,9 +59,13 @@ def main() -> None:
         chosen = some_rows(test if len(test) else manifest, arguments.images, 0)
         shown = []
         for one in eval_items(predictor, card.classes, chosen, ANY_LESION):
+            if not isinstance(one, EvalItem):
+                continue  # it could not be read
             truth, found = one.sample, one.prediction
             confusion = confusion_matrix(truth.lesion, found.lesion, 2)
-            dice = float(ClassScores(confusion).lesion_dice)  # NaN: no lesion mask is known
+            score = float(
+                dice(foreground_counts(confusion))
+            )  # NaN: no lesion mask is known
             trio = [
                 outlined(truth.image, np.zeros_like(truth.lesion), None),
                 outlined(truth.image, truth.lesion, truth.leaf),
@@ -68,14 +73,14 @@ def main() -> None:
             ]
             cv2.putText(
                 trio[2],
-                "" if np.isnan(dice) else f"{dice:.2f}",
+                "" if np.isnan(score) else f"{score:.2f}",
                 (4, 214),
                 cv2.FONT_HERSHEY_SIMPLEX,
                 0.7,
                 (200, 0, 0),
                 2,
             )
-            shown.append((np.nan_to_num(dice, nan=1.0), np.hstack(trio)))
+            shown.append((np.nan_to_num(score, nan=1.0), np.hstack(trio)))
         shown.sort(key=lambda pair: pair[0])
         take = np.linspace(0, len(shown) - 1, arguments.each).round().astype(int)
         columns.append(np.vstack([shown[i][1] for i in take]))

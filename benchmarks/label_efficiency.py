@@ -33,6 +33,7 @@ from plantseg_next.evaluation.metrics import confusion_matrix, foreground_counts
 from plantseg_next.evaluation.report import EvalItem, evaluate
 from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.settings import Settings
+from plantseg_next.structures import SkippedImage
 from plantseg_next.workflows.evaluate import eval_items, severity_pct
 from plantseg_next.workflows.setup import DataSources
 
@@ -55,11 +56,14 @@ def one_data_set(folders: list[Path], path: Path) -> Manifest:
     return manifest
 
 
-def tallied(items: Iterable[EvalItem], stats: Tally, n_classes: int) -> Iterator[EvalItem]:
+def tallied(
+    items: Iterable[EvalItem | SkippedImage], stats: Tally, n_classes: int
+) -> Iterator[EvalItem | SkippedImage]:
     """Pass judged images on, adding their lesion pixels to those of their group."""
     for item in items:
-        pixels = confusion_matrix(item.sample.lesion, item.prediction.lesion, n_classes)
-        stats[item.source, item.group] += foreground_counts(pixels)
+        if isinstance(item, EvalItem):
+            pixels = confusion_matrix(item.sample.lesion, item.prediction.lesion, n_classes)
+            stats[item.source, item.group] += foreground_counts(pixels)
         yield item
 
 

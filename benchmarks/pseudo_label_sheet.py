@@ -17,6 +17,7 @@ from contact_sheet import outlined
 
 from plantseg_next import api
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
+from plantseg_next.evaluation.report import EvalItem
 from plantseg_next.structures import IGNORE, is_lesion
 from plantseg_next.workflows.evaluate import eval_items, some_rows
 from plantseg_next.workflows.pseudo_label import sure_mask
@@ -37,6 +38,8 @@ def main() -> None:
     chosen = some_rows(hidden, arguments.images, 0)
     shown = []
     for one in eval_items(predictor, card.classes, chosen, card.classes):
+        if not isinstance(one, EvalItem):
+            continue  # it could not be read
         truth = one.sample
         mask, _ = sure_mask(one.prediction, threshold=arguments.threshold, has_leaf=False)
         known = (truth.lesion != IGNORE) & (mask != IGNORE)

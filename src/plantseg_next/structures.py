@@ -81,7 +81,7 @@ class Sample:
 
 
 class SkippedImage(NamedTuple):
-    """An image that could not be read, and was replaced by another.
+    """An image that could not be read, and was left out or replaced by another.
 
     Args:
         key: Its manifest row.

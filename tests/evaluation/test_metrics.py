@@ -1,5 +1,7 @@
 """Overlap metrics: compared with counts by hand, scikit-image and loops."""
 
+from types import SimpleNamespace
+
 import jaxtyping
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from skimage.metrics import contingency_table
 
 from plantseg_next.errors import DataError
 from plantseg_next.evaluation.metrics import (
-    ClassScores,
+    Confusion,
+    Overlap,
     class_counts,
     confusion_matrix,
     dice,
@@ -20,6 +23,7 @@ from plantseg_next.evaluation.metrics import (
     precision,
     recall,
 )
+from plantseg_next.structures import Prediction, Sample
 
 K = 4
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, max_side=12)
@@ -29,6 +33,18 @@ pairs = shapes.flatmap(
         hnp.arrays(np.uint8, shape, elements=st.integers(0, K - 1)),
     )
 )
+
+
+def scores_of(truth, predicted, n_classes):
+    """Return the scores of each class and of all, and the confusion matrix."""
+    sample = Sample("a", np.zeros((*truth.shape, 3), np.uint8), truth, truth)
+    prediction = Prediction(predicted, np.zeros(truth.shape, np.float16), None)
+    confusion, overlap = Confusion(n_classes), Overlap(n_classes)
+    for metric in (confusion, overlap):
+        metric.update(sample, prediction)
+    return SimpleNamespace(
+        confusion=confusion.counts, **confusion.compute(), **overlap.compute()
+    )
 
 
 @given(pairs)
@@ -47,7 +63,7 @@ def test_confusion_agrees_with_a_loop(pair):
 def test_scores_agree_with_sets_of_pixels(pair):
     truth, predicted = pair
     known = truth != 255
-    scores = ClassScores(confusion_matrix(truth, predicted, K))
+    scores = scores_of(truth, predicted, K)
     for k in range(K):
         t, p = (truth == k) & known, (predicted == k) & known
         both, either = (t & p).sum(), (t | p).sum()
@@ -82,7 +98,7 @@ def test_iou_of_an_absent_class_is_undefined_and_of_a_false_class_zero():
     # class 1 is in neither, class 2 is predicted only, class 3 is true only
     truth = np.array([[0, 0, 0, 3]], np.uint8)
     predicted = np.array([[0, 0, 2, 0]], np.uint8)
-    scores = ClassScores(confusion_matrix(truth, predicted, K))
+    scores = scores_of(truth, predicted, K)
     np.testing.assert_array_equal(scores.iou, [0.5, np.nan, 0.0, 0.0])
     np.testing.assert_array_equal(scores.precision, [2 / 3, np.nan, 0.0, np.nan])
     np.testing.assert_array_equal(scores.recall, [2 / 3, np.nan, np.nan, 0.0])
@@ -93,18 +109,15 @@ def test_iou_of_an_absent_class_is_undefined_and_of_a_false_class_zero():
 
 def test_lesion_scores_ignore_confusion_of_lesion_classes():
     truth, predicted = np.full((2, 2), 1, np.uint8), np.full((2, 2), 2, np.uint8)
-    scores = ClassScores(confusion_matrix(truth, predicted, 3))
+    scores = scores_of(truth, predicted, 3)
     assert scores.disease_miou == 0.0
     assert scores.lesion_dice == scores.lesion_iou == 1.0
     assert scores.lesion_precision == scores.lesion_recall == 1.0
 
 
 def test_scores_of_ignored_pixels_are_undefined_without_a_warning():
-    confusion = confusion_matrix(
-        np.full((3, 3), 255, np.uint8), np.zeros((3, 3), np.uint8), 2
-    )
-    scores = ClassScores(confusion)
-    assert confusion.sum() == 0
+    scores = scores_of(np.full((3, 3), 255, np.uint8), np.zeros((3, 3), np.uint8), 2)
+    assert scores.confusion.sum() == 0
     assert np.isnan([scores.mean_iou, scores.disease_miou, scores.lesion_dice]).all()
     assert np.isnan(mean_defined(np.array([np.nan])))
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from plantseg_next.errors import DataError, OutputError
-from plantseg_next.evaluation.metrics import ClassScores, confusion_matrix
+from plantseg_next.evaluation import report as report_module
+from plantseg_next.evaluation.metrics import Confusion, Overlap
 from plantseg_next.evaluation.report import EvalItem, evaluate
 from plantseg_next.evaluation.severity_agreement import severity_agreement
-from plantseg_next.structures import ClassMap, Prediction, Sample
+from plantseg_next.structures import ClassMap, Prediction, Sample, SkippedImage
 
 CLASSES = ClassMap(("rust", "blight", "scab"), ("healthy", "rust"), True)
 
@@ -63,14 +64,19 @@ def test_report_scores_equal_those_of_all_pixels_together():
     report = report_of(iter(items))
     truth = np.concatenate([item.sample.lesion for item in items])
     predicted = np.concatenate([item.prediction.lesion for item in items])
-    scores = ClassScores(confusion_matrix(truth, predicted, 4))
-    np.testing.assert_array_equal(report.confusion, scores.confusion)
+    whole = Sample("all", np.zeros((*truth.shape, 3), np.uint8), truth, truth)
+    prediction = Prediction(predicted, np.zeros(truth.shape, np.float16), None)
+    confusion, overlap = Confusion(4), Overlap(4)
+    for metric in (confusion, overlap):
+        metric.update(whole, prediction)
+    np.testing.assert_array_equal(report.confusion, confusion.counts)
+    scores = overlap.compute()
     for name in (
         "mean_iou", "mean_accuracy", "disease_miou", "lesion_dice", "lesion_iou",
         "lesion_precision", "lesion_recall",
     ):  # fmt: skip
         estimate = getattr(report, name)
-        assert estimate.value == pytest.approx(getattr(scores, name)), name
+        assert estimate.value == pytest.approx(float(scores[name])), name
         assert estimate.low <= estimate.value <= estimate.high, name
         assert estimate.n_groups == 8
     assert [row.name for row in report.classes] == ["no lesion", *CLASSES.lesions]
@@ -247,3 +253,99 @@ def test_report_of_a_prediction_of_another_size_is_refused(monkeypatch):
 def test_report_of_few_groups_has_a_warning(n, warns):
     text = report_of([make_image(i) for i in range(n)]).to_text()
     assert ("Too few groups for conclusions about other images" in text) is warns
+
+
+REFERENCE = {
+    "mean_iou": (0.872688768489852, 0.8220670202388247, 0.8970344864511488),
+    "mean_accuracy": (0.9638480392156863, 0.9589520838264549, 0.9668405541712111),
+    "disease_miou": (0.8320110939112487, 0.7571760613561357, 0.8671454027946596),
+    "lesion_dice": (0.9227600411946447, 0.884552046503266, 0.9452638642896705),
+    "lesion_iou": (0.8565965583173997, 0.7930016311118532, 0.8962088660923373),
+    "lesion_precision": (0.8565965583173997, 0.7930016311118532, 0.8962088660923373),
+    "lesion_recall": (1.0, 1.0, 1.0),
+    "lesion_boundary_f1": (0.8454258675078865, 0.8187604302985917, 0.8715953307392996),
+    "leaf_iou": (1.0, 1.0, 1.0),
+    "leaf_dice": (1.0, 1.0, 1.0),
+    "leaf_boundary_f1": (1.0, 1.0, 1.0),
+    "disease_accuracy": (0.6, 0.2222222222222222, 0.9090909090909091),
+    "target_domain": (1.0366708970676641, 0.8002711323763956, 1.0747550650713564),
+}
+"""Value and interval of every score, from the report before its metrics were objects."""
+
+
+def test_report_equals_a_stored_reference():
+    items = [
+        make_image(
+            i,
+            group=f"leaf {i % 5}" if i < 8 else f"plot {i % 3}",
+            source="field" if i < 8 else "crop",
+            leaf=i != 6,
+            lesions=i != 9,
+            head=i % 4 != 1,
+        )
+        for i in range(14)
+    ]
+    report = report_of(items, source_domain={"field"})
+    assert report.estimates.keys() == REFERENCE.keys()
+    for name, expected in REFERENCE.items():
+        estimate = getattr(report, name)
+        values = (estimate.value, estimate.low, estimate.high)
+        assert values == pytest.approx(expected, rel=1e-12), name
+        assert estimate.n_groups == 8
+    assert (report.n_images, report.n_lesion_images, report.n_leaf_images) == (14, 13, 13)
+    severity = report.severity
+    assert (severity.agreement.n, severity.n_without) == (12, 0)
+    values = (severity.rho_c.value, severity.rho_c.low, severity.rho_c.high)
+    expected = (0.9617368224477311, 0.8759324857100041, 0.9742023994802336)
+    assert values == pytest.approx(expected, rel=1e-12)
+    crop, field = report.sources
+    assert (crop.n_images, field.n_images) == (5, 8)
+    assert crop.lesion_dice.low == pytest.approx(0.7272727272727273, rel=1e-12)
+    assert field.lesion_iou.high == pytest.approx(0.8549618320610687, rel=1e-12)
+    (rust,) = report.diseases
+    assert rust.lesion_dice == report.lesion_dice
+    assert report.confusion.sum() == 6240
+    assert [row.truth_px for row in report.classes] == [4896, 704, 640, 0]
+
+
+def test_report_lists_skipped_images_and_scores_the_rest():
+    items = [make_image(i) for i in range(3)]
+    broken = SkippedImage("field/9", "`9.png` cannot be read.")
+    report = report_of([items[0], broken, *items[1:]])
+    assert report.skipped == (broken,)
+    assert report.estimates == report_of(items).estimates
+    assert "In no score, because unreadable (1): field/9" in report.to_text()
+    assert json.loads(report.to_json())["skipped"] == [broken._asdict()]
+    assert "unreadable" not in report_of(items).to_text()
+
+
+def test_report_shows_a_score_without_a_label_under_its_name(monkeypatch):
+    class Coverage:
+        def __init__(self):
+            self.n_images, self.counts = 0, np.zeros(2, np.int64)
+
+        def update(self, truth, prediction):
+            self.n_images += 1
+            self.counts += [(prediction.lesion > 0).sum(), truth.lesion.size]
+
+        def merge(self, other):
+            self.n_images += other.n_images
+            self.counts += other.counts
+
+        def compute(self):
+            return {"lesion_fraction": self.counts[0] / self.counts[1]}
+
+    real = report_module.report_metrics
+    monkeypatch.setattr(
+        report_module, "report_metrics", lambda n: real(n) | {"coverage": Coverage()}
+    )
+    report = report_of([make_image(i) for i in range(5)])
+    assert 0 < report.lesion_fraction.low < report.lesion_fraction.high < 1
+    assert "Further scores" in report.to_text()
+    assert "\n  lesion fraction " in report.to_text()
+    assert "lesion_fraction" in json.loads(report.to_json())
+
+
+def test_report_without_a_score_of_that_name_raises_attribute_error():
+    with pytest.raises(AttributeError, match="a report has no 'lesion_dise'"):
+        _ = report_of([make_image(0)]).lesion_dise

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Never
 
@@ -37,7 +38,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model on images that it has not learned from.
 
-    By default these are the test images of its run.
+    By default these are the test images of its run. Exit code 1 if an image could not be
+    read; the others are evaluated.
     """
     from plantseg_next import api
     from plantseg_next.files import prepare_output
@@ -51,6 +53,7 @@ def evaluate(
     print(report.to_json() if json else report.to_text())
     if out is not None:
         report.write(out)
+    _end(report.skipped)
 
 
 @app.command()
@@ -87,7 +90,7 @@ def predict(
         )
     print(_table(table))
     print(f"{len(table.rows)} images measured: {out / 'severity.csv'}")
-    _end(table)
+    _end(table.skipped)
 
 
 @app.command()
@@ -111,7 +114,7 @@ def pseudo_label(
     print(f"{len(table.rows)} images labeled: {out / 'pseudo_labels.csv'}")
     print(f"correct the masks in {out / 'masks'} where they are wrong")
     print(f"next:  plantseg-next train DATA --pseudo-labels {out}")
-    _end(table)
+    _end(table.skipped)
 
 
 @app.command()
@@ -196,11 +199,11 @@ def _one_split(name: str) -> Literal["train", "val", "test", "all"]:
             )
 
 
-def _end(table: "PredictionTable") -> Never:
+def _end(skipped: Sequence[tuple[str, str]]) -> Never:
     """Print the skipped images; exit with code 1 if there are any, else 0."""
-    for name, reason in table.skipped:
+    for name, reason in skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)
-    raise typer.Exit(1 if table.skipped else 0)
+    raise typer.Exit(1 if skipped else 0)
 
 
 def _table(table: "PredictionTable", most: int = 12) -> str:

@@ -8,12 +8,14 @@ Axes: h row, w column.
 """
 
 import math
+from dataclasses import dataclass, field
+from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Int64, Real, UInt8
+from jaxtyping import Bool, Float64, Int64, Real, UInt8
 
-from plantseg_next.structures import IGNORE
+from plantseg_next.structures import IGNORE, Prediction, Sample
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
@@ -80,7 +82,7 @@ def boundary_counts(
     )
 
 
-def boundary_f1(counts: Real[np.ndarray, " 4"]) -> float:
+def boundary_f1(counts: Real[np.ndarray, "4 ..."]) -> Float64[np.ndarray, "..."]:
     """Return the harmonic mean of boundary precision and recall.
 
     Args:
@@ -91,12 +93,53 @@ def boundary_f1(counts: Real[np.ndarray, " 4"]) -> float:
         the two masks has an outline.
     """
     matched_predicted, n_predicted, matched_truth, n_truth = counts
-    if n_predicted == 0 and n_truth == 0:
-        return float("nan")
-    precision = matched_predicted / max(n_predicted, 1)
-    recall = matched_truth / max(n_truth, 1)
+    precision = matched_predicted / np.maximum(n_predicted, 1)
+    recall = matched_truth / np.maximum(n_truth, 1)
     total = precision + recall
-    return float(2 * precision * recall / total) if total > 0 else 0.0
+    f1 = 2 * precision * recall / np.where(total > 0, total, 1)
+    return np.where((n_predicted == 0) & (n_truth == 0), np.nan, f1)
+
+
+@dataclass(eq=False)
+class Boundary:
+    """Boundary F1 of the lesions or of the leaf, over the images where it is known.
+
+    Args:
+        head: What is outlined; the leaf must be predicted too.
+        n_images: Number of such images.
+    """
+
+    head: Literal["lesion", "leaf"]
+    n_images: int = 0
+    counts: Int64[np.ndarray, "4 ..."] = field(
+        default_factory=lambda: np.zeros(4, np.int64)
+    )
+    """As ``boundary_counts`` returns them."""
+
+    def update(self, truth: Sample, prediction: Prediction) -> None:
+        """Add an image.
+
+        Raises:
+            ValueError: If the prediction and the image differ in size.
+        """
+        of_truth, predicted = (
+            (truth.lesion, prediction.lesion)
+            if self.head == "lesion"
+            else (truth.leaf, prediction.leaf)
+        )
+        if predicted is None or (of_truth == IGNORE).all():
+            return
+        self.n_images += 1
+        self.counts += boundary_counts(of_truth, predicted)
+
+    def merge(self, other: "Boundary") -> None:
+        """Add the images of another object."""
+        self.n_images += other.n_images
+        self.counts += other.counts
+
+    def compute(self) -> dict[str, Float64[np.ndarray, "..."]]:
+        """Return F1, as ``boundary_f1`` does."""
+        return {f"{self.head}_boundary_f1": boundary_f1(self.counts)}
 
 
 def _outline(

@@ -31,6 +31,28 @@ class Interval:
     n_groups: int
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A score with its 95 % interval; NaN where undefined.
+
+    Args:
+        value: The score over all images.
+        low: Lower bound.
+        high: Upper bound.
+        n_groups: Groups resampled.
+    """
+
+    value: float
+    low: float
+    high: float
+    n_groups: int
+
+    @classmethod
+    def of(cls, value: float, interval: Interval) -> "Estimate":
+        """Return a score with its interval."""
+        return cls(value, interval.low, interval.high, interval.n_groups)
+
+
 def bootstrap_interval(
     counts: Real[np.ndarray, "g ..."],
     statistic: Callable[[Float64[np.ndarray, "..."]], float],
@@ -70,10 +92,10 @@ def bootstrap_interval(
     values: list[float] = []
     if n_groups > 1:
         flat = counts.reshape(n_groups, -1).astype(np.float64)
-        for weights in _draws(n_groups, n_resamples, seed):
+        for weights in draw_groups(n_groups, n_resamples, seed):
             totals = (weights @ flat).reshape(-1, *counts.shape[1:])
             values += [statistic(total) for total in totals]
-    return _percentiles(values, n_groups, level)
+    return percentiles(values, n_groups, level)
 
 
 def bootstrap_rows(
@@ -111,16 +133,17 @@ def bootstrap_rows(
     n_groups, every_row = len(names), np.arange(len(rows))
     values: list[float] = []
     if n_groups > 1:
-        for weights in _draws(n_groups, n_resamples, seed):
+        for weights in draw_groups(n_groups, n_resamples, seed):
             for weight in weights:
                 drawn = np.repeat(every_row, weight[group_of_row])
                 values.append(statistic(rows[drawn]))
-    return _percentiles(values, n_groups, level)
+    return percentiles(values, n_groups, level)
 
 
-def _draws(
+def draw_groups(
     n_groups: int, n_resamples: int, seed: int
 ) -> Iterator[Int64[np.ndarray, "d g"]]:
+    """Yield how often each group is drawn in each resample, some resamples at a time."""
     rng = np.random.default_rng(seed)
     evenly = np.full(n_groups, 1.0 / n_groups)
     for start in range(0, n_resamples, _DRAWS_AT_ONCE):
@@ -128,7 +151,8 @@ def _draws(
         yield rng.multinomial(n_groups, evenly, size=n_draws)
 
 
-def _percentiles(values: list[float], n_groups: int, level: float) -> Interval:
+def percentiles(values: list[float], n_groups: int, level: float) -> Interval:
+    """Return the interval of resampled values; see ``bootstrap_interval``."""
     if not 0.0 < level < 1.0:
         raise ValueError(f"`level` is {level}, but must be in (0, 1). Try 0.95.")
     scores = np.array(values, np.float64)

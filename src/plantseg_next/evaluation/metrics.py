@@ -1,6 +1,6 @@
-"""Overlap metrics, all computed from counts that are summed over images.
+"""Overlap metrics and label accuracy, computed from counts that are summed over images.
 
-Every image gives a confusion matrix, matrices are summed over the data set, and ratios
+Every image gives a confusion matrix, its pixels are summed over the data set, and ratios
 are computed from the sum. With a mean of ratios per image, an image with five lesion
 pixels would have the same weight as one with a million.
 
@@ -10,13 +10,13 @@ pixels, for one class or for many at once.
 Axes: h row, w column, k class (0 is "no lesion").
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float64, Int64, Real, UInt8
 
 from plantseg_next.errors import DataError
-from plantseg_next.structures import IGNORE, NO_LESION
+from plantseg_next.structures import IGNORE, NO_LESION, Prediction, Sample
 
 _BLOCK_PX = 1 << 20
 """Pixels counted at once: temporary arrays take 10 MB at any image size."""
@@ -87,11 +87,9 @@ def foreground_counts(confusion: Int64[np.ndarray, "k k"]) -> Int64[np.ndarray, 
 
     Lesion pixels that are predicted as another lesion class count as overlap.
     """
-    overlap = np.delete(np.delete(confusion, NO_LESION, axis=0), NO_LESION, axis=1).sum()
-    rows, columns = confusion.sum(axis=1), confusion.sum(axis=0)
-    return np.array(
-        [overlap, rows.sum() - rows[NO_LESION], columns.sum() - columns[NO_LESION]]
-    )
+    lesion = slice(NO_LESION + 1, None)
+    parts = confusion[lesion, lesion], confusion[lesion], confusion[:, lesion]
+    return np.array([part.sum() for part in parts])
 
 
 def iou(counts: Real[np.ndarray, "3 ..."]) -> Float64[np.ndarray, "..."]:
@@ -120,10 +118,10 @@ def recall(counts: Real[np.ndarray, "3 ..."]) -> Float64[np.ndarray, "..."]:
     return _ratio(counts[0], counts[1])
 
 
-def mean_defined(values: Float64[np.ndarray, " k"]) -> float:
-    """Return the mean of the values that are not NaN; NaN if there is none."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else float("nan")
+def mean_defined(values: Float64[np.ndarray, "k ..."]) -> Float64[np.ndarray, "..."]:
+    """Return the mean over classes of the values that are not NaN; NaN if there is none."""
+    defined = ~np.isnan(values)
+    return _ratio(np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0))
 
 
 def _ratio(
@@ -136,85 +134,170 @@ def _ratio(
     return ratio
 
 
-@dataclass(frozen=True)
-class ClassScores:
-    """Scores of a whole data set, from its summed confusion matrix.
+def confusion_of(
+    key: str,
+    truth: UInt8[np.ndarray, "h w"],
+    predicted: UInt8[np.ndarray, "h w"],
+    n_classes: int,
+) -> Int64[np.ndarray, "k k"]:
+    """Return ``confusion_matrix``; its errors state the key of the image."""
+    try:
+        return confusion_matrix(truth, predicted, n_classes)
+    except DataError as error:
+        raise DataError(
+            f"`{key}`: {error.came}", needed=error.needed, fix=error.fix
+        ) from error
+
+
+class Confusion:
+    """Pixels of each true class by predicted class, and the scores of each class.
+
+    ``Overlap`` needs less memory for many classes, and is what groups are counted with.
+
+    Args:
+        n_classes: Number of classes, "no lesion" included.
+    """
+
+    def __init__(self, n_classes: int) -> None:
+        self.counts: Int64[np.ndarray, "k k"] = np.zeros((n_classes, n_classes), np.int64)
+
+    def update(self, truth: Sample, prediction: Prediction) -> None:
+        """Add an image.
+
+        Raises:
+            DataError: If a mask has an unknown class; the message states the image.
+            ValueError: If the prediction and the image differ in size.
+        """
+        self.counts += confusion_of(
+            truth.key, truth.lesion, prediction.lesion, len(self.counts)
+        )
+
+    def merge(self, other: "Confusion") -> None:
+        """Add the pixels of another object."""
+        self.counts += other.counts
+
+    def compute(self) -> dict[str, Float64[np.ndarray, " k"]]:
+        """Return IoU, Dice, precision and recall of each class."""
+        counts = class_counts(self.counts)
+        return {
+            "iou": iou(counts),
+            "dice": dice(counts),
+            "precision": precision(counts),
+            "recall": recall(counts),
+        }
+
+
+@dataclass(eq=False)
+class Overlap:
+    """Overlap of lesions: of any lesion against none, and means over classes.
 
     "No lesion" covers most pixels and is easy, so it raises every mean that includes it.
     Means with and without it are therefore both given.
 
     Args:
-        confusion: Sum of ``confusion_matrix`` over the data set, in pixels.
+        n_classes: Number of classes, "no lesion" included.
+        n_images: Images whose lesions are known somewhere.
 
     Source:
         mean IoU and mean accuracy as in MMSegmentation's ``IoUMetric``, without its
         ``nan_to_num``; the PlantSeg benchmark (Wei et al. 2026, Sci. Data 13:205) uses
         them. The disease mean is our addition.
-
-    Example:
-        >>> scores = ClassScores(np.array([[90, 0], [5, 5]]))
-        >>> round(scores.mean_iou, 3), scores.disease_miou
-        (0.724, 0.5)
     """
 
-    confusion: Int64[np.ndarray, "k k"]
+    n_classes: int
+    n_images: int = 0
+    counts: Int64[np.ndarray, "3 ..."] = field(init=False, repr=False)
+    """Overlap, truth and predicted pixels of each class, and of any lesion at the end."""
 
-    @property
-    def counts(self) -> Int64[np.ndarray, "3 k"]:
-        """Overlap, truth and predicted pixels of each class."""
-        return class_counts(self.confusion)
+    def __post_init__(self) -> None:
+        self.counts = np.zeros((3, self.n_classes + 1), np.int64)
 
-    @property
-    def iou(self) -> Float64[np.ndarray, " k"]:
-        """Intersection over union of each class."""
-        return iou(self.counts)
+    def update(self, truth: Sample, prediction: Prediction) -> None:
+        """Add an image; see ``Confusion.update`` for the errors."""
+        pixels = confusion_of(truth.key, truth.lesion, prediction.lesion, self.n_classes)
+        self.n_images += bool(pixels.any())
+        self.counts[:, :-1] += class_counts(pixels)
+        self.counts[:, -1] += foreground_counts(pixels)
 
-    @property
-    def dice(self) -> Float64[np.ndarray, " k"]:
-        """Dice overlap of each class."""
-        return dice(self.counts)
+    def merge(self, other: "Overlap") -> None:
+        """Add the images of another object."""
+        self.n_images += other.n_images
+        self.counts += other.counts
 
-    @property
-    def precision(self) -> Float64[np.ndarray, " k"]:
-        """Fraction of each class's predicted pixels that are correct."""
-        return precision(self.counts)
+    def compute(self) -> dict[str, Float64[np.ndarray, "..."]]:
+        """Return the scores; NaN where undefined."""
+        classes, lesion = self.counts[:, :-1], self.counts[:, -1]
+        of_class = iou(classes)
+        return {
+            "mean_iou": mean_defined(of_class),
+            "mean_accuracy": mean_defined(recall(classes)),
+            "disease_miou": mean_defined(of_class[NO_LESION + 1 :]),
+            "lesion_dice": dice(lesion),
+            "lesion_iou": iou(lesion),
+            "lesion_precision": precision(lesion),
+            "lesion_recall": recall(lesion),
+        }
 
-    @property
-    def recall(self) -> Float64[np.ndarray, " k"]:
-        """Fraction of each class's true pixels that are predicted."""
-        return recall(self.counts)
 
-    @property
-    def mean_iou(self) -> float:
-        """Mean IoU over all classes that are defined, "no lesion" included."""
-        return mean_defined(self.iou)
+@dataclass(eq=False)
+class LeafOverlap:
+    """Overlap of the leaf, over the images whose leaf is marked and predicted.
 
-    @property
-    def mean_accuracy(self) -> float:
-        """Mean recall over all classes present in the truth."""
-        return mean_defined(self.recall)
+    Args:
+        n_images: Number of such images.
+    """
 
-    @property
-    def disease_miou(self) -> float:
-        """Mean IoU over the lesion classes that are defined."""
-        return mean_defined(self.iou[NO_LESION + 1 :])
+    n_images: int = 0
+    counts: Int64[np.ndarray, "3 ..."] = field(
+        default_factory=lambda: np.zeros(3, np.int64)
+    )
+    """Overlap, truth and predicted pixels."""
 
-    @property
-    def lesion_iou(self) -> float:
-        """IoU of any lesion against none."""
-        return float(iou(foreground_counts(self.confusion)))
+    def update(self, truth: Sample, prediction: Prediction) -> None:
+        """Add an image; see ``Confusion.update`` for the errors."""
+        leaf = prediction.leaf
+        if leaf is None or (truth.leaf == IGNORE).all():
+            return
+        self.n_images += 1
+        self.counts += foreground_counts(confusion_of(truth.key, truth.leaf, leaf, 2))
 
-    @property
-    def lesion_dice(self) -> float:
-        """Dice of any lesion against none."""
-        return float(dice(foreground_counts(self.confusion)))
+    def merge(self, other: "LeafOverlap") -> None:
+        """Add the images of another object."""
+        self.n_images += other.n_images
+        self.counts += other.counts
 
-    @property
-    def lesion_precision(self) -> float:
-        """Precision of any lesion against none."""
-        return float(precision(foreground_counts(self.confusion)))
+    def compute(self) -> dict[str, Float64[np.ndarray, "..."]]:
+        """Return IoU and Dice; NaN where undefined."""
+        return {"leaf_iou": iou(self.counts), "leaf_dice": dice(self.counts)}
 
-    @property
-    def lesion_recall(self) -> float:
-        """Recall of any lesion against none."""
-        return float(recall(foreground_counts(self.confusion)))
+
+@dataclass(eq=False)
+class DiseaseAccuracy:
+    """Fraction of the images whose image-level label was predicted.
+
+    Args:
+        n_images: Images whose label is known and was predicted.
+    """
+
+    n_images: int = 0
+    counts: Int64[np.ndarray, "2 ..."] = field(
+        default_factory=lambda: np.zeros(2, np.int64)
+    )
+    """Images with the right label, and all images."""
+
+    def update(self, truth: Sample, prediction: Prediction) -> None:
+        """Add an image."""
+        if truth.disease == IGNORE or not prediction.disease_probability:
+            return
+        self.n_images += 1
+        predicted = int(np.argmax(prediction.disease_probability))
+        self.counts += [predicted == truth.disease, 1]
+
+    def merge(self, other: "DiseaseAccuracy") -> None:
+        """Add the images of another object."""
+        self.n_images += other.n_images
+        self.counts += other.counts
+
+    def compute(self) -> dict[str, Float64[np.ndarray, "..."]]:
+        """Return the accuracy; NaN without images."""
+        return {"disease_accuracy": _ratio(self.counts[0], self.counts[1])}

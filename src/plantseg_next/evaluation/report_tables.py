@@ -7,15 +7,17 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
+from plantseg_next.evaluation.intervals import Estimate
 from plantseg_next.evaluation.severity_agreement import Agreement
 from plantseg_next.files import explained, write_atomically
+from plantseg_next.structures import SkippedImage
 
 FEW_GROUPS = 10
 FOOTNOTES = """\
@@ -33,23 +35,32 @@ How to read this
               concordance (1989), C_b its bias factor; `-` below three images or where
               the true severity does not vary. Limits: mean difference +- 1.96 SD.
   Pixels and images without an annotation are left out of the scores that need it."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A score with its 95 % interval; NaN where undefined.
-
-    Args:
-        value: The score over all images.
-        low: Lower bound.
-        high: Upper bound.
-        n_groups: Groups resampled.
-    """
-
-    value: float
-    low: float
-    high: float
-    n_groups: int
+SECTIONS: tuple[tuple[str, dict[str, str]], ...] = (
+    (
+        "Any lesion against none",
+        {
+            "lesion_dice": "Dice",
+            "lesion_iou": "IoU",
+            "lesion_precision": "precision",
+            "lesion_recall": "recall",
+            "lesion_boundary_f1": "boundary F1",
+        },
+    ),
+    (
+        "Classes",
+        {
+            "mean_iou": "mean IoU",
+            "disease_miou": "disease mIoU",
+            "mean_accuracy": "mean accuracy",
+            "disease_accuracy": "image-level label accuracy",
+        },
+    ),
+    (
+        "Leaf",
+        {"leaf_iou": "IoU", "leaf_dice": "Dice", "leaf_boundary_f1": "boundary F1"},
+    ),
+)
+"""Scores in the order of the text, with their labels; others follow under their names."""
 
 
 @dataclass(frozen=True)
@@ -117,40 +128,40 @@ class Report:
         n_images: Images evaluated; ``n_lesion_images`` of them have known lesions,
             ``n_leaf_images`` a known leaf that was also predicted.
         n_groups: Groups of these images.
+        estimates: Every score by its name, each also an attribute: ``lesion_dice`` and
+            whatever ``report.report_metrics`` computes. ``target_domain`` is lesion Dice
+            on data sets whose masks the model was not trained on, over that on data sets
+            whose masks it was trained on; NaN unless there are both.
+        skipped: Images that could not be read; they are in no score.
         confusion: Pixels, rows by true class, columns by predicted class.
-        disease_accuracy: Fraction of images whose image-level label was predicted.
-        target_domain: Lesion Dice on data sets whose masks the model was not trained
-            on, over that on data sets whose masks it was trained on; NaN unless there
-            are both.
     """
 
     n_images: int
     n_lesion_images: int
     n_leaf_images: int
     n_groups: int
-    mean_iou: Estimate
-    mean_accuracy: Estimate
-    disease_miou: Estimate
-    lesion_dice: Estimate
-    lesion_iou: Estimate
-    lesion_precision: Estimate
-    lesion_recall: Estimate
-    lesion_boundary_f1: Estimate
-    leaf_iou: Estimate
-    leaf_dice: Estimate
-    leaf_boundary_f1: Estimate
-    disease_accuracy: Estimate
+    estimates: Mapping[str, Estimate]
     severity: SeverityScores
-    target_domain: Estimate
     classes: tuple[ClassRow, ...]
     sources: tuple[SubsetRow, ...]
     diseases: tuple[SubsetRow, ...]
     images: tuple[ImageRow, ...]
     confusion: Int64[np.ndarray, "k k"]
+    skipped: tuple[SkippedImage, ...] = ()
+
+    def __getattr__(self, name: str) -> Estimate:
+        """Return a score by its name."""
+        try:
+            return self.__dict__["estimates"][name]
+        except KeyError:
+            raise AttributeError(f"a report has no {name!r}", name=name, obj=self) from None
 
     def to_json(self) -> str:
         """Return the report as JSON; undefined scores are ``null``."""
-        return json.dumps(_plain(asdict(self)), indent=1, ensure_ascii=False)
+        tree = asdict(self)
+        tree |= tree.pop("estimates")
+        tree["skipped"] = [image._asdict() for image in self.skipped]
+        return json.dumps(_plain(tree), indent=1, ensure_ascii=False)
 
     def to_text(self) -> str:
         """Return the report as aligned plain text, followed by explanations."""
@@ -183,29 +194,15 @@ class Report:
                 "Too few groups for conclusions about other images: evaluate at least "
                 f"{FEW_GROUPS}, better more."
             )
-        yield _estimates(
-            "Any lesion against none",
-            ("Dice", self.lesion_dice),
-            ("IoU", self.lesion_iou),
-            ("precision", self.lesion_precision),
-            ("recall", self.lesion_recall),
-            ("boundary F1", self.lesion_boundary_f1),
-        )
-        yield _estimates(
-            "Classes",
-            ("mean IoU", self.mean_iou),
-            # With one lesion class it equals the lesion IoU.
-            *([("disease mIoU", self.disease_miou)] if len(self.classes) > 2 else []),
-            ("mean accuracy", self.mean_accuracy),
-            ("image-level label accuracy", self.disease_accuracy),
-        )
-        if self.n_leaf_images:
-            yield _estimates(
-                "Leaf",
-                ("IoU", self.leaf_iou),
-                ("Dice", self.leaf_dice),
-                ("boundary F1", self.leaf_boundary_f1),
-            )
+        for title, labels in (*SECTIONS, ("Further scores", self._further())):
+            shown = [
+                (label, self.estimates[name])
+                for name, label in labels.items()
+                # With one lesion class it equals the lesion IoU.
+                if name != "disease_miou" or len(self.classes) > 2
+            ]
+            if shown and (title != "Leaf" or self.n_leaf_images):
+                yield _estimates(title, *shown)
         if self.severity.agreement.n or self.severity.n_without:
             yield self._severity()
         yield _aligned(
@@ -225,6 +222,14 @@ class Report:
                 "Data sets without learned masks",
                 ("Dice over source Dice", self.target_domain),
             )
+        if self.skipped:
+            names = ", ".join(image.key for image in self.skipped)
+            yield f"In no score, because unreadable ({len(self.skipped)}): {names}"
+
+    def _further(self) -> dict[str, str]:
+        """Return the scores without a label of their own, by name."""
+        named = {"target_domain"}.union(*(labels for _, labels in SECTIONS))
+        return {n: n.replace("_", " ") for n in self.estimates if n not in named}
 
     def _severity(self) -> str:
         agreement = self.severity.agreement

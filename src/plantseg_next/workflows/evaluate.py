@@ -3,8 +3,10 @@
 ``inference`` and ``evaluation`` do not import each other; this module uses both.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,16 +16,21 @@ from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Split
 from plantseg_next.errors import DataError, UsageError
-from plantseg_next.evaluation.metrics import ClassScores, confusion_matrix
+from plantseg_next.evaluation.grouped import GroupedMetrics
+from plantseg_next.evaluation.metrics import Confusion, LeafOverlap, Overlap
 from plantseg_next.evaluation.report import EvalItem
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.severity import measure_severity
 from plantseg_next.models.bundle import read_card
 from plantseg_next.models.start import STARTERS
-from plantseg_next.structures import IGNORE, ClassMap
+from plantseg_next.structures import IGNORE, ClassMap, SkippedImage
+from plantseg_next.workflows.images import Skipped, read_each
 
 if TYPE_CHECKING:
     from plantseg_next.training.callbacks.callback import Validation
+
+VALIDATION_RESAMPLES = 200
+"""For the interval of a validation, which is a sign of its noise and no result."""
 
 
 def images_to_evaluate(
@@ -87,39 +94,51 @@ def some_rows(manifest: Manifest, n: int, seed: int) -> Manifest:
 def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
     """Return the validation metrics of a predictor.
 
-    They are lesion Dice, IoU over diseases if there are several, and leaf IoU where the
-    leaf is annotated. The monitored metric is their mean. An image that cannot be read is
-    skipped, with an event.
+    They are lesion Dice, IoU over diseases if there are several, and leaf IoU. A metric is
+    left out where the masks hold nothing of it: without a lesion in any mask there is no
+    Dice, and an event states it. The monitored metric is the mean of the others; without
+    any it is 0 at every validation, so that the newest model counts as the best. An image
+    that cannot be read is skipped, with an event.
+
+    Raises:
+        DataError: If no image can be read.
     """
     from plantseg_next.training.callbacks.callback import Event, Validation
-    from plantseg_next.training.callbacks.diagnostics import no_lesion_found
+    from plantseg_next.training.callbacks.diagnostics import no_lesion_found, no_true_lesion
 
-    n = manifest.classes.n_lesion_logits
-    confusion = np.zeros((n, n), np.int64)
-    leaf = np.zeros((2, 2), np.int64)
-    skipped = []
-    for row in manifest.rows:
-        try:
-            truth = load_sample(row, manifest)
-        except DataError as error:
-            skipped.append(
-                Event("unreadable-image", f"{error.came} It is not validated on.")
-            )
-            continue
+    classes = manifest.classes
+    n = classes.n_lesion_logits
+    confusion = Confusion(n)
+    groups = GroupedMetrics(lambda: {"lesion": Overlap(n), "leaf": LeafOverlap()})
+    skipped: list[Skipped] = []
+    read = partial(load_sample, manifest=manifest)
+    for row, truth in read_each(manifest, read, skipped=skipped):
         prediction = predictor(truth.image)
-        confusion += confusion_matrix(truth.lesion, prediction.lesion, n)
-        if prediction.leaf is not None:
-            leaf += confusion_matrix(truth.leaf, prediction.leaf, 2)
-    scores = ClassScores(confusion)
-    # Undefined if there is no lesion in the masks and none was predicted.
-    metrics = {"lesion_dice": float(np.nan_to_num(scores.lesion_dice, nan=1.0))}
-    if n > 2:
-        metrics["disease_miou"] = float(np.nan_to_num(scores.disease_miou))
-    if leaf.any():
-        metrics["leaf_iou"] = float(np.nan_to_num(ClassScores(leaf).lesion_iou))
-    score = sum(metrics.values()) / len(metrics)  # severity depends on lesion and leaf
-    events = (*skipped, *no_lesion_found(confusion, manifest.classes.lesions))
-    return Validation(score, metrics, events=events)
+        confusion.update(truth, prediction)
+        groups.update(row.group_key, truth, prediction)
+    _refuse_unreadable(manifest, skipped)
+    scores = groups.compute(n_resamples=VALIDATION_RESAMPLES)
+    n_images = groups.total()["lesion"].n_images
+    has_lesion = bool(confusion.counts[1:].any())
+    has_leaf = bool(groups.total()["leaf"].counts[1])
+    names = ["lesion_dice", *(["disease_miou"] if n > 2 else [])] if has_lesion else []
+    names += ["leaf_iou"] if has_leaf else []
+    metrics = {name: scores[name].value for name in names}
+    score = sum(metrics.values()) / max(len(metrics), 1)  # severity depends on both heads
+    unreadable = (
+        Event("unreadable-image", f"{error.came} It is not validated on.")
+        for _, error in skipped
+    )
+    no_dice = [] if has_lesion else [no_true_lesion(n_images, with_leaf=has_leaf)]
+    dice = scores["lesion_dice"] if has_lesion else None
+    return Validation(
+        score,
+        metrics,
+        events=(*unreadable, *no_dice, *no_lesion_found(confusion.counts, classes.lesions)),
+        n_images=n_images,
+        lesion_dice_low=dice.low if dice else math.nan,
+        lesion_dice_high=dice.high if dice else math.nan,
+    )
 
 
 def eval_items(
@@ -128,19 +147,40 @@ def eval_items(
     manifest: Manifest,
     eval_classes: ClassMap,
     on_progress: Callable[[int, int], None] = lambda *_: None,
-) -> Iterator[EvalItem]:
-    """Yield every row with its prediction, merged to "any lesion" if the names differ."""
+) -> Iterator[EvalItem | SkippedImage]:
+    """Yield every row with its prediction, merged to "any lesion" if the names differ.
+
+    Images that cannot be read follow at the end.
+
+    Raises:
+        DataError: If no image can be read.
+    """
     merge = eval_classes.lesions != model_classes.lesions
     names = {name: i for i, name in enumerate(eval_classes.diseases)}
-    for i, row in enumerate(manifest.rows):
-        sample = load_sample(row, manifest)
-        sample = replace(sample, disease=names.get(row.disease or "", IGNORE))
+    skipped: list[Skipped] = []
+    read = partial(load_sample, manifest=manifest)
+    for row, read_sample in read_each(
+        manifest, read, skipped=skipped, on_progress=on_progress
+    ):
+        sample = replace(read_sample, disease=names.get(row.disease or "", IGNORE))
         prediction = predictor(sample.image)
         if merge:
             sample = replace(sample, lesion=_any_lesion(sample.lesion))
             prediction = replace(prediction, lesion=_any_lesion(prediction.lesion))
         yield EvalItem(sample, prediction, row.source, row.group_key, row.disease)
-        on_progress(i + 1, len(manifest))
+    _refuse_unreadable(manifest, skipped)
+    yield from (SkippedImage(row.key, error.came) for row, error in skipped)
+
+
+def _refuse_unreadable(manifest: Manifest, skipped: Sequence[Skipped]) -> None:
+    """Refuse images of which none could be read."""
+    if skipped and len(skipped) == len(manifest):
+        raise DataError(
+            f"None of the {len(skipped)} images can be read; the first: "
+            f"{skipped[0].error.came}",
+            needed="at least one image that can be read, with its mask",
+            fix="repair or restore them; `plantseg-next check` reports what is wrong",
+        )
 
 
 def severity_pct(lesion: np.ndarray, leaf: np.ndarray | None) -> float | None:
