@@ -126,7 +126,6 @@ def train(
     The same command resumes a run that was interrupted.
     """
     from plantseg_next import api
-    from plantseg_next.training.time_budget import few_steps
 
     chosen = settings_of(config, set_ or [])
     budget = main_memory = None
@@ -167,10 +166,9 @@ def train(
             progress=TaskBars(bar),
         )
     summary = trained.summary
-    few = few_steps(summary.steps)
     print(
         f"{summary.steps} steps in {summary.minutes:.1f} minutes\n"
-        + (f"{few}\n" if few else "")
+        + (f"{trained.few_steps}\n" if trained.few_steps else "")
         + f"best on the validation split: {summary.best}\n"
         f"model: {trained.folder / 'best'}\n"
         f"next:  plantseg-next evaluate {trained.folder}"

@@ -63,12 +63,14 @@ class TrainResult:
         folder: Folder of the run; ``folder / "best"`` is the model.
         n_train: Number of labeled training images.
         n_val: Number of labeled validation images.
+        few_steps: A sentence if the steps were too few to learn much.
     """
 
     summary: "RunSummary"
     folder: Path
     n_train: int
     n_val: int
+    few_steps: str | None = None
 
 
 @preserved_random_state()
@@ -229,14 +231,16 @@ def _run(
     from plantseg_next.training.callbacks.callback import Event
 
     trainer = build_trainer(plan, out, callbacks=callbacks, log=log)
-    if few := few_steps(plan.settings.training.steps):
+    settings = plan.settings
+    if few := few_steps(settings.training.steps, settings.model.start):
         log(few)
     for change in filter(None, changes):
         trainer.emit(
             Event("changed", f"The run resumes under changed conditions: {change}")
         )
     summary = trainer.run()
-    return TrainResult(summary, out, len(plan.labeled), len(plan.validation))
+    few = few_steps(summary.steps, settings.model.start)
+    return TrainResult(summary, out, len(plan.labeled), len(plan.validation), few)
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,12 @@ def test_run_of_few_steps_says_so_before_and_after(drawn_folder, tmp_path):
         "Dice .853 after 188 steps, .891 after 375). For more, raise training.steps or "
         "training.minutes."
     )
-    assert few_steps(2) == sentence
-    assert few_steps(300) is None
+    assert few_steps(2, "random") == sentence
+    assert few_steps(300, "imagenet") is few_steps(100, "starter") is None
+    assert few_steps(99, "starter") == (
+        "99 steps are few, also from a trained model: the demo takes 200. For more, raise "
+        "training.steps or training.minutes."
+    )
     assert sentence in lines
     assert f"  few steps  {sentence}" in (tmp_path / "run" / "summary.txt").read_text()
 

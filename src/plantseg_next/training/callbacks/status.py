@@ -130,7 +130,7 @@ class Status:
     def _few_steps_lines(self) -> Iterator[str]:
         """Yield a line if the run has too few steps to learn much."""
         steps = self.progress.get("steps")
-        if steps and (few := few_steps(steps)):
+        if steps and (few := few_steps(steps, self.record.settings.model.start)):
             yield f"  few steps  {few}"
 
     def _event_lines(self) -> Iterator[str]:
