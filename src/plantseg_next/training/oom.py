@@ -1,4 +1,4 @@
-"""Out-of-memory recovery: retry with a smaller micro-batch, or roll back."""
+"""Out-of-memory recovery: retry with a smaller micro-batch."""
 
 import gc
 import re
@@ -32,23 +32,6 @@ SMALLER = (
     "use a smaller data.tile_px, a smaller model.encoder or model.width, fewer "
     "semi.strong_views, a smaller training.batch, or training.precision=bfloat16"
 )
-
-
-class RollbackError(Exception):
-    """The run must return to an earlier checkpoint.
-
-    Args:
-        cause: Reason, as a clause for messages.
-        lower_rate: Whether to resume with a lower learning rate.
-        step: Step of the checkpoint; by default the newest.
-    """
-
-    def __init__(
-        self, cause: str, *, lower_rate: bool = True, step: int | None = None
-    ) -> None:
-        super().__init__(cause)
-        self.lower_rate = lower_rate
-        self.step = step
 
 
 def is_oom(error: BaseException) -> bool:

@@ -6,7 +6,7 @@ in ``data/dataset.py``.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from plantseg_next.errors import (
     OutputError,
     PlantSegError,
     StoppedError,
-    TrainingError,
     UsageError,
 )
 from plantseg_next.models.start import STARTS
@@ -33,12 +32,8 @@ from plantseg_next.training.callbacks.callback import (
 from plantseg_next.training.callbacks.diagnostics import NO_LESION_EVENT
 from plantseg_next.training.checkpoints import Checkpoints
 from plantseg_next.training.engine import Engine
-from plantseg_next.training.oom import (
-    SMALLER,
-    RollbackError,
-    is_oom,
-    retry_with_smaller_batch,
-)
+from plantseg_next.training.oom import is_oom, retry_with_smaller_batch
+from plantseg_next.training.rollback import RollbackError, RunProgress, refuse_too_many
 from plantseg_next.training.signals import StopSignal
 from plantseg_next.training.time_budget import (
     FEW_STEPS,
@@ -50,10 +45,8 @@ from plantseg_next.training.time_budget import (
 CHECKPOINT_TIME_FRACTION = 0.01
 """Largest fraction of the time spent on checkpoints between two validations."""
 NOT_FINITE_IN_A_ROW = 3
-MAX_ROLLBACKS = 3
 MAX_UNREADABLE = 0.05
 """Fraction of the images that may turn out unreadable during a run."""
-LR_SCALE_AFTER_ROLLBACK = 0.5
 NO_GAIN = (
     "No validation reached the score of the model that training started from. With few "
     "validation images this may be noise: evaluate both models on more. Otherwise more "
@@ -74,37 +67,6 @@ class RunSummary:
     steps: int
     best: Validation
     minutes: float
-
-
-@dataclass
-class RunProgress:
-    """The position of a run, and its failures so far.
-
-    Args:
-        step: Steps taken.
-        micro_batch: Labeled tiles in a forward pass.
-        asked_micro_batch: That of the settings, before it was lowered to fit the memory.
-        not_finite: Steps in a row whose gradient was not finite.
-        rollbacks: Number of rollbacks.
-        rolled_back_to: Step of the last checkpoint rolled back to; -1 if none.
-        failed_at: Step at which that rollback happened; -1 likewise.
-        lr_scale: Factor on the learning rate, lowered by rollbacks.
-        best_step: Step of the best validation; -1 before the first.
-        start_metric: Score of the model that training started from, if any.
-        skipped: Images that could not be read, and why.
-    """
-
-    step: int = 0
-    micro_batch: int = 1
-    asked_micro_batch: int = 1
-    not_finite: int = 0
-    rollbacks: int = 0
-    rolled_back_to: int = -1
-    failed_at: int = -1
-    lr_scale: float = 1.0
-    best_step: int = -1
-    start_metric: float | None = None
-    skipped: dict[str, str] = field(default_factory=dict)
 
 
 class Trainer:
@@ -365,43 +327,24 @@ class Trainer:
         Raises:
             TrainingError: After ``MAX_ROLLBACKS`` rollbacks.
         """
-        progress = self.progress
-        failed_at, micro_batch, n_rollbacks = (
-            progress.step,
-            progress.micro_batch,
-            progress.rollbacks,
-        )
-        if n_rollbacks == MAX_ROLLBACKS:
-            raise TrainingError(
-                f"At step {failed_at}, {rollback}, after {n_rollbacks} rollbacks.",
-                needed="a loss that stays finite and a model that predicts lesions"
-                if rollback.lower_rate
-                else "memory for the weights and their optimizer",
-                fix="start a new run with --set training.lr at a third of its value, or "
-                "with --set training.precision=float32"
-                if rollback.lower_rate
-                else SMALLER,
-            )
-        has_failed_again = failed_at <= progress.failed_at
+        failed = replace(self.progress)
+        refuse_too_many(rollback, failed)
         state = (
             self._checkpoints.load(
                 step=rollback.step,
-                before=progress.rolled_back_to if has_failed_again else None,
+                before=failed.rolled_back_to if failed.has_failed_again else None,
             )
             or self._checkpoints.load()
         )
         assert state is not None, "a run begins with a checkpoint"  # noqa: S101
-        factor = progress.lr_scale * (LR_SCALE_AFTER_ROLLBACK if rollback.lower_rate else 1)
         self._load(state)
-        progress.micro_batch = micro_batch
-        progress.lr_scale = factor
-        progress.rollbacks = n_rollbacks + 1
-        progress.rolled_back_to, progress.failed_at = progress.step, failed_at
+        self.progress.set_rolled_back(failed, lower_rate=rollback.lower_rate)
         self.emit(
             Event(
                 "rollback",
-                f"At step {failed_at}, {rollback}. The run resumes from step "
-                f"{progress.step}, with {factor:g} of the learning rate.",
+                f"At step {failed.step}, {rollback}. The run resumes from step "
+                f"{self.progress.step}, with {self.progress.lr_scale:g} of the learning "
+                "rate.",
             )
         )
         self._save()
