@@ -337,10 +337,12 @@ class Settings(_Part):
         except ValidationError as error:
             raise _explain(error, origin) from error
 
-    def with_settings(self, pairs: list[str]) -> "Settings":
+    def with_settings(self, pairs: list[str], *, origin: str = "--set") -> "Settings":
         """Return the tree with ``part.name=value`` applied.
 
-        Values are read as YAML: ``null``, ``3e-4``, ``[0.5, 2]``.
+        Args:
+            pairs: Their values are read as YAML: ``null``, ``3e-4``, ``[0.5, 2]``.
+            origin: Where they come from, for error messages.
 
         Raises:
             UsageError: If a pair has no ``=``, an unknown key or a wrong value.
@@ -354,7 +356,7 @@ class Settings(_Part):
             name, equals, text = pair.partition("=")
             if not equals:
                 raise UsageError(
-                    f"--set got {pair!r}.",
+                    f"{origin} got {pair!r}.",
                     needed="key=value",
                     fix="for example --set training.lr=3e-4",
                 )
@@ -362,12 +364,12 @@ class Settings(_Part):
                 value = yaml.safe_load(_yaml_number(text))
             except yaml.YAMLError as error:
                 raise UsageError(
-                    f"--set {name}: {text!r} is not a value.",
+                    f"{origin} {name}: {text!r} is not a value.",
                     needed="a number, a word, null, or a list as [0.5, 2]",
                     fix="quote the pair, and close every bracket",
                 ) from error
-            _place(tree, name.strip(), value)
-        return Settings.from_tree(tree, origin="--set")
+            _place(tree, name.strip(), value, origin)
+        return Settings.from_tree(tree, origin=origin)
 
 
 def flat_settings(settings: Settings) -> dict[str, Any]:
@@ -423,9 +425,9 @@ def _yaml_number(text: str) -> str:
         return text
 
 
-def _place(tree: dict[str, Any], name: str, value: object) -> None:
+def _place(tree: dict[str, Any], name: str, value: object, origin: str) -> None:
     if name not in setting_names():
-        raise _unknown(name, "--set")
+        raise _unknown(name, origin)
     *path, last = name.split(".")
     for step in path:
         tree = tree[step]

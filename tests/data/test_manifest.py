@@ -52,8 +52,50 @@ def test_manifest_read_invalid_file_is_refused(tmp_path, text):
 
 def test_manifest_read_newer_format_is_refused(tmp_path):
     (tmp_path / "m.json").write_text('{"format": 99}', "utf-8")
-    with pytest.raises(DataError, match="has format 99"):
+    with pytest.raises(DataError, match=r"written by a newer version \(format 99\)"):
         Manifest.read(tmp_path / "m.json")
+
+
+FORMAT_1 = {
+    "format": 1,
+    "classes": {"lesions": ["rust"], "diseases": [], "has_leaf": True},
+    "codings": {
+        "s": {
+            "meaning": [[0, "background"], [1, "leaf"], ["#ff0000", "rust"]],
+            "marks_leaf": True,
+            "origin": "test",
+        }
+    },
+    "origins": {"s": {"layout": "x", "masks_without_image": [], "names_without_image": []}},
+    "rows": [
+        {"key": "a", "image": "ä 1.jpg", "source": "s", "split": "unlabelled"},
+        {"key": "b", "image": "/far/b.jpg", "source": "s", "mask": "b.png", "group": "g"},
+    ],
+}
+
+
+def test_manifest_of_format_1_is_read_and_its_old_split_renamed(tmp_path):
+    (tmp_path / "m.json").write_text(json.dumps(FORMAT_1), "utf-8")
+    manifest = Manifest.read(tmp_path / "m.json")
+    assert manifest.codings == {"s": CODING}
+    assert manifest.classes == ClassMap(("rust",), (), has_leaf=True)
+    assert manifest.rows == (
+        Row("a", tmp_path / "ä 1.jpg", "s", split="unlabeled"),
+        Row("b", Path("/far/b.jpg"), "s", tmp_path / "b.png", group="g"),
+    )
+
+
+def test_manifest_with_an_unknown_field_or_value_names_it(tmp_path):
+    for change, named in (
+        ({"picture": "a.jpg"}, r"`rows\.0\.picture`: Unexpected"),
+        ({"split": "training"}, r"`rows\.0\.split`: Input should be 'train', 'val'"),
+        ({"image": None}, "is not a manifest"),
+    ):
+        rows = [FORMAT_1["rows"][0] | change]
+        (tmp_path / "m.json").write_text(json.dumps(FORMAT_1 | {"rows": rows}), "utf-8")
+        with pytest.raises(DataError, match=named) as caught:
+            Manifest.read(tmp_path / "m.json")
+        assert caught.value.needed == "a manifest of format 1 to 2"
 
 
 def test_merge_unites_classes_in_order(tmp_path):

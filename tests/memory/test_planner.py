@@ -135,6 +135,22 @@ def test_plan_file_is_read_after_editing(tmp_path):
         read_plan(path, SETTINGS)
 
 
+def test_plan_of_an_earlier_version_is_read_and_names_new_settings(tmp_path):
+    """Earlier plans had no `format`."""
+    path = tmp_path / "plan.json"
+    path.write_text('{"settings": {"training.micro_batch": 1}, "given": []}')
+    assert read_plan(path, SETTINGS).training.micro_batch == 1
+    path.write_text('{"settings": {"memory.recomputed": []}}')
+    with pytest.raises(
+        UsageError, match=r"plan\.json: `memory.recomputed` is an old"
+    ) as old:
+        read_plan(path, SETTINGS)
+    assert old.value.needed == "its new name, `memory.activation_checkpointing`"
+    path.write_text('{"format": 2, "settings": {}}')
+    with pytest.raises(UsageError, match=r"written by a newer version \(format 2\)"):
+        read_plan(path, SETTINGS)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("2GB", 2e9), ("1.5 GiB", 1.5 * 2**30), ("900mb", 9e8), (".5kib", 512)],

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from plantseg_next.errors import UsageError
+from plantseg_next.errors import DataError, UsageError
 from plantseg_next.models.bundle import ModelCard, read_bundle, read_card, write_bundle
 from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.models.start import (
@@ -222,6 +222,7 @@ def test_start_of_a_resumed_run_needs_no_model(tmp_path):
     network, source = network_of_run(settings, classes, run, resumed=False)
     known = json.loads((run / SOURCE).read_text("utf-8"))
     assert known == {
+        "format": 1,
         "name": f"model {read_card(tmp_path / 'first').sha256[:12]}, from a.b",
         "license": "cc-by-nc-4.0",
         "sha256": read_card(tmp_path / "first").sha256,
@@ -231,6 +232,14 @@ def test_start_of_a_resumed_run_needs_no_model(tmp_path):
     again, known_source = network_of_run(settings, classes, run, resumed=True)
     assert known_source == source
     again.load_state_dict(network.state_dict())  # as a checkpoint does
+    del known["format"]  # as in earlier runs
+    (run / SOURCE).write_text(json.dumps(known))
+    assert network_of_run(settings, classes, run, resumed=True)[1] == source
+    (run / SOURCE).write_text(json.dumps(known | {"licence": "x"}))
+    with pytest.raises(DataError, match="`licence`: Unexpected") as caught:
+        network_of_run(settings, classes, run, resumed=True)
+    assert caught.value.fix.startswith("remove it if the model that training started from")
+    (run / SOURCE).unlink()
     with pytest.raises(UsageError, match="there is no such model"):
         network_of_run(settings, classes, run, resumed=False)
 

@@ -1,5 +1,6 @@
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plantseg_next.errors import DataError, OutputError
+from plantseg_next.models.tensor_files import write_tensors
 from plantseg_next.training import checkpoints
 from plantseg_next.training.checkpoints import Checkpoints, read_state, write_state
 
@@ -183,11 +185,25 @@ def test_load_after_rollback_returns_the_lower_step(tmp_path):
 
 
 def test_newer_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "FORMAT", 99)
+    newer = replace(checkpoints._FORMAT, version=99)
+    monkeypatch.setattr(checkpoints, "_FORMAT", newer)
     kept = saved(tmp_path, 1)
     monkeypatch.undo()
     with pytest.raises(DataError, match=r"written by a newer version \(format 99\)"):
         kept.load()
+
+
+def test_file_of_format_1_is_read(tmp_path):
+    """Its head was written by the standard library."""
+    head = (
+        '{"format": 1, "state": {"dict": [[0, {"tuple": [0.1, -Infinity]}], '
+        '["best", {"tensor": "/best"}], '
+        '["seed", 170141183460469231731687303715884105728]]}}'
+    )
+    with (tmp_path / "old.safetensors").open("wb") as file:
+        write_tensors(file.write, {"/best": torch.ones(2)}, {"plantseg_next": head})
+    expected = {0: (0.1, -math.inf), "best": torch.ones(2), "seed": 2**127}
+    assert same(read_state(tmp_path / "old.safetensors"), expected)
 
 
 def test_foreign_file_is_refused(tmp_path):

@@ -191,7 +191,7 @@ def test_run_killed_while_writing_its_record_starts_again(
             raise KeyboardInterrupt
         write_atomically(path, content)
 
-    for module in ("training.run_record", "settings", "data.manifest"):
+    for module in ("json_files", "settings"):
         monkeypatch.setattr(f"plantseg_next.{module}.write_atomically", dying)
     with pytest.raises(KeyboardInterrupt):
         api.train(drawn_folder, tmp_path / "run", FEW)
@@ -200,15 +200,30 @@ def test_run_killed_while_writing_its_record_starts_again(
     assert run_record.RunRecord.read(tmp_path / "run").settings == FEW
 
 
-@pytest.mark.parametrize(("written_as", "words"), [(1, "an older"), (99, "a newer")])
-def test_run_of_another_version_is_refused(drawn_folder, stopped_run, written_as, words):
+OLDER = "its models can be used; to train, choose another --out"
+
+
+@pytest.mark.parametrize(
+    ("written_as", "words", "fix"),
+    [
+        (1, "an older", OLDER),
+        (2, "an older", OLDER),
+        (99, "a newer", "update plantseg-next"),
+    ],
+)
+def test_run_of_another_version_is_refused(
+    drawn_folder, stopped_run, written_as, words, fix
+):
     out = stopped_run
     tree = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps(tree | {"format": written_as}))
-    with pytest.raises(DataError, match=f"holds a run of {words} version"):
+    wrong = rf"run\.json` was written by {words} version \(format {written_as}\)"
+    with pytest.raises(DataError, match=wrong) as caught:
         api.train(drawn_folder, out, FEW)
+    assert caught.value.needed == "the record of a run of format 3"
+    assert caught.value.fix == fix
     (out / "run.json").write_text("{")
-    with pytest.raises(DataError, match=r"run\.json` cannot be read"):
+    with pytest.raises(DataError, match=r"run\.json` is not the record of a run"):
         api.train(drawn_folder, out, FEW)
 
 

@@ -5,14 +5,16 @@ does not depend on the layout. A ``MaskCoding`` per source maps mask values to c
 data sets with different conventions share one table of classes.
 """
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, ConfigDict, PlainSerializer, with_config
 
 from plantseg_next.errors import DataError, UsageError
-from plantseg_next.files import sha256_of, write_atomically
+from plantseg_next.files import sha256_of
+from plantseg_next.json_files import JsonFormat, PathInFile
 from plantseg_next.structures import ClassMap
 
 Split = Literal["train", "val", "test", "unlabeled"]
@@ -20,7 +22,13 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 Role = Literal["background", "leaf", "no lesion", "ignore"]
 """Meaning of a mask value besides a lesion class; "no lesion" may be leaf or not."""
 
-FORMAT = 1
+Meaning = Annotated[
+    Mapping[int | str, str],
+    BeforeValidator(dict),
+    PlainSerializer(lambda meaning: list(meaning.items())),
+]
+"""A mapping that files keep as pairs, because the keys of JSON are text."""
+
 MANIFEST_FILE = "manifest.json"
 """File name of the manifest in a folder, for example in a run."""
 
@@ -38,7 +46,7 @@ class MaskCoding:
             was inferred.
     """
 
-    meaning: Mapping[int | str, str]
+    meaning: Meaning
     marks_leaf: bool
     origin: str
 
@@ -54,6 +62,7 @@ class MaskCoding:
         return tuple(dict.fromkeys(m for m in self.meaning.values() if m not in roles))
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Row:
     """One image with its labels and metadata.
@@ -75,9 +84,9 @@ class Row:
     """
 
     key: str
-    image: Path
+    image: PathInFile
     source: str
-    mask: Path | None = None
+    mask: PathInFile | None = None
     split: Split | None = None
     group: str = ""
     disease: str | None = None
@@ -167,18 +176,7 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write the table as JSON; paths below its folder are relative, others absolute."""
-        table = {
-            "format": FORMAT,
-            "classes": asdict(self.classes),
-            "codings": {
-                name: {**asdict(coding), "meaning": list(coding.meaning.items())}
-                for name, coding in self.codings.items()
-            },
-            "origins": {name: asdict(origin) for name, origin in self.origins.items()},
-            "rows": [_row_to_json(row, path.parent) for row in self.rows],
-        }
-        text = json.dumps(table, indent=1, ensure_ascii=False)
-        write_atomically(path, text.encode())
+        _FORMAT.write(path, self)
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -187,46 +185,26 @@ class Manifest:
         Raises:
             DataError: If it is not such a table, or its format is newer.
         """
-        try:
-            table = json.loads(path.read_text("utf-8"))
-            if table["format"] > FORMAT:
-                raise DataError(
-                    f"`{path}` has format {table['format']}.",
-                    needed=f"a manifest of format {FORMAT} or older",
-                    fix="update plantseg-next",
-                )
-            classes = table["classes"]
-            return cls(
-                rows=tuple(_row_from_json(row, path.parent) for row in table["rows"]),
-                classes=ClassMap(
-                    tuple(classes["lesions"]),
-                    tuple(classes["diseases"]),
-                    classes["has_leaf"],
-                ),
-                codings={
-                    name: MaskCoding(
-                        dict(coding["meaning"]),
-                        coding["marks_leaf"],
-                        coding["origin"],
-                    )
-                    for name, coding in table["codings"].items()
-                },
-                origins={
-                    name: Origin(
-                        origin["layout"],
-                        tuple(origin["masks_without_image"]),
-                        tuple(origin["names_without_image"]),
-                        tuple(origin.get("doubts", ())),
-                    )
-                    for name, origin in table.get("origins", {}).items()
-                },
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"`{path}` is not a manifest: {error!r}.",
-                needed="a table written by plantseg-next",
-                fix="use the folder of images instead, or create the manifest again",
-            ) from error
+        return _FORMAT.read(path)
+
+
+def _present_names(table: dict[str, Any]) -> dict[str, Any]:
+    """Return a table of format 1 with the present name of a split."""
+    old_names = {"unlabelled": "unlabeled"}
+    for row in table["rows"]:
+        if "split" in row:
+            row["split"] = old_names.get(row["split"], row["split"])
+    return table
+
+
+_FORMAT = JsonFormat(
+    Manifest,
+    "a manifest",
+    version=2,
+    fix="use the folder of images instead, or create the manifest again",
+    migrate=_present_names,
+    omit_defaults=True,
+)
 
 
 def common_classes(rows: Iterable[Row], codings: Mapping[str, MaskCoding]) -> ClassMap:
@@ -294,22 +272,3 @@ def _has_changed(row: Row) -> bool:
         return row.mask is not None and row.mask_sha256 != digest(row.mask)
     except DataError:
         return True
-
-
-def _row_to_json(row: Row, folder: Path) -> dict[str, object]:
-    values = asdict(row) | {"image": _as_text(row.image, folder)}
-    if row.mask is not None:
-        values["mask"] = _as_text(row.mask, folder)
-    return {name: value for name, value in values.items() if value}
-
-
-def _as_text(path: Path, folder: Path) -> str:
-    path, folder = path.resolve(), folder.resolve()
-    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
-
-
-def _row_from_json(values: dict[str, object], folder: Path) -> Row:
-    paths: dict[str, object] = {
-        name: folder / str(values[name]) for name in ("image", "mask") if name in values
-    }
-    return Row(**(values | paths))  # type: ignore[arg-type]

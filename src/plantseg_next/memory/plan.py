@@ -6,13 +6,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from plantseg_next.errors import UsageError
-from plantseg_next.files import write_atomically
+from plantseg_next.json_files import JsonFormat
 from plantseg_next.memory.allocation_tracker import KINDS, Footprint
 from plantseg_next.settings import Settings, flat_settings
-from plantseg_next.training.run_record import PLAN
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+class _PlanFile(BaseModel, extra="allow"):
+    """The content of the file; the other fields are for the user."""
+
+    settings: dict[str, Any]
+
+
+_FORMAT = JsonFormat(
+    _PlanFile,
+    "a plan",
+    version=1,
+    fix="plantseg-next plan DATA --memory 2GB",
+    error=UsageError,
+)
 
 
 @dataclass(frozen=True)
@@ -75,16 +91,16 @@ class MemoryPlan:
 
     def write(self, path: Path) -> None:
         """Write the plan; its ``settings`` may be edited."""
-        tree = {
-            "settings": self.changes,
-            "budget_mb": round(self.limit / 1e6, 1),
-            "needs_mb": round(self.needs / 1e6, 1),
-            "before_mb": _peaks(self.before),
-            "after_mb": _peaks(self.after),
-            "slower": round(self.slower, 2),
-            "given": list(self.concessions),
-        }
-        write_atomically(path, json.dumps(tree, indent=1).encode())
+        plan = _PlanFile(
+            settings=self.changes,
+            budget_mb=round(self.limit / 1e6, 1),
+            needs_mb=round(self.needs / 1e6, 1),
+            before_mb=_peaks(self.before),
+            after_mb=_peaks(self.after),
+            slower=round(self.slower, 2),
+            given=list(self.concessions),
+        )
+        _FORMAT.write(path, plan)
 
 
 def read_plan(path: Path, settings: Settings) -> Settings:
@@ -93,15 +109,9 @@ def read_plan(path: Path, settings: Settings) -> Settings:
     Raises:
         UsageError: If the file is no plan, or contains an unknown setting.
     """
-    try:
-        changes = dict(json.loads(path.read_text("utf-8"))["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"`{path}` is not a plan: {error}",
-            needed=f"a {PLAN} that `plantseg-next plan` wrote",
-            fix="plantseg-next plan DATA --memory 2GB",
-        ) from error
-    return settings.with_settings([f"{n}={json.dumps(v)}" for n, v in changes.items()])
+    changes = _FORMAT.read(path).settings
+    pairs = [f"{name}={json.dumps(value)}" for name, value in changes.items()]
+    return settings.with_settings(pairs, origin=str(path))
 
 
 def parse_bytes(text: str) -> int:

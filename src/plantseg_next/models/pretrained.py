@@ -13,9 +13,11 @@ from typing import NamedTuple, cast
 
 import timm
 import torch
+from pydantic import ConfigDict, with_config
 from torch import nn
 
 from plantseg_next.errors import DataError, UsageError
+from plantseg_next.json_files import JsonFormat
 
 
 class Package(NamedTuple):
@@ -62,6 +64,7 @@ PACKAGED: dict[str, Package] = {
 package, and timm's own table of the same weights, state Apache-2.0."""
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class PretrainedSource:
     """Source of an encoder's first weights, for the model card.
@@ -85,6 +88,15 @@ class PretrainedSource:
             return "weights: random start, no license attached"
         limit = " - no commercial use of the trained model" if "nc" in self.license else ""
         return f"weights: {self.name}, license {self.license}{limit}"
+
+
+SOURCE_FORMAT = JsonFormat(
+    PretrainedSource,
+    "the source of a run's first weights",
+    version=1,
+    fix="remove it if the model that training started from still exists",
+)
+"""The file ``start.json`` of a run."""
 
 
 def hub_source(name: str, network: nn.Module) -> PretrainedSource:

@@ -6,16 +6,14 @@ the rows of the remaining lesion classes, so that the new network predicts, befo
 first step, the same lesions as the earlier one.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plantseg_next.errors import DataError, UsageError, did_you_mean
-from plantseg_next.files import AnyPath, write_atomically
+from plantseg_next.errors import UsageError, did_you_mean
+from plantseg_next.files import AnyPath
 from plantseg_next.models.bundle import CARD, find_bundle, misfit, read_card, read_weights
 from plantseg_next.settings import ModelSettings
 from plantseg_next.structures import ClassMap
@@ -197,28 +195,15 @@ def network_of_run(
         resumed: Whether a checkpoint will be loaded. The model that the run started from
             is then not needed.
     """
+    from plantseg_next.models.pretrained import SOURCE_FORMAT
     from plantseg_next.models.segmenter import build_segmenter
 
     path = folder / SOURCE
     if resumed and path.is_file():
-        return build_segmenter(settings, classes, fetch=False), _read_source(path)
+        return build_segmenter(settings, classes, fetch=False), SOURCE_FORMAT.read(path)
     network, source = starting_network(settings, classes)
-    write_atomically(path, json.dumps(asdict(source), indent=1).encode())
+    SOURCE_FORMAT.write(path, source)
     return network, source
-
-
-def _read_source(path: Path) -> "PretrainedSource":
-    from plantseg_next.models.pretrained import PretrainedSource
-
-    try:
-        tree = json.loads(path.read_text("utf-8"))
-        return PretrainedSource(**tree | {"data_sets": tuple(tree.get("data_sets", ()))})
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(
-            f"`{path}` cannot be read: {error!r}.",
-            needed="the file with the source of the run's first weights",
-            fix="remove it if the model that training started from still exists",
-        ) from error
 
 
 def _with_classes(

@@ -24,12 +24,23 @@ from torch import Tensor
 
 from plantseg_next.errors import DataError, OutputError
 from plantseg_next.files import explained, sha256_of, write_atomically
+from plantseg_next.json_files import JsonFormat
 from plantseg_next.models.tensor_files import write_tensors
 
-FORMAT = 1
 FOLDER = "checkpoints"
 KEPT = 3
-_HEAD = "plantseg_next"
+_KEY = "plantseg_next"
+"""Key of the head among the metadata of the tensors."""
+
+
+@dataclass(frozen=True)
+class _Head:
+    state: Any
+
+
+_FORMAT = JsonFormat(
+    _Head, "a checkpoint of plantseg-next", version=1, fix="move it out of the folder"
+)
 
 
 @dataclass(frozen=True)
@@ -167,13 +178,13 @@ def write_state(file: BinaryIO, state: dict[str, Any], digest: "hashlib._Hash") 
             strings and None.
     """
     tensors: dict[str, Tensor] = {}
-    head = json.dumps({"format": FORMAT, "state": _packed(state, "", tensors)})
+    head = _FORMAT.to_bytes(_Head(_packed(state, "", tensors)), Path(), indent=None)
 
     def write(content: bytes | memoryview) -> None:
         file.write(content)
         digest.update(content)
 
-    write_tensors(write, tensors, {_HEAD: head})
+    write_tensors(write, tensors, {_KEY: head.decode()})
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -185,20 +196,11 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             n = int.from_bytes(file.read(8), "little")
-            head = json.loads(json.loads(file.read(n))["__metadata__"][_HEAD])
-    except (ValueError, KeyError, TypeError, MemoryError) as error:
-        raise DataError(
-            f"`{path}` is not a checkpoint of plantseg-next.",
-            needed="a file that training wrote",
-            fix="move it out of the folder",
-        ) from error
-    if head["format"] > FORMAT:
-        raise DataError(
-            f"`{path}` was written by a newer version (format {head['format']}).",
-            needed=f"a checkpoint of format {FORMAT} or older",
-            fix="update plantseg-next, or start again with --restart",
-        )
-    return _unpacked(head["state"], safetensors.torch.load_file(path))
+            head = json.loads(file.read(n))["__metadata__"][_KEY]
+    except (ValueError, KeyError, TypeError, MemoryError):
+        head = ""  # another program wrote it
+    state = _FORMAT.parse(head, path).state
+    return _unpacked(state, safetensors.torch.load_file(path))
 
 
 def _packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401

@@ -20,18 +20,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from plantseg_next import __version__
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
-from plantseg_next.errors import DataError, UsageError
-from plantseg_next.files import (
-    explained,
-    prepare_output,
-    remove_partials,
-    write_atomically,
-)
+from plantseg_next.errors import UsageError
+from plantseg_next.files import explained, prepare_output, remove_partials
+from plantseg_next.json_files import JsonFormat
 from plantseg_next.settings import MemorySettings, Settings, flat_settings
 
-FORMAT = 3
 RECORD = "run.json"
 HISTORY = "history.csv"
 EVENTS = "events.jsonl"
@@ -69,6 +66,23 @@ FREE = frozenset(
 """Settings that may change when a run resumes: results stay the same up to rounding."""
 
 
+class _RunFile(BaseModel, extra="allow"):
+    """The content of ``run.json``; other fields are the environment."""
+
+    sources: dict[str, Any]
+    pixels: tuple[int, ...]
+
+
+_FORMAT = JsonFormat(
+    _RunFile,
+    "the record of a run",
+    version=3,
+    fix="restore it from a copy, or start again with --restart",
+    oldest=3,
+    fix_older="its models can be used; to train, choose another --out",
+)
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """The record of a run.
@@ -91,16 +105,13 @@ class RunRecord:
         Raises:
             OutputError: If the folder cannot be written.
         """
-        tree = {
-            "format": FORMAT,
-            "plantseg_next": __version__,
-            **self.environment,
-            "sources": self.sources,
-            "pixels": self.pixels,
-        }
-        text = json.dumps(tree, indent=1, ensure_ascii=False)
+        record = _RunFile(
+            sources=dict(self.sources),
+            pixels=self.pixels,
+            **{"plantseg_next": __version__, **self.environment},
+        )
         with explained(folder):
-            write_atomically(folder / RECORD, text.encode())
+            _FORMAT.write(folder / RECORD, record)
             self.settings.write(folder / SETTINGS)
             manifest.write(folder / MANIFEST_FILE)
 
@@ -114,27 +125,13 @@ class RunRecord:
         path = folder / RECORD
         if not path.is_file() or not (folder / MANIFEST_FILE).is_file():
             return None
-        try:
-            tree = json.loads(path.read_text("utf-8"))
-            written_as = tree.pop("format", 1)
-            if written_as != FORMAT:
-                newer = written_as > FORMAT
-                raise DataError(
-                    f"`{folder}` holds a run of {'a newer' if newer else 'an older'} "
-                    f"version (format {written_as}).",
-                    needed=f"a run of format {FORMAT}",
-                    fix="update plantseg-next"
-                    if newer
-                    else "its models can be used; to train, choose another --out",
-                )
-            sources, pixels = tree.pop("sources"), tuple(tree.pop("pixels"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"`{path}` cannot be read: {error!r}.",
-                needed="the file that training wrote",
-                fix="restore it from a copy, or start again with --restart",
-            ) from error
-        return cls(Settings.read(folder / SETTINGS), sources, pixels, tree)
+        record = _FORMAT.read(path)
+        return cls(
+            Settings.read(folder / SETTINGS),
+            record.sources,
+            record.pixels,
+            record.model_extra or {},
+        )
 
     def planned(self, settings: Settings, memory: int) -> Settings:
         """Return the settings with the run's memory plan.
@@ -282,19 +279,20 @@ def environment_info(device: str, threads: int) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "python": platform.python_version(),
         },
-        "versions": {name: _version_of(name) for name in ("torch", "timm", "numpy")},
-        "code": _commit(),
+        "versions": {name: version_of(name) for name in ("torch", "timm", "numpy")},
+        "code": code_commit(),
     }
 
 
-def _version_of(package: str) -> str:
+def version_of(package: str) -> str:
+    """Return the version of an installed package."""
     try:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
 
 
-def _commit() -> str:
+def code_commit() -> str:
     """Return the commit of this package, "" outside a git checkout."""
     try:
         described = subprocess.run(  # noqa: S603

@@ -1,0 +1,99 @@
+"""Versioned JSON files: what is written, what is read, and what is refused."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from pydantic import ConfigDict, with_config
+
+from plantseg_next.errors import DataError, UsageError
+from plantseg_next.json_files import JsonFormat, PathInFile
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class Leaf:
+    name: str
+    image: PathInFile
+    sizes: tuple[int, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+def renamed(fields):
+    fields["name"] = fields.pop("title")
+    return fields
+
+
+LEAVES = JsonFormat(
+    Leaf, "a leaf", version=3, fix="draw it", oldest=2, fix_older="grow", migrate=renamed
+)
+
+
+def test_written_file_has_version_first_and_relative_paths(tmp_path):
+    leaf = Leaf("Blatt é", tmp_path / "images" / "a.jpg", (1, 2), {"dice": 0.1})
+    LEAVES.write(tmp_path / "new folder" / "leaf.json", leaf)
+    LEAVES.write(tmp_path / "leaf.json", leaf)
+    assert (tmp_path / "leaf.json").read_text("utf-8") == (
+        '{\n "format": 3,\n "name": "Blatt é",\n "image": "images/a.jpg",\n "sizes": [\n'
+        '  1,\n  2\n ],\n "scores": {\n  "dice": 0.1\n }\n}'
+    )
+    for folder in (tmp_path, tmp_path / "new folder"):
+        assert LEAVES.read(folder / "leaf.json") == leaf
+        assert [path.suffix for path in folder.glob("leaf*")] == [".json"]
+
+
+def test_defaults_are_left_out_if_asked(tmp_path):
+    short = replace(LEAVES, omit_defaults=True)
+    leaf = Leaf("a", Path("/b.jpg"))
+    tree = json.loads(short.to_bytes(leaf, tmp_path))
+    assert tree == {"format": 3, "name": "a", "image": "/b.jpg"}
+    assert short.parse(json.dumps(tree), tmp_path / "leaf.json") == leaf
+
+
+def test_older_file_is_converted(tmp_path):
+    text = '{"format": 2, "title": "a", "image": "b.jpg"}'
+    leaf = LEAVES.parse(text, tmp_path / "leaf.json")
+    assert leaf == Leaf("a", tmp_path / "b.jpg")
+
+
+@pytest.mark.parametrize(
+    ("text", "came", "fix"),
+    [
+        ("", "is not a leaf: JSONDecodeError('Expecting value: line 1 col", "draw it"),
+        (b"\xff", "is not a leaf: UnicodeDecodeError(", "draw it"),
+        ("[3]", "is not a leaf: TypeError(", "draw it"),
+        ('{"format": "3"}', "is not a leaf: TypeError(", "draw it"),
+        ('{"name": "a"}', "was written by an older version (format 1).", "grow"),
+        ('{"format": 3, "name": "a"}', "is not a leaf: `image`: Field required.", "draw"),
+        ('{"format": 3, "name": 1, "image": "b"}', "is not a leaf: `name`: Input", "draw"),
+        (
+            '{"format": 3, "name": "a", "image": "b", "sizes": [1, "x"]}',
+            "is not a leaf: `sizes.1`: Input should be a valid integer",
+            "draw it",
+        ),
+        (
+            '{"format": 3, "name": "a", "image": "b", "picture": "c"}',
+            "is not a leaf: `picture`: Unexpected keyword argument.",
+            "draw it",
+        ),
+        ('{"format": 2, "name": "a"}', "is not a leaf: KeyError('title').", "draw it"),
+        ('{"format": 1}', "was written by an older version (format 1).", "grow"),
+        ('{"format": 4}', "was written by a newer version (format 4).", "update plantseg-"),
+    ],
+)
+def test_other_content_is_refused_with_the_reason(tmp_path, text, came, fix):
+    path = tmp_path / "leaf.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError) as caught:
+        LEAVES.read(path)
+    assert caught.value.came.startswith(f"`{path}` {came}")
+    assert caught.value.needed == "a leaf of format 2 to 3"
+    assert caught.value.fix.startswith(fix)
+
+
+def test_missing_file_is_refused_by_the_error_of_the_format(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read: No such file") as caught:
+        replace(LEAVES, error=UsageError).read(tmp_path / "leaf.json")
+    assert caught.value.needed == "a leaf of format 2 to 3"
