@@ -11,8 +11,11 @@ from plantseg_next.files import write_atomically
 from plantseg_next.models.bundle import (
     CARD,
     ModelCard,
+    Normalization,
+    RunImage,
     read_bundle,
     read_card,
+    read_images,
     read_weights,
 )
 from plantseg_next.models.bundle import write_bundle as write
@@ -28,7 +31,16 @@ def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle")
     settings = ModelSettings(encoder=toy_encoder.NAME, start="random", width=32, layers=1)
     network = build_segmenter(settings, CLASSES)
-    card = ModelCard(CLASSES, settings, 64, None, sources=("a",), metrics={"dice": 0.5})
+    card = ModelCard(
+        CLASSES,
+        settings,
+        64,
+        None,
+        sources=("a",),
+        metrics={"dice": 0.5},
+        threshold=0.4,
+        normalization=Normalization((0.5, 0.4, 0.3), (0.2, 0.2, 0.1)),
+    )
     return folder, network, write(folder, network, card)
 
 
@@ -68,7 +80,10 @@ def test_card_missing_or_invalid_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"holds no `model\.json`"):
         read_card(tmp_path)
     (tmp_path / CARD).write_text("{}")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"written by an older version \(format 1\)"):
+        read_card(tmp_path)
+    (tmp_path / CARD).write_text('{"format": 4, "model": {}, "picture_px": 1}')
+    with pytest.raises(DataError, match=r"is not a model card: `classes`: Field required"):
         read_card(tmp_path)
 
 
@@ -143,8 +158,76 @@ def test_bundle_of_an_older_format_is_refused(bundle, tmp_path, older):
     for read in (read_card, read_bundle, read_weights):
         with pytest.raises(DataError, match="was written by an older version") as caught:
             read(tmp_path)
-        assert caught.value.needed == "a model of format 3"
+        assert caught.value.needed == "a model card of format 3 to 4"
         assert caught.value.fix == "train the model again"
+
+
+FORMAT_3 = {
+    "classes": {"lesions": ["rust"], "diseases": [], "has_leaf": True},
+    "model": {"encoder": "a", "weights": "none", "start": "random", "width": 32},
+    "tile_px": 64,
+    "long_side_px": None,
+    "weights_origin": "random",
+    "weights_license": "none",
+    "weights_sha256": "",
+    "sources": ["a"],
+    "metrics": {"lesion_dice": 0.5},
+    "sha256": "0f",
+    "format": 3,
+}
+
+
+@pytest.mark.parametrize("names", ["present", "old"])
+def test_card_of_format_3_is_converted(tmp_path, names):
+    tree = dict(FORMAT_3)
+    if names == "old":
+        tree["figures"] = tree.pop("metrics")
+        tree["model"] = {**tree["model"], "drop_path": 0.0}
+    (tmp_path / CARD).write_text(json.dumps(tree))
+    card = read_card(tmp_path)
+    assert card.format == 4
+    assert card.metrics == {"lesion_dice": 0.5}
+    assert card.classes == ClassMap(("rust",), (), has_leaf=True)
+    assert card.threshold == 0.5
+    assert card.calibration is None
+    assert read_images(tmp_path) is None
+
+
+def test_card_states_what_a_reader_without_this_package_needs(bundle):
+    folder, _, card = bundle
+    tree = json.loads((folder / CARD).read_text("utf-8"))
+    assert list(tree)[:3] == ["format", "classes", "model"]
+    assert tree["format"] == 4
+    assert tree["classes"]["lesions"] == ["rost", "Mehltau-Flecken é"]
+    assert tree["normalization"] == {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
+    assert tree["threshold"] == 0.4
+    assert tree["calibration"] is None
+    assert tree["written"] == card.written != ""
+
+
+IMAGES = (
+    RunImage("00aa", "train", "s", "leaf é", has_mask=True),
+    RunImage("01", "unlabeled", "s", "", has_mask=False),
+)
+
+
+def test_bundle_lists_the_images_of_its_run(bundle, tmp_path):
+    _, network, card = bundle
+    first = write(tmp_path, network, card, IMAGES)
+    assert read_images(tmp_path) == IMAGES
+    second = write(tmp_path, network, card, IMAGES[:1])
+    assert first.images != second.images
+    names = {CARD, second.weights, second.images}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    (tmp_path / second.images).write_text("{}")
+    with pytest.raises(DataError, match="is damaged: its SHA-256 is not the one"):
+        read_images(tmp_path)
+    (tmp_path / second.images).unlink()
+    with pytest.raises(DataError, match=r"images-\w+\.json` is damaged"):
+        read_images(tmp_path)
+    read_bundle(tmp_path)  # predictions do not need it
+    write(tmp_path, network, card)
+    assert read_images(tmp_path) is None
 
 
 @pytest.mark.parametrize("written", [0, 1])
@@ -162,7 +245,8 @@ def test_bundle_write_killed_midway_keeps_the_old_model(
             raise KeyboardInterrupt
         write_atomically(path, content)
 
-    monkeypatch.setattr("plantseg_next.models.bundle.write_atomically", killed)
+    for module in ("models.bundle", "json_files"):
+        monkeypatch.setattr(f"plantseg_next.{module}.write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, network, card)
     assert read_bundle(tmp_path)[1].sha256 == old.sha256

@@ -15,7 +15,13 @@ from conftest import TINY
 from plantseg_next import api
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.errors import DataError, OutputError, UsageError
-from plantseg_next.models.bundle import read_bundle, read_card, read_weights
+from plantseg_next.models.bundle import (
+    CARD,
+    read_bundle,
+    read_card,
+    read_images,
+    read_weights,
+)
 from plantseg_next.models.pretrained import PACKAGED
 from plantseg_next.models.start import (
     STARTER_FOLDER,
@@ -28,6 +34,7 @@ from plantseg_next.structures import ClassMap
 from plantseg_next.synthetic.leaves import draw_leaf
 from plantseg_next.training.callbacks.callback import Callback
 from plantseg_next.workflows import demo as demo_workflow
+from plantseg_next.workflows.evaluate import images_of_run
 
 pytestmark = pytest.mark.integration
 
@@ -213,12 +220,70 @@ def test_train_with_leaf_masks_only_is_refused(tmp_path):
         api.train(data, tmp_path / "run", TINY)
 
 
-def test_evaluate_of_a_moved_model_on_its_data_is_refused(
+@pytest.mark.parametrize("data", ["in place", "copied"])
+def test_evaluate_of_a_moved_model_is_as_in_its_run(
+    finished_run, drawn_folder, tmp_path, data
+):
+    """The model lists the images of its run: test images stay test images."""
+    model = shutil.copytree(finished_run / "best", tmp_path / "model")
+    if data == "copied":
+        drawn_folder = shutil.copytree(drawn_folder, tmp_path / "leaves")
+        (drawn_folder / "index.csv").unlink()
+    expected = api.evaluate(finished_run, drawn_folder)
+    report = api.evaluate(model, drawn_folder)
+    assert report.n_images == expected.n_images > 0
+    assert report.to_json() == expected.to_json()
+    for split in ("train", "val"):
+        keys = [
+            {row.key for row in api.evaluate(m, drawn_folder, split=split).images}
+            for m in (finished_run, model)
+        ]
+        assert keys[0] == keys[1] != set()
+    with pytest.raises(UsageError, match="of these images were used to train"):
+        api.evaluate(model, drawn_folder, split="all")
+
+
+def test_model_states_versions_normalization_and_number_of_images(finished_run):
+    card = read_card(finished_run / "best")
+    assert card.versions.keys() == {"plantseg-next", "torch", "timm"}
+    assert card.versions["torch"].startswith("2.")
+    assert card.n_val_images == TINY.training.validation_images
+    assert card.normalization.mean == pytest.approx(
+        read_bundle(finished_run / "best")[0].mean.flatten().tolist()
+    )
+    manifest = Manifest.read(finished_run / "manifest.json")
+    assert read_images(finished_run / "best") == images_of_run(manifest)
+
+
+def as_format_3(model):
+    """Make a model as it was written before models listed their images."""
+    card = read_card(model)
+    (model / card.images).unlink()
+    tree = json.loads((model / CARD).read_text("utf-8"))
+    for name in (
+        "n_val_images", "threshold", "calibration", "normalization", "versions", "code",
+        "written", "images_sha256",
+    ):  # fmt: skip
+        del tree[name]
+    (model / CARD).write_text(json.dumps(tree | {"format": 3}))
+
+
+def test_evaluate_of_a_model_of_format_3_in_its_run_is_as_of_format_4(
     finished_run, drawn_folder, tmp_path
 ):
-    import shutil
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    as_format_3(run / "best")
+    expected = api.evaluate(finished_run, drawn_folder).to_json()
+    assert api.evaluate(run, drawn_folder).to_json() == expected
+    with pytest.raises(UsageError, match="of these images were used to train"):
+        api.evaluate(run, drawn_folder, split="all")
 
+
+def test_evaluate_of_a_moved_model_of_format_3_on_its_data_is_refused(
+    finished_run, drawn_folder, tmp_path
+):
     shutil.copytree(finished_run / "best", tmp_path / "model")
+    as_format_3(tmp_path / "model")
     stated = drawn_folder / "index.csv"
     shutil.copytree(drawn_folder / "images", tmp_path / "leaves" / "images")
     shutil.copytree(drawn_folder / "masks", tmp_path / "leaves" / "masks")
@@ -229,10 +294,8 @@ def test_evaluate_of_a_moved_model_on_its_data_is_refused(
 
 
 def test_evaluate_of_a_moved_model_without_data_is_refused(finished_run, tmp_path):
-    import shutil
-
     shutil.copytree(finished_run / "best", tmp_path / "model")
-    with pytest.raises(UsageError, match="does not state which images"):
+    with pytest.raises(UsageError, match="does not state where its images are"):
         api.evaluate(tmp_path / "model")
 
 

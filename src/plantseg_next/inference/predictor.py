@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 TILES_AT_ONCE = 4
-THRESHOLD = 0.5
 SOFTMAX_VALUES = 2**17
 """Logits per step of the softmax: half a MiB, which stays in the cache of a core."""
 
@@ -39,6 +38,7 @@ class Predictor:
         long_side_px: Larger images are shrunk to this, and their probabilities resized
             to the image's own size; ``None`` keeps every pixel.
         tiles_at_once: Tiles per call of the backend.
+        threshold: Smallest probability of any lesion that is marked as lesion.
     """
 
     backend: Backend
@@ -46,6 +46,7 @@ class Predictor:
     tile_px: int
     long_side_px: int | None
     tiles_at_once: int = TILES_AT_ONCE
+    threshold: float = 0.5
 
     def scale(self, size_hw: tuple[int, int]) -> float:
         """Return the factor by which an image of this size is shrunk first, at most 1."""
@@ -68,7 +69,7 @@ class Predictor:
         lesion = _resize(lesion, size)
         class_id = cv2.resize(class_id, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         return Prediction(
-            lesion=np.where(lesion >= THRESHOLD, class_id, 0).astype(np.uint8),
+            lesion=np.where(lesion >= self.threshold, class_id, 0).astype(np.uint8),
             lesion_probability=lesion,
             leaf_probability=_resize(leaf, size) if self.classes.has_leaf else None,
             disease_probability=diseases.result(),
@@ -176,4 +177,5 @@ def make_predictor(
         card.tile_px,
         card.long_side_px,
         tiles_at_once,
+        card.threshold,
     )

@@ -1,24 +1,28 @@
-"""A model on disk: weights, their digest, and the settings needed to use them.
+"""A model on disk: all that is needed to use and to evaluate it, wherever it is copied.
 
-A bundle is a folder with two files. ``model-<digest>.safetensors`` holds the weights and
-cannot run code. ``model.json`` is the card: class names, the shape of the network, how
-images are tiled for it, the source and license of its first weights, and the SHA-256 of
-the weights, which detects damaged files.
+A bundle is a folder of three files. ``model-<digest>.safetensors`` holds the weights and
+cannot run code. ``images-<digest>.json`` lists the images of its run by their digests, with
+their splits. ``model.json`` is the card: class names, the shape of the network, how images
+are prepared for it, where it comes from, and the SHA-256 of the other files, which detects
+damage.
 
-The weights are named by their digest, so that a newer model replaces an older one
+The other files are named by their digests, so that a newer model replaces an older one
 atomically, with its card: a reader of the folder, during a run or after it was killed,
 gets one or the other.
 """
 
 import hashlib
-import json
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import ConfigDict, with_config
 
 from plantseg_next.errors import DataError, missing_path
 from plantseg_next.files import write_atomically
+from plantseg_next.json_files import JsonFormat
 from plantseg_next.settings import ModelSettings
 from plantseg_next.structures import ClassMap
 
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 
     from plantseg_next.models.segmenter import Segmenter
 
-FORMAT = 3
+FORMAT = 4
 CARD = "model.json"
 OLD_NAMES = {
     "summary": "global_stats",
@@ -45,6 +49,20 @@ names and are converted when they are read."""
 
 
 @dataclass(frozen=True)
+class Normalization:
+    """How the network normalizes an image: ``(image / 255 - mean) / std``, per channel.
+
+    Args:
+        mean: Of red, green and blue, in [0, 1].
+        std: Likewise.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
 class ModelCard:
     """The information needed to use a model, readable without torch.
 
@@ -58,9 +76,19 @@ class ModelCard:
         weights_sha256: Digest of their file; empty without one.
         sources: Data sets it was trained on, those of the model it started from included.
         metrics: Its validation metrics when it was written.
+        n_val_images: Number of images of those metrics; 0 if unknown.
+        threshold: Smallest probability of any lesion that is marked as lesion.
+        calibration: Temperature of each head; ``None`` if not calibrated.
+        normalization: What the network does to an image first; ``None`` if not recorded.
+        versions: Versions of this package, torch and timm.
+        code: Commit of this package; "" outside a git checkout.
+        written: When it was written, in ISO 8601; filled in by ``write_bundle``.
         sha256: Digest of the weights file; filled in by ``write_bundle``.
-        format: Version of the folder's layout.
+        images_sha256: Digest of the file of its run's images; likewise, "" without one.
     """
+
+    format: ClassVar[int] = FORMAT
+    """Version of the folder's layout."""
 
     classes: ClassMap
     model: ModelSettings
@@ -71,8 +99,15 @@ class ModelCard:
     weights_sha256: str = ""
     sources: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    n_val_images: int = 0
+    threshold: float = 0.5
+    calibration: Mapping[str, float] | None = None
+    normalization: Normalization | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    code: str = ""
+    written: str = field(default="", compare=False)
     sha256: str = ""
-    format: int = FORMAT
+    images_sha256: str = ""
 
     @property
     def weights(self) -> str:
@@ -80,28 +115,96 @@ class ModelCard:
         return f"model-{self.sha256[:16]}.safetensors"
 
     @property
+    def images(self) -> str:
+        """Name of the file of its run's images."""
+        return f"images-{self.images_sha256[:16]}.json"
+
+    @property
     def model_id(self) -> str:
         """What tables call the model: the start of its digest."""
         return self.sha256[:12]
 
 
-def write_bundle(folder: Path, network: "nn.Module", card: ModelCard) -> ModelCard:
+class RunImage(NamedTuple):
+    """An image of a run.
+
+    Args:
+        digest: The first 64 bits of the SHA-256 of its file, as hexadecimal digits.
+        split: Its split in the run.
+        source: Its data set.
+        group: Its group in the data set; "" without one.
+        has_mask: Whether it had a mask.
+    """
+
+    digest: str
+    split: Literal["train", "val", "test", "unlabeled"] | None
+    source: str
+    group: str
+    has_mask: bool
+
+
+@dataclass(frozen=True)
+class _ImageList:
+    images: tuple[RunImage, ...]
+
+
+def _present_names(card: dict[str, Any]) -> dict[str, Any]:
+    """Return a card of format 3 with the present names; see OLD_NAMES."""
+    if "figures" in card:
+        card["metrics"] = card.pop("figures")
+        card["model"].pop("drop_path", None)
+    return card
+
+
+_CARD = JsonFormat(
+    ModelCard,
+    "a model card",
+    version=FORMAT,
+    fix="take another copy of the model, or train it again",
+    oldest=3,
+    fix_older="train the model again",
+    migrate=_present_names,
+)
+_IMAGES = JsonFormat(_ImageList, "a list of images", version=1, fix=_CARD.fix)
+
+
+def write_bundle(
+    folder: Path,
+    network: "nn.Module",
+    card: ModelCard,
+    images: tuple[RunImage, ...] | None = None,
+) -> ModelCard:
     """Write a model; an older one in the same folder is replaced atomically.
 
+    Args:
+        folder: Created if needed.
+        network: Its weights are written.
+        card: What else is known of it.
+        images: The images of its run; without them, ``evaluate`` cannot recognize the
+            images that it learned from.
+
     Returns:
-        The card with the digest of the weights.
+        The card with the date and the digests.
     """
     from plantseg_next.models.tensor_files import tensors_digest, write_tensors
 
     folder.mkdir(parents=True, exist_ok=True)
     state = network.state_dict()
-    card = replace(card, sha256=tensors_digest(state), format=FORMAT)
-    tree = asdict(card) | {"model": card.model.model_dump()}
+    listed = b""
+    if images is not None:
+        listed = _IMAGES.to_bytes(_ImageList(images), folder, indent=None)
+    card = replace(
+        card,
+        sha256=tensors_digest(state),
+        images_sha256=hashlib.sha256(listed).hexdigest() if listed else "",
+        written=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
     write_atomically(folder / card.weights, lambda file: write_tensors(file.write, state))
-    text = json.dumps(tree, indent=1, ensure_ascii=False)
-    write_atomically(folder / CARD, text.encode())
-    for path in folder.glob("model*.safetensors"):
-        if path.name != card.weights:
+    if listed:
+        write_atomically(folder / card.images, listed)
+    _CARD.write(folder / CARD, card)
+    for path in (*folder.glob("model*.safetensors"), *folder.glob("images-*.json")):
+        if path.name not in (card.weights, card.images):
             path.unlink(missing_ok=True)
     return card
 
@@ -127,40 +230,23 @@ def read_card(folder: Path) -> ModelCard:
             needed="the folder of a trained model, for example RUN/best",
             fix="train one: plantseg-next train DATA --out RUN",
         )
-    try:
-        tree = json.loads(path.read_text("utf-8"))
-        if tree["format"] < FORMAT:
-            raise DataError(
-                f"`{path}` was written by an older version.",
-                needed=f"a model of format {FORMAT}",
-                fix="train the model again",
-            )
-        if tree["format"] > FORMAT:
-            raise DataError(
-                f"`{path}` was written by a newer version.",
-                needed=f"a model of format {FORMAT}",
-                fix="update plantseg-next",
-            )
-        if "figures" in tree:  # written before 2026-11-27; see OLD_NAMES
-            tree["metrics"] = tree.pop("figures")
-            tree["model"].pop("drop_path", None)
-        classes = tree.pop("classes")
-        return ModelCard(
-            classes=ClassMap(
-                tuple(classes["lesions"]),
-                tuple(classes["diseases"]),
-                classes["has_leaf"],
-            ),
-            model=ModelSettings.model_validate(tree.pop("model")),
-            sources=tuple(tree.pop("sources")),
-            **tree,
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"`{path}` cannot be read: {error!r}.",
-            needed="the card that training wrote",
-            fix="take another copy of the model, or train it again",
-        ) from error
+    return _CARD.read(path)
+
+
+def read_images(folder: Path) -> tuple[RunImage, ...] | None:
+    """Return the images of a model's run; ``None`` if the model does not list them.
+
+    Raises:
+        DataError: If the list is missing or damaged.
+    """
+    card = read_card(folder)
+    if not card.images_sha256:
+        return None
+    path = folder / card.images
+    listed = _bytes_of(path)
+    if hashlib.sha256(listed).hexdigest() != card.images_sha256:
+        raise _damaged(path)
+    return _IMAGES.parse(listed, path).images
 
 
 def read_weights(folder: Path) -> "tuple[dict[str, Tensor], ModelCard]":
@@ -179,11 +265,7 @@ def read_weights(folder: Path) -> "tuple[dict[str, Tensor], ModelCard]":
         card, path = newer, folder / newer.weights
         weights = _bytes_of(path)
     if hashlib.sha256(weights).hexdigest() != card.sha256:
-        raise DataError(
-            f"`{path}` is damaged: its SHA-256 is not the one in `{CARD}`.",
-            needed="the weights as they were written",
-            fix="take another copy, or the run's `last` in place of its `best`",
-        )
+        raise _damaged(path)
     state = safetensors.torch.load(weights)
     return {present_name(name): tensor for name, tensor in state.items()}, card
 
@@ -228,6 +310,14 @@ def misfit(weights: Path, error: Exception) -> DataError:
         f"`{weights}` does not fit its `{CARD}`: {str(error).splitlines()[0]}",
         needed="weights and card of the same model",
         fix="take another copy of both",
+    )
+
+
+def _damaged(path: Path) -> DataError:
+    return DataError(
+        f"`{path}` is damaged: its SHA-256 is not the one in `{CARD}`.",
+        needed="every file of the model as it was written",
+        fix="take another copy, or the run's `last` in place of its `best`",
     )
 
 

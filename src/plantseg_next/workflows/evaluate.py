@@ -14,14 +14,14 @@ import numpy as np
 
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
-from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Split
+from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.evaluation.grouped import GroupedMetrics
 from plantseg_next.evaluation.metrics import Confusion, LeafOverlap, Overlap
 from plantseg_next.evaluation.report import EvalItem
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.severity import measure_severity
-from plantseg_next.models.bundle import read_card
+from plantseg_next.models.bundle import RunImage, read_card, read_images
 from plantseg_next.models.start import STARTERS
 from plantseg_next.structures import IGNORE, ClassMap, SkippedImage
 from plantseg_next.workflows.images import Skipped, read_each
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 VALIDATION_RESAMPLES = 200
 """For the interval of a validation, which is a sign of its noise and no result."""
+RunImages = tuple[RunImage, ...]
 
 
 def images_to_evaluate(
@@ -43,21 +44,32 @@ def images_to_evaluate(
     """Return the images with masks that a model is evaluated on.
 
     Args:
-        model: Folder of the model; the run is one folder up, with the manifest of its
-            training images.
-        data: Images with masks; by default the data set of the run.
+        model: Folder of the model. It lists the images of its run by their digests; a
+            model of format 3 does not, and must be in its run.
+        data: Images with masks; by default the data set of the run, one folder up.
         split: Split to evaluate on; "all" is for data sets that had no part in training.
         classes: File of what mask values mean, if the folder has none.
 
     Raises:
         UsageError: If no image has a mask, or training images are among them.
     """
-    learned = _manifest_of_run(model)
-    manifest = _in_splits_of_run(model, learned, data, split, classes)
+    run = _images_of_model(model)
+    if data is not None:
+        manifest = read_folder(data, classes=classes)
+        _refuse_own_data(model, run, manifest, split)
+        manifest = _in_splits_of_run(manifest, run)
+    elif (own := _manifest_of_run(model)) is not None:
+        manifest = own
+    else:
+        raise UsageError(
+            f"`{model}` is not in its run, and does not state where its images are.",
+            needed="images with masks to evaluate it with",
+            fix="name a folder: plantseg-next evaluate MODEL DATA",
+        )
     if split != "all":
         return labeled_rows(manifest, split, data or model)
-    if learned is not None:
-        _refuse_learned(learned, manifest)
+    if run is not None:
+        _refuse_learned(run, manifest)
     if not len(manifest.labeled):
         raise UsageError(
             f"`{data}` has no image with a mask.",
@@ -65,6 +77,16 @@ def images_to_evaluate(
             fix="run `plantseg-next check` on it: it reports how the folder was read",
         )
     return manifest.labeled
+
+
+def images_of_run(manifest: Manifest) -> RunImages:
+    """Return the images of a run as its models list them."""
+    return tuple(
+        RunImage(
+            _digest(row), row.split, row.source, row.group, has_mask=row.mask is not None
+        )
+        for row in manifest.rows
+    )
 
 
 def labeled_rows(manifest: Manifest, split: Split, origin: object) -> Manifest:
@@ -188,61 +210,43 @@ def severity_pct(lesion: np.ndarray, leaf: np.ndarray | None) -> float | None:
     return measure_severity(lesion, leaf).severity_pct
 
 
-def _in_splits_of_run(
-    model: Path,
-    learned: Manifest | None,
-    data: Path | None,
-    split: Split | Literal["all"],
-    classes: Path | None,
-) -> Manifest:
-    """Return the images that a model may be evaluated on, each in its split of the run.
+def _in_splits_of_run(manifest: Manifest, run: RunImages | None) -> Manifest:
+    """Return images in the splits of the run of a model.
 
-    An image whose content or group is in the manifest of the run keeps its split there;
-    any other image without a split is a test image.
+    An image whose content or group is in the run keeps its split there; any other image
+    without a split is a test image.
     """
-    if data is None:
-        if learned is None:
-            raise UsageError(
-                f"`{model}` does not state which images it was trained on.",
-                needed="images with masks to evaluate it with",
-                fix="name a folder: plantseg-next evaluate MODEL DATA",
-            )
-        return learned
-    manifest = read_folder(data, classes=classes)
-    _refuse_own_data(model, learned, manifest, split)
-    if learned is None:
-        return manifest.only(
-            replace(row, split=row.split or "test") for row in manifest.rows
-        )
-    contents = {row.sha256: row.split for row in learned.rows}
-    groups = {(row.source, row.group): row.split for row in learned.rows if row.group}
+    # Test images first: an image with a copy in another split was learned from.
+    images = sorted(run or (), key=lambda image: image.split != "test")
+    contents = {image.digest: image.split for image in images}
+    groups = {(i.source, i.group): i.split for i in images if i.group}
     return manifest.only(
         replace(
             row,
-            split=contents.get(row.sha256)
+            split=contents.get(_digest(row))
             or groups.get((row.source, row.group))
             or row.split
             or "test",
         )
-        for row in manifest.digested().rows
+        for row in (manifest if run is None else manifest.digested()).rows
     )
 
 
 def _refuse_own_data(
-    model: Path, learned: Manifest | None, manifest: Manifest, split: Split | Literal["all"]
+    model: Path, run: RunImages | None, manifest: Manifest, split: Split | Literal["all"]
 ) -> None:
     """Refuse images of which it is unknown whether they are test images.
 
     These are images of a data set that the model, or the model it was started from, learned
-    from, where no manifest of a run lists the training images.
+    from, where neither the model nor the manifest of its run lists the training images.
     """
-    known = {row.source for row in learned.rows} if learned is not None else set()
+    known = {image.source for image in run or ()}
     unlisted = set(read_card(model).sources) - known
     rows = [row for row in manifest.labeled.rows if row.source in unlisted]
     if all(row.split == "test" or (row.split and split != "all") for row in rows):
         return
     names = ", ".join(sorted({row.source for row in rows}))
-    if learned is not None or model in STARTERS.values():
+    if run is not None or model in STARTERS.values():
         came = (
             f"`{model}`, or a model that it was started from, learned from a data set "
             f"called {names}, and the images it learned from are not listed here."
@@ -264,20 +268,32 @@ def _refuse_own_data(
     )
 
 
+def _images_of_model(model: Path) -> RunImages | None:
+    """Return the images of a model's run; ``None`` if neither of them lists them."""
+    images = read_images(model)
+    if images is None and (manifest := _manifest_of_run(model)) is not None:
+        return images_of_run(manifest)
+    return images
+
+
 def _manifest_of_run(model: Path) -> Manifest | None:
     path = model.resolve().parent / MANIFEST_FILE
     return Manifest.read(path) if path.is_file() else None
 
 
-def _refuse_learned(learned: Manifest, manifest: Manifest) -> None:
-    seen = {row.sha256 for row in learned.labeled.rows if row.split != "test"}
-    shared = sum(row.sha256 in seen for row in manifest.labeled.rows)
+def _refuse_learned(run: RunImages, manifest: Manifest) -> None:
+    seen = {image.digest for image in run if image.has_mask and image.split != "test"}
+    shared = sum(_digest(row) in seen for row in manifest.labeled.rows)
     if shared:
         raise UsageError(
             f"{shared} of these images were used to train or to select the model.",
             needed="images that had no part in its training",
             fix="leave out --split all to evaluate on the test images of the run",
         )
+
+
+def _digest(row: Row) -> str:
+    return row.sha256[:16]
 
 
 def _any_lesion(lesion: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plantseg_next import __version__
 from plantseg_next.data import splits
 from plantseg_next.data.class_names import read_names, renamed
 from plantseg_next.data.formats import read_folder, read_folders
@@ -13,14 +14,16 @@ from plantseg_next.data.quality.leakage import add_datasets, describe_excluded, 
 from plantseg_next.data.sampler import refuse_unknown
 from plantseg_next.errors import UsageError
 from plantseg_next.files import AnyPath
-from plantseg_next.models.bundle import ModelCard
+from plantseg_next.models.bundle import ModelCard, Normalization
 from plantseg_next.runtime import find_device, prepare_gpu, seed_everything
 from plantseg_next.settings import Settings
-from plantseg_next.workflows.evaluate import labeled_rows, some_rows
+from plantseg_next.workflows.evaluate import images_of_run, labeled_rows, some_rows
 from plantseg_next.workflows.validate import Validator, hidden_tiles, unlabeled_set_metrics
 
 if TYPE_CHECKING:
     from plantseg_next.data.dataset import MixedDataset
+    from plantseg_next.models.pretrained import PretrainedSource
+    from plantseg_next.models.segmenter import Segmenter
     from plantseg_next.training.callbacks.callback import Callback
     from plantseg_next.training.trainer import Trainer
 
@@ -290,16 +293,6 @@ def build_trainer(
             plan.manifest, settings, plan.pixels, with_image_labels=bool(with_label)
         )
         unlabeled_metrics = unlabeled_set_metrics(labeled, unlabeled, settings, plan.pixels)
-    card = ModelCard(
-        classes=classes,
-        model=settings.model,
-        tile_px=settings.data.tile_px,
-        long_side_px=settings.data.long_side_px,
-        weights_origin=source.name,
-        weights_license=source.license,
-        weights_sha256=source.sha256,
-        sources=tuple(sorted({row.source for row in labeled.rows} | {*source.data_sets})),
-    )
     engine = build_engine(
         network,
         settings,
@@ -320,6 +313,7 @@ def build_trainer(
         unsup_start=settings.semi.warmup_fraction if pseudo_labeler else None,
     )
     chosen = some_rows(validation, settings.training.validation_images, settings.seed)
+    card = _model_card(plan, network, source, n_val_images=len(chosen))
     validator = Validator(
         chosen,
         card,
@@ -347,7 +341,7 @@ def build_trainer(
         n_images=len(labeled) + len(unlabeled),
         # The EMA teacher, if there is one, is saved: it is the better network.
         callbacks=[
-            CsvLogger(folder, engine.eval_model, card),
+            CsvLogger(folder, engine.eval_model, card, images_of_run(plan.manifest)),
             ReproducibilityProbe(folder, network),
             monitor,
             StatusFile(folder, monitor, eta),
@@ -355,6 +349,38 @@ def build_trainer(
         ],
     )
     return trainer
+
+
+def _model_card(
+    plan: TrainingData,
+    network: "Segmenter",
+    source: "PretrainedSource",
+    *,
+    n_val_images: int,
+) -> ModelCard:
+    """Return the card of the models of a run, without metrics and digests."""
+    from plantseg_next.training.run_record import code_commit, version_of
+
+    encoder = network.encoder
+    names = {row.source for row in plan.labeled.rows} | {*source.data_sets}
+    return ModelCard(
+        classes=plan.manifest.classes,
+        model=plan.settings.model,
+        tile_px=plan.settings.data.tile_px,
+        long_side_px=plan.settings.data.long_side_px,
+        weights_origin=source.name,
+        weights_license=source.license,
+        weights_sha256=source.sha256,
+        sources=tuple(sorted(names)),
+        n_val_images=n_val_images,
+        normalization=Normalization(encoder.mean, encoder.std),
+        versions={
+            "plantseg-next": __version__,
+            "torch": version_of("torch"),
+            "timm": version_of("timm"),
+        },
+        code=code_commit(),
+    )
 
 
 def train_dataset(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from plantseg_next.files import explained, write_atomically
-from plantseg_next.models.bundle import ModelCard, write_bundle
+from plantseg_next.models.bundle import ModelCard, RunImage, write_bundle
 from plantseg_next.settings import LossSettings
 from plantseg_next.training.callbacks.callback import Callback, Event, StepInfo, Validation
 from plantseg_next.training.callbacks.diagnostics import trends
@@ -34,14 +34,22 @@ class CsvLogger(Callback):
         folder: Of the run.
         network: Written at every validation.
         card: The models' card, without metrics.
+        images: The images of the run, which the models list.
     """
 
     key = "csv"
 
-    def __init__(self, folder: Path, network: nn.Module, card: ModelCard) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        network: nn.Module,
+        card: ModelCard,
+        images: tuple[RunImage, ...] | None = None,
+    ) -> None:
         self._folder = folder
         self._network = network
         self._card = card
+        self._images = images
         self._sums: dict[str, Tensor] = {}
         self._n_steps = 0
         self._rows: list[dict[str, float | int]] = []
@@ -79,7 +87,7 @@ class CsvLogger(Callback):
         with explained(self._folder):
             write_table(self._folder / HISTORY, self._rows)
             for name in ("last", "best") if best else ("last",):
-                write_bundle(self._folder / name, self._network, card)
+                write_bundle(self._folder / name, self._network, card, self._images)
         return self._new_trends() if step >= FEW_STEPS else ()
 
     def _new_trends(self) -> list[Event]:
