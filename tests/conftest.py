@@ -1,6 +1,7 @@
 """Fixtures that the tests of several packages share, and the tier of every test."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,10 +71,22 @@ def train_until(step: int, data: Path, out: Path, settings: Settings = FEW) -> N
             api.train(data, out, settings)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what commands remember in the fixtures of a session apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Keep what commands remember apart: from other tests and from the user's."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def own_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Keep what commands remember apart from other tests; return the folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture(autouse=True)

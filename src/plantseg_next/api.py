@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from plantseg_next.data import splits
 from plantseg_next.data.manifest import Split
 from plantseg_next.data.quality.check import check as check_manifest
 from plantseg_next.data.quality.issues import CheckReport
+from plantseg_next.data.quality.leakage import draw_splits
 from plantseg_next.evaluation import report
 from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.files import AnyPath
@@ -67,7 +67,12 @@ def check(
         progress: Called after every image.
     """
     sources = DataSources(data, classes) if isinstance(data, str | Path) else data
-    manifest = splits.assign(sources.read(), seed=seed)
+    stated = sources.read()
+    drawn = draw_splits(
+        stated, seed=seed, on_progress=progress_for(progress, "comparing images")
+    )
+    split_of = {row.key: row.split for row in drawn.rows}  # with the stated groups
+    manifest = stated.only(replace(row, split=split_of[row.key]) for row in stated.rows)
     return check_manifest(manifest, on_progress=progress_for(progress, "checking"))
 
 

@@ -1,10 +1,12 @@
-"""Files: atomic writes, output folders that overwrite nothing, and reading text."""
+"""Files: atomic writes, output folders that overwrite nothing, reading text, caches."""
 
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from plantseg_next.errors import DataError, OutputError
@@ -114,3 +116,22 @@ def explained(folder: Path) -> Iterator[None]:
             needed="a folder with free space, where you may write",
             fix="free some space, or choose another --out",
         ) from error
+
+
+def cache_folder() -> Path:
+    """Return the folder of what commands keep, in ``XDG_CACHE_HOME`` or ``~/.cache``.
+
+    If that cannot be written, it is a temporary folder, until the process ends.
+    """
+    with suppress(OSError, RuntimeError):  # a user may have no home
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = folder / "plantseg-next"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    return Path(_temporary_cache().name)
+
+
+@cache
+def _temporary_cache() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="plantseg-next-")

@@ -64,18 +64,21 @@ def plan(
     the file that --out wrote.
     """
     from plantseg_next import api
+    from plantseg_next.cli.progress import progress_bars
     from plantseg_next.memory.plan import parse_bytes
     from plantseg_next.runtime import Device
 
     device = Device("cuda", "a GPU", has_bfloat16=True) if gpu else None
-    memory_plan = api.plan(
-        api.DataSources(data, classes, names=class_names),
-        parse_bytes(memory),
-        settings_of(config, set_ or []),
-        ram=None if ram is None else parse_bytes(ram),
-        unlabeled=unlabeled,
-        device=device,
-    )
+    with progress_bars() as progress:
+        memory_plan = api.plan(
+            api.DataSources(data, classes, names=class_names),
+            parse_bytes(memory),
+            settings_of(config, set_ or []),
+            ram=None if ram is None else parse_bytes(ram),
+            unlabeled=unlabeled,
+            device=device,
+            progress=progress,
+        )
     print(memory_plan.to_text())
     if out is not None:
         memory_plan.write(out)

@@ -4,12 +4,11 @@ Sample ``i`` (image, tile and augmentation) depends only on the seed and on ``i`
 run can resume at any sample, with any number of workers, and get the same samples.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Float32
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset
 from plantseg_next.data.augment import UNCHANGED, Geometry, Photometry
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest, Row
+from plantseg_next.data.quality.inspect import inspect
 from plantseg_next.data.sampler import MixtureSampler
 from plantseg_next.data.tiling import (
     CELL,
@@ -34,8 +34,6 @@ from plantseg_next.errors import PlantSegError
 from plantseg_next.settings import DataSettings
 from plantseg_next.structures import IGNORE, Batch, Sample, SkippedImage, UnlabeledBatch
 
-SPARSE = 0.05
-"""Labeled fraction of an image below which its mask counts as points or scribbles."""
 TRIES = 20
 """Unreadable images in a row after which sampling raises the error."""
 
@@ -331,21 +329,20 @@ def count_pixels(
 ) -> LabelStats:
     """Return the statistics of the masks.
 
-    Every image and mask is read once, so broken files are found before training.
+    Every image and mask is inspected, so broken files are found before training.
+
+    Raises:
+        DataError: If an image or a mask cannot be used.
+        UsageError: If a file does not exist.
     """
-    n_ids = manifest.classes.n_lesion_logits
-    total = np.zeros(256, np.int64)
+    pixels = Counter[str]()
     sparse = set()
-    for i, row in enumerate(manifest.rows):
-        sample = load_sample(row, manifest)
-        lesion, leaf = sample.lesion, sample.leaf
-        # OpenCV's histogram reads uint8; NumPy's converts to int64 first.
-        histogram = cv2.calcHist([lesion], [0], None, [256], [0, 256])
-        total += histogram.ravel().astype(np.int64)
-        least = SPARSE * lesion.size
-        # A mask that marks only the leaf is not sparse.
-        if histogram[:IGNORE].sum() < least and cv2.countNonZero(leaf ^ IGNORE) < least:
-            sparse.add(row.key)
-        if on_progress is not None:
-            on_progress(i + 1, len(manifest))
-    return LabelStats(tuple(int(n) for n in total[:n_ids]), frozenset(sparse))
+    for stats in inspect(manifest, on_progress):
+        for failure in stats.failures:
+            raise failure.error
+        if stats.mask is not None:
+            pixels.update(stats.mask.lesion_px)
+            pixels[""] += stats.mask.annotated_px - sum(stats.mask.lesion_px.values())
+            sparse |= {stats.row.key} if stats.mask.is_sparse else set()
+    names = ("", *manifest.classes.lesions)  # "" is "no lesion"
+    return LabelStats(tuple(pixels[name] for name in names), frozenset(sparse))

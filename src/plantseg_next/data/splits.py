@@ -55,6 +55,20 @@ def assign(
     return manifest.only(replace(row, split=split_of[row.key]) for row in manifest.rows)
 
 
+def drawn_sources(manifest: Manifest) -> frozenset[str]:
+    """Return the data sets with masks for which ``assign`` draws splits.
+
+    In these some rows have no split, or there is "train" without "val".
+    """
+    names = set()
+    for name, rows in _by(manifest.rows, lambda row: row.source).items():
+        stated = {row.split for row in rows}
+        lacks_val = "train" in stated and "val" not in stated
+        if any(row.mask for row in rows) and (None in stated or lacks_val):
+            names.add(name)
+    return frozenset(names)
+
+
 def labeled_fraction(manifest: Manifest, fraction: float, *, seed: int) -> Manifest:
     """Return the manifest with the masks of some training rows hidden.
 

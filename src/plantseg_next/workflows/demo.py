@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plantseg_next.data import splits
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.quality.leakage import draw_splits
 from plantseg_next.evaluation import report
 from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.files import AnyPath, prepare_output
@@ -81,7 +81,7 @@ def demo(
     prepare_output(out)
     log(f"drawing {leaves} leaves with exact masks")
     write_drawn_folder(out / "leaves", leaves, seed=0, size_hw=(256, 256))
-    manifest = splits.assign(read_folder(out / "leaves"), seed=0)
+    manifest = draw_splits(read_folder(out / "leaves"), seed=0)
     test = manifest.split("test")
     before, measured = _evaluate_and_measure(
         STARTER_FOLDER, test, out / "before", progress=progress

@@ -10,13 +10,14 @@ from plantseg_next.files import AnyPath
 from plantseg_next.models.start import with_start
 from plantseg_next.runtime import Device, find_device
 from plantseg_next.settings import Settings
+from plantseg_next.workflows.progress import Progress, progress_for
 from plantseg_next.workflows.setup import DataSources, TrainingData, build_manifest
 
 if TYPE_CHECKING:
     from plantseg_next.memory.plan import MemoryPlan
 
 
-def plan(
+def plan(  # noqa: PLR0913 - the options of a user
     data: AnyPath | DataSources,
     memory: int,
     settings: Settings | None = None,
@@ -25,6 +26,7 @@ def plan(
     classes: AnyPath | None = None,
     unlabeled: bool = False,
     device: Device | None = None,
+    progress: Progress | None = None,
 ) -> "MemoryPlan":
     """Return settings with which a run stays within a memory budget.
 
@@ -36,6 +38,7 @@ def plan(
         classes: File of what mask values mean, if the folder has none.
         unlabeled: Whether further images without masks will be learned from.
         device: Device of the run; by default that of this machine.
+        progress: Called after every image that is compared with others.
 
     Raises:
         UsageError: If no settings fit; it states the smallest budget that fits.
@@ -44,7 +47,9 @@ def plan(
     settings = settings or Settings()
     settings = settings.model_copy(update={"model": with_start(settings.model)})
     sources = DataSources(data, classes) if isinstance(data, str | Path) else data
-    manifest = build_manifest(sources, settings)
+    manifest = build_manifest(
+        sources, settings, on_progress=progress_for(progress, "comparing images")
+    )
     return plan_for(manifest, settings, memory, ram=ram, unlabeled=unlabeled, device=device)
 
 

@@ -10,7 +10,13 @@ from plantseg_next.data import splits
 from plantseg_next.data.class_names import read_names, renamed
 from plantseg_next.data.formats import read_folder, read_folders
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.data.quality.leakage import add_datasets, describe_excluded, drop_leaks
+from plantseg_next.data.quality.inspect import with_known_digests
+from plantseg_next.data.quality.leakage import (
+    add_datasets,
+    describe_excluded,
+    draw_splits,
+    drop_leaks,
+)
 from plantseg_next.data.sampler import refuse_unknown
 from plantseg_next.errors import UsageError
 from plantseg_next.files import AnyPath
@@ -102,14 +108,17 @@ def build_manifest(
         sources: Where the images come from.
         settings: Settings of the run. The seed chooses splits where the data set states
             none, and the hidden masks where ``data.labeled_fraction`` is below 1.
-        log: Receives a line about the images that are left out, with the reason.
+        log: Receives a line about the images of one scene, and one about the images
+            that are left out, with the reason.
         on_progress: Called after every image compared with the others.
 
     Raises:
         UsageError: If the masks name no lesion class.
         DataError: If a file cannot be used.
     """
-    manifest = splits.assign(sources.read(), seed=settings.seed)
+    manifest = draw_splits(
+        sources.read(), seed=settings.seed, log=log, on_progress=on_progress
+    )
     if len(sources.folders) > 1:
         manifest, excluded = drop_leaks(manifest, on_progress=on_progress)
         for line in describe_excluded(excluded):
@@ -183,7 +192,7 @@ class TrainingData:
         """
         from plantseg_next.data.dataset import count_pixels
 
-        data = cls(manifest.digested(), settings, (), origin)
+        data = cls(with_known_digests(manifest).digested(), settings, (), origin)
         counts = count_pixels(data.labeled, on_progress=on_progress)
         rows = (replace(r, sparse=r.key in counts.sparse) for r in data.manifest.rows)
         return replace(data, manifest=data.manifest.only(rows), pixels=counts.pixels)

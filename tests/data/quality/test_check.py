@@ -158,6 +158,13 @@ def test_grouped_near_duplicates_do_not_cross_splits(folder):
         assert "near-duplicate-across-splits" not in found
 
 
+def test_check_near_duplicate_of_a_test_image_without_mask_is_no_leak(folder):
+    """Such as an image of which another one in the test split shows the scene."""
+    add(folder, "test/bare", pixels=noise(7), ids=None)
+    add(folder, "train/mirrored", pixels=np.ascontiguousarray(noise(7)[:, ::-1]))
+    assert "near-duplicate-across-splits" not in codes(check(read_folder(folder)))
+
+
 def test_check_group_across_splits_is_an_error(folder):
     manifest = read_folder(folder)
     grouped = manifest.only(replace(row, group="7") for row in manifest.rows)

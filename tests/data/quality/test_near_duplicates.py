@@ -53,6 +53,13 @@ def test_near_duplicates_transformed_copy_is_found(change):
     assert 0.6 <= pair.correlation <= 1
 
 
+def test_near_duplicates_with_first_images_only():
+    prints = [fingerprint(scene(0))] * 4
+    pairs = near_duplicates(prints, n_first=1)
+    assert [(pair.first, pair.second) for pair in pairs] == [(0, 1), (0, 2), (0, 3)]
+    assert near_duplicates(prints, n_first=0) == []
+
+
 def test_near_duplicates_even_images_do_not_match():
     even = [np.full((50, 50, 3), gray, np.uint8) for gray in (0, 90, 200)]
     assert near_duplicates([fingerprint(image) for image in even]) == []

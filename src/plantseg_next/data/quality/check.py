@@ -40,9 +40,9 @@ def check(
 ) -> CheckReport:
     """Return all errors, warnings and notes about a manifest.
 
-    Every file is decoded once. Errors would invalidate training or evaluation: files
-    that cannot be used, masks of another size or with unknown ids, the same image in
-    two splits, no labels.
+    Every file is decoded once, unless it is in the index. Errors would invalidate
+    training or evaluation: files that cannot be used, masks of another size or with
+    unknown ids, the same image in two splits, no labels.
 
     Args:
         manifest: Of one or many data sets, with or without splits.
@@ -90,7 +90,7 @@ def _failures(facts: Sequence[ImageStats]) -> Iterator[Issue]:
 
 
 def _to_learn(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
-    usable = [f for f in facts if f.mask is not None and f.size_hw is not None]
+    usable = [f for f in facts if f.mask is not None and f.file is not None]
     named = [fact for fact in facts if fact.row.disease is not None]
     if not usable and not named:
         yield Issue(
@@ -214,7 +214,7 @@ def _stated(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
         )
     if wrong_size:
         first = wrong_size[0]
-        h, w = first.size_hw or (0, 0)
+        h, w = first.file.size_hw if first.file else (0, 0)
         yield Issue(
             "resolution-contradicts-index",
             "warning",
@@ -320,28 +320,28 @@ def _masks(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
 
 
 def _images(facts: Sequence[ImageStats]) -> Iterator[Issue]:
-    sized = [(fact, fact.size_hw) for fact in facts if fact.size_hw is not None]
+    readable = [(fact, fact.file) for fact in facts if fact.file is not None]
     yield from _issue(
-        [fact for fact, size_hw in sized if min(size_hw) < MIN_SIDE_PX],
+        [fact for fact, file in readable if min(file.size_hw) < MIN_SIDE_PX],
         "tiny-image",
         "warning",
         f"Images with a side below {MIN_SIDE_PX} pixels",
         "use the images at their full size",
     )
     for source in dict.fromkeys(fact.row.source for fact in facts):
-        greens = [f for f in facts if f.row.source == source and f.green is not None]
-        pale = [f for f in greens if f.green is not None and f.green < HARDLY_GREEN]
-        if len(pale) >= len(greens) / 2:
+        own = [(fact, file) for fact, file in readable if fact.row.source == source]
+        pale = [fact for fact, file in own if file.green < HARDLY_GREEN]
+        if len(pale) >= len(own) / 2:
             yield from _issue(
                 pale,
                 "no-green",
                 "warning",
                 f"Images of {source} with hardly any green pixels, which may not show "
-                f"plants, of {len(greens)}",
+                f"plants, of {len(own)}",
                 "remove images that do not show plants: all images are trained on",
             )
     yield from _issue(
-        [fact for fact in facts if fact.exif_orientation != 1],
+        [fact for fact, file in readable if file.exif_orientation != 1],
         "exif-turn",
         "note",
         "Images with an EXIF orientation, which are read upright; other programs may "
@@ -360,11 +360,12 @@ def _issue(
 
 def _agrees_on_size(fact: ImageStats) -> bool:
     stated = re.fullmatch(r"(\d+)\s*[xX*]\s*(\d+)", fact.row.stated.get("resolution", ""))
-    if not stated or fact.size_hw is None:
+    file = fact.file
+    if not stated or file is None:
         return True
     w, h = int(stated[1]), int(stated[2])
     # The index may state the size before the EXIF orientation.
-    return (h, w) == fact.size_hw or (fact.exif_orientation >= 5 and (w, h) == fact.size_hw)
+    return (h, w) == file.size_hw or (file.exif_orientation >= 5 and (w, h) == file.size_hw)
 
 
 def _agrees_on_ratio(fact: ImageStats) -> bool:

@@ -1,12 +1,20 @@
-"""Statistics of every file of a manifest; each file is decoded once."""
+"""Statistics of every file of a manifest; each file is decoded once, and then indexed."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 
+import cv2
 import numpy as np
-from jaxtyping import Bool, UInt8
+import PIL
+from jaxtyping import Int, Integer, UInt8
 
+from plantseg_next.data import image_io
 from plantseg_next.data.image_io import (
     LOSSY_FORMATS,
     orient_mask,
@@ -14,11 +22,13 @@ from plantseg_next.data.image_io import (
     read_image,
     read_mask,
 )
-from plantseg_next.data.manifest import Manifest, Row, digest
+from plantseg_next.data.index import Index
+from plantseg_next.data.manifest import Manifest, MaskCoding, Row, digest
 from plantseg_next.data.mask_values import decode_mask
+from plantseg_next.data.quality import near_duplicates
 from plantseg_next.data.quality.near_duplicates import Fingerprint, fingerprint
-from plantseg_next.errors import PlantSegError
-from plantseg_next.structures import IGNORE, NO_LESION
+from plantseg_next.errors import DataError, PlantSegError
+from plantseg_next.structures import IGNORE, NO_LESION, ClassMap
 
 # Decoding releases the GIL; a third thread gains little, because the disk limits.
 _THREADS = 2
@@ -29,8 +39,98 @@ HARDLY_GREEN = 0.02
 0 to 1.3 % of the images of coffee, potato, rice, cardamom, tomato, soybean and mixed
 leaves, diseased ones included, are below it; of non-plant images, 86 %.
 """
+SPARSE = 0.05
+"""Labeled fraction of an image below which its mask counts as points or scribbles."""
 _MIN_SATURATION = 0.15
 _SAMPLED_PX = 128
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """What is found in an image file.
+
+    Args:
+        sha256: Digest of the file.
+        size_hw: Rows and columns of the upright image.
+        exif_orientation: EXIF orientation, 1 for none.
+        green: Fraction of green pixels.
+        print_: Fingerprint of the upright image.
+    """
+
+    sha256: str
+    size_hw: tuple[int, int]
+    exif_orientation: int
+    green: float
+    print_: Fingerprint
+
+    @classmethod
+    def inspect(cls, path: Path) -> "ImageFile":
+        """Return what is in a file; errors are those of ``read_image``."""
+        image = read_image(path)
+        return cls(
+            digest(path),
+            image.shape[:2],
+            read_header(path).exif_orientation,
+            green_fraction(image),
+            fingerprint(image),
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return it as the index keeps it: JSON, then the fingerprint."""
+        numbers = (self.sha256, self.size_hw, self.exif_orientation, self.green)
+        return json.dumps(numbers).encode() + b"\n" + self.print_.to_bytes()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "ImageFile":
+        """Return what ``to_bytes`` wrote."""
+        text, _, print_ = content.partition(b"\n")
+        sha256, (height, width), orientation, green = json.loads(text)
+        return cls(
+            sha256, (height, width), orientation, green, Fingerprint.from_bytes(print_)
+        )
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """What is found in a mask file, whatever its values mean.
+
+    Args:
+        mode: Pillow's name of its pixel layout.
+        size_hw: Rows and columns, as stored.
+        values: The values that occur, or the colors.
+        counts: Pixels of each of them.
+    """
+
+    mode: str
+    size_hw: tuple[int, int]
+    values: Integer[np.ndarray, " n *c"]
+    counts: Int[np.ndarray, " n"]
+
+    @classmethod
+    def inspect(cls, path: Path, *, as_colors: bool) -> "MaskFile":
+        """Return what is in a file; arguments and errors are those of ``read_mask``."""
+        mask = read_mask(path, as_colors=as_colors)
+        if mask.ndim == 2:
+            of_value = np.bincount(mask.ravel())
+            (values,) = of_value.nonzero()
+            counts = of_value[values]
+        else:
+            packed = mask.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+            values, counts = np.unique(packed, return_counts=True)
+            values = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1)
+        size_hw = mask.shape[0], mask.shape[1]
+        return cls(read_header(path).mode, size_hw, values.astype(mask.dtype), counts)
+
+    def to_bytes(self) -> bytes:
+        """Return it as the index keeps it: JSON."""
+        values = (self.values.dtype.name, self.values.tolist(), self.counts.tolist())
+        return json.dumps((self.mode, self.size_hw, *values)).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "MaskFile":
+        """Return what ``to_bytes`` wrote."""
+        mode, (height, width), dtype, values, counts = json.loads(content)
+        return cls(mode, (height, width), np.array(values, dtype), np.array(counts))
 
 
 @dataclass(frozen=True)
@@ -43,6 +143,8 @@ class MaskStats:
         lesion_px: Pixels of each lesion class that occurs, by name.
         annotated_px: Pixels with a known lesion label, "no lesion" included.
         leaf_px: Pixels of leaf without lesions; ``None`` if the leaf is not annotated.
+        is_sparse: Whether less than ``SPARSE`` of the pixels have a known label, of
+            lesions as of the leaf.
     """
 
     mode: str
@@ -50,6 +152,7 @@ class MaskStats:
     lesion_px: dict[str, int]
     annotated_px: int
     leaf_px: int | None
+    is_sparse: bool
 
 
 @dataclass(frozen=True)
@@ -71,57 +174,49 @@ class ImageStats:
 
     Args:
         row: The row.
-        size_hw: Rows and columns of the upright image; ``None`` if unreadable.
-        exif_orientation: EXIF orientation, 1 for none.
-        green: Fraction of green pixels; ``None`` if unreadable.
-        sha256: Digest of the image file; empty if unreadable.
-        print_: Fingerprint of the image; ``None`` if unreadable.
-        mask: Statistics of the mask; ``None`` without one, or if it failed.
+        file: The image; ``None`` if unreadable.
+        mask: The mask; ``None`` without one, if it failed, or was not inspected.
         failures: Why image or mask cannot be used.
     """
 
     row: Row
-    size_hw: tuple[int, int] | None = None
-    exif_orientation: int = 1
-    green: float | None = None
-    sha256: str = ""
-    print_: Fingerprint | None = None
+    file: ImageFile | None = None
     mask: MaskStats | None = None
     failures: list[Failure] = field(default_factory=list)
 
 
 def inspect(
-    manifest: Manifest, on_progress: Callable[[int, int], None] | None = None
+    manifest: Manifest,
+    on_progress: Callable[[int, int], None] | None = None,
+    *,
+    masks: bool = True,
 ) -> list[ImageStats]:
-    """Return the statistics of each row, in order.
+    """Return the statistics of each row, in order; files in the index are not read.
 
     Args:
         manifest: The rows.
         on_progress: Called after each row with the number done and the total.
+        masks: Whether to inspect the masks too.
     """
     all_stats = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for stats in pool.map(lambda row: inspect_row(row, manifest), manifest.rows):
+    with Index(_code()) as index, ThreadPoolExecutor(_THREADS) as pool:
+        for stats in pool.map(
+            lambda row: _inspect_row(row, manifest, index, masks=masks), manifest.rows
+        ):
             all_stats.append(stats)
             if on_progress is not None:
                 on_progress(len(all_stats), len(manifest))
     return all_stats
 
 
-def inspect_row(row: Row, manifest: Manifest) -> ImageStats:
-    """Return the statistics of one row, with the failures of its files."""
-    failures: list[Failure] = []
-    size_hw, orientation, green, sha256, print_ = None, 1, None, "", None
-    try:
-        image = read_image(row.image)
-        size_hw, orientation = image.shape[:2], read_header(row.image).exif_orientation
-        sha256 = digest(row.image)
-        print_ = fingerprint(image)
-        green = green_fraction(image)
-    except PlantSegError as error:
-        failures.append(Failure("unreadable-image", error))
-    mask = _inspect_mask(row, manifest, size_hw, failures)
-    return ImageStats(row, size_hw, orientation, green, sha256, print_, mask, failures)
+def with_known_digests(manifest: Manifest) -> Manifest:
+    """Return the manifest with the digests of all images that are in the index."""
+    with Index(_code()) as index:
+        files = [index.known(ImageFile, row.image) for row in manifest.rows]
+    return manifest.only(
+        replace(row, sha256=file.sha256) if file and not row.sha256 else row
+        for row, file in zip(manifest.rows, files, strict=True)
+    )
 
 
 def green_fraction(image: UInt8[np.ndarray, "h w 3"]) -> float:
@@ -137,41 +232,87 @@ def green_fraction(image: UInt8[np.ndarray, "h w 3"]) -> float:
     return float(is_green.mean())
 
 
+@cache
+def _code() -> str:
+    """Return the digest of the code that inspects files, and the versions of libraries."""
+    paths = (__file__, image_io.__file__, near_duplicates.__file__)
+    digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
+    return " ".join([*digests, PIL.__version__, cv2.__version__])
+
+
+def _inspect_row(row: Row, manifest: Manifest, index: Index, *, masks: bool) -> ImageStats:
+    file = None
+    failures: list[Failure] = []
+    try:
+        file = index.find(ImageFile, row.image, lambda: ImageFile.inspect(row.image))
+    except PlantSegError as error:
+        failures.append(Failure("unreadable-image", error))
+    mask = _inspect_mask(row, manifest, file, failures, index) if masks else None
+    return ImageStats(row, file, mask, failures)
+
+
 def _inspect_mask(
     row: Row,
     manifest: Manifest,
-    size_hw: tuple[int, int] | None,
+    image: ImageFile | None,
     failures: list[Failure],
+    index: Index,
 ) -> MaskStats | None:
-    if row.mask is None:
+    path = row.mask
+    if path is None:
         return None
     coding, classes = manifest.codings[row.source], manifest.classes
-    code = "unreadable-mask"
+    code, as_colors = "unreadable-mask", coding.by_color
     try:
-        header = read_header(row.mask)
-        code = "jpeg-mask" if header.file_format in LOSSY_FORMATS else code
-        values = read_mask(row.mask, as_colors=coding.by_color)
+        file = index.find(
+            MaskFile,
+            path,
+            lambda: MaskFile.inspect(path, as_colors=as_colors),
+            variant="colors" if as_colors else "",
+        )
         code = "size-mismatch"
-        was_rotated = size_hw is not None and values.shape[:2] != size_hw
-        if size_hw is not None and was_rotated:
-            values = orient_mask(values, size_hw, row)
+        was_rotated = image is not None and file.size_hw != image.size_hw
+        if image is not None and was_rotated:
+            orient_mask(np.empty(file.size_hw, np.uint8), image.size_hw, row)
         code = "unknown-mask-value"
-        lesion, leaf = decode_mask(values, coding, classes, name=str(row.mask))
+        lesion, leaf = _decode_values(file, path, coding, classes)
     except PlantSegError as error:
+        if code == "unreadable-mask" and _is_lossy(path):
+            code = "jpeg-mask"
         failures.append(Failure(code, error))
         return None
-    counts = np.bincount(lesion.ravel(), minlength=256)
-    lesion_px = {
-        name: int(counts[i + 1]) for i, name in enumerate(classes.lesions) if counts[i + 1]
-    }
+    pixels = np.bincount(lesion, file.counts, minlength=256).astype(int)
+    annotated_px, size = int(pixels[:IGNORE].sum()), int(file.counts.sum())
+    leaf_known_px = int(file.counts[leaf != IGNORE].sum())
+    healthy = (lesion == NO_LESION) & (leaf == 1)
     return MaskStats(
-        mode=header.mode,
+        mode=file.mode,
         was_rotated=was_rotated,
-        lesion_px=lesion_px,
-        annotated_px=int(counts[:IGNORE].sum()),
-        leaf_px=_leaf_px(lesion == NO_LESION, leaf) if coding.marks_leaf else None,
+        lesion_px={
+            name: int(pixels[i])
+            for i, name in enumerate(classes.lesions, start=1)
+            if pixels[i]
+        },
+        annotated_px=annotated_px,
+        leaf_px=int(file.counts[healthy].sum()) if coding.marks_leaf else None,
+        is_sparse=max(annotated_px, leaf_known_px) < SPARSE * size,
     )
 
 
-def _leaf_px(no_lesion: Bool[np.ndarray, "h w"], leaf: UInt8[np.ndarray, "h w"]) -> int:
-    return int(np.count_nonzero(no_lesion & (leaf == 1)))
+def _decode_values(
+    file: MaskFile, path: Path, coding: MaskCoding, classes: ClassMap
+) -> tuple[UInt8[np.ndarray, " n"], UInt8[np.ndarray, " n"]]:
+    """Return the target of every value for either head; see ``decode_mask``."""
+    try:
+        lesion, leaf = decode_mask(file.values[None], coding, classes, name=str(path))
+    except DataError:  # its text states the fraction of pixels
+        mask = read_mask(path, as_colors=coding.by_color)
+        decode_mask(mask, coding, classes, name=str(path))
+        raise
+    return lesion[0], leaf[0]
+
+
+def _is_lossy(path: Path) -> bool:
+    with suppress(PlantSegError):
+        return read_header(path).file_format in LOSSY_FORMATS
+    return False

@@ -1,17 +1,15 @@
-"""Adding data sets without leaking validation and test images into training."""
+"""Drawing splits, and adding data sets, without leaks into training."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Literal
 
-from plantseg_next.data.image_io import read_image
-from plantseg_next.data.manifest import Manifest, Row, common_classes
-from plantseg_next.data.quality.near_duplicates import (
-    Fingerprint,
-    fingerprint,
-    near_duplicates,
-)
+from plantseg_next.data import splits
+from plantseg_next.data.manifest import Manifest, Row, Split, common_classes
+from plantseg_next.data.quality.inspect import ImageStats, inspect
+from plantseg_next.data.quality.leaks import same_scenes
+from plantseg_next.data.quality.near_duplicates import Fingerprint, near_duplicates
 from plantseg_next.errors import DataError
 
 Reason = Literal["unreadable", "also labeled", "also evaluated"]
@@ -28,6 +26,93 @@ class ExcludedImage:
 
     row: Row
     reason: Reason
+
+
+def draw_splits(
+    manifest: Manifest,
+    *,
+    seed: int,
+    log: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> Manifest:
+    """Return the manifest with a split for every row; each scene is in one split.
+
+    As ``splits.assign``, but near-duplicates within a data set are put into one group
+    first. An image that would be learned from without a mask, but shows the scene or is
+    of the group of a validation or test image, gets the split of that image, where it
+    is not learned from. Stated "train", "val" and "test" are kept, and a data set
+    whose splits are all stated is not inspected.
+
+    Args:
+        manifest: Of any number of data sets.
+        seed: Random seed.
+        log: Receives a line about merged groups, and one about images that are not
+            learned from.
+        on_progress: Called after each image with the number done and the total.
+    """
+    names = splits.drawn_sources(manifest)
+    rows = [row for row in manifest.rows if row.source in names]
+    rows.sort(key=_is_bare)
+    n_labeled = sum(not _is_bare(row) for row in rows)
+    facts = inspect(manifest.only(rows), on_progress, masks=False)
+    scenes = same_scenes(facts, n_first=n_labeled)
+    pairs = [
+        (first.row.key, second.row.key)
+        for first, second in scenes
+        if not _is_bare(second.row)
+        and len({first.row.split, second.row.split} - {None}) <= 1
+    ]
+    grouped = splits.group_near_duplicates(manifest, pairs)
+    drawn = splits.assign(grouped, seed=seed)
+    n_groups = [len({row.group_key for row in m.rows}) for m in (manifest, grouped)]
+    n_merged = n_groups[0] - n_groups[1]
+    if n_merged:
+        log(
+            f"near-duplicates: {n_merged} groups merged with another that shows the same "
+            "scene, so that each scene is in one split"
+        )
+    moved = _evaluated_scenes(drawn, facts, scenes)
+    if moved:
+        log(
+            "images without a mask not learned from, because they show the scene of a "
+            f"validation or test image: {len(moved)}"
+        )
+    return drawn.only(
+        replace(row, split=moved.get(row.key, row.split)) for row in drawn.rows
+    )
+
+
+def _is_bare(row: Row) -> bool:
+    """Return whether a row is to be learned from without its mask."""
+    return row.split == "unlabeled" or not (row.split or row.mask or row.disease)
+
+
+def _evaluated_scenes(
+    drawn: Manifest,
+    facts: Sequence[ImageStats],
+    scenes: Sequence[tuple[ImageStats, ImageStats]],
+) -> dict[str, Split]:
+    """Return the split of every scene in validation or test that unlabeled rows show.
+
+    Returns:
+        From keys of unlabeled rows.
+    """
+    digests = {f.row.key: f.file.sha256 if f.file else f.row.key for f in facts}
+    rows = [row for row in drawn.rows if row.key in digests]
+    evaluated: dict[str, Split] = {}  # groups and digests
+    for row in rows:
+        if row.split in ("val", "test"):
+            evaluated |= {row.group_key: row.split, digests[row.key]: row.split}
+    for first, second in scenes:
+        split = evaluated.get(digests[first.row.key])
+        if split and _is_bare(second.row):
+            evaluated[digests[second.row.key]] = split
+    moved = {}
+    for row in rows:
+        split = evaluated.get(digests[row.key]) or evaluated.get(row.group_key)
+        if split and row.split == "unlabeled":
+            moved[row.key] = split
+    return moved
 
 
 def add_datasets(
@@ -73,22 +158,19 @@ def add_datasets(
         ]
         codings |= {names[s]: c for s, c in other.codings.items() if masks and s in names}
     own = [row for row in manifest.rows if row.split in ("train", "val", "test")]
-    prints: list[Fingerprint] = []
-    rows: list[Row] = []
-    excluded: list[ExcludedImage] = []
-    total = len(own) + len(added)
-    for i, row in enumerate([*own, *added]):
-        try:
-            prints.append(fingerprint(read_image(row.image)))
-            rows.append(row)
-        except DataError:
-            if i < len(own):
-                raise
-            excluded.append(ExcludedImage(row, "unreadable"))
-        on_progress(i + 1, total)
+    facts = inspect(manifest.only((*own, *added)), on_progress, masks=False)
+    excluded = [
+        ExcludedImage(fact.row, "unreadable")
+        for fact in facts[len(own) :]
+        for failure in fact.failures
+        if isinstance(failure.error, DataError)
+    ]
+    unreadable = {image.row.key for image in excluded}
+    facts = [fact for fact in facts if fact.row.key not in unreadable]
+    rows = [fact.row for fact in facts]
     n_own = len(own)
     reasons: dict[str, Reason] = {}
-    for pair in near_duplicates(prints):
+    for pair in near_duplicates(_prints(facts), n_first=n_own):
         if pair.first < n_own <= pair.second:
             evaluated = rows[pair.first].split != "train"
             if evaluated or rows[pair.second].key not in reasons:
@@ -125,13 +207,12 @@ def drop_leaks(
     Raises:
         DataError: If an image cannot be read.
     """
-    prints = []
-    for i, row in enumerate(manifest.rows):
-        prints.append(fingerprint(read_image(row.image)))
-        on_progress(i + 1, len(manifest))
+    ordered = sorted(manifest.rows, key=lambda row: row.split == "unlabeled")
+    facts = inspect(manifest.only(ordered), on_progress, masks=False)
+    n_first = sum(row.split != "unlabeled" for row in ordered)
     reasons: dict[str, Reason] = {}
-    for pair in near_duplicates(prints):
-        rows = manifest.rows[pair.first], manifest.rows[pair.second]
+    for pair in near_duplicates(_prints(facts), n_first=n_first):
+        rows = ordered[pair.first], ordered[pair.second]
         if rows[0].source == rows[1].source:
             continue
         kept_row, dropped = sorted(rows, key=_priority, reverse=True)
@@ -145,6 +226,14 @@ def drop_leaks(
         ExcludedImage(row, reasons[row.key]) for row in manifest.rows if row.key in reasons
     )
     return kept, tuple(excluded)
+
+
+def _prints(facts: Sequence[ImageStats]) -> list[Fingerprint]:
+    """Return the fingerprints of images, or raise the error of the first unreadable one."""
+    for fact in facts:
+        for failure in fact.failures:
+            raise failure.error
+    return [fact.file.print_ for fact in facts if fact.file is not None]
 
 
 def _priority(row: Row) -> tuple[int, bool]:

@@ -20,23 +20,30 @@ _REGROUP = (
 _EVALUATED = ("val", "test")
 
 
-def same_scenes(facts: Sequence[ImageStats]) -> list[tuple[ImageStats, ImageStats]]:
+def same_scenes(
+    facts: Sequence[ImageStats], n_first: int | None = None
+) -> list[tuple[ImageStats, ImageStats]]:
     """Return pairs of rows whose images are copies or near-duplicates.
 
     Each exact copy is paired with the first one, and only the first is compared with
     other images.
+
+    Args:
+        facts: Statistics of the rows.
+        n_first: Near-duplicates only with at least one of so many first rows; default:
+            all.
     """
     pairs: list[tuple[ImageStats, ImageStats]] = []
     first: dict[str, tuple[ImageStats, Fingerprint]] = {}
-    for fact in facts:
-        if fact.print_ is None:
-            continue
-        if fact.sha256 in first:
-            pairs.append((first[fact.sha256][0], fact))
-        else:
-            first[fact.sha256] = (fact, fact.print_)
+    n_distinct = 0
+    for i, fact in enumerate(facts):
+        if fact.file is not None and fact.file.sha256 in first:
+            pairs.append((first[fact.file.sha256][0], fact))
+        elif fact.file is not None:
+            first[fact.file.sha256] = fact, fact.file.print_
+            n_distinct += n_first is None or i < n_first
     seen = list(first.values())
-    alike = near_duplicates([print_ for _, print_ in seen])
+    alike = near_duplicates([print_ for _, print_ in seen], n_first=n_distinct)
     return pairs + [(seen[pair.first][0], seen[pair.second][0]) for pair in alike]
 
 
@@ -58,7 +65,7 @@ def find_leaks(
     yield from _groups(facts)
     yield from _copies(facts)
     if any(fact.row.split != "unlabeled" for fact in facts):
-        alike = [pair for pair in pairs if pair[0].sha256 != pair[1].sha256]
+        alike = [pair for pair in pairs if not _are_copies(pair)]
         yield from _near_duplicates(facts, alike)
 
 
@@ -82,8 +89,8 @@ def _groups(facts: Sequence[ImageStats]) -> Iterator[Issue]:
 def _copies(facts: Sequence[ImageStats]) -> Iterator[Issue]:
     by_digest: dict[str, list[ImageStats]] = defaultdict(list)
     for fact in facts:
-        if fact.sha256:
-            by_digest[fact.sha256].append(fact)
+        if fact.file is not None:
+            by_digest[fact.file.sha256].append(fact)
     copies = [group for group in by_digest.values() if len(group) > 1]
     crossing = [group for group in copies if _is_crossing(group)]
     if crossing:
@@ -110,19 +117,19 @@ def _copies(facts: Sequence[ImageStats]) -> Iterator[Issue]:
 def _near_duplicates(
     facts: Sequence[ImageStats], pairs: Sequence[tuple[ImageStats, ImageStats]]
 ) -> Iterator[Issue]:
-    crossing = [pair for pair in pairs if _is_crossing(pair)]
+    crossing = [p for p in pairs if _is_crossing(p) and not any(map(_is_unused, p))]
     if crossing:
         yield _crossing_issue(facts, crossing)
     inside = [p for p in pairs if not _is_crossing(p) and not _is_grouped(p)]
     if inside:
         free = all(fact.row.split is None for pair in inside for fact in pair)
-        when = "before splits are drawn" if free else "before splits are drawn again"
         yield Issue(
             "near-duplicates",
             "warning" if free else "note",
             "Pairs of images that show the same scene (repeated, mirrored or rotated) "
             f"without a common group: {len(inside)}.",
-            f"give each scene one name in the column `group` of index.csv {when}",
+            "nothing where `train` draws the splits: it keeps them in one split; if you "
+            "state splits, give each scene one name in the column `group` of index.csv",
             tuple(fact.row.image for pair in inside for fact in pair),
         )
 
@@ -156,6 +163,17 @@ def _is_crossing(facts: Iterable[ImageStats]) -> bool:
     splits = {fact.row.split for fact in facts} - {None}
     uses = {"train" if split == "unlabeled" else split for split in splits}
     return len(uses) > 1
+
+
+def _is_unused(fact: ImageStats) -> bool:
+    """Return whether an image of validation or test has nothing to be evaluated on."""
+    row = fact.row
+    return row.split in _EVALUATED and row.mask is None and row.disease is None
+
+
+def _are_copies(pair: tuple[ImageStats, ImageStats]) -> bool:
+    first, second = (fact.file for fact in pair)
+    return first is not None and second is not None and first.sha256 == second.sha256
 
 
 def _is_grouped(pair: tuple[ImageStats, ImageStats]) -> bool:

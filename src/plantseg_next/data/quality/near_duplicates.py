@@ -20,8 +20,8 @@ MAX_DISTANCE = 8
 MIN_CORRELATION = 0.6
 """Least correlation of fine detail of near-duplicates."""
 
-_HASH_PX, _DETAIL_PX, _DETAIL_SIGMA_PX = 32, 64, 3.0
-_BLOCK = 128  # rows compared at a time: 128 x 8 000 images x 8 ways are 65 MB
+_GRAY_PX, _HASH_PX, _DETAIL_SIGMA_PX = 64, 32, 3.0
+_BLOCK_PAIRS = 2**20  # pairs compared at a time: in 8 ways, 64 MB
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,36 @@ class Fingerprint:
 
     Args:
         hashes: Its hash for each way to mirror and rotate it.
-        detail: Its fine detail at a small size: mean 0, Euclidean norm 1, or all 0 for
-            an image without detail.
+        gray: The image in gray, at a small size.
     """
 
     hashes: UInt64[np.ndarray, " v"]
-    detail: Float16[np.ndarray, "s s"]
+    gray: UInt8[np.ndarray, "s s"]
+
+    @property
+    def detail(self) -> Float16[np.ndarray, "s s"]:
+        """Fine detail: mean 0, Euclidean norm 1, or all 0 for an image without detail."""
+        gray = self.gray.astype(np.float32)
+        detail = gray - cv2.GaussianBlur(gray, (0, 0), _DETAIL_SIGMA_PX)
+        detail -= detail.mean()
+        norm = float(np.linalg.norm(detail))
+        if norm < 1:  # gray levels: compression noise of an even surface
+            detail, norm = np.zeros_like(detail), 1.0
+        return (detail / norm).astype(np.float16)
+
+    def to_bytes(self) -> bytes:
+        """Return it in 4,160 bytes."""
+        return self.hashes.tobytes() + self.gray.tobytes()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Fingerprint":
+        """Return what ``to_bytes`` wrote.
+
+        Raises:
+            ValueError: If it has another length.
+        """
+        gray = np.frombuffer(content, np.uint8, offset=64)
+        return cls(np.frombuffer(content, np.uint64, 8), gray.reshape(_GRAY_PX, _GRAY_PX))
 
 
 @dataclass(frozen=True)
@@ -55,17 +79,13 @@ class Pair:
 
 def fingerprint(image: UInt8[np.ndarray, "h w 3"]) -> Fingerprint:
     """Return the fingerprint of an image; it does not depend on the aspect ratio."""
-    side = max(_DETAIL_PX, _HASH_PX)
-    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-    gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    tiny = cv2.resize(gray, (_HASH_PX, _HASH_PX), interpolation=cv2.INTER_AREA)
-    detail = gray - cv2.GaussianBlur(gray, (0, 0), _DETAIL_SIGMA_PX)
-    detail -= detail.mean()
-    norm = float(np.linalg.norm(detail))
-    if norm < 1:  # gray levels: compression noise of an even surface
-        detail, norm = np.zeros_like(detail), 1.0
+    small = cv2.resize(image, (_GRAY_PX, _GRAY_PX), interpolation=cv2.INTER_AREA)
+    gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    tiny = cv2.resize(
+        gray.astype(np.float32), (_HASH_PX, _HASH_PX), interpolation=cv2.INTER_AREA
+    )
     hashes = np.array([perceptual_hash(_transformed(tiny, v)) for v in range(8)], np.uint64)
-    return Fingerprint(hashes, (detail / norm).astype(np.float16))
+    return Fingerprint(hashes, gray)
 
 
 def perceptual_hash(gray: Float[np.ndarray, "s s"]) -> int:
@@ -87,21 +107,26 @@ def perceptual_hash(gray: Float[np.ndarray, "s s"]) -> int:
 
 
 def find_pairs(
-    hashes: UInt64[np.ndarray, "n v"], max_distance: int = MAX_DISTANCE
+    hashes: UInt64[np.ndarray, "n v"],
+    max_distance: int = MAX_DISTANCE,
+    n_first: int | None = None,
 ) -> Int[np.ndarray, "m 3"]:
     """Return all pairs of images whose hashes differ in few bits.
 
     Args:
         hashes: Of each image, for each way to mirror and rotate it.
         max_distance: Bits that may differ.
+        n_first: Only pairs with at least one of so many first images; default: all.
 
     Returns:
         Rows of first image, second image (the larger index), and the way in which the
         second matches the first. A pair may match in several ways.
     """
     pairs = [np.zeros((0, 3), np.int64)]
-    for start in range(0, len(hashes), _BLOCK):
-        upright = hashes[start : start + _BLOCK, 0]
+    stop = len(hashes) if n_first is None else n_first
+    block = max(1, _BLOCK_PAIRS // max(1, len(hashes)))
+    for start in range(0, stop, block):
+        upright = hashes[start : min(start + block, stop), 0]
         differing = upright[:, None, None] ^ hashes[None, start:]  # (block, n, v)
         near = np.argwhere(np.bitwise_count(differing) <= max_distance)
         near = near[near[:, 0] < near[:, 1]]
@@ -113,6 +138,7 @@ def find_pairs(
 def near_duplicates(
     prints: Sequence[Fingerprint],
     *,
+    n_first: int | None = None,
     max_distance: int = MAX_DISTANCE,
     min_correlation: float = MIN_CORRELATION,
 ) -> list[Pair]:
@@ -124,16 +150,18 @@ def near_duplicates(
 
     Args:
         prints: Fingerprints of the images.
+        n_first: Only pairs with at least one of so many first images; default: all.
         max_distance: Bits, of 64, in which hashes may differ; more are slower.
         min_correlation: Least correlation of fine detail, in [-1, 1].
     """
     if not prints:
         return []
-    candidates = find_pairs(np.stack([p.hashes for p in prints]), max_distance)
+    candidates = find_pairs(np.stack([p.hashes for p in prints]), max_distance, n_first)
+    details = {i: prints[i].detail for i in np.unique(candidates[:, :2]).tolist()}
     best: dict[tuple[int, int], float] = {}
     for first, second, way in candidates.tolist():
-        detail = prints[first].detail.ravel().astype(np.float32)
-        other = _transformed(prints[second].detail, way).ravel().astype(np.float32)
+        detail = details[first].ravel().astype(np.float32)
+        other = _transformed(details[second], way).ravel().astype(np.float32)
         correlation = float(detail @ other)
         if correlation >= max(min_correlation, best.get((first, second), -1.0)):
             best[first, second] = min(correlation, 1.0)

@@ -1,0 +1,147 @@
+"""Splits of check and train, and images that are decoded once for all commands."""
+
+import csv
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import FEW, TINY
+from plantseg_next import api
+from plantseg_next.data import image_io
+from plantseg_next.data.manifest import Manifest
+from plantseg_next.errors import DataError
+from plantseg_next.workflows.setup import DataSources, TrainingData, build_manifest
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def leaves(drawn_folder, tmp_path_factory):
+    """Leaves without stated splits and groups; every fourth has a mirrored copy."""
+    folder = tmp_path_factory.mktemp("free") / "leaves"
+    shutil.copytree(drawn_folder, folder)
+    (folder / "index.csv").unlink()
+    for kind in ("images", "masks"):
+        for path in sorted((folder / kind).iterdir())[::4]:
+            with Image.open(path) as image:
+                mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+                mirrored.save(path.with_stem(f"{path.stem}_mirrored"))
+    return folder
+
+
+class Decoded:
+    """Count the images and the masks that are decoded."""
+
+    def __init__(self, patch):
+        self.images = self.masks = 0
+        read_image, read_mask = image_io._upright_rgb, image_io._mask_values
+
+        def count_image(*arguments):
+            self.images += 1
+            return read_image(*arguments)
+
+        def count_mask(*arguments):
+            self.masks += 1
+            return read_mask(*arguments)
+
+        patch.setattr(image_io, "_upright_rgb", count_image)
+        patch.setattr(image_io, "_mask_values", count_mask)
+
+
+def data_of_run(folder: Path) -> TrainingData:
+    """Return the data of a run, as before its first step."""
+    manifest = build_manifest(DataSources(folder), TINY)
+    return TrainingData.create(manifest, TINY, "leaves")
+
+
+def test_check_and_train_have_the_same_splits(leaves, tmp_path):
+    report, lines = api.check(leaves), []
+    trained = api.train(leaves, tmp_path / "run", TINY, log=lines.append)
+    manifest = Manifest.read(trained.folder / "manifest.json")
+    (source,) = report.sources
+    assert source.splits == {
+        split: len(manifest.split(split)) for split in ("train", "val", "test")
+    }
+    split_of = {row.key: row.split for row in manifest.rows}
+    copies = [key for key in split_of if key.endswith("_mirrored")]
+    assert len(copies) == 10
+    assert all(split_of[k] == split_of[k.removesuffix("_mirrored")] for k in copies)
+    assert "groups merged with another that shows the same scene" in lines[0]
+
+
+def test_check_reports_near_duplicates_that_train_groups_itself(leaves):
+    report = api.check(leaves)
+    assert not report.spoils_training
+    (issue,) = [i for i in report.issues if i.code == "near-duplicates"]
+    assert issue.severity == "note"
+    assert "without a common group" in issue.text
+    assert issue.fix.startswith("nothing where `train` draws the splits: it keeps them in")
+
+
+def test_check_of_stated_splits_still_reports_leaks(leaves, tmp_path):
+    folder = shutil.copytree(leaves, tmp_path / "leaves")
+    with (folder / "index.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("name", "split"))
+        for i, path in enumerate(sorted((folder / "images").iterdir())):
+            table.writerow((path.stem, ("train", "val", "test")[i % 3]))
+    issues = {issue.code: issue.severity for issue in api.check(folder).issues}
+    assert issues["near-duplicate-across-splits"] == "error"
+
+
+def test_run_resumes_with_its_own_splits(stopped_run, drawn_folder, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("splits were drawn again")
+
+    before = (stopped_run / "manifest.json").read_bytes()
+    monkeypatch.setattr("plantseg_next.workflows.setup.draw_splits", fail)
+    api.train(drawn_folder, stopped_run, FEW)
+    assert (stopped_run / "manifest.json").read_bytes() == before
+
+
+def test_train_decodes_every_image_once_before_the_first_step(leaves, monkeypatch):
+    decoded = Decoded(monkeypatch)
+    data = data_of_run(leaves)
+    assert decoded.images == len(data.manifest) == 50
+    assert decoded.masks == len(data.labeled)
+
+
+def test_check_and_train_after_check_decode_no_image_again(leaves, monkeypatch):
+    decoded = Decoded(monkeypatch)
+    first = api.check(leaves)
+    assert (decoded.images, decoded.masks) == (50, 50)
+    assert api.check(leaves) == first
+    from_index = data_of_run(leaves)
+    assert (decoded.images, decoded.masks) == (50, 50)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(leaves.parent / "empty cache"))
+    assert data_of_run(leaves) == from_index
+    assert decoded.images == 100
+
+
+def test_train_with_further_images_decodes_them_once(leaves, tmp_path, monkeypatch):
+    shutil.copytree(leaves / "images", tmp_path / "more")
+    decoded = Decoded(monkeypatch)
+    sources = DataSources(leaves, unlabeled=[tmp_path / "more"])
+    for n in (100, 100):
+        assert len(build_manifest(sources, TINY)) == 50  # all show labeled scenes
+        assert decoded.images == n
+
+
+def test_plan_calls_progress_for_every_image(leaves):
+    calls = []
+    api.plan(leaves, 10**10, TINY, progress=lambda *call: calls.append(call))
+    assert calls[-1] == ("comparing images", 50, 50)
+
+
+def test_train_unreadable_labeled_image_is_named(leaves, tmp_path):
+    folder = shutil.copytree(leaves, tmp_path / "leaves")
+    manifest = build_manifest(DataSources(folder), TINY)
+    broken = manifest.split("train").rows[0].image
+    broken.write_bytes(b"")
+    again = build_manifest(DataSources(folder), TINY)
+    rows = [replace(row, split="train") for row in again.rows]
+    with pytest.raises(DataError, match=rf"{broken.name}` is empty \(0 bytes\)"):
+        TrainingData.create(again.only(rows), TINY, "leaves")
