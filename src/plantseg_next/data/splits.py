@@ -107,6 +107,41 @@ def labeled_fraction(manifest: Manifest, fraction: float, *, seed: int) -> Manif
     )
 
 
+def labeled_rows(manifest: Manifest, split: Split, origin: object) -> Manifest:
+    """Return the rows of a split that have a mask.
+
+    Args:
+        manifest: With splits.
+        split: Its name.
+        origin: Name of the images, for the error.
+
+    Raises:
+        UsageError: If there are none.
+    """
+    rows = manifest.split(split).labeled
+    if len(rows):
+        return rows
+    counts = {name: len(manifest.split(name).labeled) for name in ("train", "val", "test")}
+    came = (
+        f"`{origin}` has no image with a mask in its {split} split (images with masks: "
+        f"{', '.join(f'{name} {n}' for name, n in counts.items())})."
+    )
+    n_groups = len({row.group_key for row in manifest.labeled.rows})
+    if sum(counts.values()) > n_groups and n_groups < len(counts):
+        raise UsageError(
+            f"{came} They are {n_groups} group{'s' * (n_groups > 1)}: images of one "
+            "scene, or of one `group` in index.csv, are kept in one split.",
+            needed="labeled images of at least three groups",
+            fix="add images of other leaves; or state the `split` of each in index.csv, "
+            "and do not trust the metrics",
+        )
+    raise UsageError(
+        came,
+        needed="masks of at least a few images of every split",
+        fix="label more images; `plantseg-next check` reports how the folder was read",
+    )
+
+
 def group_near_duplicates(manifest: Manifest, pairs: Iterable[tuple[str, str]]) -> Manifest:
     """Return the manifest with rows that show the same scene in one group.
 

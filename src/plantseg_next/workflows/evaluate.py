@@ -15,16 +15,22 @@ import numpy as np
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
+from plantseg_next.data.splits import labeled_rows
 from plantseg_next.errors import DataError, UsageError
+from plantseg_next.evaluation import report
 from plantseg_next.evaluation.grouped import GroupedMetrics
 from plantseg_next.evaluation.metrics import Confusion, LeafOverlap, Overlap
 from plantseg_next.evaluation.report import EvalItem
+from plantseg_next.evaluation.report_tables import Report
+from plantseg_next.files import AnyPath
+from plantseg_next.inference.pipeline import load_predictor
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.severity import measure_severity
 from plantseg_next.models.bundle import RunImage, read_card, read_images
-from plantseg_next.models.start import STARTERS
+from plantseg_next.models.start import STARTERS, find_model
 from plantseg_next.structures import IGNORE, ClassMap, SkippedImage
 from plantseg_next.workflows.images import Skipped, read_each
+from plantseg_next.workflows.progress import Progress, progress_for
 
 if TYPE_CHECKING:
     from plantseg_next.training.callbacks.callback import Validation
@@ -32,6 +38,49 @@ if TYPE_CHECKING:
 VALIDATION_RESAMPLES = 200
 """For the interval of a validation, which is a sign of its noise and no result."""
 RunImages = tuple[RunImage, ...]
+
+
+def evaluate(
+    model: AnyPath,
+    data: AnyPath | None = None,
+    *,
+    split: Split | Literal["all"] = "test",
+    classes: AnyPath | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Evaluate a model on images with masks that it has not learned from.
+
+    Where the data set does not state its splits, those of the model's run are used, and
+    images that are not in the run count as test images. Images are identified by their
+    content, not by their name.
+
+    Args:
+        model: A run, or one of its models.
+        data: Images with masks; by default the data set of the run.
+        split: Split to evaluate on; "all" is for data sets that had no part in training.
+        classes: File of what mask values mean, if the folder has none.
+        progress: Called after every image.
+
+    Raises:
+        UsageError: If no image has a mask, or training images are among them.
+    """
+    folder = find_model(model)
+    rows = images_to_evaluate(
+        folder,
+        None if data is None else Path(data),
+        split,
+        classes=None if classes is None else Path(classes),
+    )
+    predictor, card = load_predictor(folder)
+    eval_classes = card.classes
+    if card.classes.lesions != rows.classes.lesions:
+        eval_classes = replace(card.classes, lesions=("any lesion",))
+    items = eval_items(
+        predictor, card.classes, rows, eval_classes, progress_for(progress, "evaluating")
+    )
+    return report.evaluate(
+        items, eval_classes, severity=severity_pct, source_domain=card.sources
+    )
 
 
 def images_to_evaluate(
@@ -87,24 +136,6 @@ def images_of_run(manifest: Manifest) -> RunImages:
         )
         for row in manifest.rows
     )
-
-
-def labeled_rows(manifest: Manifest, split: Split, origin: object) -> Manifest:
-    """Return the rows of a split that have a mask.
-
-    Raises:
-        UsageError: If there are none.
-    """
-    rows = manifest.split(split).labeled
-    if not len(rows):
-        counts = {s: len(manifest.split(s).labeled) for s in ("train", "val", "test")}
-        raise UsageError(
-            f"`{origin}` has no image with a mask in its {split} split (images with "
-            f"masks: {', '.join(f'{name} {n}' for name, n in counts.items())}).",
-            needed="masks of at least a few images of every split",
-            fix="run `plantseg-next check` on it: it reports how the folder was read",
-        )
-    return rows
 
 
 def some_rows(manifest: Manifest, n: int, seed: int) -> Manifest:

@@ -18,12 +18,13 @@ from plantseg_next.data.quality.leakage import (
     drop_leaks,
 )
 from plantseg_next.data.sampler import refuse_unknown
+from plantseg_next.data.splits import labeled_rows
 from plantseg_next.errors import UsageError
 from plantseg_next.files import AnyPath
 from plantseg_next.models.bundle import ModelCard, Normalization
 from plantseg_next.runtime import find_device, prepare_gpu, seed_everything
 from plantseg_next.settings import Settings
-from plantseg_next.workflows.evaluate import images_of_run, labeled_rows, some_rows
+from plantseg_next.workflows.evaluate import images_of_run, some_rows
 from plantseg_next.workflows.validate import Validator, hidden_tiles, unlabeled_set_metrics
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from plantseg_next.data.formats.annotations import save_rasterized_masks
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
+from plantseg_next.data.splits import labeled_rows
 from plantseg_next.errors import StoppedError, UsageError
 from plantseg_next.files import AnyPath
 from plantseg_next.models.start import (
@@ -39,7 +40,6 @@ from plantseg_next.training.run_record import (
     run_lock,
 )
 from plantseg_next.training.time_budget import few_steps
-from plantseg_next.workflows.evaluate import labeled_rows
 from plantseg_next.workflows.plan import plan_for
 from plantseg_next.workflows.progress import Progress, progress_for
 from plantseg_next.workflows.setup import (
