@@ -62,7 +62,7 @@ class RunProgress:
         return self.step <= self.failed_at
 
     def set_rolled_back(self, failed: "RunProgress", *, lower_rate: bool) -> None:
-        """Keep what a failure teaches, in the progress of the checkpoint rolled back to.
+        """Keep the consequences of a failure beside the state of the checkpoint.
 
         Args:
             failed: The progress at the failure.
