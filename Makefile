@@ -27,8 +27,8 @@ slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks mkdocs_hooks.py
+	$(BIN)/ruff format --check src tests benchmarks mkdocs_hooks.py
 	$(BIN)/codespell README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs src tests benchmarks
 
 types: $(INSTALLED)

@@ -5,7 +5,7 @@
 Both networks get the same tiles, losses, optimizer, schedule, precision, minutes and
 stitched prediction; only the network and its peak rate differ. The U-Net (ResNet-18, with
 its own image-level head) is what a careful person would take off the shelf. The best
-model by validation is judged on the test split, which chooses nothing. A row a run is
+model by validation is evaluated on the test split, which chooses nothing. A row a run is
 added to the CSV; runs that are in it already are not repeated.
 """
 
@@ -13,9 +13,9 @@ import argparse
 import platform
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import results_table
 import torch
@@ -29,7 +29,7 @@ from plantseg_next.data.manifest import Manifest
 from plantseg_next.evaluation.report import evaluate
 from plantseg_next.inference.backends import TorchBackend
 from plantseg_next.inference.predictor import Predictor
-from plantseg_next.models.segmenter import Scores, build_segmenter
+from plantseg_next.models.segmenter import Scores, Segmenter, build_segmenter
 from plantseg_next.runtime import find_device, seed_everything
 from plantseg_next.settings import Settings
 from plantseg_next.structures import ClassMap
@@ -43,8 +43,19 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATE = {"ours": 2e-3, "unet": 1e-3}
 
 
+class OneRate(nn.Module):
+    """What the engine asks of an encoder, where all layers have one learning rate."""
+
+    def layer_depths(self) -> dict[str, int]:
+        """Return no depths."""
+        return {}
+
+
 class UNet(nn.Module):
     """segmentation_models_pytorch's U-Net with the outputs that our losses expect."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, classes: ClassMap) -> None:
         super().__init__()
@@ -57,11 +68,17 @@ class UNet(nn.Module):
             classes=self.lesion_logits + 2,
             aux_params={"classes": len(classes.diseases)},
         )
+        self.encoder = OneRate()
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
-    def forward(self, image: Tensor) -> Scores:
-        """Return the three heads' logits."""
+    def set_checkpointing(self, parts: Collection[str]) -> None:
+        """Keep all activations."""
+
+    def forward(self, image: Tensor, **_: object) -> Scores:
+        """Return the three heads' logits for bytes, or numbers in [0, 1]."""
+        if image.dtype == torch.uint8:
+            image = image.float() / 255
         maps, disease = self.network((image - self.mean) / self.std)
         return Scores(maps[:, : self.lesion_logits], maps[:, -2:], disease)
 
@@ -96,7 +113,11 @@ def run(
     seed_everything(settings.seed)
     device = find_device(settings.device)
     classes = manifest.classes
-    net = UNet(classes) if network == "unet" else build_segmenter(settings.model, classes)
+    net = (
+        cast("Segmenter", UNet(classes))
+        if network == "unet"
+        else build_segmenter(settings.model, classes)
+    )
     data = MixedDataset(
         TileDataset(
             manifest.split("train").labeled,
@@ -184,6 +205,7 @@ def main() -> None:
             settings = Settings().with_settings(
                 [
                     f"seed={seed}",
+                    "model.start=random",
                     f"training.minutes={arguments.minutes}",
                     f"training.lr={RATE[network]}",
                     "training.validations=4",

@@ -4,8 +4,8 @@
     python benchmarks/equality_digest.py --against HEAD~1
 
 Trains three short seeded runs on drawn leaves and prints a digest of the weights of each:
-supervised; the default method with names of images; mean teacher with
-every confidence. With ``--against`` the script and the package of that commit are run too,
+supervised; the default method with image-level labels; mean teacher with every
+confidence. With ``--against`` the script and the package of that commit are run too,
 and the digests must be equal. They depend on the machine and its libraries, not on the
 names of parameters or settings.
 """
@@ -110,7 +110,7 @@ def digests_of(commit: str) -> dict[str, str]:
             ).stdout
         finally:
             subprocess.run([*git, "remove", "--force", tree], check=True)
-    return dict(line.split() for line in output.splitlines())  # type: ignore[misc]
+    return dict(line.split() for line in output.splitlines())
 
 
 def main() -> None:

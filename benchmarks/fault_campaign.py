@@ -158,7 +158,7 @@ def truncation(case: Case, process: subprocess.Popen[bytes]) -> None:
 
 
 def unreadable_image(case: Case, process: subprocess.Popen[bytes]) -> None:
-    """Break an image while the run goes on."""
+    """Break an image during the run."""
     case.wait_for_step(process, case.chance.randrange(1, STEPS - 4))
     images = sorted((case.data / "set_0" / "images").iterdir())
     victim = case.chance.choice(images)
@@ -178,7 +178,7 @@ def killed_worker(case: Case, process: subprocess.Popen[bytes]) -> None:
 
 
 def full_disk(case: Case, process: subprocess.Popen[bytes]) -> None:
-    """Fill the disk while the run goes on; make room when it has stopped."""
+    """Fill the disk during the run; make room when it has stopped."""
     case.wait_for_step(process, case.chance.randrange(1, STEPS - 4))
     filler = case.folder.parent / "filler"
     try:
@@ -216,7 +216,7 @@ def not_a_number(chance: random.Random) -> str:
 Fault = Callable[[Case, subprocess.Popen[bytes]], None]
 NOTHING, WEIGHTS, ALL = 0, 2, 3
 """How much of ``bits_of`` is promised. With fewer tiles at once a matrix product may be
-rounded otherwise: figures of a validation differ in the last digits, weights do not."""
+rounded otherwise: metrics of a validation differ in the last digits, weights do not."""
 FAULTS: dict[str, tuple[Fault, Callable[[random.Random], str] | None, int]] = {
     "sigkill": (sigkill, None, ALL),
     "sigterm": (sigterm, None, ALL),
@@ -420,8 +420,8 @@ def print_table(path: Path) -> None:
             sum(int(row[name]) for row in mine)
             for name in ("completed", "identical", "restarts")
         )
-        told = f"{identical}" if mine[0]["promised"] == "1" else f"({identical})"
-        print(f"{kind:<30} {len(mine):>5} {completed:>10} {told:>10} {restarts:>9}")
+        shown = f"{identical}" if mine[0]["promised"] == "1" else f"({identical})"
+        print(f"{kind:<30} {len(mine):>5} {completed:>10} {shown:>10} {restarts:>9}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
         --starts starter imagenet random
 
 Some masks of the training split are kept (by group, at least one of every disease, drawn
-anew for every seed), a model is trained on them from each start, and its last weights are
-judged on the test split, which chooses nothing. ``random`` is ConvNeXt-V2 atto, the best
+again for every seed), a model is trained on them from each start, and its last weights are
+evaluated on the test split, which chooses nothing. ``random`` is ConvNeXt-V2 atto, the best
 random start known here. A row a run is added to the CSV; what is in it is not repeated.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import results_table
-from zero_shot import judge
+from zero_shot import evaluate
 
 from plantseg_next import api
 from plantseg_next.data import splits
@@ -31,7 +31,7 @@ START = {
 
 
 def run(data: Path, out: Path, name: dict[str, str], settings: list[str]) -> dict[str, Any]:
-    """Train and judge once."""
+    """Train and evaluate once."""
     manifest = splits.assign(read_folder(data), seed=0)
     n_train = len(manifest.split("train").labeled)
     chosen = Settings().with_settings(
@@ -50,7 +50,8 @@ def run(data: Path, out: Path, name: dict[str, str], settings: list[str]) -> dic
     )
     trained = api.train(data, out, chosen, log=lambda line: print(" ", line, flush=True))
     predictor, _ = api.load_predictor(out / "last")
-    found = judge(predictor, Manifest.read(out / "manifest.json").split("test").labeled)
+    test = Manifest.read(out / "manifest.json").split("test").labeled
+    found = evaluate(predictor, test)
     return {
         "n_masks": trained.n_train,
         "minutes": round(trained.summary.minutes, 2),

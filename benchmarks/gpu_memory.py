@@ -5,8 +5,8 @@
 
 The rows are added to ``FOLDER/gpu_memory.csv``.
 
-The configurations are those of ``memory_error.py``, and the stated cases of
-``what_fits.py`` as asked for and as planned. Each takes real steps on random tiles in a
+The configurations are those of ``memory_error.py``, and larger ones as asked for and as
+planned. Each takes real steps on random tiles in a
 process of its own, planned ones under their budget, which PyTorch enforces. Measured are
 the most that was allocated and reserved, what the driver took beside it (its context), and
 the time of a step; with ``--at-once 4`` four cases run at a time, and the last two of

@@ -5,10 +5,10 @@
 The data sets become one, near-duplicates joined into groups before splits are drawn. A
 share of the training masks is kept, by group, the same for every method; the other
 images are unlabeled. Every method takes the same number of optimizer steps, and its
-last model is judged on the test split: nothing is chosen by masks that are hidden. A row
+last model is evaluated on the test split: nothing is chosen by masks that are hidden. A row
 a run goes into the CSV, and the pixels of every test group into a file beside it, from
 which ``label_efficiency_plot.py`` draws intervals. What is in the CSV is not repeated, and
-a run that was killed goes on: the script can be called again at any time.
+a run that was killed is resumed: the script can be called again at any time.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from plantseg_next.workflows.evaluate import eval_items, severity_pct
 from plantseg_next.workflows.setup import DataSources
 
 RESULTS = Path(__file__).parent / "results" / "label_efficiency.csv"
-Tally = dict[tuple[str, str], np.ndarray]
+GroupCounts = dict[tuple[str, str], np.ndarray]
 METHODS = ("supervised", "mean_teacher", "weak_to_strong")
 
 
@@ -56,10 +56,10 @@ def one_data_set(folders: list[Path], path: Path) -> Manifest:
     return manifest
 
 
-def tallied(
-    items: Iterable[EvalItem | SkippedImage], stats: Tally, n_classes: int
+def counted(
+    items: Iterable[EvalItem | SkippedImage], stats: GroupCounts, n_classes: int
 ) -> Iterator[EvalItem | SkippedImage]:
-    """Pass judged images on, adding their lesion pixels to those of their group."""
+    """Pass predictions on, adding their lesion pixels to those of their group."""
     for item in items:
         if isinstance(item, EvalItem):
             pixels = confusion_matrix(item.sample.lesion, item.prediction.lesion, n_classes)
@@ -85,20 +85,20 @@ def settings_of(
     )
 
 
-def judge_last(run: Path, rows: Manifest) -> tuple[Report, Tally]:
+def evaluate_last(run: Path, rows: Manifest) -> tuple[Report, GroupCounts]:
     """Return the report of a run's last model, and the pixels of every group."""
     predictor, card = api.load_predictor(run / "last")
-    stats: Tally = defaultdict(lambda: np.zeros(3, np.int64))
+    stats: GroupCounts = defaultdict(lambda: np.zeros(3, np.int64))
     items = eval_items(predictor, card.classes, rows, card.classes)
-    items = tallied(items, stats, card.classes.n_lesion_logits)
+    items = counted(items, stats, card.classes.n_lesion_logits)
     report = evaluate(
         items, card.classes, severity=severity_pct, source_domain=card.sources
     )
     return report, stats
 
 
-def write_counts(path: Path, *stats: Tally) -> None:
-    """Write the pixels of every group of one judgement or more."""
+def write_counts(path: Path, *stats: GroupCounts) -> None:
+    """Write the pixels of every group of one evaluation or more."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -110,11 +110,11 @@ def write_counts(path: Path, *stats: Tally) -> None:
 def run(
     data: Path | DataSources, out: Path, settings: Settings, counts: Path
 ) -> dict[str, Any]:
-    """Train and judge once; keep the counts of every group, and return the figures."""
+    """Train and evaluate once; keep the counts of groups, and return the metrics."""
     trained = api.train(data, out, settings, log=lambda line: print(" ", line, flush=True))
     manifest = Manifest.read(out / "manifest.json")
-    val, _ = judge_last(out, manifest.split("val").labeled)
-    report, stats = judge_last(out, manifest.split("test").labeled)
+    val, _ = evaluate_last(out, manifest.split("val").labeled)
+    report, stats = evaluate_last(out, manifest.split("test").labeled)
     write_counts(counts, stats)
     several = len(report.classes) > 2  # "no lesion" is one
     by_source = {s.name: round(s.lesion_dice.value, 4) for s in report.sources}
@@ -177,7 +177,7 @@ def main() -> None:
         ).with_settings([f"semi.method={method}", *arguments.settings])
         words = (method, arguments.variant, share.replace("/", "of"), arguments.steps, seed)
         called = "-".join(str(word) for word in words if word != "")
-        place = arguments.work / called  # a run that was killed goes on from here
+        place = arguments.work / called  # a killed run is resumed
         found = run(data, place, settings, arguments.out.with_suffix("") / f"{called}.csv")
         print(" ", found, flush=True)
         results_table.append(arguments.out, name | found | results_table.stamp())

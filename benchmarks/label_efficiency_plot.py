@@ -3,7 +3,7 @@
     python benchmarks/label_efficiency_plot.py --steps 3000
 
 The score is the mean over data sets of the pooled lesion Dice. Its interval draws test
-groups and seeds anew, 2,000 times; that of a difference draws the same ones for both
+groups and seeds again, 2,000 times; that of a difference draws the same ones for both
 methods, so that what all methods find hard cancels.
 """
 
@@ -40,7 +40,7 @@ def scores(runs: list[Counts], seed: int = 0) -> np.ndarray:
     Runs of two methods in the same order see the same draws.
     """
     rng = np.random.default_rng(seed)
-    stacked = defaultdict(list)
+    stacked: dict[str, list[list[np.ndarray]]] = defaultdict(list)
     for source, group in sorted(runs[0]):
         stacked[source].append([run[source, group] for run in runs])
     dice = []

@@ -8,7 +8,7 @@
 ``draw`` writes drawn scenes in folders of 100. ``train`` learns leaf and lesion-or-not from
 them and from the training split of the coffee leaves (esgario/lara2018, MIT), from the
 packaged encoder; ``--plants`` adds photographs whose masks mark plants and no lesions, of
-which half (by group) are kept to judge by. ``keep`` writes the last model in half
+which half (by group) are kept to evaluate on. ``keep`` writes the last model in half
 precision. Each resumes when it is called again.
 
 The models in the package were made in two parts. First, from the ImageNet weights: 2,800
@@ -75,7 +75,7 @@ def table(work: Path, coffee: Path, plants: list[Path]) -> Manifest:
 
 
 def in_first_half(group: str) -> bool:
-    """Return whether a group of plants is learned from; the others are judged on."""
+    """Return whether a group of plants is learned from; the others are evaluated on."""
     return sum(group.encode()) % 2 == 0
 
 

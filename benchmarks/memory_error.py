@@ -57,17 +57,18 @@ CONFIGURATIONS = (
     "memory.freeze_encoder=true",
     "model.encoder=convnextv2_atto data.tile_px=256 training.batch=4 "
     "memory.loss_chunk_rows=64 classes=116",
-    "model.encoder=convnextv2_atto data.tile_px=512 training.batch=2 "
+    "model.encoder=convnextv2_atto data.tile_px=512 training.batch=2",
     "model.encoder=convnextv2_base data.tile_px=256 training.batch=2 "
     f"training.micro_batch=1 memory.activation_checkpointing={ALL_PARTS}",
 )
 
 
 def understood(text: str) -> tuple[Settings, ClassMap, bool]:
-    """Return settings, classes and whether there are lessons."""
+    """Return settings, classes and whether there are unlabeled tiles."""
     pairs = text.split()
     n = next((int(p.split("=")[1]) for p in pairs if p.startswith("classes=")), 4)
-    settings = Settings().with_settings([p for p in pairs if not p.startswith("classes=")])
+    pairs = [p for p in pairs if not p.startswith("classes=")]
+    settings = Settings().with_settings(["model.start=random", *pairs])
     names = tuple(f"disease {i}" for i in range(n - 1))
     classes = ClassMap(names, ("healthy", *names), has_leaf=True)
     return settings, classes, settings.semi.method != "supervised"
@@ -92,7 +93,7 @@ def tiles(settings: Settings, *, with_unlabeled: bool) -> TrainBatch:
 
 
 def stepping(text: str, device: Device) -> tuple[Engine, TrainBatch, Callable[[], None]]:
-    """Return a learner, tiles for it, and what takes a step with them."""
+    """Return an engine, tiles for it, and what takes a step with them."""
     settings, classes, with_unlabeled = understood(text)
     torch.manual_seed(0)
     engine = build_engine(
@@ -133,7 +134,7 @@ def measured(text: str) -> dict[str, float]:
 def allocated(step: Callable[[], object], engine: Engine, drawn: TrainBatch) -> int:
     """Return the most that is in use during a step, in bytes.
 
-    The profiler sees what is allocated while it looks; what a learner, gradients that it
+    The profiler sees what is allocated while it looks; what an engine, gradients that it
     kept and its tiles hold before is added.
     """
     tiles = [vars(one) for one in drawn if one is not None]

@@ -6,14 +6,14 @@
 The source crops have all their masks, the target none: its training images are
 unlabeled. ``before`` learns from the sources alone, ``after`` from the target's images
 too, with the same number of steps; ``--variant NAME --set ...`` changes how. The last
-model is judged on the test images of sources and target. The figure is the ratio of
+model is evaluated on the test images of sources and target. The metric is the ratio of
 their lesion Dice, target over source, with an interval by groups: what part of the skill
-at home survives abroad.
+in the source domain survives in the target domain.
 
 Beside it stands what the model can be asked without a mask
-(``training/semi_supervised/unlabeled_metrics.py``), and
-in ``new_crops_signs.csv`` the same at every validation beside the lesion Dice on the
-target's validation images, which the run never sees: whether those signs tell.
+(``training/semi_supervised/unlabeled_metrics.py``), and in
+``new_crops_unlabeled_metrics.csv`` the same at every validation beside the lesion Dice on
+the target's validation images, which the run never sees: whether those signs predict it.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import results_table
-from label_efficiency import judge_last, one_data_set, settings_of
+from label_efficiency import evaluate_last, one_data_set, settings_of
 
 from plantseg_next import api
 from plantseg_next.data.manifest import Manifest
@@ -35,13 +35,13 @@ from plantseg_next.workflows.evaluate import some_rows
 from plantseg_next.workflows.validate import unlabeled_set_metrics
 
 RESULTS = Path(__file__).parent / "results" / "new_crops.csv"
-SIGNS = "new_crops_signs.csv"
-JUDGED_IMAGES = 40
+SIGNS = "new_crops_unlabeled_metrics.csv"
+TARGET_IMAGES = 40
 WAYS = {"before": "supervised", "after": "weak_to_strong"}
 
 
 def without_masks(manifest: Manifest, target: str) -> Manifest:
-    """Return the table with the target's training images unlabeled, and none to judge.
+    """Return the table with the target's training images unlabeled, and none to validate.
 
     Nothing is chosen by masks of the target, so its validation images are left out.
     """
@@ -55,7 +55,7 @@ def without_masks(manifest: Manifest, target: str) -> Manifest:
 
 
 class Course(Callback):
-    """Keep what is said of the target at every validation, and how right it is.
+    """Keep what is measured of the target at every validation, and how right it is.
 
     Args:
         run: Folder of the run.
@@ -92,18 +92,18 @@ class Course(Callback):
         *,
         best: bool,  # noqa: ARG002
     ) -> Sequence[Event]:
-        """Judge the model that the run has just written."""
+        """Evaluate the model that the run has just written."""
         network, _ = read_bundle(self._run / "last")
         network.eval().requires_grad_(False)
         found = self._unlabeled_metrics(network, at_once=8)
         self.newest = {name: round(value, 4) for name, value in found.items()}
-        report, _ = judge_last(self._run, self._target)
+        report, _ = evaluate_last(self._run, self._target)
         row = {
             "step": step,
             "home_dice": round(validation.metrics["lesion_dice"], 4),
             "target_dice": round(report.sources[0].lesion_dice.value, 4),
             **{
-                name.replace(self._target.rows[0].source, "target"): value
+                name.replace(f"/{self._target.rows[0].source}", "/target"): value
                 for name, value in self.newest.items()
             },
         }
@@ -156,13 +156,13 @@ def main() -> None:
         target_val = whole.split("val").labeled
         target_val = target_val.only(r for r in target_val.rows if r.source == target)
         learned = Manifest.read(data).split("train").labeled
-        target_val = some_rows(target_val, JUDGED_IMAGES, 0)
+        target_val = some_rows(target_val, TARGET_IMAGES, 0)
         signs = arguments.out.with_name(SIGNS)
         course = Course(place, name, signs, target_val, learned, settings)
         trained = api.train(
             data, place, settings, callbacks=[course], log=lambda line: print(" ", line)
         )
-        report, _ = judge_last(place, Manifest.read(data).split("test").labeled)
+        report, _ = evaluate_last(place, Manifest.read(data).split("test").labeled)
         by_source = {s.name: round(s.lesion_dice.value, 4) for s in report.sources}
         found: dict[str, Any] = {
             "minutes": round(trained.summary.minutes, 2),

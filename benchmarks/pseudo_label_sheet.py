@@ -4,8 +4,8 @@
 
 Takes images whose masks the run did not learn from, spread evenly over the range of
 how right their pseudo-labels are. Doubtful pixels, which would be ignored, are gray.
-Prints for each image what share of it is believed, and of the lesion pixels that are
-believed (kept) how many are lesion; of the true ones, how many are believed to be none.
+Prints for each image which fraction of it passes the threshold, and of the lesion pixels
+that pass (kept) how many are lesion; of the true ones, how many pass as none.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
             outlined(doubted.astype(np.uint8), np.where(kept, 1, 0), None),
         ]
         line = (
-            f"{truth.key:28} believed {100 * (mask != IGNORE).mean():5.1f} %  "
+            f"{truth.key:28} confident {100 * (mask != IGNORE).mean():5.1f} %  "
             f"lesions kept {100 * right:5.1f} % right  "
             f"true lesions called none {100 * lost:5.1f} %"
         )

@@ -37,16 +37,6 @@ def append(path: Path, row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
-def end_of(run: Path) -> dict[str, Any]:
-    """Return the sum of a run's losses over its last part, and its last score."""
-    row = read(run / "history.csv")[-1]
-    losses = [float(value) for name, value in row.items() if name.startswith("loss_")]
-    return {
-        "loss": round(sum(losses), 6),
-        "lesion_dice": round(float(row["val_lesion_dice"]), 4),
-    }
-
-
 def stamp() -> dict[str, str]:
     """Return which code ran, and when."""
     commit = subprocess.run(

@@ -12,7 +12,7 @@ kept. To these are added, one stream at a time and all together,
 - ``own names``: the other training images with the name of what ails them;
 - ``points``: an eighth of them with a few points each, on lesions and beside them.
 
-Every run takes the same number of optimizer steps. Its last model is judged on the test
+Every run takes the same number of optimizer steps. Its last model is evaluated on the test
 images of every source and on images of other crops off the web (``wild``). With
 ``--runs`` the models of ``label_efficiency.py`` stand for the first two streams, which are
 the same runs.
@@ -30,7 +30,7 @@ from typing import Any
 import cv2
 import numpy as np
 import results_table
-from label_efficiency import judge_last, one_data_set, settings_of, write_counts
+from label_efficiency import evaluate_last, one_data_set, settings_of, write_counts
 from PIL import Image
 
 from plantseg_next import api
@@ -51,7 +51,11 @@ STREAMS = {
     "points": ("pointed",),
     "all": ("bare", "village", "pointed"),
 }
-POINTED_SHARE = 1 / 8
+EARLIER = {"unlabelled": "unlabeled"}
+"""Streams that earlier rows have under another name."""
+SEED_COLUMNS = {"cam_seed_precision": "right", "cam_seed_recall": "found"}
+"""Metrics of the seeds of image-level labels, and their names in the table."""
+POINTED_FRACTION = 1 / 8
 POINTS = 5
 """Most points an image, on lesions; as many beside them."""
 
@@ -92,7 +96,7 @@ def parts_of(few: Manifest, folder: Path, village: Manifest) -> dict[str, list[R
     hidden = [row for row in few.rows if row.split == "unlabeled"]
     bare = [replace(row, mask=None, disease=None) for row in hidden]
     named = [replace(row, mask=None, split="train") for row in hidden]
-    chosen = hidden[:: round(1 / POINTED_SHARE)]
+    chosen = hidden[:: round(1 / POINTED_FRACTION)]
     pointed = [
         replace(row, split="train", mask=points_of(row, few, folder / f"{row.key}.png"))
         for row in chosen
@@ -125,9 +129,15 @@ def sources_of(
 def seeds_in(run: Path) -> Iterator[tuple[str, str]]:
     """Yield how right the seeds of each disease were, and how much they found."""
     last = results_table.read(run / "history.csv")[-1]
-    for name, value in last.items():
-        if name.startswith(("cam_seed_precision/", "cam_seed_recall/")) and value:
-            yield name.removeprefix("seeds_"), f"{float(value):.3f}"
+    for column, value in last.items():
+        metric, _, disease = column.partition("/")
+        if metric in SEED_COLUMNS and value:
+            yield f"{SEED_COLUMNS[metric]}_{disease}", f"{float(value):.3f}"
+
+
+def stream_of(row: dict[str, str]) -> str:
+    """Return the stream of a row of the table, by its present name."""
+    return EARLIER.get(row["stream"], row["stream"])
 
 
 def counts_path(table: Path, name: dict[str, str]) -> Path:
@@ -191,7 +201,7 @@ def main() -> None:
         replace(row, key=f"village/{row.key}", split="train") for row in village.rows
     )
     wild = read_folder(arguments.wild).labeled
-    done = results_table.read(arguments.out)
+    done = [r | {"stream": stream_of(r)} for r in results_table.read(arguments.out)]
     for seed, share, stream in (
         (seed, share, stream)
         for seed in arguments.seeds
@@ -209,18 +219,18 @@ def main() -> None:
             continue
         print(name, flush=True)
         place = run_of(stream, share, seed, arguments, whole, village)
-        found = eval_items(place, wild, counts_path(arguments.out, name))
+        found = evaluate_run(place, wild, counts_path(arguments.out, name))
         print(" ", found, flush=True)
         results_table.append(arguments.out, name | found | results_table.stamp())
 
 
-def eval_items(place: Path, wild: Manifest, counts: Path) -> dict[str, Any]:
-    """Judge a run's last model, keep the counts of every test group; return the figures."""
+def evaluate_run(place: Path, wild: Manifest, counts: Path) -> dict[str, Any]:
+    """Evaluate a run's last model, keep the counts of test groups; return the metrics."""
     manifest = Manifest.read(place / "manifest.json")
-    test, stats = judge_last(place, manifest.split("test").labeled)
-    val, _ = judge_last(place, manifest.split("val").labeled)
-    target_domain, wild_tally = judge_last(place, wild)
-    write_counts(counts, stats, wild_tally)
+    test, stats = evaluate_last(place, manifest.split("test").labeled)
+    val, _ = evaluate_last(place, manifest.split("val").labeled)
+    target_domain, wild_stats = evaluate_last(place, wild)
+    write_counts(counts, stats, wild_stats)
     by_source = {s.name: round(s.lesion_dice.value, 4) for s in test.sources}
     return {
         "n_masks": len(manifest.split("train").labeled),

@@ -2,7 +2,7 @@
 
     python benchmarks/streams_table.py
 
-Intervals as in ``label_efficiency_plot.py``: test groups and seeds drawn anew. Home is the
+Intervals as in ``label_efficiency_plot.py``: test groups and seeds drawn again. Home is the
 mean of the data sets whose masks are learned from, ``wild`` the images of other crops;
 a difference is that to the same masks alone, over the same seeds.
 """
@@ -17,7 +17,7 @@ from statistics import fmean
 import new_crops
 import results_table
 from label_efficiency_plot import Counts, Run, read_counts, scores, text_of
-from streams import RESULTS, STREAMS, counts_path
+from streams import RESULTS, STREAMS, counts_path, stream_of
 
 WILD = "wild"
 MASKS_ALONE = "supervised"
@@ -25,7 +25,7 @@ MASKS_ALONE = "supervised"
 
 def called(row: Run) -> str:
     """Return the stream of a row, and its variant."""
-    return ", ".join(word for word in (row["stream"], row["variant"]) if word)
+    return ", ".join(word for word in (stream_of(row), row["variant"]) if word)
 
 
 def part(counts: list[Counts], sources: set[str]) -> list[Counts]:

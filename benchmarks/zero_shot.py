@@ -43,18 +43,18 @@ def dice_of(counts: np.ndarray) -> float:
     return float(dice(counts))
 
 
-def judge(predictor: Predictor, rows: Manifest) -> dict[str, Any]:
-    """Return the figures of one data set."""
+def evaluate(predictor: Predictor, rows: Manifest) -> dict[str, Any]:
+    """Return the metrics of one data set."""
     groups: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3, np.int64))
     leaf, ground = np.zeros(2, np.int64), np.zeros(2, np.int64)
     severity: list[tuple[float, float]] = []
     found_pct = []
-    for row in rows.rows:
-        truth = load_sample(row, rows)
+    for image in rows.rows:
+        truth = load_sample(image, rows)
         found = predictor(truth.image)
         known = truth.lesion != IGNORE
         a, b = (truth.lesion > 0) & known, (found.lesion > 0) & known
-        groups[row.group_key] += np.array([(a & b).sum(), a.sum(), b.sum()])
+        groups[image.group_key] += np.array([(a & b).sum(), a.sum(), b.sum()])
         own = measure_severity(found.lesion, found.leaf).severity_pct
         found_pct.append(own or 0.0)
         if found.leaf is None or not (truth.leaf != IGNORE).any():
@@ -67,7 +67,7 @@ def judge(predictor: Predictor, rows: Manifest) -> dict[str, Any]:
         if known.any() and true is not None:
             severity.append((true, own or 0.0))
     counts = np.array(list(groups.values()))
-    row = dict.fromkeys(COLUMNS, "") | {
+    row: dict[str, Any] = dict.fromkeys(COLUMNS, "") | {
         "images": len(rows),
         "median_severity_pct": round(float(np.median(found_pct)), 2),
     }
@@ -103,7 +103,7 @@ def healthy(predictor: Predictor, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Judge every data set, print, and keep a row each."""
+    """Evaluate every data set, print, and keep a row each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="*")
     parser.add_argument("--healthy", type=Path, nargs="*", default=[])
@@ -125,7 +125,7 @@ def main() -> None:
                 rows = rows.only(r for r in rows.rows if not in_first_half(r.group))
             if arguments.split:
                 rows = rows.only(r for r in rows.rows if r.split == arguments.split)
-            row = judge(predictor, rows)
+            row = evaluate(predictor, rows)
         row["data"] = folder.name
         named = {"model": arguments.name, "digest": card.sha256[:12]} | row
         print({k: v for k, v in named.items() if v != ""}, flush=True)

@@ -41,7 +41,8 @@ ALLOWED = (
 def files() -> list[Path]:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     pages = [p for p in pages if p.name != "CHANGELOG.md"]
-    return [*sorted((ROOT / "src").rglob("*.py")), *sorted(pages)]
+    scripts = [*sorted((ROOT / "benchmarks").glob("*.py")), ROOT / "mkdocs_hooks.py"]
+    return [*sorted((ROOT / "src").rglob("*.py")), *scripts, *sorted(pages)]
 
 
 def parts_of(name: str) -> str:
