@@ -1,9 +1,12 @@
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 
 from plantseg_next.errors import UsageError
 from plantseg_next.old_settings import REMOVED, RENAMED
-from plantseg_next.settings import Settings, setting_names
+from plantseg_next.settings import Mark, Settings, setting_names
 
 
 def test_settings_written_to_disk_are_read_unchanged(tmp_path):
@@ -88,6 +91,22 @@ def test_all_loss_terms_zero_is_refused():
 def test_number_of_settings_is_55():
     """Every setting is part of the public interface: change this number on purpose."""
     assert len(setting_names()) == 55
+
+
+def test_settings_that_may_change_on_resume_are_starred_in_the_reference():
+    names = setting_names(Mark.MAY_CHANGE)
+    assert "training.micro_batch" in names
+    assert "seed" not in names
+    page = Path(__file__).parents[1] / "docs" / "reference" / "settings.md"
+    starred = re.findall(r"^\| `([\w.]+)` \*", page.read_text("utf-8"), re.M)
+    assert starred == names
+
+
+def test_mark_of_a_part_holds_for_all_its_settings():
+    names = set(setting_names(Mark.PLANNED))
+    assert {n for n in setting_names() if n.startswith("memory.")} < names
+    assert "data.tile_px" in names
+    assert "training.batch" not in names
 
 
 @pytest.mark.parametrize("old", [*RENAMED, *sorted(REMOVED)])

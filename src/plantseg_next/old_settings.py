@@ -1,4 +1,9 @@
-"""What settings were called before, so that an error can name what they are called now."""
+"""Errors for names that are no setting: an old one is answered with the present one."""
+
+import difflib
+from collections.abc import Sequence
+
+from plantseg_next.errors import UsageError
 
 RENAMED = {
     "data.labelled_share": "data.labeled_fraction",
@@ -41,3 +46,33 @@ REMOVED = frozenset(
     }
 )  # fmt: skip
 """Settings removed on 2026-11-27; each is fixed at its earlier default."""
+
+
+def unknown_setting(name: str, names: Sequence[str], origin: str) -> UsageError:
+    """Return the error for a name that is not, or no longer, the name of a setting.
+
+    Args:
+        name: As it was given.
+        names: Of all settings.
+        origin: Where it was given, for the message.
+    """
+    lists_all = "`plantseg-next train --settings` lists all"
+    if name in RENAMED:
+        return UsageError(
+            f"{origin}: `{name}` is an old name.",
+            needed=f"its new name, `{RENAMED[name]}`",
+            fix=f"write {RENAMED[name]}; {lists_all}",
+        )
+    if name in REMOVED:
+        return UsageError(
+            f"{origin}: the setting `{name}` was removed.",
+            needed="existing settings; this one is now fixed at its earlier default",
+            fix=f"leave it out; {lists_all}",
+        )
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    by_ending = [n for n in names if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    return UsageError(
+        f"{origin}: there is no setting `{name}`.",
+        needed=f"an existing setting; the nearest is `{(by_ending or near)[0]}`",
+        fix=f"{lists_all} with their defaults",
+    )

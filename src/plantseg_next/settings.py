@@ -5,11 +5,12 @@ The string below a setting is its description: ``train --settings`` prints it.
 An unknown key is an error that names the nearest setting.
 """
 
-import difflib
 import textwrap
 from collections.abc import Iterator
+from enum import Enum
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -25,13 +26,21 @@ from pydantic import (
 
 from plantseg_next.errors import UsageError
 from plantseg_next.files import write_atomically
-from plantseg_next.old_settings import REMOVED, RENAMED
+from plantseg_next.old_settings import unknown_setting
 
 Checkpointable = Literal["stage_1", "stage_2", "stage_3", "stage_4", "decoder", "fine"]
 """Parts of the network whose activations may be recomputed in the backward pass."""
 Weight = float | tuple[float, float, int]
 """Sampling weight of a data set: a number, or (first, last, samples), which changes
 linearly from the first weight to the last over that many samples."""
+Weights = tuple[tuple[str, Weight], ...]
+
+
+class Mark(Enum):
+    """A property of a setting, or of a part and all its settings, in the annotation."""
+
+    MAY_CHANGE = "may change when a run resumes: results stay the same up to rounding"
+    PLANNED = "chosen by a memory plan"
 
 
 class _Part(BaseModel):
@@ -49,25 +58,25 @@ class DataSettings(_Part):
     labeled_fraction: float = Field(1.0, gt=0, le=1)
     """Fraction of the training masks that is used; the other images are treated as
     unlabeled."""
-    tile_px: int = Field(192, ge=64, multiple_of=32)
+    tile_px: Annotated[int, Mark.PLANNED] = Field(192, ge=64, multiple_of=32)
     """Side of a tile in pixels, in training and in prediction; a multiple of 32."""
     long_side_px: int | None = Field(1024, ge=64)
     """Larger images are reduced to this long side, in training and in prediction; null
     keeps every pixel."""
     balance: float = Field(0.5, ge=0, le=1)
     """0 samples every image equally often, 1 every disease."""
-    weights: tuple[tuple[str, Weight], ...] = ()
+    weights: Weights = ()
     """How often the images of a data set are sampled, relative to the others: {field: 2.0}.
     {village: [1.0, 0.2, 20000]} goes from 1 to 0.2 over the first 20,000 samples."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.4, 2.0)
     """Smallest and largest magnification of a training tile."""
 
-    workers: int | None = Field(None, ge=0)
+    workers: Annotated[int | None, Mark.MAY_CHANGE, Mark.PLANNED] = Field(None, ge=0)
     """Processes that read images; 0 reads in the main process. null: as many as there
     are cores beyond two, at most 4."""
-    prefetch: int = Field(4, ge=1)
+    prefetch: Annotated[int, Mark.MAY_CHANGE, Mark.PLANNED] = Field(4, ge=1)
     """Batches that each of these processes reads ahead."""
-    cache_mib: float = Field(1024.0, ge=0)
+    cache_mib: Annotated[float, Mark.MAY_CHANGE, Mark.PLANNED] = Field(1024.0, ge=0)
     """Memory for decoded images, in MiB per process."""
 
     @field_validator("scale")
@@ -84,19 +93,15 @@ class DataSettings(_Part):
 
     @field_validator("weights")
     @classmethod
-    def _not_negative(
-        cls, weights: tuple[tuple[str, Weight], ...]
-    ) -> tuple[tuple[str, Weight], ...]:
+    def _not_negative(cls, weights: Weights) -> Weights:
         for name, weight in weights:
-            first, last, samples = (
-                weight if isinstance(weight, tuple) else (weight, weight, 1)
-            )
-            if min(first, last) < 0 or samples < 1:
+            numbers = weight if isinstance(weight, tuple) else (weight, weight, 1)
+            if min(numbers[:2]) < 0 or numbers[2] < 1:
                 raise ValueError(f"the weight of {name} is below 0, or over 0 samples")
         return weights
 
     @field_serializer("weights")
-    def _table(self, weights: tuple[tuple[str, Weight], ...]) -> dict[str, Weight]:
+    def _table(self, weights: Weights) -> dict[str, Weight]:
         return dict(weights)
 
 
@@ -147,7 +152,7 @@ class LossSettings(_Part):
     @model_validator(mode="after")
     def _has_a_term(self) -> "LossSettings":
         parts = ("ohem_ce", "focal_tversky", "leaf", "disease")
-        if not any(getattr(self, name) > 0 for name in parts):
+        if not any(getattr(self, name) for name in parts):
             raise ValueError(f"at least one of {', '.join(parts)} must be above 0")
         return self
 
@@ -214,7 +219,7 @@ class TrainingSettings(_Part):
     """Largest number of optimizer steps."""
     batch: int = Field(8, ge=1)
     """Labeled tiles per optimizer step."""
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: Annotated[int | None, Mark.MAY_CHANGE, Mark.PLANNED] = Field(None, ge=1)
     """Labeled tiles per forward pass; gradients are accumulated over the batch. null: all.
     Halved during the run when memory runs out."""
     lr: float = Field(1e-3, gt=0)
@@ -230,10 +235,10 @@ class TrainingSettings(_Part):
     ConvNeXt stay in float32: their depthwise layers are slower in bfloat16."""
     validations: int = Field(4, ge=1)
     """How many times the run is validated, evenly spaced."""
-    checkpoint_minutes: float = Field(1.0, ge=0)
+    checkpoint_minutes: Annotated[float, Mark.MAY_CHANGE] = Field(1.0, ge=0)
     """Minutes between checkpoints, besides those at validations; more where writing would
     take over a hundredth of the time. 0: after every step."""
-    on_collapse: Literal["continue", "rollback"] = "continue"
+    on_collapse: Annotated[Literal["continue", "rollback"], Mark.MAY_CHANGE] = "continue"
     """What to do when a validation finds no lesion and an earlier one did: continue and
     warn, or rollback to the best checkpoint with half the learning rate."""
     validation_images: int = Field(40, ge=1)
@@ -253,17 +258,19 @@ class MemorySettings(_Part):
     losses and hard pixels are those of a micro-batch.
     """
 
-    budget_mb: float | None = Field(None, gt=0)
+    budget_mb: Annotated[float | None, Mark.MAY_CHANGE] = Field(None, gt=0)
     """Most memory that the run may take, in 10^6 bytes: of the GPU, or on a CPU of the
     whole process. A GPU refuses more; on a CPU the run warns. The command plan finds
     settings that fit."""
-    activation_checkpointing: tuple[Checkpointable, ...] = ()
+    activation_checkpointing: Annotated[tuple[Checkpointable, ...], Mark.MAY_CHANGE] = ()
     """Parts of the network that are computed again in the backward pass instead of kept:
     stage_1 to stage_4, decoder, fine. Slower by their forward pass."""
-    loss_chunk_rows: int | None = Field(None, ge=16, multiple_of=16)
+    loss_chunk_rows: Annotated[int | None, Mark.MAY_CHANGE] = Field(
+        None, ge=16, multiple_of=16
+    )
     """Rows of a tile whose losses are computed at once, for many classes; a multiple of
     16. null: all."""
-    ema_offload: bool = False
+    ema_offload: Annotated[bool, Mark.MAY_CHANGE] = False
     """Whether the weights of the EMA teacher are kept in main memory, in float32, and
     copied to the GPU to predict, in the precision that it computes in."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
@@ -279,9 +286,9 @@ class Settings(_Part):
 
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of all random choices: splits, samples, augmentation, weights."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], Mark.MAY_CHANGE] = "auto"
     """auto uses a GPU if there is one; or cpu, cuda."""
-    deterministic: bool = False
+    deterministic: Annotated[bool, Mark.MAY_CHANGE] = False
     """Whether a GPU uses only kernels that give the same bits every time, where there are
     any; slower. A CPU gives the same bits anyway."""
     data: DataSettings = DataSettings()
@@ -290,7 +297,7 @@ class Settings(_Part):
     semi: SemiSettings = SemiSettings()
     image_labels: ImageLabelSettings = ImageLabelSettings()
     training: TrainingSettings = TrainingSettings()
-    memory: MemorySettings = MemorySettings()
+    memory: Annotated[MemorySettings, Mark.PLANNED] = MemorySettings()
 
     def write(self, path: Path) -> None:
         """Write the tree as YAML."""
@@ -351,9 +358,10 @@ class Settings(_Part):
             >>> Settings().with_settings(["training.lr=3e-4"]).training.lr
             0.0003
         """
-        tree = self.model_dump()
+        tree, names = self.model_dump(), setting_names()
         for pair in pairs:
             name, equals, text = pair.partition("=")
+            name = name.strip()
             if not equals:
                 raise UsageError(
                     f"{origin} got {pair!r}.",
@@ -368,29 +376,35 @@ class Settings(_Part):
                     needed="a number, a word, null, or a list as [0.5, 2]",
                     fix="quote the pair, and close every bracket",
                 ) from error
-            _place(tree, name.strip(), value, origin)
+            if name not in names:
+                raise unknown_setting(name, names, origin)
+            *path, last = name.split(".")
+            reduce(dict.__getitem__, path, tree)[last] = value
         return Settings.from_tree(tree, origin=origin)
 
 
 def flat_settings(settings: Settings) -> dict[str, Any]:
-    """Return the values of all settings by dotted name."""
-    return _flatten(settings)
+    """Return the values of all settings by dotted name, as plain data."""
+    tree = settings.model_dump(mode="json")
+    return {
+        name: reduce(dict.__getitem__, name.split("."), tree) for name in setting_names()
+    }
 
 
-def setting_names() -> list[str]:
-    """Return the dotted names of all settings."""
-    return list(flat_settings(Settings()))
+def setting_names(mark: Mark | None = None) -> list[str]:
+    """Return the dotted names of all settings, or of those with a mark."""
+    return [name for name, marks in _marks(Settings) if mark is None or mark in marks]
 
 
-def _flatten(part: BaseModel, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, plain in part.model_dump(mode="json").items():
-        value = getattr(part, name)
-        if isinstance(value, BaseModel):
-            flat |= _flatten(value, f"{prefix}{name}.")
+def _marks(
+    part: type[BaseModel], prefix: str = "", inherited: tuple[Any, ...] = ()
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    for name, field in part.model_fields.items():
+        marks = (*inherited, *field.metadata)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _marks(field.annotation, f"{prefix}{name}.", marks)
         else:
-            flat[prefix + name] = plain
-    return flat
+            yield prefix + name, marks
 
 
 def _commented_lines(part: BaseModel, indent: str = "") -> Iterator[str]:
@@ -402,13 +416,8 @@ def _commented_lines(part: BaseModel, indent: str = "") -> Iterator[str]:
         summary = " ".join((about or "").split("\n\n")[0].split())
         if nested:
             yield ""
-        yield from textwrap.wrap(
-            summary,
-            width=92,
-            initial_indent=f"{indent}# ",
-            subsequent_indent=f"{indent}# ",
-            break_on_hyphens=False,
-        )
+        for line in textwrap.wrap(summary, 90 - len(indent), break_on_hyphens=False):
+            yield f"{indent}# {line}"
         if nested:
             yield f"{indent}{name}:"
             yield from _commented_lines(value, f"{indent}  ")
@@ -425,44 +434,11 @@ def _yaml_number(text: str) -> str:
         return text
 
 
-def _place(tree: dict[str, Any], name: str, value: object, origin: str) -> None:
-    if name not in setting_names():
-        raise _unknown(name, origin)
-    *path, last = name.split(".")
-    for step in path:
-        tree = tree[step]
-    tree[last] = value
-
-
-def _unknown(name: str, origin: str) -> UsageError:
-    if name in RENAMED:
-        return UsageError(
-            f"{origin}: `{name}` is an old name.",
-            needed=f"its new name, `{RENAMED[name]}`",
-            fix=f"write {RENAMED[name]}; `plantseg-next train --settings` lists all",
-        )
-    if name in REMOVED:
-        return UsageError(
-            f"{origin}: the setting `{name}` was removed.",
-            needed="existing settings; this one is now fixed at its earlier default",
-            fix="leave it out; `plantseg-next train --settings` lists all",
-        )
-    names = setting_names()
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    by_ending = [n for n in names if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    nearest = (by_ending or near)[0]
-    return UsageError(
-        f"{origin}: there is no setting `{name}`.",
-        needed=f"an existing setting; the nearest is `{nearest}`",
-        fix="`plantseg-next train --settings` lists all with their defaults",
-    )
-
-
 def _explain(error: ValidationError, origin: str) -> UsageError:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return _unknown(name, origin)
+        return unknown_setting(name, setting_names(), origin)
     what = f"`{name}`" if name else "the content"
     return UsageError(
         f"{origin}: {what} is {first['input']!r}.",

@@ -27,7 +27,7 @@ from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.errors import UsageError
 from plantseg_next.files import explained, prepare_output, remove_partials
 from plantseg_next.json_files import JsonFormat
-from plantseg_next.settings import MemorySettings, Settings, flat_settings
+from plantseg_next.settings import Mark, Settings, flat_settings, setting_names
 
 RECORD = "run.json"
 HISTORY = "history.csv"
@@ -37,33 +37,6 @@ LOCK = ".lock"
 PLAN = "plan.json"
 MASKS = "masks"
 """Folder of masks that were rasterized from outlines."""
-
-PLANNED = (
-    "data.tile_px",
-    "data.cache_mib",
-    "data.workers",
-    "data.prefetch",
-    "training.micro_batch",
-    *(f"memory.{name}" for name in MemorySettings.model_fields),
-)
-"""Settings that a memory plan chooses."""
-FREE = frozenset(
-    {
-        "device",
-        "deterministic",
-        "data.workers",
-        "data.prefetch",
-        "data.cache_mib",
-        "training.micro_batch",
-        "training.checkpoint_minutes",
-        "training.on_collapse",
-        "memory.budget_mb",
-        "memory.activation_checkpointing",
-        "memory.loss_chunk_rows",
-        "memory.ema_offload",
-    }
-)
-"""Settings that may change when a run resumes: results stay the same up to rounding."""
 
 
 class _RunFile(BaseModel, extra="allow"):
@@ -148,8 +121,9 @@ class RunRecord:
                 fix="use that one; to use less memory from here on, omit --memory and use "
                 "the settings of RUN/settings.yaml with a smaller training.micro_batch",
             )
-        planned = flat_settings(self.settings)
-        return settings.with_settings([f"{n}={json.dumps(planned[n])}" for n in PLANNED])
+        values = flat_settings(self.settings)
+        planned = setting_names(Mark.PLANNED)
+        return settings.with_settings([f"{n}={json.dumps(values[n])}" for n in planned])
 
     def differences(
         self, settings: Settings, sources: Mapping[str, Any]
@@ -162,13 +136,14 @@ class RunRecord:
         old, new = flat_settings(self.settings), flat_settings(settings)
         old |= {f"--{name}": value for name, value in self.sources.items()}
         new |= {f"--{name}": value for name, value in sources.items()}
+        may_change = setting_names(Mark.MAY_CHANGE)
         lines: tuple[list[str], list[str]] = [], []
         for name in old | new:
             if old.get(name) != new.get(name):
                 line = (
                     f"{name}: {_shown(old.get(name))} in the run, {_shown(new.get(name))}"
                 )
-                lines[name in FREE].append(f"{line} now")
+                lines[name in may_change].append(f"{line} now")
         return lines
 
 
