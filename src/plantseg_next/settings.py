@@ -382,6 +382,10 @@ class Settings(_Part):
             reduce(dict.__getitem__, path, tree)[last] = value
         return Settings.from_tree(tree, origin=origin)
 
+    def changed(self, part: str, **values: object) -> "Settings":
+        """Return the tree with other values in one part; they are not checked."""
+        return self.model_copy(update={part: getattr(self, part).model_copy(update=values)})
+
 
 def flat_settings(settings: Settings) -> dict[str, Any]:
     """Return the values of all settings by dotted name, as plain data."""

@@ -96,7 +96,6 @@ def download(
     part = folder.with_name(f"{folder.name}.zip.part")
     prepare_output(folder)
     with explained(part):
-        part.parent.mkdir(parents=True, exist_ok=True)
         _refuse_full_disk(archive, part)
         _fetch(archive, part, on_progress)
     _refuse_other(archive, part)
@@ -113,7 +112,7 @@ def _fetch(archive: Archive, part: Path, on_progress: Callable[[int, int], None]
     """
     tries = 0
     while True:
-        before = part.stat().st_size if part.exists() else 0
+        before = _size(part)
         if before >= archive.n_bytes:
             return
         try:
@@ -128,8 +127,7 @@ def _fetch(archive: Archive, part: Path, on_progress: Callable[[int, int], None]
             cause = "the file on the server has another size"
         except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
             cause = str(getattr(error, "reason", error)) or type(error).__name__
-        after = part.stat().st_size if part.exists() else 0
-        tries = 0 if after > before else tries + 1
+        tries = 0 if _size(part) > before else tries + 1
         if tries == TRIES:
             raise _no_answer(archive, part, cause)
 
@@ -154,8 +152,7 @@ def _append(
 
 
 def _refuse_full_disk(archive: Archive, part: Path) -> None:
-    n_downloaded = part.stat().st_size if part.exists() else 0
-    needed = 2 * archive.n_bytes - n_downloaded  # the archive and its content
+    needed = 2 * archive.n_bytes - _size(part)  # the archive and its content
     free = shutil.disk_usage(part.parent).free
     if free < needed:
         raise OutputError(
@@ -194,6 +191,10 @@ def _unpack(part: Path, folder: Path) -> None:
         unpacking.rename(folder)
 
 
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
 def archive_named(name: str) -> Archive:
     """Return a published archive.
 
@@ -210,9 +211,8 @@ def archive_named(name: str) -> Archive:
 
 
 def _no_answer(archive: Archive, part: Path, cause: str) -> DataError:
-    n_downloaded = part.stat().st_size if part.exists() else 0
     return DataError(
-        f"{archive.url} could not be downloaded: {cause}. {n_downloaded / 1e6:.0f} of "
+        f"{archive.url} could not be downloaded: {cause}. {_size(part) / 1e6:.0f} of "
         f"{archive.n_bytes / 1e6:.0f} MB are downloaded.",
         needed="a connection to that server",
         fix="run the same command again: it resumes the download. Or download the file "

@@ -3,7 +3,6 @@
 import itertools
 import operator
 import weakref
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from plantseg_next.memory.allocator import CachingAllocator
+from plantseg_next.memory.allocator import CachingAllocator, rounded
 from plantseg_next.memory.fake_op_cache import recall
 
 KINDS = (
@@ -34,7 +33,6 @@ KINDS = (
 predictions: the teacher's forward pass and the pseudo-labels. backward: temporary, in the
 backward pass. workspace: buffers of libraries."""
 ELSEWHERE = "elsewhere"  # not on the device
-ROUND = 512
 REPEATED = 2
 """Further steps after which the reserved memory no longer grows. They start with the
 fragments of the first step and took up to a sixth more."""
@@ -127,7 +125,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._on_cpu = on_cpu
         self._multiplying = dict.fromkeys((False, True), multiplying)
         self._held: dict[int, _Held] = {}
-        self._now: dict[str, int] = defaultdict(int)
+        self._now = dict.fromkeys(KINDS, 0)
         self._total = 0
         self._phase = "weights"
         self._allocator = CachingAllocator()
@@ -144,14 +142,10 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def found(self) -> Footprint:
         """End the step; return what has been recorded since ``begin``."""
-
-        def by_kind(n_bytes: Mapping[str, int]) -> dict[str, int]:
-            return {kind: n_bytes.get(kind, 0) for kind in KINDS}
-
         self._repeat()
         return Footprint(
-            by_kind(self._at_peak),
-            by_kind(self._now),
+            self._at_peak,
+            dict(self._now),
             self._allocator.reserved,
             tuple(self._timeline),
             self._flops,
@@ -193,7 +187,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = recall(func, args, kwargs or {})
         self._calls += not func.is_view
         if self._on_cpu and func is torch.ops.aten.convolution_backward.default:
-            n_bytes = cpu_workspace(args[1], args[2], groups=args[9], parts=cpu_parts())
+            n_bytes = cpu_workspace(args[1], args[2], groups=args[9])
             self._take("workspace", n_bytes)
             self._give("workspace", n_bytes)
         self._flops += _flops(func, args, out)
@@ -221,15 +215,14 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._take("workspace", n_bytes)
 
     def _hold(self, key: int, n_bytes: int, kind: str, on_release: object) -> None:
-        n_bytes = -(-n_bytes // ROUND) * ROUND
+        n_bytes = rounded(n_bytes)
         on_device = kind != ELSEWHERE
         block = self._allocator.allocate(n_bytes) if on_device else None
         number = next(self._numbers)
         self._held[key] = _Held(n_bytes, kind, block, on_release, number)
-        if not on_device:
-            return
-        self._events.append(_Event(number, n_bytes))
-        self._take(kind, n_bytes)
+        if on_device:
+            self._events.append(_Event(number, n_bytes))
+            self._take(kind, n_bytes)
 
     def _release(self, key: int) -> None:
         held = self._held.pop(key)
@@ -261,7 +254,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._total > self._peak:
             self._peak = self._total
             self._at_peak = dict(self._now)
-        self._timeline.append(tuple(self._now[kind] for kind in KINDS))
+        self._timeline.append(tuple(self._now.values()))
 
     def _give(self, kind: str, n_bytes: int) -> None:
         self._now[kind] -= n_bytes
@@ -285,9 +278,7 @@ def _flops(func: Any, args: tuple[Any, ...], out: Any) -> int:  # noqa: ANN401
     return 0 if count is None else int(count(*args, out_val=out))
 
 
-def cpu_workspace(
-    image: Tensor, weight: Tensor, *, groups: int, parts: tuple[int, int]
-) -> int:
+def cpu_workspace(image: Tensor, weight: Tensor, *, groups: int) -> int:
     """Return oneDNN's workspace for the gradient of a large depthwise kernel, in bytes.
 
     It sums the weights' gradient in parts. Smaller kernels and other convolutions need
@@ -297,12 +288,11 @@ def cpu_workspace(
         image: Input of the layer.
         weight: Of the layer.
         groups: Of the layer.
-        parts: See ``cpu_parts``.
     """
     size = weight.shape[2]
     if groups == 1 or weight.shape[1] > 1 or size <= 3:
         return 0
-    of_large, of_small = parts
+    of_large, of_small = cpu_parts()
     n_parts = of_small if min(image.shape[2:]) < size else of_large
     return n_parts * int(weight.numel()) * 4
 

@@ -19,6 +19,11 @@ LARGE_SEGMENT = 20 * MIB
 ROUND_SEGMENT = 2 * MIB
 
 
+def rounded(n_bytes: int, unit: int = ROUND) -> int:
+    """Return bytes rounded up to whole units."""
+    return -(-n_bytes // unit) * unit
+
+
 @dataclass(eq=False)
 class _Block:
     """A part of a segment."""
@@ -40,7 +45,7 @@ class CachingAllocator:
 
     def allocate(self, n_bytes: int) -> _Block:
         """Return the block for a request."""
-        size = max(ROUND, -(-n_bytes // ROUND) * ROUND)
+        size = max(ROUND, rounded(n_bytes))
         is_small = size <= SMALL
         block = self._best_fit(size, is_small=is_small) or self._segment(
             size, is_small=is_small
@@ -59,7 +64,6 @@ class CachingAllocator:
 
     def free(self, block: _Block) -> None:
         """Free a block and merge it with its free neighbors."""
-        block.is_free = True
         for other in (block.before, block.after):
             if other is None or not other.is_free:
                 continue
@@ -85,7 +89,7 @@ class CachingAllocator:
         elif size < MEDIUM:
             n = LARGE_SEGMENT
         else:
-            n = -(-size // ROUND_SEGMENT) * ROUND_SEGMENT
+            n = rounded(size, ROUND_SEGMENT)
         self.reserved += n
         return _Block(self.reserved - n, n, is_small)
 

@@ -23,7 +23,7 @@ class _Like(NamedTuple):
     stride: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    offset: int | torch.SymInt = 0
+    offset: int | torch.SymInt
 
 
 _KNOWN: dict[Hashable, Any] = {}
@@ -46,7 +46,8 @@ def recall(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # 
     is_view = func.is_view or func is torch.ops.aten._unsafe_view.default
     base = tensors[0].untyped_storage() if is_view else None
     mode = next(x.fake_mode for x in tensors if isinstance(x, FakeTensor))
-    return tree_map(partial(_fake, mode, base), _KNOWN[key], is_leaf=_is_like)
+    fake = partial(_fake, mode, base)
+    return tree_map(fake, _KNOWN[key], is_leaf=lambda x: isinstance(x, _Like))
 
 
 def _key(value: Any) -> Any:  # noqa: ANN401
@@ -63,10 +64,6 @@ def _like(value: Any) -> Any:  # noqa: ANN401
     return _Like(
         value.shape, value.stride(), value.dtype, value.device, value.storage_offset()
     )
-
-
-def _is_like(value: object) -> bool:
-    return isinstance(value, _Like)
 
 
 def _fake(mode: FakeTensorMode, base: UntypedStorage | None, like: Any) -> Any:  # noqa: ANN401

@@ -52,10 +52,10 @@ def plan_host_memory(
             if cache_mib >= least:
                 cache = min(requested.cache_mib, float(int(cache_mib)))
                 needs += round(max(1, n) * CACHE_GROWTH * cache * 2**20)
-                data = requested.model_copy(
-                    update={"workers": n, "prefetch": prefetch, "cache_mib": cache}
+                planned = settings.changed(
+                    "data", workers=n, prefetch=prefetch, cache_mib=cache
                 )
-                return settings.model_copy(update={"data": data}), needs
+                return planned, needs
             if n == 0:
                 break  # no prefetching without workers
     enough = -(-round(needs + CACHE_GROWTH * least * 2**20) // 10**6)

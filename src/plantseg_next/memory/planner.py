@@ -9,13 +9,12 @@ the training are changed, the least harmful first, and reported.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 from plantseg_next.errors import UsageError
 from plantseg_next.memory.allocation_tracker import Footprint, cpu_parts
 from plantseg_next.memory.host_memory import LEAST_CACHE_MIB
 from plantseg_next.memory.plan import MemoryPlan, in_mb
-from plantseg_next.memory.trace import footprint, of_batch, trace
+from plantseg_next.memory.trace import footprint, trace
 from plantseg_next.memory.trace_cache import cached_trace
 from plantseg_next.runtime import Device
 from plantseg_next.settings import Checkpointable, Settings
@@ -170,6 +169,10 @@ class _Search:
         """Return the memory of a step; equal steps are traced once."""
         return footprint(_essential(settings), self._trace)
 
+    def _of_batch(self, settings: Settings, batch: int) -> Footprint:
+        """Return the memory of a step with another batch size, traced whole."""
+        return self._trace(_essential(settings.changed("training", batch=batch)))
+
     def needs(self, settings: Settings) -> int:
         """Return the bytes of the budget that the run needs."""
         return self._needed(self.step(settings), settings)
@@ -194,11 +197,8 @@ class _Search:
         """Return whether the run stays within the budget."""
         return self.needs(settings) <= self._limit
 
-    def seconds(self, settings: Settings) -> float:
+    def _seconds(self, step: Footprint, settings: Settings) -> float:
         """Return the estimated time of a step."""
-        return self._cost(self.step(settings), settings)
-
-    def _cost(self, step: Footprint, settings: Settings) -> float:
         seconds = self._speed.seconds(step.flops, step.calls)
         if settings.memory.ema_offload and self._with_unlabeled:
             # The teacher to the device in half precision, the student's weights back.
@@ -210,15 +210,12 @@ class _Search:
         yield (), settings
         made: tuple[str, ...] = ()
         if self._device.kind == "cuda" and self._with_unlabeled:
-            settings = _with(settings, ema_offload=True)
+            settings = settings.changed("memory", ema_offload=True)
             made += ("The EMA teacher is kept in main memory: exact, slightly slower.",)
             yield made, settings
         if settings.memory.optimizer == "adamw":
-            lean = _with(settings, optimizer="adafactor")
-            states = [
-                self._trace(_essential(of_batch(s, 1))).resident["optimizer"]
-                for s in (lean, settings)
-            ]
+            lean = settings.changed("memory", optimizer="adafactor")
+            states = [self._of_batch(s, 1).resident["optimizer"] for s in (lean, settings)]
             if states[0] < 0.9 * states[1]:
                 settings = lean
                 made += (
@@ -231,13 +228,21 @@ class _Search:
             px = int(whole * fraction) // 32 * 32
             if px >= LEAST_TILE_PX:
                 tiles = f"Tiles of {px} px instead of {whole}: less context per tile."
-                data = settings.data.model_copy(update={"tile_px": px})
-                yield (*made, tiles), settings.model_copy(update={"data": data})
+                yield (*made, tiles), settings.changed("data", tile_px=px)
 
     def smallest(self, tried: Settings) -> Settings:
         """Return the settings of least memory with the same gradient."""
-        recomputed = self._recomputed(tried)[-1]
-        return _with(tried, micro_batch=1, recomputed=recomputed, rows=self._rows)
+        return self._option(tried, 1, self._recomputed(tried)[-1])
+
+    def _option(
+        self, tried: Settings, micro_batch: int, recomputed: tuple[Checkpointable, ...]
+    ) -> Settings:
+        """Return the settings in micro-batches, with losses in chunks for many classes."""
+        return _in_micro_batches(tried, micro_batch).changed(
+            "memory",
+            activation_checkpointing=recomputed,
+            loss_chunk_rows=self._rows or tried.memory.loss_chunk_rows,
+        )
 
     def _recomputed(self, tried: Settings) -> tuple[tuple[Checkpointable, ...], ...]:
         """Return the parts that can be recomputed; not all encoders have such stages."""
@@ -254,11 +259,11 @@ class _Search:
         options: list[tuple[float, int, Settings]] = []
         for recomputed in self._recomputed(tried):
             for n in reversed(_sizes(tried.training.batch)):
-                option = _with(tried, micro_batch=n, recomputed=recomputed, rows=self._rows)
+                option = self._option(tried, n, recomputed)
                 step = self._extrapolate(option)
                 if self._needed(step, option) > self._limit:
                     break
-                options.append((self._cost(step, option), len(options), option))
+                options.append((self._seconds(step, option), len(options), option))
         for _, _, option in sorted(options):
             if self.fits(option):
                 return option
@@ -273,12 +278,12 @@ class _Search:
         n, batch = settings.training.tiles_at_once, settings.training.batch
 
         def two_micro_batches(m: int) -> Footprint:
-            return self._trace(_essential(of_batch(_with(settings, micro_batch=m), 2 * m)))
+            return self._of_batch(_in_micro_batches(settings, m), 2 * m)
 
         one = two_micro_batches(1)
         two = two_micro_batches(2) if n > 1 else one
         small = self.smallest(settings)
-        few, more = (self._trace(_essential(of_batch(small, m))) for m in (2, 3))
+        few, more = (self._of_batch(small, m) for m in (2, 3))
         factor = batch / 2  # both traces are of two micro-batches
         grown = one.grown(two, n - 1)
         waiting = (more.peak_bytes - few.peak_bytes) * max(0, batch - 2 * n)
@@ -299,15 +304,13 @@ class _Search:
     ) -> MemoryPlan:
         """Return the plan; on a CPU remaining memory goes to the cache of images."""
         after, needs, room = self.step(chosen), self.needs(chosen), self._room(chosen)
-        slower = self.seconds(chosen) / self.seconds(requested)
+        slower = self._seconds(after, chosen) / self._seconds(before, requested)
         if self._device.kind == "cpu":
             left = (self._limit - needs) / 2**20 / 2 + LEAST_CACHE_MIB
             cache_mib = min(requested.data.cache_mib, float(int(left)))
-            data = chosen.data.model_copy(update={"cache_mib": cache_mib, "workers": 0})
-            chosen = chosen.model_copy(update={"data": data})
+            chosen = chosen.changed("data", cache_mib=cache_mib, workers=0)
             needs += round(2 * (cache_mib - LEAST_CACHE_MIB) * 2**20)
-        memory = chosen.memory.model_copy(update={"budget_mb": self._limit / 1e6})
-        chosen = chosen.model_copy(update={"memory": memory})
+        chosen = chosen.changed("memory", budget_mb=self._limit / 1e6)
         changes = (*_harmless(requested, chosen), *concessions)
         return MemoryPlan(
             requested, chosen, self._limit, before, after, needs, room, slower, changes
@@ -326,51 +329,24 @@ def _sizes(batch: int) -> list[int]:
     return sizes
 
 
-def _with(
-    settings: Settings,
-    *,
-    micro_batch: int | None = None,
-    recomputed: tuple[Checkpointable, ...] | None = None,
-    rows: int | None = None,
-    **memory: bool | str,
-) -> Settings:
-    """Return the settings with other memory settings or another micro-batch."""
-    changed: dict[str, Any] = dict(memory)
-    if recomputed is not None:
-        changed["activation_checkpointing"] = recomputed
-    if rows is not None:
-        changed["loss_chunk_rows"] = rows
-    training = settings.training
-    if micro_batch is not None:
-        size = None if micro_batch == training.batch else micro_batch
-        training = training.model_copy(update={"micro_batch": size})
-    return settings.model_copy(
-        update={
-            "memory": settings.memory.model_copy(update=changed),
-            "training": training,
-        }
-    )
+def _in_micro_batches(settings: Settings, size: int) -> Settings:
+    """Return the settings with micro-batches of this size."""
+    whole = size == settings.training.batch
+    return settings.changed("training", micro_batch=None if whole else size)
 
 
 def _essential(settings: Settings) -> Settings:
     """Return the settings with all that a step does not depend on at its default."""
-    plain = Settings()
-    return plain.model_copy(
-        update={
-            "deterministic": settings.deterministic,
-            "data": plain.data.model_copy(update={"tile_px": settings.data.tile_px}),
-            "model": settings.model,
-            "loss": settings.loss,
-            "semi": settings.semi,
-            "image_labels": settings.image_labels,
-            "memory": settings.memory.model_copy(update={"budget_mb": None}),
-            "training": plain.training.model_copy(
-                update={
-                    name: getattr(settings.training, name)
-                    for name in ("batch", "micro_batch", "precision")
-                }
-            ),
-        }
+    kept = ("deterministic", "model", "loss", "semi", "image_labels", "memory")
+    training = {
+        n: getattr(settings.training, n) for n in ("batch", "micro_batch", "precision")
+    }
+    return (
+        Settings()
+        .model_copy(update={name: getattr(settings, name) for name in kept})
+        .changed("memory", budget_mb=None)
+        .changed("data", tile_px=settings.data.tile_px)
+        .changed("training", **training)
     )
 
 

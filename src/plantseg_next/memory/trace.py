@@ -53,7 +53,9 @@ def footprint(settings: Settings, traced: Callable[[Settings], Footprint]) -> Fo
     if batch <= more * size:
         step = traced(settings)
     else:
-        smaller, larger = (traced(of_batch(settings, n * size)) for n in TRACED_PARTS)
+        smaller, larger = (
+            traced(settings.changed("training", batch=n * size)) for n in TRACED_PARTS
+        )
         step = smaller.grown(larger, -(-batch // size) - few)
     return replace(step, reserved=round(UNSEEN * step.reserved))
 
@@ -85,13 +87,14 @@ def trace(
     setattr(network.encoder, "traced_for_gpu", not on_cpu)  # noqa: B010
     tracker = AllocationTracker(on_cpu=on_cpu, multiplying=0 if on_cpu else PRODUCTS_BYTES)
     casts = not on_cpu and uses_bfloat16(settings, device)
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
+    with (
+        warnings.catch_warnings(),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        tracker,
+        _gpu_casts() if casts else nullcontext(),
+        same_bits(settings.deterministic, device),
+    ):
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.enter_context(tracker)
-        stack.enter_context(_gpu_casts() if casts else nullcontext())
-        stack.enter_context(same_bits(settings.deterministic, device))
         _make_fake(network)
         # Fake tensors on the CPU: autograd works on them without a GPU.
         cpu = Device("cpu", device.name, device.has_bfloat16)
@@ -124,20 +127,16 @@ class _KindLabeler:
         self._tracker = tracker
         self._engine = engine
         network = engine.network
-        self._label_forward(network, "activations")
+        self._in_phase(network, "forward", "activations")
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                     self._label_gradient
                 )
         if engine.pseudo_labeler is not None:
-            pseudo_labeler, teacher = engine.pseudo_labeler, engine.pseudo_labeler.teacher
+            teacher = engine.pseudo_labeler.teacher
             for name in ("weights", "make_targets"):
-                setattr(
-                    pseudo_labeler,
-                    name,
-                    self._in_teacher_phase(getattr(pseudo_labeler, name)),
-                )
+                self._in_phase(engine.pseudo_labeler, name, "teacher predictions")
             kind = ELSEWHERE if teacher.offload_to_cpu and has_host else "teacher"
             own = {id(p) for p in network.parameters()}
             for tensor in (*teacher.network.parameters(), *teacher.network.buffers()):
@@ -155,27 +154,15 @@ class _KindLabeler:
             self._engine.optimizer_step(step=0, steps=3)
         self._engine.zero_grad()
 
-    def _in_teacher_phase(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _in_phase(self, owner: object, name: str, kind: str) -> None:
+        """Assign a kind to what a method allocates from now on."""
+        method = getattr(owner, name)
+
         def in_phase(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any method
-            with self._tracker.phase("teacher predictions"):
+            with self._tracker.phase(kind):
                 return method(*args, **kwargs)
 
-        return in_phase
-
-    def _label_forward(self, network: nn.Module, kind: str) -> None:
-        """Assign this kind to the allocations of a network's forward pass."""
-        open_phases: list[Any] = []
-
-        def before(_module: nn.Module, _inputs: object) -> None:
-            phase = self._tracker.phase(kind)
-            phase.__enter__()
-            open_phases.append(phase)
-
-        def after(_module: nn.Module, _inputs: object, _scores: object) -> None:
-            open_phases.pop().__exit__(None, None, None)
-
-        network.register_forward_pre_hook(before)
-        network.register_forward_hook(after)
+        setattr(owner, name, in_phase)
 
     def _label_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
@@ -209,9 +196,7 @@ def _make_fake(network: Segmenter) -> None:
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            layout = torch.contiguous_format
-            if parameter.ndim == 4:
-                layout = torch.channels_last
+            layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
             fake = torch.empty(parameter.shape, memory_format=layout)
             module._parameters[name] = nn.Parameter(fake)
         for name, buffer in module._buffers.items():
@@ -246,9 +231,3 @@ def _fake_tiles(settings: Settings, *, with_unlabeled: bool) -> TrainBatch:
         keys=("",) * n,
     )
     return TrainBatch(labeled, views)
-
-
-def of_batch(settings: Settings, batch: int) -> Settings:
-    """Return the settings with another batch size."""
-    training = settings.training.model_copy(update={"batch": batch})
-    return settings.model_copy(update={"training": training})

@@ -1,7 +1,7 @@
-"""Write tensors to a safetensors file one by one.
+"""Write tensors in the safetensors format one by one, to a file or a digest.
 
-The safetensors library builds the whole file in memory first, which doubles the memory of
-the tensors. Files are read with the library.
+The library writes to files only, and its older versions build the whole file in memory
+first, which doubles the memory of the tensors. Files are read with the library.
 """
 
 import hashlib
