@@ -8,7 +8,6 @@ the key, so that entries cannot be out of date.
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import plantseg_next
-from plantseg_next.files import write_atomically
+from plantseg_next.files import cache_folder, write_atomically
 from plantseg_next.memory.allocation_tracker import Footprint
 
 MOST_KEPT = 300
@@ -50,9 +49,8 @@ def cached_trace(about: Mapping[str, Any], find: Callable[[], Footprint]) -> Foo
 
 
 def folder() -> Path:
-    """Return the folder of the cache, in ``XDG_CACHE_HOME`` or ``~/.cache``."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "plantseg-next" / "traces"
+    """Return the folder of the cache; see ``files.cache_folder``."""
+    return cache_folder() / "traces"
 
 
 @cache
