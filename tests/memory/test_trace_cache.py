@@ -47,13 +47,14 @@ def test_trace_cache_with_a_damaged_file_is_rebuilt(content):
     assert len(calls) == 2
 
 
-def test_trace_cache_in_an_unwritable_folder_is_no_error(monkeypatch, tmp_path):
+def test_trace_cache_in_an_unwritable_folder_is_a_temporary_one(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     find, calls = finder()
-    assert cached_trace({}, find) == STEP
-    assert cached_trace({}, find) == STEP
-    assert len(calls) == 2
+    assert cached_trace({"folder": str(tmp_path)}, find) == STEP
+    assert cached_trace({"folder": str(tmp_path)}, find) == STEP
+    assert len(calls) == 1
+    assert not folder().is_relative_to(tmp_path)
 
 
 def test_trace_cache_removes_the_oldest_entries(monkeypatch):
