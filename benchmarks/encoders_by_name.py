@@ -21,7 +21,7 @@ from pathlib import Path
 import results_table
 
 from plantseg_next.models.bundle import read_card
-from plantseg_next.synthetic.leaves import write_drawn_folder
+from plantseg_next.synthetic.folders import write_drawn_folder
 
 RESULTS = Path(__file__).parent / "results" / "encoders_by_name.csv"
 ENCODERS = ("resnet18", "efficientnet_b0")

@@ -23,7 +23,7 @@ import torch
 from plantseg_next import api
 from plantseg_next.models.bundle import read_weights
 from plantseg_next.settings import Settings
-from plantseg_next.synthetic.leaves import write_drawn_folder
+from plantseg_next.synthetic.folders import write_drawn_folder
 from plantseg_next.workflows.setup import DataSources
 
 STEPS = 20

@@ -38,7 +38,7 @@ from PIL import Image
 
 from plantseg_next.models.bundle import read_card
 from plantseg_next.settings import Settings
-from plantseg_next.synthetic.leaves import write_drawn_folder
+from plantseg_next.synthetic.folders import write_drawn_folder
 
 RESULTS = Path(__file__).parent / "results" / "fault_campaign.csv"
 FIVE = RESULTS.with_name("fault_campaign_five.csv")

@@ -31,7 +31,7 @@ from plantseg_next.data.manifest import Manifest, common_classes, merge
 from plantseg_next.models.bundle import read_bundle, write_bundle
 from plantseg_next.models.pretrained import PACKAGED
 from plantseg_next.settings import Settings
-from plantseg_next.synthetic.leaves import write_drawn_folder
+from plantseg_next.synthetic.folders import write_drawn_folder
 
 CHUNK = 100
 SIDE = 384

@@ -17,7 +17,7 @@ from plantseg_next.settings import (
     Settings,
     TrainingSettings,
 )
-from plantseg_next.synthetic.leaves import write_drawn_folder
+from plantseg_next.synthetic.folders import write_drawn_folder
 from plantseg_next.training.trainer import Trainer
 
 # One thread: tests are small, and threads that wait for each other on a busy machine

@@ -14,10 +14,8 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import (
     PlainSerializer,
     PlainValidator,
-    SerializationInfo,
     TypeAdapter,
     ValidationError,
-    ValidationInfo,
 )
 from pydantic_core import to_json
 
@@ -27,11 +25,11 @@ from plantseg_next.files import write_atomically
 T = TypeVar("T")
 
 
-def _joined(path: str, info: ValidationInfo[Path]) -> Path:
-    return info.context / path
+def _joined(path: str, info: Any) -> Path:  # noqa: ANN401 - beartype cannot check its type
+    return Path(info.context / path)
 
 
-def _relative(path: Path, info: SerializationInfo[Path]) -> str:
+def _relative(path: Path, info: Any) -> str:  # noqa: ANN401 - as above
     path, folder = path.resolve(), info.context
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
@@ -117,7 +115,7 @@ class JsonFormat(Generic[T]):
             raise self._refused(f"`{path}` is not {self.what}: {error!r}.") from error
 
     @cached_property
-    def _adapter(self) -> TypeAdapter[T]:
+    def _adapter(self) -> Any:  # noqa: ANN401 - a TypeAdapter, as above
         return TypeAdapter(self.content)
 
     def _refused(self, came: str, fix: str | None = None) -> PlantSegError:

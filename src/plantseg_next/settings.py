@@ -440,12 +440,11 @@ def _yaml_number(text: str) -> str:
 
 def _explain(error: ValidationError, origin: str) -> UsageError:
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
+    name = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return unknown_setting(name, setting_names(), origin)
-    what = f"`{name}`" if name else "the content"
     return UsageError(
-        f"{origin}: {what} is {first['input']!r}.",
+        f"{origin}: {f'`{name}`' if name else 'the content'} is {first['input']!r}.",
         needed=first["msg"],
         fix="correct the value, or leave it out for its default",
     )

@@ -14,7 +14,7 @@ from plantseg_next.data.formats import read_folders
 from plantseg_next.data.manifest import Manifest, MaskCoding, Row, common_classes
 from plantseg_next.data.quality.check import check
 from plantseg_next.errors import DataError, UsageError
-from plantseg_next.synthetic.leaves import write_drawn_folder
+from plantseg_next.synthetic.folders import write_drawn_folder
 
 
 def manifest_of(**sources) -> Manifest:

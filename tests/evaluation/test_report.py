@@ -333,7 +333,7 @@ def test_report_shows_a_score_without_a_label_under_its_name(monkeypatch):
             self.counts += other.counts
 
         def compute(self):
-            return {"lesion_fraction": self.counts[0] / self.counts[1]}
+            return {"lesion_fraction": np.asarray(self.counts[0] / self.counts[1])}
 
     real = report_module.report_metrics
     monkeypatch.setattr(

@@ -11,8 +11,9 @@ from PIL import Image
 from scipy import ndimage
 
 from plantseg_next.errors import OutputError, UsageError
+from plantseg_next.synthetic.folders import write_drawn_folder
 from plantseg_next.synthetic.leaf_shapes import smooth_noise
-from plantseg_next.synthetic.leaves import DISEASES, draw_leaf, write_drawn_folder
+from plantseg_next.synthetic.leaves import DISEASES, draw_leaf
 from plantseg_next.synthetic.lesions import LESION_KINDS, Blots, draw_look, place_blots
 
 SMALL = (96, 128)
@@ -177,7 +178,7 @@ def test_drawn_folder_has_each_leaf_in_one_split_and_each_disease_in_all(folder)
 
 
 def test_splits_of_many_leaves_are_70_15_15():
-    from plantseg_next.synthetic.leaves import _plan_splits
+    from plantseg_next.synthetic.folders import _plan_splits
 
     splits = _plan_splits(np.random.default_rng(0), [*DISEASES] * 40)
     fractions = [splits.count(name) / len(splits) for name in ("train", "val", "test")]

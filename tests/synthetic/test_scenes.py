@@ -11,7 +11,8 @@ from plantseg_next.data.mask_values import decode_mask
 from plantseg_next.errors import UsageError
 from plantseg_next.structures import IGNORE
 from plantseg_next.synthetic import scene_canvas, scenes
-from plantseg_next.synthetic.leaves import DISEASES, write_drawn_folder
+from plantseg_next.synthetic.folders import write_drawn_folder
+from plantseg_next.synthetic.leaves import DISEASES
 from plantseg_next.synthetic.scenes import KINDS, draw_scene
 
 pytestmark = pytest.mark.integration

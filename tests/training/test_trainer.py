@@ -510,6 +510,14 @@ def test_minutes_become_a_fixed_number_of_steps(monkeypatch):
     assert budget.steps == 30 + (600 - (29 * 2 + 30 + 3) - 4 * 3) // 2
 
 
+def test_validation_before_any_timed_step_fixes_no_steps():
+    budget = TimeBudget(TrainingSettings(minutes=10, steps=3, validations=1))
+    for step in range(1, 4):
+        assert not budget.ends_profile(step)
+    assert budget.set_steps(3, validation_s=1.0) is None
+    assert budget.steps == 3
+
+
 def test_too_few_minutes_warn_with_numbers(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)

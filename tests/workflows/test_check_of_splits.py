@@ -6,7 +6,7 @@ from PIL import Image
 
 from plantseg_next import api
 from plantseg_next.errors import UsageError
-from plantseg_next.synthetic.leaves import write_drawn_folder
+from plantseg_next.synthetic.folders import write_drawn_folder
 
 pytestmark = pytest.mark.integration
 

@@ -18,7 +18,7 @@ from plantseg_next.data import splits
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.models.bundle import read_card
-from plantseg_next.synthetic.leaves import write_drawn_folder
+from plantseg_next.synthetic.folders import write_drawn_folder
 from plantseg_next.training.callbacks.callback import Callback
 from plantseg_next.workflows.setup import DataSources
 

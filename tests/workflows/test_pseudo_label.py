@@ -16,7 +16,7 @@ from plantseg_next.data.mask_values import decode_mask
 from plantseg_next.errors import OutputError, UsageError
 from plantseg_next.models.bundle import read_card
 from plantseg_next.structures import IGNORE, ClassMap, Prediction
-from plantseg_next.synthetic.leaves import write_drawn_folder
+from plantseg_next.synthetic.folders import write_drawn_folder
 from plantseg_next.workflows.pseudo_label import coding_of, sure_mask
 from plantseg_next.workflows.setup import DataSources
 

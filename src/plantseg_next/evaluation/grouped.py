@@ -7,7 +7,7 @@ Axes: g group, d resample.
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import Protocol, Self
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Real
@@ -15,7 +15,10 @@ from jaxtyping import Float64, Real
 from plantseg_next.evaluation.intervals import Estimate, draw_groups, percentiles
 from plantseg_next.structures import Prediction, Sample
 
+M = TypeVar("M", bound="Metric")
 
+
+@runtime_checkable
 class Metric(Protocol):
     """Scores of a set of images, computed from counts that add up over images.
 
@@ -29,7 +32,7 @@ class Metric(Protocol):
     def update(self, truth: Sample, prediction: Prediction) -> None:
         """Add an image."""
 
-    def merge(self, other: Self) -> None:
+    def merge(self: M, other: M) -> None:
         """Add the images of another object."""
 
     def compute(self) -> dict[str, Float64[np.ndarray, "..."]]:

@@ -11,18 +11,14 @@ the same seed leaves the rest of the image as it was.
 Axes: h row, w column. Lengths are pixels, colors are in [0, 1] until the last step.
 """
 
-import csv
 from dataclasses import dataclass, replace
 from math import cos, pi, sin
-from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image
 
-from plantseg_next.errors import OutputError, UsageError
-from plantseg_next.structures import IGNORE
+from plantseg_next.errors import UsageError
 from plantseg_next.synthetic.leaf_shapes import (
     LeafFields,
     LeafShape,
@@ -49,8 +45,6 @@ _PAPERS = bytes.fromhex("e0d6d6 dbdbde c7bdb8 a8a3a8 807a85 b8b39e 4d5c85 080808
 _PAPER_SHARES = (0.24, 0.22, 0.14, 0.1, 0.1, 0.08, 0.07, 0.05)
 _SCENES = bytes.fromhex("4d6b24 334d1a 739933 6b5238 4d3826 8c734d b8cce0 d19980 141a0d")
 _DEAD = np.array((1.3, 0.95, 0.6), np.float32)
-_PALETTE = bytes.fromhex("000000 3ca03c 964b19 5a285a f0f0f0 e68214 d2c85a")
-_UNSURE = bytes.fromhex("808080")
 _STREAMS = 8
 
 
@@ -106,7 +100,7 @@ def draw_leaf(
         >>> int(young.lesion.sum()), bool(old.lesion.any())
         (0, True)
     """
-    _check(seed, size_hw, disease, age_days)
+    refuse_impossible(seed, size_hw, disease, age_days)
     streams = (np.random.default_rng([seed, part]) for part in range(_STREAMS))
     choice, shape, skin, sites, colors, place, light, camera = streams
     drawn = DISEASES[int(choice.integers(len(DISEASES)))]
@@ -140,9 +134,14 @@ def draw_leaf(
     return DrawnLeaf(image, lesion, leaf.astype(np.uint8), disease, age_days)
 
 
-def _check(
+def refuse_impossible(
     seed: int, size_hw: tuple[int, int], disease: str | None, age_days: float | None
 ) -> None:
+    """Refuse what cannot be drawn.
+
+    Raises:
+        UsageError: States the argument and its range.
+    """
     if seed < 0:
         raise UsageError(
             f"`seed` is {seed}.", needed="a whole number from 0", fix="drop the sign"
@@ -294,139 +293,3 @@ def photograph(
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(45, 97))]
     _, coded = cv2.imencode(".jpg", levels, quality)
     return np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
-
-
-def write_drawn_folder(
-    folder: Path,
-    n: int,
-    *,
-    seed: int = 0,
-    size_hw: tuple[int, int] = (256, 256),
-    scenes: bool = False,
-) -> None:
-    """Write a data set of drawn leaves: images, masks, names of classes, an index.
-
-    What is written: ``images/*.jpg``; ``masks/*.png`` with a palette, 0 background,
-    1 leaf and ``i + 2`` for ``LESION_KINDS[i]``; ``classes.yaml`` from value to name;
-    ``index.csv`` with the columns name, split, disease, group. A quarter of the leaves
-    are drawn at two ages; the images of a leaf are one group and in the same split.
-
-    Splits are 70 / 15 / 15 % of the leaves of each disease, but any disease with three
-    leaves has one in each split: small folders hold more of val and test.
-
-    With ``scenes``, what ``scenes.draw_scene`` draws is written instead, each a group of
-    its own. Its masks have one value more, 7, "no lesion": foliage out of focus, of which
-    it is unknown whether it counts as leaf.
-
-    Args:
-        folder: Created if missing.
-        n: Images, at least 1.
-        seed: Of the whole folder, at least 0.
-        size_hw: Rows and columns of each image, at least 32 each.
-        scenes: Whether to draw scenes of all kinds instead of single leaves.
-
-    Raises:
-        UsageError: If ``n``, ``seed`` or ``size_hw`` is outside the range stated above.
-        OutputError: If the folder already holds images or an index.
-    """
-    if n < 1:
-        raise UsageError(f"`n` is {n}.", needed="1 image or more", fix="ask for more")
-    _check(seed, size_hw, None, None)
-    index = folder / "index.csv"
-    for path in (folder / "images", folder / "masks", index):
-        if path.exists():
-            raise OutputError(
-                f"`{path}` already exists.",
-                needed="a folder without images and index",
-                fix="name another folder, or remove the old images first",
-            )
-    (folder / "images").mkdir(parents=True)
-    (folder / "masks").mkdir()
-    names = ("background", "leaf", *LESION_KINDS, *(("no lesion",) if scenes else ()))
-    lines = (f"{value}: {name}\n" for value, name in enumerate(names))
-    (folder / "classes.yaml").write_text("".join(lines), "utf-8")
-
-    rows = (_write_scenes if scenes else _write_leaves)(folder, n, seed, size_hw)
-    with index.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("name", "split", "disease", "group"), *rows])
-
-
-_Row = tuple[str, str, str, str]
-
-
-def _write_leaves(folder: Path, n: int, seed: int, size_hw: tuple[int, int]) -> list[_Row]:
-    """Write images and masks of single leaves, and return the rows of the index."""
-    rng = np.random.default_rng([seed, n])
-    looks = _plan_looks(rng, n)
-    diseases = [DISEASES[k % len(DISEASES)] for k in range(len(looks))]
-    splits = _plan_splits(rng, diseases)
-    rows: list[_Row] = []
-    next_seed = seed * 1_000_003
-    for k, ages in enumerate(looks):
-        drawn, next_seed = _first_shown(next_seed, ages, diseases[k], size_hw)
-        for image, letter in zip(drawn, "ab", strict=False):
-            name = f"leaf_{k:05}{letter}"
-            _write_pair(folder, name, image, _PALETTE)
-            rows.append((name, splits[k], diseases[k], f"leaf_{k:05}"))
-    return rows
-
-
-def _write_scenes(folder: Path, n: int, seed: int, size_hw: tuple[int, int]) -> list[_Row]:
-    """Write images and masks of scenes, and return the rows of the index."""
-    from plantseg_next.synthetic.scenes import draw_scene  # it needs this module
-
-    names, diseases = [], []
-    for k in range(n):
-        scene = draw_scene(seed * 1_000_003 + k, size_hw=size_hw)
-        names.append(f"scene_{k:05}")
-        diseases.append(scene.disease)
-        _write_pair(folder, names[-1], scene, _PALETTE + _UNSURE)
-    splits = _plan_splits(np.random.default_rng([seed, n]), diseases)
-    return list(zip(names, splits, diseases, names, strict=True))
-
-
-def _plan_looks(rng: np.random.Generator, n: int) -> list[tuple[float, ...]]:
-    """Return the ages at which each leaf is seen, ``n`` images in all."""
-    looks: list[tuple[float, ...]] = []
-    left = n
-    while left:
-        twice = left > 1 and rng.random() < 0.25
-        young, old = rng.uniform(5, 10), rng.uniform(14, 25)
-        looks.append((young, old) if twice else (rng.uniform(8, 25),))
-        left -= len(looks[-1])
-    return looks
-
-
-def _plan_splits(rng: np.random.Generator, diseases: list[str]) -> list[str]:
-    """Return the split of each leaf, the same fractions for every disease."""
-    splits = [""] * len(diseases)
-    for disease in DISEASES:
-        leaves = [k for k, name in enumerate(diseases) if name == disease]
-        held = max(1, round(0.15 * len(leaves)))
-        order = ["train"] * max(1, len(leaves) - 2 * held) + (["test", "val"] * held)
-        mixed = rng.permutation(np.array(order[: len(leaves)]))
-        for k, split in zip(leaves, mixed.tolist(), strict=True):
-            splits[k] = split
-    return splits
-
-
-def _first_shown(
-    seed: int, ages: tuple[float, ...], disease: str, size_hw: tuple[int, int]
-) -> tuple[list[DrawnLeaf], int]:
-    """Return the first leaf from ``seed`` on whose lesions show, and the next seed."""
-    while True:
-        drawn = [
-            draw_leaf(seed, size_hw=size_hw, disease=disease, age_days=age) for age in ages
-        ]
-        seed += 1
-        if disease == "healthy" or all(leaf.lesion.any() for leaf in drawn):
-            return drawn, seed
-
-
-def _write_pair(folder: Path, name: str, drawn: DrawnLeaf, palette: bytes) -> None:
-    Image.fromarray(drawn.image).save(folder / "images" / f"{name}.jpg", quality=95)
-    values = np.where(drawn.lesion > 0, drawn.lesion + 1, drawn.leaf).astype(np.uint8)
-    values[drawn.leaf == IGNORE] = len(LESION_KINDS) + 2
-    mask = Image.frombytes("P", values.shape[::-1], values.tobytes())
-    mask.putpalette(palette)
-    mask.save(folder / "masks" / f"{name}.png")

@@ -187,7 +187,7 @@ def write_state(file: BinaryIO, state: dict[str, Any], digest: "hashlib._Hash") 
     write_tensors(write, tensors, {_KEY: head.decode()})
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[Any, Any]:
     """Return the state that ``write_state`` wrote, with tensors on the CPU.
 
     Raises:

@@ -100,7 +100,7 @@ class TimeBudget:
         Returns:
             A warning, if few steps fit into the minutes.
         """
-        if self._is_fixed:
+        if self._is_fixed or len(self._ends) < 2:  # a validation of a very short run
             return None
         # The median: single steps wait for uncached files or other programs.
         step_s = median(b - a for a, b in pairwise(self._ends))

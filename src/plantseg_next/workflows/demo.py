@@ -75,7 +75,7 @@ def demo(
         on_measured: Called before training with the results of the starter model.
         progress: Called during each part.
     """
-    from plantseg_next.synthetic.leaves import write_drawn_folder
+    from plantseg_next.synthetic.folders import write_drawn_folder
 
     out = Path(out)
     prepare_output(out)

@@ -14,7 +14,7 @@ from plantseg_next.data.quality.leakage import (
     draw_splits,
     drop_leaks,
 )
-from plantseg_next.synthetic.leaves import write_drawn_folder
+from plantseg_next.synthetic.folders import write_drawn_folder
 
 BARE = {"mask": None, "disease": None, "split": None}
 

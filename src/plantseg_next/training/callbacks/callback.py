@@ -91,7 +91,7 @@ class Validation:
     lesion_dice_low: float = math.nan
     lesion_dice_high: float = math.nan
 
-    def values(self) -> dict[str, float]:
+    def values(self) -> dict[str, float | int]:
         """Return the metrics, the number of images and the interval; no NaN."""
         values = {
             **self.metrics,
@@ -106,7 +106,7 @@ class Validation:
         return describe(self.values())
 
 
-def describe(values: Mapping[str, float]) -> str:
+def describe(values: Mapping[str, float | int]) -> str:
     """Return what ``Validation.values`` returned as text.
 
     Example:
