@@ -24,7 +24,7 @@ from plantseg_next import api
 from plantseg_next.models.bundle import read_weights
 from plantseg_next.settings import Settings
 from plantseg_next.synthetic.folders import write_drawn_folder
-from plantseg_next.workflows.setup import DataSources
+from plantseg_next.workflows.training_data import DataSources
 
 STEPS = 20
 SHARED = [

@@ -35,7 +35,7 @@ from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.settings import Settings
 from plantseg_next.structures import SkippedImage
 from plantseg_next.workflows.evaluate import eval_items, severity_pct
-from plantseg_next.workflows.setup import DataSources
+from plantseg_next.workflows.training_data import DataSources
 
 RESULTS = Path(__file__).parent / "results" / "label_efficiency.csv"
 GroupCounts = dict[tuple[str, str], np.ndarray]

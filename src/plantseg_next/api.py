@@ -15,8 +15,8 @@ from plantseg_next.workflows.predict import predict
 from plantseg_next.workflows.progress import Progress
 from plantseg_next.workflows.pseudo_label import pseudo_label
 from plantseg_next.workflows.self_train import self_train
-from plantseg_next.workflows.setup import DataSources
 from plantseg_next.workflows.train import ReproducibilityResult, TrainResult, train, verify
+from plantseg_next.workflows.training_data import DataSources
 
 __all__ = [
     "DataSources",

@@ -20,7 +20,7 @@ from plantseg_next.data.manifest import Manifest
 from plantseg_next.models.bundle import read_card
 from plantseg_next.synthetic.folders import write_drawn_folder
 from plantseg_next.training.callbacks.callback import Callback
-from plantseg_next.workflows.setup import DataSources
+from plantseg_next.workflows.training_data import DataSources
 
 pytestmark = pytest.mark.integration
 FEW = TINY.with_settings(["data.labeled_fraction=0.3", "semi.warmup_fraction=0"])

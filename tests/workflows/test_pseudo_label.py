@@ -18,7 +18,7 @@ from plantseg_next.models.bundle import read_card
 from plantseg_next.structures import IGNORE, ClassMap, Prediction
 from plantseg_next.synthetic.folders import write_drawn_folder
 from plantseg_next.workflows.pseudo_label import coding_of, sure_mask
-from plantseg_next.workflows.setup import DataSources
+from plantseg_next.workflows.training_data import DataSources
 
 pytestmark = pytest.mark.integration
 

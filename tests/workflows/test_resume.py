@@ -21,7 +21,7 @@ from plantseg_next.settings import Settings
 from plantseg_next.training import run_record
 from plantseg_next.training.callbacks.callback import Callback
 from plantseg_next.training.run_record import run_lock
-from plantseg_next.workflows.setup import DataSources
+from plantseg_next.workflows.training_data import DataSources
 
 pytestmark = pytest.mark.integration
 COMMAND = "import toy_encoder, plantseg_next.cli; plantseg_next.cli.main()"

@@ -13,7 +13,7 @@ from plantseg_next import api
 from plantseg_next.data import image_io
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.errors import DataError
-from plantseg_next.workflows.setup import DataSources, TrainingData, build_manifest
+from plantseg_next.workflows.training_data import DataSources, TrainingData, build_manifest
 
 pytestmark = pytest.mark.integration
 
@@ -97,7 +97,7 @@ def test_run_resumes_with_its_own_splits(stopped_run, drawn_folder, monkeypatch)
         raise AssertionError("splits were drawn again")
 
     before = (stopped_run / "manifest.json").read_bytes()
-    monkeypatch.setattr("plantseg_next.workflows.setup.draw_splits", fail)
+    monkeypatch.setattr("plantseg_next.workflows.training_data.draw_splits", fail)
     api.train(drawn_folder, stopped_run, FEW)
     assert (stopped_run / "manifest.json").read_bytes() == before
 

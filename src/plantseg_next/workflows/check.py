@@ -12,7 +12,7 @@ from plantseg_next.data.splits import labeled_rows
 from plantseg_next.errors import UsageError
 from plantseg_next.files import AnyPath
 from plantseg_next.workflows.progress import Progress, progress_for
-from plantseg_next.workflows.setup import DataSources
+from plantseg_next.workflows.training_data import DataSources
 
 
 def check(

@@ -11,7 +11,7 @@ from plantseg_next.models.start import with_start
 from plantseg_next.runtime import Device, find_device
 from plantseg_next.settings import Settings
 from plantseg_next.workflows.progress import Progress, progress_for
-from plantseg_next.workflows.setup import DataSources, TrainingData, build_manifest
+from plantseg_next.workflows.training_data import DataSources, TrainingData, build_manifest
 
 if TYPE_CHECKING:
     from plantseg_next.memory.plan import MemoryPlan

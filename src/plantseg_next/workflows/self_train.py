@@ -11,8 +11,8 @@ from plantseg_next.files import AnyPath, prepare_output
 from plantseg_next.settings import Settings
 from plantseg_next.workflows.progress import Progress
 from plantseg_next.workflows.pseudo_label import pseudo_label, refuse_threshold
-from plantseg_next.workflows.setup import DataSources
 from plantseg_next.workflows.train import TrainResult, train
+from plantseg_next.workflows.training_data import DataSources
 
 if TYPE_CHECKING:
     from plantseg_next.training.callbacks.callback import Callback

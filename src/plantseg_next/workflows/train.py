@@ -42,12 +42,8 @@ from plantseg_next.training.run_record import (
 from plantseg_next.training.time_budget import few_steps
 from plantseg_next.workflows.plan import plan_for
 from plantseg_next.workflows.progress import Progress, progress_for
-from plantseg_next.workflows.setup import (
-    DataSources,
-    TrainingData,
-    build_manifest,
-    build_trainer,
-)
+from plantseg_next.workflows.setup import build_trainer
+from plantseg_next.workflows.training_data import DataSources, TrainingData, build_manifest
 
 if TYPE_CHECKING:
     from plantseg_next.training.callbacks.callback import Callback
@@ -141,12 +137,12 @@ def train(  # noqa: PLR0913 - the options of a user
             if planned is not None:
                 settings = planned.settings
                 log(planned.to_text())
-            plan = _write_new_run(
+            images = _write_new_run(
                 sources, manifest, settings, out, on_progress("reading masks")
             )
             if planned is not None:
                 planned.write(out / PLAN)
-            return _run(plan, out, callbacks, log, ())
+            return _run(images, out, callbacks, log, ())
     model = _with_started_shape(settings.model, record.settings.model, out)
     settings = settings.model_copy(update={"model": model})
     if memory is not None:
@@ -155,7 +151,7 @@ def train(  # noqa: PLR0913 - the options of a user
     refuse_other_configuration(out, different)
     threads_before = record.environment.get("threads", torch.get_num_threads())
     with run_lock(out), use_threads(threads_before):
-        plan = TrainingData(
+        images = TrainingData(
             Manifest.read(out / MANIFEST_FILE), settings, record.pixels, str(sources)
         )
         threads_now = torch.get_num_threads()
@@ -165,7 +161,7 @@ def train(  # noqa: PLR0913 - the options of a user
             else f"threads: {threads_before} then, {threads_now} now"
         )
         return _run(
-            plan, out, callbacks, log, [*allowed, threads, *_changes(plan.manifest)]
+            images, out, callbacks, log, [*allowed, threads, *_changes(images.manifest)]
         )
 
 
@@ -201,13 +197,13 @@ def _write_new_run(
     import torch
 
     manifest = save_rasterized_masks(manifest, out / MASKS)
-    plan = TrainingData.create(manifest, settings, str(sources), on_progress=on_progress)
+    images = TrainingData.create(manifest, settings, str(sources), on_progress=on_progress)
     environment = environment_info(
         find_device(settings.device).name, torch.get_num_threads()
     )
-    record = RunRecord(settings, sources.plain(), plan.pixels, environment)
-    record.write(out, plan.manifest)
-    return plan
+    record = RunRecord(settings, sources.plain(), images.pixels, environment)
+    record.write(out, images.manifest)
+    return images
 
 
 def _changes(manifest: Manifest) -> list[str]:
@@ -221,7 +217,7 @@ def _changes(manifest: Manifest) -> list[str]:
 
 
 def _run(
-    plan: TrainingData,
+    images: TrainingData,
     out: Path,
     callbacks: Sequence["Callback"],
     log: Callable[[str], None],
@@ -230,8 +226,8 @@ def _run(
     """Train to the end, from the newest checkpoint if there is one."""
     from plantseg_next.training.callbacks.callback import Event
 
-    trainer = build_trainer(plan, out, callbacks=callbacks, log=log)
-    settings = plan.settings
+    trainer = build_trainer(images, out, callbacks=callbacks, log=log)
+    settings = images.settings
     if few := few_steps(settings.training.steps, settings.model.start):
         log(few)
     for change in filter(None, changes):
@@ -240,7 +236,7 @@ def _run(
         )
     summary = trainer.run()
     few = few_steps(summary.steps, settings.model.start)
-    return TrainResult(summary, out, len(plan.labeled), len(plan.validation), few)
+    return TrainResult(summary, out, len(images.labeled), len(images.validation), few)
 
 
 @dataclass(frozen=True)
@@ -296,12 +292,12 @@ def verify(
         for name in ("device", "threads", "machine", "versions", "code")
         if record.environment.get(name) != now[name]
     ]
-    plan = TrainingData(manifest, record.settings, record.pixels, str(run))
+    images = TrainingData(manifest, record.settings, record.pixels, str(run))
     with TemporaryDirectory() as folder, use_threads(threads):
         repetition = Path(folder)
         record.write(repetition, manifest)
         with suppress(StoppedError):
-            build_trainer(plan, repetition, log=log).run(stop_after=N_STEPS)
+            build_trainer(images, repetition, log=log).run(stop_after=N_STEPS)
         difference = first_difference(run, repetition)
     if difference and device.kind == "cuda" and not record.settings.deterministic:
         difference += "; a GPU gives the same bits only with deterministic=true"

@@ -1,0 +1,262 @@
+"""The images of a run: where they come from, their splits, and what is sampled of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plantseg_next.data import splits
+from plantseg_next.data.class_names import read_names, renamed
+from plantseg_next.data.formats import read_folder, read_folders
+from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.quality.inspect import with_known_digests
+from plantseg_next.data.quality.leakage import (
+    add_datasets,
+    describe_excluded,
+    draw_splits,
+    drop_leaks,
+)
+from plantseg_next.data.splits import labeled_rows
+from plantseg_next.errors import UsageError
+from plantseg_next.files import AnyPath
+from plantseg_next.settings import Settings
+
+if TYPE_CHECKING:
+    from plantseg_next.data.dataset import MixedDataset
+
+
+@dataclass(frozen=True)
+class DataSources:
+    """Where images come from.
+
+    Args:
+        data: One data set or several, in any layout that ``check`` reads; some of the
+            images have masks.
+        classes: File of what mask values mean, if the folder has none.
+        unlabeled: Further folders of images; their masks and labels, if any, are not
+            read. Images that show the scene of a labeled, validation or test image are
+            left out.
+        pseudo_labels: Folders that ``pseudo_label`` wrote; their masks are learned from
+            where they are not ``IGNORE``.
+        names: File of the class names of the data sets, with the names of the run.
+    """
+
+    data: AnyPath | Sequence[AnyPath]
+    classes: AnyPath | None = None
+    unlabeled: Sequence[AnyPath] = ()
+    pseudo_labels: Sequence[AnyPath] = ()
+    names: AnyPath | None = None
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The data sets."""
+        data = [self.data] if isinstance(self.data, str | Path) else self.data
+        return tuple(Path(folder) for folder in data)
+
+    def __str__(self) -> str:
+        """Return the paths of the data sets, for error messages."""
+        return ", ".join(str(path) for path in self.folders)
+
+    def read(self) -> Manifest:
+        """Return the images of the data sets, with the class names of the run.
+
+        Raises:
+            UsageError: If the layout of one of them is not recognized.
+            DataError: If a file cannot be used.
+        """
+        classes = None if self.classes is None else Path(self.classes)
+        manifest = read_folders(self.folders, classes=classes)
+        if self.names is None:
+            return manifest
+        return renamed(manifest, read_names(Path(self.names)))
+
+    def plain(self) -> dict[str, Any]:
+        """Return the absolute paths as text, as a run records them."""
+
+        def absolute(path: AnyPath) -> str:
+            return str(Path(path).resolve())
+
+        folders = [absolute(path) for path in self.folders]
+        return {
+            "data": folders if len(folders) > 1 else folders[0],
+            "classes": self.classes and absolute(self.classes),
+            **({"class-names": absolute(self.names)} if self.names else {}),
+            "unlabeled": [absolute(path) for path in self.unlabeled],
+            "pseudo-labels": [absolute(path) for path in self.pseudo_labels],
+        }
+
+
+def build_manifest(
+    sources: DataSources,
+    settings: Settings,
+    *,
+    log: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> Manifest:
+    """Return every image of a run, each in its split.
+
+    Args:
+        sources: Where the images come from.
+        settings: Settings of the run. The seed chooses splits where the data set states
+            none, and the hidden masks where ``data.labeled_fraction`` is below 1.
+        log: Receives a line about the images of one scene, and one about the images
+            that are left out, with the reason.
+        on_progress: Called after every image compared with the others.
+
+    Raises:
+        UsageError: If the masks name no lesion class.
+        DataError: If a file cannot be used.
+    """
+    manifest = draw_splits(
+        sources.read(), seed=settings.seed, log=log, on_progress=on_progress
+    )
+    if len(sources.folders) > 1:
+        manifest, excluded = drop_leaks(manifest, on_progress=on_progress)
+        for line in describe_excluded(excluded):
+            log(line)
+    manifest = splits.labeled_fraction(
+        manifest, settings.data.labeled_fraction, seed=settings.seed
+    )
+    if len(manifest.labeled) and not manifest.classes.lesions:
+        raise UsageError(
+            f"The masks of `{sources}` name no lesion class.",
+            needed="masks that mark lesions; leaf masks alone are not enough",
+            fix="state in classes.yaml which value is a lesion",
+        )
+    # Pseudo-labels first: an image that has one is no longer without a label.
+    for folders, masks in ((sources.pseudo_labels, True), (sources.unlabeled, False)):
+        if folders:
+            others = [read_folder(Path(folder)) for folder in folders]
+            manifest, excluded = add_datasets(
+                manifest, others, masks=masks, on_progress=on_progress
+            )
+            for line in describe_excluded(excluded):
+                log(line)
+    return _without_unlearned_leaf(manifest, log)
+
+
+def _without_unlearned_leaf(manifest: Manifest, log: Callable[[str], None]) -> Manifest:
+    """Return the manifest without a leaf class, if no training mask marks the leaf.
+
+    Otherwise severity would be computed from the output of an untrained leaf head.
+    """
+    train_rows = manifest.split("train").labeled.rows
+    if not manifest.classes.has_leaf or any(
+        manifest.codings[row.source].marks_leaf for row in train_rows
+    ):
+        return manifest
+    log("No training mask marks the leaf: the model will give no severity.")
+    return replace(manifest, classes=replace(manifest.classes, has_leaf=False))
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Images and settings of a run: all that is needed to start or resume it.
+
+    Args:
+        manifest: Every image, in its split.
+        settings: All settings.
+        pixels: Labeled pixels of each lesion class, "no lesion" first.
+        origin: Name of the images in error messages.
+    """
+
+    manifest: Manifest
+    settings: Settings
+    pixels: tuple[int, ...]
+    origin: str
+
+    @classmethod
+    def create(
+        cls,
+        manifest: Manifest,
+        settings: Settings,
+        origin: str,
+        *,
+        on_progress: Callable[[int, int], None] = lambda *_: None,
+    ) -> "TrainingData":
+        """Return the data of a new run: compute file digests and count mask pixels.
+
+        Masks of a few points or scribbles are marked as sparse.
+
+        Raises:
+            DataError: If a file cannot be used.
+        """
+        from plantseg_next.data.dataset import count_pixels
+
+        data = cls(with_known_digests(manifest).digested(), settings, (), origin)
+        counts = count_pixels(data.labeled, on_progress=on_progress)
+        rows = (replace(r, sparse=r.key in counts.sparse) for r in data.manifest.rows)
+        return replace(data, manifest=data.manifest.only(rows), pixels=counts.pixels)
+
+    @property
+    def labeled(self) -> Manifest:
+        """Images whose masks are learned from."""
+        return labeled_rows(self.manifest, "train", self.origin)
+
+    @property
+    def validation(self) -> Manifest:
+        """Images whose masks select the best model."""
+        return labeled_rows(self.manifest, "val", self.origin)
+
+    @property
+    def unlabeled(self) -> Manifest:
+        """Images that are learned from without a mask; none in a supervised run.
+
+        Those of the training split may have an image-level label, which is learned from
+        if ``image_labels.fraction`` is above 0; labels of other images are not used. An
+        image whose mask is a few points is both labeled and unlabeled.
+        """
+        if self.settings.semi.method == "supervised":
+            return self.manifest.only(())
+        train = self.manifest.split("train").rows
+        bare = (
+            *self.manifest.split("unlabeled").rows,
+            *(row for row in train if row.sparse),
+        )
+        with_label = [r for r in train if r.mask is None and r.disease is not None]
+        if self.settings.image_labels.fraction == 0:
+            with_label = [replace(row, disease=None) for row in with_label]
+        return self.manifest.only(
+            (
+                *(replace(row, mask=None, disease=None, sparse=False) for row in bare),
+                *with_label,
+            )
+        )
+
+
+def train_dataset(
+    learned: Manifest, unlabeled: Manifest, settings: Settings, pixels: Sequence[int]
+) -> "MixedDataset":
+    """Return the data set that the run samples from.
+
+    Args:
+        learned: Images with masks.
+        unlabeled: Images without masks, some perhaps with an image-level label; may be
+            empty.
+        settings: All settings.
+        pixels: Labeled pixels of each lesion class, "no lesion" first.
+    """
+    from plantseg_next.data.augment import strong_photometry
+    from plantseg_next.data.dataset import MixedDataset, TileDataset, ViewDataset
+
+    views = None
+    if len(unlabeled):
+        tiles = TileDataset(
+            unlabeled,
+            settings.data,
+            seed=settings.seed + 1,
+            pixels=pixels,
+            named_fraction=settings.image_labels.fraction,
+        )
+        views = ViewDataset(
+            tiles,
+            n_strong=settings.semi.strong_views,
+            strong=strong_photometry(settings.semi.strong_aug),
+        )
+    labeled = TileDataset(
+        learned,
+        settings.data,
+        seed=settings.seed,
+        pixels=pixels,
+    )
+    return MixedDataset(labeled, views, settings.semi.ratio)
