@@ -1,9 +1,7 @@
 """Data structures shared by all packages: samples, batches, predictions, class names.
 
-Axis letters, here and in every signature of the package:
-
-    b image or tile in a batch    k class (0 is "no lesion")    c channel
-    h row        w column           n token                       t tile
+Axes: b image or tile in a batch, h row, w column, v view. The docstring of each module
+states its own.
 
 Pixels without an annotation are ``IGNORE``. A row that is not annotated for a head is
 ``IGNORE`` everywhere in it. Losses and metrics skip ignored pixels, so each head is trained
@@ -177,8 +175,8 @@ class Prediction:
     """The prediction for one image, at the size of the image.
 
     Args:
-        lesion: Most probable lesion class where a lesion of any class is more probable
-            than none, 0 elsewhere.
+        lesion: Most probable lesion class where the probability of any lesion is at
+            least the threshold of the model, 0 elsewhere.
         lesion_probability: Probability of any lesion, in [0, 1].
         leaf_probability: Probability of leaf, in [0, 1]; ``None`` if the model was not
             trained on the leaf.

@@ -23,9 +23,9 @@ from plantseg_next.workflows.training_data import DataSources
 pytestmark = pytest.mark.integration
 
 
-def prediction(lesion, leaf, name):
+def prediction(lesion, leaf, name, threshold=0.5):
     probability, leaf = (np.array([values], np.float16) for values in (lesion, leaf))
-    lesion = np.where(probability >= 0.5, np.array([name]), 0).astype(np.uint8)
+    lesion = np.where(probability >= threshold, np.array([name]), 0).astype(np.uint8)
     return Prediction(lesion, probability, leaf)
 
 
@@ -43,6 +43,16 @@ def test_mask_ignores_pixels_below_the_threshold():
     assert decoded[1][0].tolist() == [1, IGNORE, 1, IGNORE, 0, 1]
     bare, _ = sure_mask(predicted, threshold=0.9, has_leaf=False)
     assert bare[0].tolist() == [2, IGNORE, 0, 0, 0, 1]
+
+
+def test_mask_follows_the_lesion_threshold_of_the_model():
+    #            lesion  below the threshold  leaf
+    lesion, leaf = [0.80, 0.65, 0.02], [0.99, 0.99, 0.97]
+    predicted = prediction(lesion, leaf, [2, 2, 2], threshold=0.7)
+    for has_leaf, expected in ((True, [3, IGNORE, 1]), (False, [2, IGNORE, 0])):
+        mask, confidence = sure_mask(predicted, threshold=0.6, has_leaf=has_leaf)
+        assert mask[0].tolist() == expected
+        assert confidence[0, :2] == pytest.approx([0.80, 0.35], abs=2e-3)
 
 
 def test_pseudo_labels_are_corrected_and_learned_from(finished_run, drawn_folder, tmp_path):

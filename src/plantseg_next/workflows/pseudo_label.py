@@ -24,7 +24,7 @@ from plantseg_next.files import AnyPath, explained, prepare_output, write_atomic
 from plantseg_next.inference.pipeline import load_pipeline
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import PredictionTable, Value, csv_line, write_mask
-from plantseg_next.structures import IGNORE, ClassMap, Prediction
+from plantseg_next.structures import IGNORE, ClassMap, Prediction, is_lesion
 from plantseg_next.workflows.images import Skipped, name_within, read_each
 from plantseg_next.workflows.progress import Progress, progress_for
 
@@ -113,18 +113,18 @@ def sure_mask(
 
     Returns:
         Mask values, ``IGNORE`` where lesion or leaf is below the threshold; and the
-        probability of the predicted class, in [0.5, 1], the smaller one of the two heads.
+        probability of what is predicted, in [0, 1], the smaller one of the two heads.
     """
     lesion = prediction.lesion_probability.astype(np.float32)
-    is_lesion = lesion >= 0.5
-    confidence = np.maximum(lesion, 1 - lesion)
-    first = 1 + has_leaf  # value of the first lesion class
-    mask = np.where(is_lesion, prediction.lesion + np.uint8(first - 1), np.uint8(0))
+    on_lesion = is_lesion(prediction.lesion)
+    confidence = np.where(on_lesion, lesion, 1 - lesion)
+    # With a leaf, the values of the lesion classes are one higher.
+    mask = np.where(on_lesion, prediction.lesion + np.uint8(has_leaf), np.uint8(0))
     if prediction.leaf_probability is not None and has_leaf:
         leaf = prediction.leaf_probability.astype(np.float32)
-        mask = np.where(~is_lesion & (leaf >= 0.5), np.uint8(1), mask)
+        mask = np.where(~on_lesion & (leaf >= 0.5), np.uint8(1), mask)
         lower = np.minimum(confidence, np.maximum(leaf, 1 - leaf))
-        confidence = np.where(is_lesion, confidence, lower)  # a lesion is on a leaf
+        confidence = np.where(on_lesion, confidence, lower)  # a lesion is on a leaf
     return np.where(confidence >= threshold, mask, IGNORE).astype(np.uint8), confidence
 
 
@@ -171,13 +171,12 @@ def write_pseudo_labels(
             write_mask(mask_path, mask, names)
             _write_gray(out / "confidence" / f"{name(row)}.png", confidence)
         trusted = mask != IGNORE
-        is_lesion = trusted & (mask > classes.has_leaf)
         rows.append(
             {
                 "image": str(row.image),
                 "mask": mask_path.relative_to(out).as_posix(),
                 "mask_pct": 100 * float(trusted.mean()),
-                "lesion_pct": 100 * float(is_lesion.mean()),
+                "lesion_pct": 100 * float((trusted & (mask > classes.has_leaf)).mean()),
                 "mean_confidence": float(confidence.mean()),
                 "threshold": threshold,
             }
