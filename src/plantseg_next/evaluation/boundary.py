@@ -8,13 +8,14 @@ Axes: h row, w column.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Real, UInt8
 
+from plantseg_next.evaluation.grouped import AdditiveCounts
 from plantseg_next.structures import IGNORE, Prediction, Sample
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
@@ -101,20 +102,17 @@ def boundary_f1(counts: Real[np.ndarray, "4 ..."]) -> Float64[np.ndarray, "..."]
 
 
 @dataclass(eq=False)
-class Boundary:
+class Boundary(AdditiveCounts):
     """Boundary F1 of the lesions or of the leaf, over the images where it is known.
 
     Args:
         head: What is outlined; the leaf must be predicted too.
-        n_images: Number of such images.
     """
 
     head: Literal["lesion", "leaf"]
-    n_images: int = 0
-    counts: Int64[np.ndarray, "4 ..."] = field(
-        default_factory=lambda: np.zeros(4, np.int64)
-    )
-    """As ``boundary_counts`` returns them."""
+
+    def __post_init__(self) -> None:
+        self.counts = np.zeros(4, np.int64)  # as ``boundary_counts`` returns them
 
     def update(self, truth: Sample, prediction: Prediction) -> None:
         """Add an image.
@@ -131,11 +129,6 @@ class Boundary:
             return
         self.n_images += 1
         self.counts += boundary_counts(of_truth, predicted)
-
-    def merge(self, other: "Boundary") -> None:
-        """Add the images of another object."""
-        self.n_images += other.n_images
-        self.counts += other.counts
 
     def compute(self) -> dict[str, Float64[np.ndarray, "..."]]:
         """Return F1, as ``boundary_f1`` does."""

@@ -7,10 +7,11 @@ Axes: g group, d resample.
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64, Real
+from jaxtyping import Float64, Int64, Real
 
 from plantseg_next.evaluation.intervals import Estimate, draw_groups, percentiles
 from plantseg_next.structures import Prediction, Sample
@@ -37,6 +38,19 @@ class Metric(Protocol):
 
     def compute(self) -> dict[str, Float64[np.ndarray, "..."]]:
         """Return the scores by name; NaN where undefined."""
+
+
+@dataclass(eq=False)
+class AdditiveCounts:
+    """The counts of a metric; a subclass updates them and computes scores from them."""
+
+    n_images: int = field(default=0, init=False)
+    counts: Int64[np.ndarray, "..."] = field(init=False, repr=False)
+
+    def merge(self, other: "AdditiveCounts") -> None:
+        """Add the images of another object."""
+        self.n_images += other.n_images
+        self.counts += other.counts
 
 
 class GroupedMetrics:

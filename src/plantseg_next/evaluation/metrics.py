@@ -10,12 +10,13 @@ pixels, for one class or for many at once.
 Axes: h row, w column, k class (0 is "no lesion").
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64, Real, UInt8
 
 from plantseg_next.errors import DataError
+from plantseg_next.evaluation.grouped import AdditiveCounts
 from plantseg_next.structures import IGNORE, NO_LESION, Prediction, Sample
 
 _BLOCK_PX = 1 << 20
@@ -188,15 +189,16 @@ class Confusion:
 
 
 @dataclass(eq=False)
-class Overlap:
+class Overlap(AdditiveCounts):
     """Overlap of lesions: of any lesion against none, and means over classes.
 
     "No lesion" covers most pixels and is easy, so it raises every mean that includes it.
     Means with and without it are therefore both given.
 
+    An image counts if its lesions are known somewhere.
+
     Args:
         n_classes: Number of classes, "no lesion" included.
-        n_images: Images whose lesions are known somewhere.
 
     Source:
         mean IoU and mean accuracy as in MMSegmentation's ``IoUMetric``, without its
@@ -205,11 +207,9 @@ class Overlap:
     """
 
     n_classes: int
-    n_images: int = 0
-    counts: Int64[np.ndarray, "3 ..."] = field(init=False, repr=False)
-    """Overlap, truth and predicted pixels of each class, and of any lesion at the end."""
 
     def __post_init__(self) -> None:
+        # Overlap, truth and predicted pixels of each class, and of any lesion at the end.
         self.counts = np.zeros((3, self.n_classes + 1), np.int64)
 
     def update(self, truth: Sample, prediction: Prediction) -> None:
@@ -218,11 +218,6 @@ class Overlap:
         self.n_images += bool(pixels.any())
         self.counts[:, :-1] += class_counts(pixels)
         self.counts[:, -1] += foreground_counts(pixels)
-
-    def merge(self, other: "Overlap") -> None:
-        """Add the images of another object."""
-        self.n_images += other.n_images
-        self.counts += other.counts
 
     def compute(self) -> dict[str, Float64[np.ndarray, "..."]]:
         """Return the scores; NaN where undefined."""
@@ -240,18 +235,11 @@ class Overlap:
 
 
 @dataclass(eq=False)
-class LeafOverlap:
-    """Overlap of the leaf, over the images whose leaf is marked and predicted.
+class LeafOverlap(AdditiveCounts):
+    """Overlap of the leaf, over the images whose leaf is marked and predicted."""
 
-    Args:
-        n_images: Number of such images.
-    """
-
-    n_images: int = 0
-    counts: Int64[np.ndarray, "3 ..."] = field(
-        default_factory=lambda: np.zeros(3, np.int64)
-    )
-    """Overlap, truth and predicted pixels."""
+    def __post_init__(self) -> None:
+        self.counts = np.zeros(3, np.int64)  # overlap, truth and predicted pixels
 
     def update(self, truth: Sample, prediction: Prediction) -> None:
         """Add an image; see ``Confusion.update`` for the errors."""
@@ -261,29 +249,17 @@ class LeafOverlap:
         self.n_images += 1
         self.counts += foreground_counts(confusion_of(truth.key, truth.leaf, leaf, 2))
 
-    def merge(self, other: "LeafOverlap") -> None:
-        """Add the images of another object."""
-        self.n_images += other.n_images
-        self.counts += other.counts
-
     def compute(self) -> dict[str, Float64[np.ndarray, "..."]]:
         """Return IoU and Dice; NaN where undefined."""
         return {"leaf_iou": iou(self.counts), "leaf_dice": dice(self.counts)}
 
 
 @dataclass(eq=False)
-class DiseaseAccuracy:
-    """Fraction of the images whose image-level label was predicted.
+class DiseaseAccuracy(AdditiveCounts):
+    """Accuracy of image-level labels, where the label is known and was predicted."""
 
-    Args:
-        n_images: Images whose label is known and was predicted.
-    """
-
-    n_images: int = 0
-    counts: Int64[np.ndarray, "2 ..."] = field(
-        default_factory=lambda: np.zeros(2, np.int64)
-    )
-    """Images with the right label, and all images."""
+    def __post_init__(self) -> None:
+        self.counts = np.zeros(2, np.int64)  # images with the right label, and all
 
     def update(self, truth: Sample, prediction: Prediction) -> None:
         """Add an image."""
@@ -292,11 +268,6 @@ class DiseaseAccuracy:
         self.n_images += 1
         predicted = int(np.argmax(prediction.disease_probability))
         self.counts += [predicted == truth.disease, 1]
-
-    def merge(self, other: "DiseaseAccuracy") -> None:
-        """Add the images of another object."""
-        self.n_images += other.n_images
-        self.counts += other.counts
 
     def compute(self) -> dict[str, Float64[np.ndarray, "..."]]:
         """Return the accuracy; NaN without images."""
