@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.quality.check import check as check_manifest
@@ -18,19 +17,17 @@ from plantseg_next.workflows.training_data import DataSources
 def check(
     data: AnyPath | DataSources,
     *,
-    classes: AnyPath | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Return the errors, warnings and notes about a data set.
 
     Args:
-        data: Any folder that ``train`` takes, or several.
-        classes: File of what mask values mean, if the folder has none.
+        data: Any folder that ``train`` takes; or several folders and the use of each.
         seed: Seed of the later run; it chooses the splits where the data set states none.
         progress: Called after every image.
     """
-    sources = DataSources(data, classes) if isinstance(data, str | Path) else data
+    sources = DataSources.of(data)
     stated = sources.read()
     drawn = draw_splits(
         stated, seed=seed, on_progress=progress_for(progress, "comparing images")

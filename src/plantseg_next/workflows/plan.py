@@ -1,7 +1,6 @@
 """Plan the memory of a run: settings that fit a budget."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plantseg_next.data.manifest import Manifest
@@ -17,13 +16,12 @@ if TYPE_CHECKING:
     from plantseg_next.memory.plan import MemoryPlan
 
 
-def plan(  # noqa: PLR0913 - the options of a user
+def plan(
     data: AnyPath | DataSources,
     memory: int,
     settings: Settings | None = None,
     *,
     ram: int | None = None,
-    classes: AnyPath | None = None,
     unlabeled: bool = False,
     device: Device | None = None,
     progress: Progress | None = None,
@@ -31,11 +29,11 @@ def plan(  # noqa: PLR0913 - the options of a user
     """Return settings with which a run stays within a memory budget.
 
     Args:
-        data: Images with masks in any layout that ``check`` reads.
+        data: Images with masks in any layout that ``check`` reads; or several folders
+            and the use of each.
         memory: The budget, in bytes: of the GPU, or on a CPU of the whole process.
         settings: The requested settings; by default those of ``Settings()``.
         ram: Budget of main memory for reading images, in bytes, beside that of a GPU.
-        classes: File of what mask values mean, if the folder has none.
         unlabeled: Whether further images without masks will be learned from.
         device: Device of the run; by default that of this machine.
         progress: Called after every image that is compared with others.
@@ -46,9 +44,10 @@ def plan(  # noqa: PLR0913 - the options of a user
     """
     settings = settings or Settings()
     settings = settings.model_copy(update={"model": with_start(settings.model)})
-    sources = DataSources(data, classes) if isinstance(data, str | Path) else data
     manifest = build_manifest(
-        sources, settings, on_progress=progress_for(progress, "comparing images")
+        DataSources.of(data),
+        settings,
+        on_progress=progress_for(progress, "comparing images"),
     )
     return plan_for(manifest, settings, memory, ram=ram, unlabeled=unlabeled, device=device)
 

@@ -53,7 +53,7 @@ def self_train(
         and a student under strong augmentation are enough. Departure: ST++ ranks whole
         images; here pixels are selected.
     """
-    sources = DataSources(data) if isinstance(data, str | Path) else data
+    sources = DataSources.of(data)
     settings = settings or Settings()
     threshold = settings.semi.threshold
     refuse_threshold(threshold)

@@ -113,7 +113,7 @@ def train(  # noqa: PLR0913 - the options of a user
     """
     import torch
 
-    sources = DataSources(data) if isinstance(data, str | Path) else data
+    sources = DataSources.of(data)
     out = Path(out)
     settings = settings or Settings()
     model = absolute_start(settings.model)

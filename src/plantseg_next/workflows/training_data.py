@@ -47,6 +47,11 @@ class DataSources:
     pseudo_labels: Sequence[AnyPath] = ()
     names: AnyPath | None = None
 
+    @classmethod
+    def of(cls, data: "AnyPath | DataSources") -> "DataSources":
+        """Return the sources of a call, which may be one folder."""
+        return data if isinstance(data, DataSources) else cls(data)
+
     @property
     def folders(self) -> tuple[Path, ...]:
         """The data sets."""
