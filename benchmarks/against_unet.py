@@ -37,7 +37,8 @@ from plantseg_next.training.callbacks.callback import Callback, Event, Validatio
 from plantseg_next.training.checkpoints import Checkpoints
 from plantseg_next.training.engine import Engine
 from plantseg_next.training.trainer import Trainer
-from plantseg_next.workflows.evaluate import eval_items, severity_pct, some_rows, validate
+from plantseg_next.workflows.evaluate import eval_items, severity_pct
+from plantseg_next.workflows.validate import some_rows, validate
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATE = {"ours": 2e-3, "unet": 1e-3}

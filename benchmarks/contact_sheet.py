@@ -12,13 +12,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from plantseg_next import api
 from plantseg_next.data import splits
 from plantseg_next.data.formats import read_folder
 from plantseg_next.evaluation.metrics import confusion_matrix, dice, foreground_counts
 from plantseg_next.evaluation.report import EvalItem
+from plantseg_next.inference.pipeline import load_pipeline
 from plantseg_next.structures import ClassMap, is_lesion
-from plantseg_next.workflows.evaluate import eval_items, some_rows
+from plantseg_next.workflows.evaluate import eval_items
+from plantseg_next.workflows.validate import some_rows
 
 CELL_HW = (220, 300)
 ANY_LESION = ClassMap(("any lesion",))
@@ -51,7 +52,8 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=6)
     parser.add_argument("--images", type=int, default=40)
     arguments = parser.parse_args()
-    predictor, card = api.load_predictor(api.find_model(arguments.model))
+    model = load_pipeline(arguments.model)
+    predictor, card = model.predictor, model.card
     columns = []
     for data in arguments.data:
         manifest = splits.assign(read_folder(data), seed=0)

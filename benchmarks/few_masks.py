@@ -20,6 +20,7 @@ from plantseg_next import api
 from plantseg_next.data import splits
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest
+from plantseg_next.inference.pipeline import load_pipeline
 from plantseg_next.settings import Settings
 
 RESULTS = Path(__file__).parent / "results" / "few_masks.csv"
@@ -49,7 +50,7 @@ def run(data: Path, out: Path, name: dict[str, str], settings: list[str]) -> dic
         ]
     )
     trained = api.train(data, out, chosen, log=lambda line: print(" ", line, flush=True))
-    predictor, _ = api.load_predictor(out / "last")
+    predictor = load_pipeline(out / "last").predictor
     test = Manifest.read(out / "manifest.json").split("test").labeled
     found = evaluate(predictor, test)
     return {

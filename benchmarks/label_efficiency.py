@@ -32,6 +32,7 @@ from plantseg_next.data.quality.check import check
 from plantseg_next.evaluation.metrics import confusion_matrix, foreground_counts
 from plantseg_next.evaluation.report import EvalItem, evaluate
 from plantseg_next.evaluation.report_tables import Report
+from plantseg_next.inference.pipeline import load_pipeline
 from plantseg_next.settings import Settings
 from plantseg_next.structures import SkippedImage
 from plantseg_next.workflows.evaluate import eval_items, severity_pct
@@ -87,7 +88,8 @@ def settings_of(
 
 def evaluate_last(run: Path, rows: Manifest) -> tuple[Report, GroupCounts]:
     """Return the report of a run's last model, and the pixels of every group."""
-    predictor, card = api.load_predictor(run / "last")
+    model = load_pipeline(run / "last")
+    predictor, card = model.predictor, model.card
     stats: GroupCounts = defaultdict(lambda: np.zeros(3, np.int64))
     items = eval_items(predictor, card.classes, rows, card.classes)
     items = counted(items, stats, card.classes.n_lesion_logits)

@@ -31,8 +31,7 @@ from plantseg_next.data.manifest import Manifest
 from plantseg_next.models.bundle import read_bundle
 from plantseg_next.settings import Settings
 from plantseg_next.training.callbacks.callback import Callback, Event, Validation
-from plantseg_next.workflows.evaluate import some_rows
-from plantseg_next.workflows.validate import unlabeled_set_metrics
+from plantseg_next.workflows.validate import some_rows, unlabeled_set_metrics
 
 RESULTS = Path(__file__).parent / "results" / "new_crops.csv"
 SIGNS = "new_crops_unlabeled_metrics.csv"

@@ -15,12 +15,13 @@ import cv2
 import numpy as np
 from contact_sheet import outlined
 
-from plantseg_next import api
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.evaluation.report import EvalItem
+from plantseg_next.inference.pipeline import load_pipeline
 from plantseg_next.structures import IGNORE, is_lesion
-from plantseg_next.workflows.evaluate import eval_items, some_rows
+from plantseg_next.workflows.evaluate import eval_items
 from plantseg_next.workflows.pseudo_label import sure_mask
+from plantseg_next.workflows.validate import some_rows
 
 
 def main() -> None:
@@ -34,7 +35,8 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=2)
     arguments = parser.parse_args()
     hidden = Manifest.read(arguments.run / MANIFEST_FILE).split("unlabeled").labeled
-    predictor, card = api.load_predictor(arguments.run / "last")
+    model = load_pipeline(arguments.run / "last")
+    predictor, card = model.predictor, model.card
     chosen = some_rows(hidden, arguments.images, 0)
     shown = []
     for one in eval_items(predictor, card.classes, chosen, card.classes):

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import results_table
 
-from plantseg_next import api
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
+from plantseg_next.inference.pipeline import load_pipeline
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.severity import assess
 from plantseg_next.models.start import STARTER_FOLDER
@@ -52,7 +52,8 @@ def main() -> None:
         "--out", type=Path, default=Path("benchmarks/results/scale_agreement.csv")
     )
     arguments = parser.parse_args()
-    predictor, card = api.load_predictor(arguments.model)
+    model = load_pipeline(arguments.model)
+    predictor, card = model.predictor, model.card
     rows = read_folder(arguments.data)
     rows = rows.only(r for r in rows.rows if r.split == "test" and r.disease != "healthy")
     rows = rows.only(rows.rows[: arguments.images])

@@ -19,13 +19,13 @@ import numpy as np
 import results_table
 from make_starter import in_first_half
 
-from plantseg_next import api
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample, read_image
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.evaluation.intervals import bootstrap_interval
 from plantseg_next.evaluation.metrics import dice, precision, recall
 from plantseg_next.evaluation.severity_agreement import concordance
+from plantseg_next.inference.pipeline import load_pipeline
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.severity import measure_severity
 from plantseg_next.models.start import STARTER_FOLDER
@@ -115,7 +115,8 @@ def main() -> None:
         "--out", type=Path, default=Path("benchmarks/results/zero_shot.csv")
     )
     arguments = parser.parse_args()
-    predictor, card = api.load_predictor(arguments.model)
+    model = load_pipeline(arguments.model)
+    predictor, card = model.predictor, model.card
     for folder in (*arguments.data, *arguments.plants, *arguments.healthy):
         if folder in arguments.healthy:
             row = healthy(predictor, folder)

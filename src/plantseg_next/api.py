@@ -4,9 +4,7 @@ check, plan, train, verify, evaluate, predict, pseudo_label, self_train, demo. E
 paths and settings and returns a result; none prints.
 """
 
-from plantseg_next.inference.pipeline import load_pipeline, load_predictor
 from plantseg_next.inference.records import PredictionTable
-from plantseg_next.models.start import find_model, holds_model
 from plantseg_next.workflows.check import check
 from plantseg_next.workflows.demo import DemoResult, demo
 from plantseg_next.workflows.evaluate import evaluate
@@ -28,10 +26,6 @@ __all__ = [
     "check",
     "demo",
     "evaluate",
-    "find_model",
-    "holds_model",
-    "load_pipeline",
-    "load_predictor",
     "plan",
     "predict",
     "pseudo_label",

@@ -82,8 +82,8 @@ class SkippedImage(NamedTuple):
     """An image that could not be read, and was left out or replaced by another.
 
     Args:
-        key: Its manifest row.
-        reason: The error message.
+        key: Its manifest row, or its name in the table of ``predict``.
+        reason: What is wrong with which file.
     """
 
     key: str

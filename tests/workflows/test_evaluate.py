@@ -13,7 +13,8 @@ from plantseg_next.errors import DataError
 from plantseg_next.evaluation.report import evaluate
 from plantseg_next.structures import ClassMap, Prediction, SkippedImage
 from plantseg_next.training.callbacks.callback import describe
-from plantseg_next.workflows.evaluate import eval_items, severity_pct, validate
+from plantseg_next.workflows.evaluate import eval_items, severity_pct
+from plantseg_next.workflows.validate import validate
 
 pytestmark = pytest.mark.integration
 

@@ -26,6 +26,8 @@ from plantseg_next.models.pretrained import PACKAGED
 from plantseg_next.models.start import (
     STARTER_FOLDER,
     STARTERS,
+    find_model,
+    holds_model,
     start_folder,
     starting_network,
     with_start,
@@ -387,22 +389,22 @@ def test_packaged_model_is_found_by_name_unless_a_folder_has_that_name(
 ):
     monkeypatch.chdir(tmp_path)
     for name, folder in STARTERS.items():
-        assert api.find_model(Path(name)) == folder
-        assert api.holds_model(Path(name))
+        assert find_model(Path(name)) == folder
+        assert holds_model(Path(name))
     Path("starter").mkdir()
-    assert not api.holds_model(Path("starter"))  # images may be in it
+    assert not holds_model(Path("starter"))  # images may be in it
     shutil.copytree(finished_run / "best", "starter-field")
-    for find in (api.find_model, lambda path: start_folder(str(path))):
+    for find in (find_model, lambda path: start_folder(str(path))):
         with pytest.raises(UsageError, match="is a model in the package, and") as both:
             find(Path("starter-field"))
     assert str(Path("starter-field").resolve()) in both.value.fix
-    assert api.find_model(Path("starter-field").resolve()).is_absolute()
-    for find in (api.find_model, lambda path: start_folder(str(path))):
+    assert find_model(Path("starter-field").resolve()).is_absolute()
+    for find in (find_model, lambda path: start_folder(str(path))):
         with pytest.raises(UsageError) as caught:
             find(Path("starter_fields"))
         assert caught.value.fix == "did you mean starter-field?"
     with pytest.raises(UsageError, match="holds no trained model") as caught:
-        api.find_model(Path("starters"))
+        find_model(Path("starters"))
     assert "or one of starter, starter-field" in caught.value.needed
 
 
@@ -507,5 +509,5 @@ def test_verbs_take_strings_as_paths(drawn_folder, tmp_path):
     assert len(found.rows) == 40
     sources = api.DataSources([data], unlabeled=[f"{data}/images"])
     assert api.check(sources).sources
-    assert api.find_model(run).name == "best"
-    assert api.holds_model("starter")
+    assert find_model(run).name == "best"
+    assert holds_model("starter")

@@ -170,7 +170,7 @@ def _comparison(done: "DemoResult") -> str:
 
 
 def _model_and_images(paths: list[Path]) -> tuple[Path | None, Path]:
-    from plantseg_next import api
+    from plantseg_next.models.start import holds_model
 
     if len(paths) > 2:
         raise UsageError(
@@ -178,7 +178,7 @@ def _model_and_images(paths: list[Path]) -> tuple[Path | None, Path]:
             needed="one folder or image, or a model and one folder or image",
             fix="put the images into one folder",
         )
-    if len(paths) == 1 and api.holds_model(paths[0]):
+    if len(paths) == 1 and holds_model(paths[0]):
         raise UsageError(
             f"predict got a model (`{paths[0]}`) and no images.",
             needed="an image or a folder of them after it",

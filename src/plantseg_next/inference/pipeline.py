@@ -204,17 +204,12 @@ def _array(image: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def load_pipeline(model: AnyPath) -> Pipeline:
-    """Return a model that predicts images in memory; see ``plantseg_next.load``.
+    """Return a model on the best device available; see ``plantseg_next.load``.
 
     Raises:
         UsageError: If there is no such model.
         DataError: If its files are damaged.
     """
-    return Pipeline(*load_predictor(find_model(model)))
-
-
-def load_predictor(model: AnyPath) -> tuple[Predictor, ModelCard]:
-    """Return a predictor on the best device available, and the card of the model."""
-    network, card = read_bundle(Path(model))
+    network, card = read_bundle(find_model(model))
     device = find_device().kind
-    return make_predictor(network.to(device), card, device), card
+    return Pipeline(make_predictor(network.to(device), card, device), card)

@@ -30,7 +30,7 @@ from plantseg_next.errors import OutputError, UsageError
 from plantseg_next.files import explained, write_atomically
 from plantseg_next.inference.overlay import class_colors, draw_overlay
 from plantseg_next.inference.severity import Assessment, Lesion
-from plantseg_next.structures import IGNORE, ClassMap
+from plantseg_next.structures import IGNORE, ClassMap, SkippedImage
 
 FORMAT = 1
 Value = str | int | float | bool | None
@@ -46,7 +46,7 @@ class PredictionTable:
     """
 
     rows: tuple[dict[str, Value], ...]
-    skipped: tuple[tuple[str, str], ...]
+    skipped: tuple[SkippedImage, ...]
 
 
 IMAGE_COLUMNS = (

@@ -143,9 +143,12 @@ class RunImage(NamedTuple):
     has_mask: bool
 
 
+RunImages = tuple[RunImage, ...]
+
+
 @dataclass(frozen=True)
 class _ImageList:
-    images: tuple[RunImage, ...]
+    images: RunImages
 
 
 def _present_names(card: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +175,7 @@ def write_bundle(
     folder: Path,
     network: "nn.Module",
     card: ModelCard,
-    images: tuple[RunImage, ...] | None = None,
+    images: RunImages | None = None,
 ) -> ModelCard:
     """Write a model; an older one in the same folder is replaced atomically.
 
@@ -233,7 +236,7 @@ def read_card(folder: Path) -> ModelCard:
     return _CARD.read(path)
 
 
-def read_images(folder: Path) -> tuple[RunImage, ...] | None:
+def read_images(folder: Path) -> RunImages | None:
     """Return the images of a model's run; ``None`` if the model does not list them.
 
     Raises:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.quality.leakage import draw_splits
-from plantseg_next.evaluation import report
 from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.files import AnyPath, prepare_output
 from plantseg_next.inference.pipeline import load_pipeline
@@ -21,7 +20,7 @@ from plantseg_next.settings import (
     Settings,
     TrainingSettings,
 )
-from plantseg_next.workflows.evaluate import eval_items, severity_pct
+from plantseg_next.workflows.evaluate import ANY_LESION, report_on
 from plantseg_next.workflows.predict import write_measures
 from plantseg_next.workflows.progress import Progress, progress_for
 from plantseg_next.workflows.train import TrainResult, train
@@ -108,16 +107,8 @@ def _evaluate_and_measure(
 ) -> tuple[Report, PredictionTable]:
     """Evaluate a model on "any lesion"; write its table, masks, overlays and report."""
     pipeline = load_pipeline(model)
-    classes = pipeline.card.classes
-    eval_classes = replace(classes, lesions=("any lesion",))
-    items = eval_items(
-        pipeline.predictor,
-        classes,
-        rows,
-        eval_classes,
-        progress_for(progress, "evaluating"),
-    )
-    evaluation = report.evaluate(items, eval_classes, severity=severity_pct)
+    eval_classes = replace(pipeline.card.classes, lesions=ANY_LESION)
+    evaluation = report_on(pipeline, rows, eval_classes, progress=progress)
     table = write_measures(
         pipeline,
         rows,

@@ -3,12 +3,11 @@
 ``inference`` and ``evaluation`` do not import each other; this module uses both.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,28 +15,22 @@ from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
 from plantseg_next.data.splits import labeled_rows
-from plantseg_next.errors import DataError, UsageError
+from plantseg_next.errors import UsageError
 from plantseg_next.evaluation import report
-from plantseg_next.evaluation.grouped import GroupedMetrics
-from plantseg_next.evaluation.metrics import Confusion, LeafOverlap, Overlap
 from plantseg_next.evaluation.report import EvalItem
 from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.files import AnyPath
-from plantseg_next.inference.pipeline import load_predictor
+from plantseg_next.inference.pipeline import Pipeline, load_pipeline
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.severity import measure_severity
-from plantseg_next.models.bundle import RunImage, read_card, read_images
+from plantseg_next.models.bundle import RunImage, RunImages, read_card, read_images
 from plantseg_next.models.start import STARTERS, find_model
-from plantseg_next.structures import IGNORE, ClassMap, SkippedImage
-from plantseg_next.workflows.images import Skipped, read_each
+from plantseg_next.structures import IGNORE, ClassMap, SkippedImage, is_lesion
+from plantseg_next.workflows.images import read_each, refuse_unreadable
 from plantseg_next.workflows.progress import Progress, progress_for
 
-if TYPE_CHECKING:
-    from plantseg_next.training.callbacks.callback import Validation
-
-VALIDATION_RESAMPLES = 200
-"""For the interval of a validation, which is a sign of its noise and no result."""
-RunImages = tuple[RunImage, ...]
+ANY_LESION = ("any lesion",)
+"""The lesion classes of a report on a data set whose classes are not those of the model."""
 
 
 def evaluate(
@@ -71,12 +64,28 @@ def evaluate(
         split,
         classes=None if classes is None else Path(classes),
     )
-    predictor, card = load_predictor(folder)
-    eval_classes = card.classes
-    if card.classes.lesions != rows.classes.lesions:
-        eval_classes = replace(card.classes, lesions=("any lesion",))
+    pipeline = load_pipeline(folder)
+    eval_classes = pipeline.card.classes
+    if eval_classes.lesions != rows.classes.lesions:
+        eval_classes = replace(eval_classes, lesions=ANY_LESION)
+    return report_on(pipeline, rows, eval_classes, progress=progress)
+
+
+def report_on(
+    pipeline: Pipeline,
+    rows: Manifest,
+    eval_classes: ClassMap,
+    *,
+    progress: Progress | None = None,
+) -> Report:
+    """Return the report of a model on images with masks; see ``eval_items``."""
+    card = pipeline.card
     items = eval_items(
-        predictor, card.classes, rows, eval_classes, progress_for(progress, "evaluating")
+        pipeline.predictor,
+        card.classes,
+        rows,
+        eval_classes,
+        progress_for(progress, "evaluating"),
     )
     return report.evaluate(
         items, eval_classes, severity=severity_pct, source_domain=card.sources
@@ -138,62 +147,6 @@ def images_of_run(manifest: Manifest) -> RunImages:
     )
 
 
-def some_rows(manifest: Manifest, n: int, seed: int) -> Manifest:
-    """Return at most ``n`` rows, chosen by the seed."""
-    order = np.random.default_rng(seed).permutation(len(manifest))[:n]
-    return manifest.only(manifest.rows[i] for i in sorted(order))
-
-
-def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
-    """Return the validation metrics of a predictor.
-
-    They are lesion Dice, IoU over diseases if there are several, and leaf IoU. A metric is
-    left out where the masks hold nothing of it: without a lesion in any mask there is no
-    Dice, and an event states it. The monitored metric is the mean of the others; without
-    any it is 0 at every validation, so that the newest model counts as the best. An image
-    that cannot be read is skipped, with an event.
-
-    Raises:
-        DataError: If no image can be read.
-    """
-    from plantseg_next.training.callbacks.callback import Event, Validation
-    from plantseg_next.training.callbacks.diagnostics import no_lesion_found, no_true_lesion
-
-    classes = manifest.classes
-    n = classes.n_lesion_logits
-    confusion = Confusion(n)
-    groups = GroupedMetrics(lambda: {"lesion": Overlap(n), "leaf": LeafOverlap()})
-    skipped: list[Skipped] = []
-    read = partial(load_sample, manifest=manifest)
-    for row, truth in read_each(manifest, read, skipped=skipped):
-        prediction = predictor(truth.image)
-        confusion.update(truth, prediction)
-        groups.update(row.group_key, truth, prediction)
-    _refuse_unreadable(manifest, skipped)
-    scores = groups.compute(n_resamples=VALIDATION_RESAMPLES)
-    n_images = groups.total()["lesion"].n_images
-    has_lesion = bool(confusion.counts[1:].any())
-    has_leaf = bool(groups.total()["leaf"].counts[1])
-    names = ["lesion_dice", *(["disease_miou"] if n > 2 else [])] if has_lesion else []
-    names += ["leaf_iou"] if has_leaf else []
-    metrics = {name: scores[name].value for name in names}
-    score = sum(metrics.values()) / max(len(metrics), 1)  # severity depends on both heads
-    unreadable = (
-        Event("unreadable-image", f"{error.came} It is not validated on.")
-        for _, error in skipped
-    )
-    no_dice = [] if has_lesion else [no_true_lesion(n_images, with_leaf=has_leaf)]
-    dice = scores["lesion_dice"] if has_lesion else None
-    return Validation(
-        score,
-        metrics,
-        events=(*unreadable, *no_dice, *no_lesion_found(confusion.counts, classes.lesions)),
-        n_images=n_images,
-        lesion_dice_low=dice.low if dice else math.nan,
-        lesion_dice_high=dice.high if dice else math.nan,
-    )
-
-
 def eval_items(
     predictor: Predictor,
     model_classes: ClassMap,
@@ -210,7 +163,7 @@ def eval_items(
     """
     merge = eval_classes.lesions != model_classes.lesions
     names = {name: i for i, name in enumerate(eval_classes.diseases)}
-    skipped: list[Skipped] = []
+    skipped: list[SkippedImage] = []
     read = partial(load_sample, manifest=manifest)
     for row, read_sample in read_each(
         manifest, read, skipped=skipped, on_progress=on_progress
@@ -221,19 +174,8 @@ def eval_items(
             sample = replace(sample, lesion=_any_lesion(sample.lesion))
             prediction = replace(prediction, lesion=_any_lesion(prediction.lesion))
         yield EvalItem(sample, prediction, row.source, row.group_key, row.disease)
-    _refuse_unreadable(manifest, skipped)
-    yield from (SkippedImage(row.key, error.came) for row, error in skipped)
-
-
-def _refuse_unreadable(manifest: Manifest, skipped: Sequence[Skipped]) -> None:
-    """Refuse images of which none could be read."""
-    if skipped and len(skipped) == len(manifest):
-        raise DataError(
-            f"None of the {len(skipped)} images can be read; the first: "
-            f"{skipped[0].error.came}",
-            needed="at least one image that can be read, with its mask",
-            fix="repair or restore them; `plantseg-next check` reports what is wrong",
-        )
+    refuse_unreadable(manifest, skipped)
+    yield from skipped
 
 
 def severity_pct(lesion: np.ndarray, leaf: np.ndarray | None) -> float | None:
@@ -329,6 +271,4 @@ def _digest(row: Row) -> str:
 
 def _any_lesion(lesion: np.ndarray) -> np.ndarray:
     """Return the map with every lesion class as 1."""
-    any_lesion = (lesion > 0).astype(np.uint8)
-    any_lesion[lesion == IGNORE] = IGNORE
-    return any_lesion
+    return np.where(lesion == IGNORE, IGNORE, is_lesion(lesion)).astype(np.uint8)

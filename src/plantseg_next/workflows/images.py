@@ -1,33 +1,23 @@
 """The loop over images that every command shares: read, skip the unreadable, report."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from plantseg_next.data.manifest import Manifest, Row
-from plantseg_next.errors import PlantSegError
+from plantseg_next.errors import DataError, PlantSegError
+from plantseg_next.structures import SkippedImage
 
 T = TypeVar("T")
-
-
-class Skipped(NamedTuple):
-    """An image that could not be read.
-
-    Args:
-        row: Of the manifest.
-        error: States what is wrong with which file.
-    """
-
-    row: Row
-    error: PlantSegError
 
 
 def read_each(
     manifest: Manifest,
     read: Callable[[Row], T],
     *,
-    skipped: list[Skipped],
+    skipped: list[SkippedImage],
+    name: Callable[[Row], str] = lambda row: row.key,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Iterator[tuple[Row, T]]:
     """Yield every row with what was read from its files.
@@ -35,7 +25,8 @@ def read_each(
     Args:
         manifest: The images.
         read: Reads an image, or an image and its mask.
-        skipped: Rows that raised an error while they were read are appended.
+        skipped: Images that raised an error while they were read are appended.
+        name: Returns what a skipped image is called.
         on_progress: Called after each row is dealt with, with the number done and the
             total.
     """
@@ -43,10 +34,25 @@ def read_each(
         try:
             content = read(row)
         except PlantSegError as error:
-            skipped.append(Skipped(row, error))
+            skipped.append(SkippedImage(name(row), error.came))
         else:
             yield row, content
         on_progress(i + 1, len(manifest))
+
+
+def refuse_unreadable(manifest: Manifest, skipped: Sequence[SkippedImage]) -> None:
+    """Refuse images of which none could be read.
+
+    Raises:
+        DataError: If every image of the manifest was skipped.
+    """
+    if skipped and len(skipped) == len(manifest):
+        raise DataError(
+            f"None of the {len(skipped)} images can be read; the first: "
+            f"{skipped[0].reason}",
+            needed="at least one image that can be read, with its mask",
+            fix="repair or restore them; `plantseg-next check` reports what is wrong",
+        )
 
 
 def name_within(images: Path) -> Callable[[Row], str]:

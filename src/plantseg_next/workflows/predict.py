@@ -10,7 +10,8 @@ from plantseg_next.files import AnyPath, prepare_output
 from plantseg_next.inference.pipeline import MIN_LESION_PX, Pipeline, load_pipeline
 from plantseg_next.inference.records import PredictionTable, RecordWriter
 from plantseg_next.models.start import STARTER_FOLDER
-from plantseg_next.workflows.images import Skipped, name_within, read_each
+from plantseg_next.structures import SkippedImage
+from plantseg_next.workflows.images import name_within, read_each
 from plantseg_next.workflows.progress import Progress, progress_for
 
 
@@ -79,11 +80,12 @@ def write_measures(
     prepare_output(out)
     card = pipeline.card
     rows = []
-    skipped: list[Skipped] = []
+    skipped: list[SkippedImage] = []
     images = read_each(
         manifest,
         lambda row: read_image(row.image) if only_image is None else only_image,
         skipped=skipped,
+        name=name,
         on_progress=on_progress,
     )
     with RecordWriter(out, card.classes, model=card.model_id) as writer:
@@ -98,6 +100,4 @@ def write_measures(
                     notes=leaf.notes,
                 )
             )
-    return PredictionTable(
-        tuple(rows), tuple((name(row), error.came) for row, error in skipped)
-    )
+    return PredictionTable(tuple(rows), tuple(skipped))

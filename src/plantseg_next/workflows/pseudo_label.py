@@ -24,8 +24,8 @@ from plantseg_next.files import AnyPath, explained, prepare_output, write_atomic
 from plantseg_next.inference.pipeline import load_pipeline
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import PredictionTable, Value, csv_line, write_mask
-from plantseg_next.structures import IGNORE, ClassMap, Prediction, is_lesion
-from plantseg_next.workflows.images import Skipped, name_within, read_each
+from plantseg_next.structures import IGNORE, ClassMap, Prediction, SkippedImage, is_lesion
+from plantseg_next.workflows.images import name_within, read_each
 from plantseg_next.workflows.progress import Progress, progress_for
 
 TABLE = "pseudo_labels.csv"
@@ -156,11 +156,12 @@ def write_pseudo_labels(
     prepare_output(out)
     rows: list[dict[str, Value]] = []
     kept: list[Row] = []
-    skipped: list[Skipped] = []
+    skipped: list[SkippedImage] = []
     for row, image in read_each(
         manifest,
         lambda row: read_image(row.image),
         skipped=skipped,
+        name=name,
         on_progress=on_progress,
     ):
         mask, confidence = sure_mask(
@@ -191,9 +192,7 @@ def write_pseudo_labels(
         Manifest(tuple(kept), replace(classes, diseases=()), codings).write(
             out / MANIFEST_FILE
         )
-    return PredictionTable(
-        tuple(rows), tuple((name(row), error.came) for row, error in skipped)
-    )
+    return PredictionTable(tuple(rows), tuple(skipped))
 
 
 def _write_gray(path: Path, confidence: Float32[np.ndarray, "h w"]) -> None:

@@ -9,9 +9,15 @@ from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.sampler import refuse_unknown
 from plantseg_next.models.bundle import ModelCard, Normalization
 from plantseg_next.runtime import find_device, prepare_gpu, seed_everything
-from plantseg_next.workflows.evaluate import images_of_run, some_rows
+from plantseg_next.workflows.evaluate import images_of_run
 from plantseg_next.workflows.training_data import TrainingData, train_dataset
-from plantseg_next.workflows.validate import Validator, hidden_tiles, unlabeled_set_metrics
+from plantseg_next.workflows.validate import (
+    PseudoLabelValidation,
+    Validator,
+    hidden_tiles,
+    some_rows,
+    unlabeled_set_metrics,
+)
 
 if TYPE_CHECKING:
     from plantseg_next.models.pretrained import PretrainedSource
@@ -63,12 +69,6 @@ def build_trainer(
     _announce(labeled, validation, unlabeled, log)
     log(f"device: {device.name}; {source.notice}")
     with_label = [row for row in unlabeled.rows if row.disease is not None]
-    hidden = unlabeled_metrics = None
-    if len(unlabeled):
-        hidden = hidden_tiles(
-            data.manifest, settings, data.pixels, with_image_labels=bool(with_label)
-        )
-        unlabeled_metrics = unlabeled_set_metrics(labeled, unlabeled, settings, data.pixels)
     engine = build_engine(
         network,
         settings,
@@ -77,7 +77,15 @@ def build_trainer(
         with_unlabeled=len(unlabeled) > 0,
         with_image_labels=bool(with_label),
     )
-    pseudo_labeler = engine.pseudo_labeler
+    pseudo_labels = None
+    if engine.pseudo_labeler is not None:
+        pseudo_labels = PseudoLabelValidation(
+            engine.pseudo_labeler,
+            hidden_tiles(
+                data.manifest, settings, data.pixels, with_image_labels=bool(with_label)
+            ),
+            unlabeled_set_metrics(labeled, unlabeled, settings, data.pixels),
+        )
     monitor = ResourceMonitor(
         folder,
         cache_mib=2 * settings.data.cache_mib,
@@ -86,7 +94,7 @@ def build_trainer(
     eta = EtaEstimator(
         validations=settings.training.validations,
         minutes=settings.training.minutes,
-        unsup_start=settings.semi.warmup_fraction if pseudo_labeler else None,
+        unsup_start=settings.semi.warmup_fraction if pseudo_labels else None,
     )
     chosen = some_rows(validation, settings.training.validation_images, settings.seed)
     card = _model_card(data, network, source, n_val_images=len(chosen))
@@ -95,9 +103,7 @@ def build_trainer(
         card,
         device,
         student=network,
-        pseudo_labeler=pseudo_labeler,
-        hidden=hidden,
-        unlabeled_metrics=unlabeled_metrics,
+        pseudo_labels=pseudo_labels,
     )
     tiles = train_dataset(labeled, unlabeled, settings, data.pixels)
     trainer = Trainer(

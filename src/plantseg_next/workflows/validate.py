@@ -1,15 +1,23 @@
 """Validation during a run: on masks, on hidden masks, and on images without masks."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.inference.predictor import TILES_AT_ONCE
+from plantseg_next.evaluation.grouped import GroupedMetrics
+from plantseg_next.evaluation.metrics import Confusion, LeafOverlap, Overlap
+from plantseg_next.inference.predictor import TILES_AT_ONCE, Predictor
 from plantseg_next.models.bundle import ModelCard
 from plantseg_next.runtime import Device
 from plantseg_next.settings import Settings
-from plantseg_next.workflows.evaluate import validate
+from plantseg_next.structures import SkippedImage
+from plantseg_next.workflows.images import read_each, refuse_unreadable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,10 +27,27 @@ if TYPE_CHECKING:
     from plantseg_next.training.semi_supervised.pseudo_labels import PseudoLabeler
     from plantseg_next.training.semi_supervised.unlabeled_metrics import UnlabeledSetMetrics
 
+VALIDATION_RESAMPLES = 200
+"""For the interval of a validation, which is a sign of its noise and no result."""
 EVALUATED_TILES = 16
 EVALUATED_TILES_WITH_LABELS = 64
 """Enough tiles for most diseases, sampled equally often: a disease without a tile here
 gets no CAM seeds."""
+
+
+@dataclass(frozen=True)
+class PseudoLabelValidation:
+    """What a semi-supervised run is validated on beside masks.
+
+    Args:
+        pseudo_labeler: Makes pseudo-labels.
+        hidden: Tiles whose masks exist and are not learned from.
+        unlabeled_metrics: Metrics of data sets without masks.
+    """
+
+    pseudo_labeler: "PseudoLabeler"
+    hidden: "Batch"
+    unlabeled_metrics: "UnlabeledSetMetrics"
 
 
 class Validator:
@@ -33,9 +58,7 @@ class Validator:
         card: Card of the model: classes, tile size and image size.
         device: Device to predict on.
         student: The network in training.
-        pseudo_labeler: Makes pseudo-labels, in a semi-supervised run.
-        hidden: Tiles whose masks exist and are not learned from.
-        unlabeled_metrics: Metrics of data sets without masks.
+        pseudo_labels: What pseudo-labels are validated on, in a semi-supervised run.
     """
 
     def __init__(
@@ -45,17 +68,13 @@ class Validator:
         device: Device,
         *,
         student: "nn.Module",
-        pseudo_labeler: "PseudoLabeler | None" = None,
-        hidden: "Batch | None" = None,
-        unlabeled_metrics: "UnlabeledSetMetrics | None" = None,
+        pseudo_labels: PseudoLabelValidation | None = None,
     ) -> None:
         self._chosen = chosen
         self._card = card
         self._device = device
         self._student = student
-        self._pseudo_labeler = pseudo_labeler
-        self._hidden = hidden
-        self._unlabeled_metrics = unlabeled_metrics
+        self._pseudo_labels = pseudo_labels
         self._at_once = TILES_AT_ONCE
 
     def __call__(self, network: "nn.Module") -> "Validation":
@@ -96,17 +115,13 @@ class Validator:
                 network, self._card, self._device.kind, tiles_at_once=at_once
             )
             result = validate(predictor, self._chosen)
-            if (
-                self._pseudo_labeler is None
-                or self._hidden is None
-                or self._unlabeled_metrics is None
-            ):
+            if (on := self._pseudo_labels) is None:
                 return result
-            hidden = batch_to_device(self._hidden, device)
+            hidden = batch_to_device(on.hidden, device)
             extra_metrics = pseudo_label_metrics(
-                self._pseudo_labeler, self._student, hidden, at_once=2 * at_once
+                on.pseudo_labeler, self._student, hidden, at_once=2 * at_once
             )
-            extra_metrics |= self._unlabeled_metrics(network.eval(), at_once=2 * at_once)
+            extra_metrics |= on.unlabeled_metrics(network.eval(), at_once=2 * at_once)
         finally:
             network.to(home)
         events = (
@@ -119,13 +134,69 @@ class Validator:
         return replace(result, extra_metrics=extra_metrics, events=events)
 
 
+def some_rows(manifest: Manifest, n: int, seed: int) -> Manifest:
+    """Return at most ``n`` rows, chosen by the seed."""
+    order = np.random.default_rng(seed).permutation(len(manifest))[:n]
+    return manifest.only(manifest.rows[i] for i in sorted(order))
+
+
+def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
+    """Return the validation metrics of a predictor.
+
+    They are lesion Dice, IoU over diseases if there are several, and leaf IoU. A metric is
+    left out where the masks hold nothing of it: without a lesion in any mask there is no
+    Dice, and an event states it. The monitored metric is the mean of the others; without
+    any it is 0 at every validation, so that the newest model counts as the best. An image
+    that cannot be read is skipped, with an event.
+
+    Raises:
+        DataError: If no image can be read.
+    """
+    from plantseg_next.training.callbacks.callback import Event, Validation
+    from plantseg_next.training.callbacks.diagnostics import no_lesion_found, no_true_lesion
+
+    classes = manifest.classes
+    n = classes.n_lesion_logits
+    confusion = Confusion(n)
+    groups = GroupedMetrics(lambda: {"lesion": Overlap(n), "leaf": LeafOverlap()})
+    skipped: list[SkippedImage] = []
+    read = partial(load_sample, manifest=manifest)
+    for row, truth in read_each(manifest, read, skipped=skipped):
+        prediction = predictor(truth.image)
+        confusion.update(truth, prediction)
+        groups.update(row.group_key, truth, prediction)
+    refuse_unreadable(manifest, skipped)
+    scores = groups.compute(n_resamples=VALIDATION_RESAMPLES)
+    n_images = groups.total()["lesion"].n_images
+    has_lesion = bool(confusion.counts[1:].any())
+    has_leaf = bool(groups.total()["leaf"].counts[1])
+    names = ["lesion_dice", *(["disease_miou"] if n > 2 else [])] if has_lesion else []
+    names += ["leaf_iou"] if has_leaf else []
+    metrics = {name: scores[name].value for name in names}
+    score = sum(metrics.values()) / max(len(metrics), 1)  # severity depends on both heads
+    unreadable = (
+        Event("unreadable-image", f"{image.reason} It is not validated on.")
+        for image in skipped
+    )
+    no_dice = [] if has_lesion else [no_true_lesion(n_images, with_leaf=has_leaf)]
+    dice = scores["lesion_dice"] if has_lesion else None
+    return Validation(
+        score,
+        metrics,
+        events=(*unreadable, *no_dice, *no_lesion_found(confusion.counts, classes.lesions)),
+        n_images=n_images,
+        lesion_dice_low=dice.low if dice else math.nan,
+        lesion_dice_high=dice.high if dice else math.nan,
+    )
+
+
 def hidden_tiles(
     manifest: Manifest,
     settings: Settings,
     pixels: Sequence[int],
     *,
     with_image_labels: bool,
-) -> "Batch | None":
+) -> "Batch":
     """Return tiles to validate pseudo-labels on: with masks that training does not use.
 
     Where no mask is hidden, tiles of the validation split are used: the run does not learn
