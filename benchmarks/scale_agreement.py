@@ -19,12 +19,11 @@ from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.inference.pipeline import load_pipeline
 from plantseg_next.inference.predictor import Predictor
-from plantseg_next.inference.severity import assess
+from plantseg_next.inference.severity import MIN_LESION_PX, assess
 from plantseg_next.models.start import STARTER_FOLDER
 
 SIZES = (512, 768, 1024, 2048, 4096)
 REFERENCE = 1024
-MIN_LESION_PX = 20
 
 
 def resized(image: np.ndarray, long_side: int) -> np.ndarray:

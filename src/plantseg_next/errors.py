@@ -74,6 +74,23 @@ class StoppedError(PlantSegError):
         self.exit_code = 128 + by if by else 0
 
 
+def count_of(number: int, what: str) -> str:
+    """Return a number with its noun: "1 image", "2 images"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def shorten(names: Sequence[object], limit: int = 4) -> str:
+    """Return the first few names in one line.
+
+    Example:
+        >>> shorten(["a", "b", "c", "d", "e"], limit=3)
+        'a, b, c and 2 more'
+    """
+    shown = ", ".join(str(name) for name in names[:limit])
+    more = len(names) - limit
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
 def unknown_name(came: str, name: str, known: Sequence[str]) -> UsageError:
     """Return the error for an unknown name.
 

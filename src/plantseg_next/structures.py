@@ -11,7 +11,7 @@ This module imports NumPy only; the tensors of ``Batch`` are for the type checke
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Bool, Float16, UInt8
@@ -26,8 +26,12 @@ NO_LESION = 0
 """Class id of pixels without a lesion, in every mask of lesions."""
 
 
-def is_lesion(lesion: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Return where a map of class ids is a lesion; ``IGNORE`` is not."""
+@overload
+def is_lesion(lesion: UInt8[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]: ...
+@overload
+def is_lesion(lesion: "Tensor") -> "Tensor": ...
+def is_lesion(lesion: Any) -> Any:
+    """Return where class ids are of a lesion; ``IGNORE`` is not."""
     return (lesion != NO_LESION) & (lesion != IGNORE)
 
 

@@ -69,11 +69,12 @@ def test_bootstrap_interval_of_groups_is_wider():
     assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
 
 
-def test_bootstrap_interval_depends_on_seed_and_level():
+def test_bootstrap_interval_depends_on_the_seed_only():
     counts = counts_of(15)
     assert bootstrap_interval(counts, fraction) == bootstrap_interval(counts, fraction)
-    wide, narrow = (bootstrap_interval(counts, fraction, level=q) for q in (0.95, 0.5))
-    assert wide.low < narrow.low < narrow.high < wide.high
+    assert bootstrap_interval(counts, fraction) != bootstrap_interval(
+        counts, fraction, seed=1
+    )
 
 
 @pytest.mark.parametrize("n_groups", [0, 1])
@@ -99,11 +100,6 @@ def test_bootstrap_statistic_gets_counts_in_their_shape():
     assert seen == [(2, 4)] * 250
 
 
-def test_bootstrap_with_a_wrong_level_is_refused():
-    with pytest.raises(ValueError, match=r"`level` is 95.0, but must be in \(0, 1\)"):
-        bootstrap_interval(counts_of(3), fraction, level=95.0)
-
-
 def test_bootstrap_rows_with_missing_groups_is_refused():
-    with pytest.raises(ValueError, match="`groups` has 2 entries, but `rows` has 3"):
+    with pytest.raises(AssertionError, match="a group for every row"):
         bootstrap_rows(np.ones((3, 1)), ["a", "b"], lambda _: 1.0)

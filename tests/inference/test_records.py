@@ -162,13 +162,6 @@ def test_record_writer_without_images_writes_valid_tables(tmp_path):
     assert json.loads((tmp_path / "records.json").read_text())["images"] == []
 
 
-def test_record_writer_without_masks_and_overlays(tmp_path):
-    with RecordWriter(tmp_path, CLASSES, masks=False, overlays=False) as writer:
-        assert "mask" not in writer.add("a.jpg", IMAGE, example_assessment())
-    assert not (tmp_path / "masks").exists()
-    assert read(tmp_path / "severity.csv")[0]["overlay"] == ""
-
-
 @pytest.mark.parametrize("name", ["/etc/leaf.jpg", "../leaf.jpg", "a/../../leaf.jpg", ""])
 def test_record_writer_refuses_names_outside_the_folder(tmp_path, name):
     with (

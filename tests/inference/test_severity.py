@@ -181,7 +181,8 @@ def test_perimeter_of_a_disc_is_that_of_a_circle():
 
 def test_lesions_are_numbered_by_size_without_small_ones():
     lesion = maps("1022200", "0000001", "0110001")
-    lesions = find_lesions(lesion, np.ones(lesion.shape, np.float16), min_area_px=2)
+    kept = remove_small_lesions(lesion, 2)
+    lesions = find_lesions(kept, np.ones(lesion.shape, np.float16))
     assert [(spot.id, spot.class_id, spot.area_px) for spot in lesions] == [
         (1, 2, 3),
         (2, 1, 2),

@@ -128,9 +128,7 @@ def estimates(
             for name, scores in _computed(groups[0], drawn).items():
                 resampled.setdefault(name, []).extend(scores.tolist())
     return {
-        name: Estimate.of(
-            float(score), percentiles(resampled.get(name, []), len(known), level=0.95)
-        )
+        name: Estimate.of(float(score), percentiles(resampled.get(name, []), len(known)))
         for name, score in _computed(groups[0], total).items()
     }
 

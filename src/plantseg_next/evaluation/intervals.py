@@ -15,6 +15,9 @@ from jaxtyping import Float64, Int64, Real, Shaped
 _DRAWS_AT_ONCE = 100
 """Resamples summed in one matrix product: few enough to need little memory."""
 
+_TAIL = (1.0 - 0.95) / 2.0
+"""Fraction of the resamples below the lower bound, and above the upper one."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -59,24 +62,19 @@ def bootstrap_interval(
     *,
     n_resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Interval:
-    """Return the percentile interval of a statistic of additive counts.
+    """Return the 95 % percentile interval of a statistic of additive counts.
 
     Args:
         counts: Counts of each group, summed over its images.
         statistic: Computes a score from counts summed over groups; may return NaN.
         n_resamples: Times that ``g`` groups are drawn with replacement.
         seed: The same seed gives the same interval.
-        level: Fraction of resamples between the bounds, in (0, 1).
 
     Returns:
         Bounds in the unit of the statistic. They are NaN for fewer than two groups, and
         where the statistic is undefined in more than half of the resamples; otherwise
         undefined resamples are left out.
-
-    Raises:
-        ValueError: If ``level`` is outside (0, 1).
 
     Source:
         Efron and Tibshirani 1993, An Introduction to the Bootstrap, ch. 13; groups as
@@ -95,7 +93,7 @@ def bootstrap_interval(
         for weights in draw_groups(n_groups, n_resamples, seed):
             totals = (weights @ flat).reshape(-1, *counts.shape[1:])
             values += [statistic(total) for total in totals]
-    return percentiles(values, n_groups, level)
+    return percentiles(values, n_groups)
 
 
 def bootstrap_rows(
@@ -105,9 +103,8 @@ def bootstrap_rows(
     *,
     n_resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Interval:
-    """Return the percentile interval of a statistic that needs one row per image.
+    """Return the 95 % percentile interval of a statistic that needs one row per image.
 
     As ``bootstrap_interval``, for statistics that additive counts cannot give, such as
     a correlation. All rows of a drawn group are included together.
@@ -118,17 +115,8 @@ def bootstrap_rows(
         statistic: Computes a score from resampled rows, about as many as ``rows``.
         n_resamples: Times that groups are drawn with replacement.
         seed: The same seed gives the same interval.
-        level: Fraction of resamples between the bounds, in (0, 1).
-
-    Raises:
-        ValueError: If ``level`` is outside (0, 1), or ``groups`` and ``rows`` differ in
-            length.
     """
-    if len(groups) != len(rows):
-        raise ValueError(
-            f"`groups` has {len(groups)} entries, but `rows` has {len(rows)}. "
-            "Give the group of every row."
-        )
+    assert len(groups) == len(rows), "a group for every row"  # noqa: S101
     names, group_of_row = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
     n_groups, every_row = len(names), np.arange(len(rows))
     values: list[float] = []
@@ -137,7 +125,7 @@ def bootstrap_rows(
             for weight in weights:
                 drawn = np.repeat(every_row, weight[group_of_row])
                 values.append(statistic(rows[drawn]))
-    return percentiles(values, n_groups, level)
+    return percentiles(values, n_groups)
 
 
 def draw_groups(
@@ -151,14 +139,11 @@ def draw_groups(
         yield rng.multinomial(n_groups, evenly, size=n_draws)
 
 
-def percentiles(values: list[float], n_groups: int, level: float) -> Interval:
+def percentiles(values: list[float], n_groups: int) -> Interval:
     """Return the interval of resampled values; see ``bootstrap_interval``."""
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"`level` is {level}, but must be in (0, 1). Try 0.95.")
     scores = np.array(values, np.float64)
     defined = scores[~np.isnan(scores)]
     if 2 * defined.size < scores.size or defined.size == 0:
         return Interval(float("nan"), float("nan"), n_groups)
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(defined, [tail, 1.0 - tail])
+    low, high = np.quantile(defined, [_TAIL, 1.0 - _TAIL])
     return Interval(float(low), float(high), n_groups)

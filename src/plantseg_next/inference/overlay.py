@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from plantseg_next.errors import count_of
 from plantseg_next.inference.severity import Assessment, whole_leaf
 from plantseg_next.structures import ClassMap
 
@@ -59,7 +60,7 @@ def summary(assessment: Assessment) -> str:
     else:
         area = f"severity {measure.severity_pct:.1f} % of the leaf"
     least = f" >= {assessment.min_lesion_px} px" if assessment.min_lesion_px > 1 else ""
-    return f"{area}, {n} lesion{'' if n == 1 else 's'}{least}"
+    return f"{area}, {count_of(n, 'lesion')}{least}"
 
 
 def draw_overlay(

@@ -19,7 +19,7 @@ from plantseg_next.errors import DataError, UsageError
 from plantseg_next.files import AnyPath
 from plantseg_next.inference.predictor import Predictor, make_predictor
 from plantseg_next.inference.records import Value, table_row
-from plantseg_next.inference.severity import Assessment, Lesion, assess
+from plantseg_next.inference.severity import MIN_LESION_PX, Assessment, Lesion, assess
 from plantseg_next.models.bundle import ModelCard, read_bundle
 from plantseg_next.models.start import find_model
 from plantseg_next.runtime import find_device
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 ImageSource = str | Path | bytes | Image.Image | np.ndarray
 """A path, the bytes of a file, a PIL image of any mode, or uint8 ``(h, w, 3)`` in RGB."""
-MIN_LESION_PX = 20
-"""Smallest lesion that is counted, in pixels at the scale at which the model sees the
-image."""
 
 
 @dataclass(frozen=True)

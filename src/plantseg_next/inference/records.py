@@ -128,27 +128,15 @@ class RecordWriter:
         folder: Where to write; created if missing.
         classes: Names of the lesion classes and image-level labels.
         model: Digest of the model, written in every row.
-        masks: Whether to write lesion and leaf masks.
-        overlays: Whether to write overlays (JPEG).
 
     Raises:
         OutputError: If the folder cannot be written.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        classes: ClassMap,
-        *,
-        model: str = "",
-        masks: bool = True,
-        overlays: bool = True,
-    ) -> None:
+    def __init__(self, folder: Path, classes: ClassMap, *, model: str = "") -> None:
         self.folder = folder
         self.classes = classes
         self.model = model
-        self.masks = masks
-        self.overlays = overlays
         self._names: set[str] = set()
         self._owner: dict[str, str] = {}  # from a written file, case-folded, to an image
         self._tables: tuple[TextIO, TextIO, TextIO]
@@ -220,19 +208,16 @@ class RecordWriter:
         )
         prediction = assessment.prediction
         with explained(self.folder):
-            if self.masks:
-                row["mask"] = path = self._path("masks", name, ".png")
-                write_mask(self.folder / path, prediction.lesion, self.classes.lesions)
-            if self.masks and prediction.leaf is not None:
+            row["mask"] = path = self._path("masks", name, ".png")
+            write_mask(self.folder / path, prediction.lesion, self.classes.lesions)
+            if prediction.leaf is not None:
                 row["leaf_mask"] = path = self._path("leaves", name, ".png")
                 write_mask(self.folder / path, prediction.leaf, ("leaf",))
-            if self.overlays:
-                row["overlay"] = path = self._path("overlays", name, ".jpg")
-                drawn = Image.fromarray(draw_overlay(image, assessment, self.classes))
-                write_atomically(
-                    self.folder / path,
-                    lambda file: drawn.save(file, "JPEG", quality=90),
-                )
+            row["overlay"] = path = self._path("overlays", name, ".jpg")
+            drawn = Image.fromarray(draw_overlay(image, assessment, self.classes))
+            write_atomically(
+                self.folder / path, lambda file: drawn.save(file, "JPEG", quality=90)
+            )
             self._append_rows(row, assessment.lesions)
         return row
 

@@ -19,6 +19,9 @@ from plantseg_next.structures import IGNORE, NO_LESION, Prediction, is_lesion
 
 Denominator = Literal["leaf", "image"]
 
+MIN_LESION_PX = 20
+"""Smallest lesion that is counted, in pixels at the scale at which the model sees the
+image."""
 _ROWS_AT_ONCE = 1024
 """Rows measured at once: limits temporary arrays for images of 100 megapixels."""
 
@@ -103,21 +106,18 @@ class Assessment:
         return tuple(lesion for lesion in self.lesions if lesion.on_leaf)
 
 
-def assess(
-    prediction: Prediction, *, min_lesion_px: int = 20, min_leaf_fraction: float = 0.01
-) -> Assessment:
+def assess(prediction: Prediction, *, min_lesion_px: int = MIN_LESION_PX) -> Assessment:
     """Return severity and lesions of a prediction, small lesions removed first.
 
     Args:
         prediction: Masks at the size of the image.
         min_lesion_px: Smallest lesion kept, in pixels of this image.
-        min_leaf_fraction: See ``measure_severity``.
     """
     lesion = remove_small_lesions(prediction.lesion, min_lesion_px)
     leaf = prediction.leaf
     return Assessment(
         prediction=replace(prediction, lesion=lesion),
-        measure=measure_severity(lesion, leaf, min_leaf_fraction=min_leaf_fraction),
+        measure=measure_severity(lesion, leaf),
         lesions=tuple(find_lesions(lesion, prediction.lesion_probability, leaf=leaf)),
         min_lesion_px=min_lesion_px,
     )
@@ -156,7 +156,7 @@ def measure_severity(
         if n_leaf > 0 and n_leaf >= min_leaf_fraction * n_known:
             on_leaf = (whole_leaf(lesion, leaf) == 1) & known_in_both
             leaf_px = int(np.count_nonzero(on_leaf))
-            lesion_px = int(np.count_nonzero(on_leaf & (lesion != NO_LESION)))
+            lesion_px = int(np.count_nonzero(on_leaf & is_lesion(lesion)))
             return SeverityMeasure(
                 leaf_px=leaf_px,
                 lesion_px=lesion_px,
@@ -164,7 +164,7 @@ def measure_severity(
                 affected_pct_of_image=100.0 * lesion_px / int(n_known),
                 denominator="leaf",
             )
-    lesion_px = int(np.count_nonzero(known & (lesion != NO_LESION)))
+    lesion_px = int(np.count_nonzero(is_lesion(lesion)))
     return SeverityMeasure(
         leaf_px=None,
         lesion_px=lesion_px,
@@ -228,7 +228,6 @@ def find_lesions(
     lesion_probability: Float16[np.ndarray, "h w"],
     *,
     leaf: UInt8[np.ndarray, "h w"] | None = None,
-    min_area_px: int = 1,
 ) -> list[Lesion]:
     """Return every lesion of an image with its measures, largest first.
 
@@ -239,7 +238,6 @@ def find_lesions(
         lesion: Class ids, 0 for none; ignored pixels belong to no lesion.
         lesion_probability: Probability of any lesion, in [0, 1].
         leaf: 1 on the leaf, 0 off it, ``IGNORE`` where unknown; ``None`` if unknown.
-        min_area_px: Smaller ones are left out.
 
     Source:
         Perimeter by Crofton's formula in four directions, as scikit-image's
@@ -258,15 +256,12 @@ def find_lesions(
         if whole is not None:
             on_leaf[part.labels[whole[rows, columns]]] = True
         for label in range(1, len(part.area)):
-            area = int(part.area[label])
-            if area < min_area_px:
-                continue
             box_x, box_y, box_width, box_height = part.box[label].tolist()
             lesions.append(
                 Lesion(
                     id=0,
                     class_id=part.class_id,
-                    area_px=area,
+                    area_px=int(part.area[label]),
                     perimeter_px=float(perimeter[label]),
                     eccentricity=float(eccentricity[label]),
                     x=float(part.centroid[label, 0]) + columns.start,

@@ -7,8 +7,9 @@ from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import read_image
 from plantseg_next.data.manifest import Manifest, Row
 from plantseg_next.files import AnyPath, prepare_output
-from plantseg_next.inference.pipeline import MIN_LESION_PX, Pipeline, load_pipeline
+from plantseg_next.inference.pipeline import Pipeline, load_pipeline
 from plantseg_next.inference.records import PredictionTable, RecordWriter
+from plantseg_next.inference.severity import MIN_LESION_PX
 from plantseg_next.models.start import STARTER_FOLDER
 from plantseg_next.structures import SkippedImage
 from plantseg_next.workflows.images import name_within, read_each
@@ -20,7 +21,7 @@ def predict(
     images: AnyPath,
     out: AnyPath,
     *,
-    min_lesion_px: int = 20,
+    min_lesion_px: int = MIN_LESION_PX,
     progress: Progress | None = None,
 ) -> PredictionTable:
     """Measure every image of a folder: masks, overlays, and the tables of severity.

@@ -24,10 +24,12 @@ from plantseg_next.files import AnyPath, explained, prepare_output, write_atomic
 from plantseg_next.inference.pipeline import load_pipeline
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import PredictionTable, Value, csv_line, write_mask
+from plantseg_next.settings import SemiSettings
 from plantseg_next.structures import IGNORE, ClassMap, Prediction, SkippedImage, is_lesion
 from plantseg_next.workflows.images import name_within, read_each
 from plantseg_next.workflows.progress import Progress, progress_for
 
+THRESHOLD = SemiSettings().threshold
 TABLE = "pseudo_labels.csv"
 COLUMNS = (
     "image", "mask", "mask_pct", "lesion_pct", "mean_confidence", "threshold",
@@ -39,7 +41,7 @@ def pseudo_label(
     images: AnyPath,
     out: AnyPath,
     *,
-    threshold: float = 0.9,
+    threshold: float = THRESHOLD,
     progress: Progress | None = None,
 ) -> PredictionTable:
     """Label images where a model is confident, as training data of the next run.
@@ -89,7 +91,7 @@ def refuse_threshold(threshold: float) -> None:
         raise UsageError(
             f"The threshold is {threshold:g}.",
             needed="a probability above 0.5 and below 1",
-            fix="for example 0.9",
+            fix=f"for example {THRESHOLD}",
         )
 
 
