@@ -11,7 +11,7 @@ from dataclasses import replace
 from hashlib import sha256
 
 from plantseg_next.data.manifest import Manifest, Row, Split
-from plantseg_next.errors import UsageError
+from plantseg_next.errors import UsageError, count_of
 
 FRACTIONS = (0.7, 0.15, 0.15)
 """Default fractions of training, validation and test."""
@@ -39,16 +39,9 @@ def assign(
     Returns:
         The number of rows of a split differs from its fraction by less than 4/3 of the
         largest group.
-
-    Raises:
-        UsageError: If the fractions do not sum to 1, or one is negative.
     """
-    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise UsageError(
-            f"`fractions` are {fractions}, and sum to {sum(fractions):g}.",
-            needed="three fractions of at least 0 that sum to 1",
-            fix="use for example 0.7, 0.15, 0.15",
-        )
+    assert min(fractions) >= 0, "a fraction is negative"  # noqa: S101
+    assert abs(sum(fractions) - 1) < 1e-6, "fractions must sum to 1"  # noqa: S101
     split_of: dict[str, Split] = {}
     for rows in _by(manifest.rows, lambda row: row.source).values():
         split_of |= _assign_source(rows, seed, fractions)
@@ -80,16 +73,8 @@ def labeled_fraction(manifest: Manifest, fraction: float, *, seed: int) -> Manif
         manifest: With splits.
         fraction: Fraction of the training rows with masks that keep them, in (0, 1].
         seed: Random seed.
-
-    Raises:
-        UsageError: If ``fraction`` is outside (0, 1].
     """
-    if not 0 < fraction <= 1:
-        raise UsageError(
-            f"`fraction` is {fraction:g}.",
-            needed="a fraction of the labeled training images, above 0 and at most 1",
-            fix="use for example 0.125 for one eighth",
-        )
+    assert 0 < fraction <= 1, "the settings refuse others"  # noqa: S101
     candidates = [r for r in manifest.rows if r.split == "train" and r.mask]
     kept: set[str] = set()
     for groups in _strata(candidates, seed):
@@ -129,7 +114,7 @@ def labeled_rows(manifest: Manifest, split: Split, origin: object) -> Manifest:
     n_groups = len({row.group_key for row in manifest.labeled.rows})
     if sum(counts.values()) > n_groups and n_groups < len(counts):
         raise UsageError(
-            f"{came} They are {n_groups} group{'s' * (n_groups > 1)}: images of one "
+            f"{came} They are {count_of(n_groups, 'group')}: images of one "
             "scene, or of one `group` in index.csv, are kept in one split.",
             needed="labeled images of at least three groups",
             fix="add images of other leaves; or state the `split` of each in index.csv, "

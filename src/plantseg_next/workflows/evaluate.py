@@ -14,6 +14,7 @@ import numpy as np
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
+from plantseg_next.data.quality.inspect import with_digests
 from plantseg_next.data.splits import labeled_rows
 from plantseg_next.errors import UsageError
 from plantseg_next.evaluation import report
@@ -201,7 +202,7 @@ def _in_splits_of_run(manifest: Manifest, run: RunImages | None) -> Manifest:
             or row.split
             or "test",
         )
-        for row in (manifest if run is None else manifest.digested()).rows
+        for row in (manifest if run is None else with_digests(manifest)).rows
     )
 
 

@@ -9,8 +9,8 @@ from plantseg_next.data import splits
 from plantseg_next.data.class_names import read_names, renamed
 from plantseg_next.data.formats import read_folder, read_folders
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.data.quality.inspect import with_known_digests
-from plantseg_next.data.quality.leakage import (
+from plantseg_next.data.quality.inspect import with_digests
+from plantseg_next.data.quality.scenes import (
     add_datasets,
     describe_excluded,
     draw_splits,
@@ -188,7 +188,7 @@ class TrainingData:
         """
         from plantseg_next.data.dataset import count_pixels
 
-        data = cls(with_known_digests(manifest).digested(), settings, (), origin)
+        data = cls(with_digests(manifest), settings, (), origin)
         counts = count_pixels(data.labeled, on_progress=on_progress)
         rows = (replace(r, sparse=r.key in counts.sparse) for r in data.manifest.rows)
         return replace(data, manifest=data.manifest.only(rows), pixels=counts.pixels)

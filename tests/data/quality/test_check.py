@@ -176,8 +176,8 @@ def test_check_reports_exif_orientation_of_images_and_masks(folder):
     add(folder, "train/turned", pixels=noise(20), turn=TURNED, mask_hw=(64, 48))
     add(folder, "train/stored", pixels=noise(21), turn=TURNED)
     report = check(read_folder(folder))
-    assert len(the(report, "exif-turn").files) == 2
-    assert [path.stem for path in the(report, "mask-before-turn").files] == ["stored"]
+    assert len(the(report, "exif-orientation").files) == 2
+    assert [path.stem for path in the(report, "mask-not-rotated").files] == ["stored"]
     assert not report.of("error")
 
 

@@ -13,7 +13,7 @@ from plantseg_next.data.quality.inspect import (
     SPARSE,
     ImageStats,
     inspect,
-    with_known_digests,
+    with_digests,
 )
 from plantseg_next.structures import IGNORE, ClassMap
 
@@ -72,8 +72,18 @@ def test_inspect_from_the_index_equals_a_fresh_pass(drawn_folder, own_cache):
     fresh = inspect(manifest)
     assert (own_cache / "plantseg-next").is_dir()
     assert list(map(plain, inspect(manifest))) == list(map(plain, fresh))
-    known = with_known_digests(manifest)
+
+
+def test_digests_of_indexed_images_are_not_computed_again(drawn_folder, monkeypatch):
+    manifest = read_folder(drawn_folder)
+    inspect(manifest)
+    read = []
+    monkeypatch.setattr(
+        "plantseg_next.data.manifest.digest", lambda path: read.append(path) or digest(path)
+    )
+    known = with_digests(manifest)
     assert [row.sha256 for row in known.rows] == [digest(r.image) for r in manifest.rows]
+    assert set(read) <= {row.mask for row in manifest.rows}
 
 
 def test_inspect_known_files_are_not_decoded(drawn_folder, monkeypatch):

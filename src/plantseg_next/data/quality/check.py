@@ -13,10 +13,10 @@ from plantseg_next.data.quality.issues import (
     Issue,
     Severity,
     SourceSummary,
-    shorten,
     sort_issues,
 )
 from plantseg_next.data.quality.leaks import find_leaks, same_scenes
+from plantseg_next.errors import shorten
 
 MIN_SIDE_PX = 32
 """Images with a shorter side are smaller than the largest stride of the network."""
@@ -48,30 +48,30 @@ def check(
         manifest: Of one or many data sets, with or without splits.
         on_progress: Called after each row with the number done and the total.
     """
-    facts = inspect(manifest, on_progress)
-    pairs = same_scenes(facts)
+    all_stats = inspect(manifest, on_progress)
+    pairs = same_scenes(all_stats)
     issues = [
-        *_failures(facts),
-        *find_leaks(facts, pairs),
-        *_to_learn(manifest, facts),
-        *_classes_in_splits(manifest, facts),
+        *_failures(all_stats),
+        *find_leaks(all_stats, pairs),
+        *_to_learn(manifest, all_stats),
+        *_classes_in_splits(manifest, all_stats),
         *_pairing(manifest),
-        *_stated(manifest, facts),
+        *_stated(manifest, all_stats),
         *_names(manifest, pairs),
-        *_masks(manifest, facts),
-        *_images(facts),
+        *_masks(manifest, all_stats),
+        *_images(all_stats),
     ]
-    sources = tuple(_summary(manifest, facts, name) for name in _sources(manifest))
+    sources = tuple(_summary(manifest, all_stats, name) for name in _sources(manifest))
     same_scene = tuple((first.row.key, second.row.key) for first, second in pairs)
     return CheckReport(sources, sort_issues(issues), same_scene)
 
 
-def _failures(facts: Sequence[ImageStats]) -> Iterator[Issue]:
+def _failures(all_stats: Sequence[ImageStats]) -> Iterator[Issue]:
     for code, what in _FAILURES.items():
         failed = [
-            (fact, failure)
-            for fact in facts
-            for failure in fact.failures
+            (stats, failure)
+            for stats in all_stats
+            for failure in stats.failures
             if failure.code == code
         ]
         if not failed:
@@ -83,15 +83,15 @@ def _failures(facts: Sequence[ImageStats]) -> Iterator[Issue]:
             f"{what}: {len(failed)}. The first: {error.came}",
             error.fix,
             tuple(
-                fact.row.image if code == "unreadable-image" else _mask(fact)
-                for fact, _ in failed
+                stats.row.image if code == "unreadable-image" else _mask(stats)
+                for stats, _ in failed
             ),
         )
 
 
-def _to_learn(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
-    usable = [f for f in facts if f.mask is not None and f.file is not None]
-    named = [fact for fact in facts if fact.row.disease is not None]
+def _to_learn(manifest: Manifest, all_stats: Sequence[ImageStats]) -> Iterator[Issue]:
+    usable = [f for f in all_stats if f.mask is not None and f.file is not None]
+    named = [stats for stats in all_stats if stats.row.disease is not None]
     if not usable and not named:
         yield Issue(
             "nothing-to-learn",
@@ -130,16 +130,18 @@ def _to_learn(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue
         )
 
 
-def _classes_in_splits(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
+def _classes_in_splits(
+    manifest: Manifest, all_stats: Sequence[ImageStats]
+) -> Iterator[Issue]:
     present = {name: Counter[str]() for name in SPLITS}
-    for fact in facts:
-        if fact.mask is not None and fact.row.split is not None:
-            present[fact.row.split].update(fact.mask.lesion_px.keys())
+    for stats in all_stats:
+        if stats.mask is not None and stats.row.split is not None:
+            present[stats.row.split].update(stats.mask.lesion_px.keys())
     if not present["train"]:
         return
     for name in ("train", "val", "test"):
         missing = [c for c in manifest.classes.lesions if not present[name][c]]
-        has_rows = any(f.row.split == name and f.mask is not None for f in facts)
+        has_rows = any(f.row.split == name and f.mask is not None for f in all_stats)
         if missing and has_rows:
             consequence = "never trained" if name == "train" else "not evaluated there"
             yield Issue(
@@ -189,17 +191,17 @@ def _pairing(manifest: Manifest) -> Iterator[Issue]:
         )
 
 
-def _stated(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
+def _stated(manifest: Manifest, all_stats: Sequence[ImageStats]) -> Iterator[Issue]:
     """Yield contradictions between the index of a data set and its files."""
     wrong_label, wrong_size, wrong_ratio = [], [], []
-    for fact in facts:
-        mask, label = fact.mask, fact.row.disease
+    for stats in all_stats:
+        mask, label = stats.mask, stats.row.disease
         if mask and label in manifest.classes.lesions and mask.lesion_px:
-            wrong_label += [] if label in mask.lesion_px else [fact]
-        if not _agrees_on_size(fact):
-            wrong_size.append(fact)
-        if not _agrees_on_ratio(fact):
-            wrong_ratio.append(fact)
+            wrong_label += [] if label in mask.lesion_px else [stats]
+        if not _agrees_on_size(stats):
+            wrong_size.append(stats)
+        if not _agrees_on_ratio(stats):
+            wrong_ratio.append(stats)
     if wrong_label:
         first = wrong_label[0]
         shows = shorten(list(first.mask.lesion_px)) if first.mask else ""
@@ -210,7 +212,7 @@ def _stated(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
             f"{len(wrong_label)}. The first: labeled {first.row.disease}, mask {shows}.",
             "correct the index or the mask; segmentation is trained on the mask, "
             "classification on the label",
-            tuple(fact.row.image for fact in wrong_label),
+            tuple(stats.row.image for stats in wrong_label),
         )
     if wrong_size:
         first = wrong_size[0]
@@ -221,7 +223,7 @@ def _stated(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
             f"Images of another size than the index states: {len(wrong_size)}. The "
             f"first: {w} x {h}, stated {first.row.stated['resolution']}.",
             "check whether these are the right files",
-            tuple(fact.row.image for fact in wrong_size),
+            tuple(stats.row.image for stats in wrong_size),
         )
     if wrong_ratio:
         yield Issue(
@@ -230,7 +232,7 @@ def _stated(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
             "Masks that cover another fraction of their image than the index states: "
             f"{len(wrong_ratio)}.",
             "check whether these are the right masks",
-            tuple(_mask(fact) for fact in wrong_ratio),
+            tuple(_mask(stats) for stats in wrong_ratio),
         )
 
 
@@ -256,18 +258,18 @@ def _names(
             f"Pairs of images of the same scene with different labels: {len(differing)}."
             f" The first: {', '.join(first)}.",
             "correct the wrong label, or map both to one name in a file of class names",
-            tuple(fact.row.image for pair in differing for fact in pair),
+            tuple(stats.row.image for pair in differing for stats in pair),
         )
 
 
-def _labels(fact: ImageStats) -> set[str]:
+def _labels(stats: ImageStats) -> set[str]:
     """Return the labels and lesion classes of an image, without "lesion"."""
-    shown = set(fact.mask.lesion_px) - {"lesion"} if fact.mask else set()
-    return shown | ({fact.row.disease} if fact.row.disease else set())
+    shown = set(stats.mask.lesion_px) - {"lesion"} if stats.mask else set()
+    return shown | ({stats.row.disease} if stats.row.disease else set())
 
 
-def _masks(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
-    masked = [(fact, fact.mask) for fact in facts if fact.mask is not None]
+def _masks(manifest: Manifest, all_stats: Sequence[ImageStats]) -> Iterator[Issue]:
+    masked = [(stats, stats.mask) for stats in all_stats if stats.mask is not None]
     for name, coding in manifest.codings.items():
         if coding.origin.startswith("inferred"):
             yield Issue(
@@ -300,7 +302,7 @@ def _masks(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
     )
     yield from _issue(
         [f for f, m in masked if m.was_rotated],
-        "mask-before-turn",
+        "mask-not-rotated",
         "note",
         "Masks that fit their image only before its EXIF orientation is applied; they "
         "are rotated with it",
@@ -319,18 +321,18 @@ def _masks(manifest: Manifest, facts: Sequence[ImageStats]) -> Iterator[Issue]:
     )
 
 
-def _images(facts: Sequence[ImageStats]) -> Iterator[Issue]:
-    readable = [(fact, fact.file) for fact in facts if fact.file is not None]
+def _images(all_stats: Sequence[ImageStats]) -> Iterator[Issue]:
+    readable = [(stats, stats.file) for stats in all_stats if stats.file is not None]
     yield from _issue(
-        [fact for fact, file in readable if min(file.size_hw) < MIN_SIDE_PX],
+        [stats for stats, file in readable if min(file.size_hw) < MIN_SIDE_PX],
         "tiny-image",
         "warning",
         f"Images with a side below {MIN_SIDE_PX} pixels",
         "use the images at their full size",
     )
-    for source in dict.fromkeys(fact.row.source for fact in facts):
-        own = [(fact, file) for fact, file in readable if fact.row.source == source]
-        pale = [fact for fact, file in own if file.green < HARDLY_GREEN]
+    for source in dict.fromkeys(stats.row.source for stats in all_stats):
+        own = [(stats, file) for stats, file in readable if stats.row.source == source]
+        pale = [stats for stats, file in own if file.green < HARDLY_GREEN]
         if len(pale) >= len(own) / 2:
             yield from _issue(
                 pale,
@@ -341,8 +343,8 @@ def _images(facts: Sequence[ImageStats]) -> Iterator[Issue]:
                 "remove images that do not show plants: all images are trained on",
             )
     yield from _issue(
-        [fact for fact, file in readable if file.exif_orientation != 1],
-        "exif-turn",
+        [stats for stats, file in readable if file.exif_orientation != 1],
+        "exif-orientation",
         "note",
         "Images with an EXIF orientation, which are read upright; other programs may "
         "show them rotated",
@@ -350,17 +352,17 @@ def _images(facts: Sequence[ImageStats]) -> Iterator[Issue]:
 
 
 def _issue(
-    facts: Sequence[ImageStats], code: str, severity: Severity, what: str, fix: str = ""
+    all_stats: Sequence[ImageStats], code: str, severity: Severity, what: str, fix: str = ""
 ) -> Iterator[Issue]:
     """Yield one issue about all these rows, if there are any."""
-    if facts:
-        files = tuple(fact.row.mask or fact.row.image for fact in facts)
-        yield Issue(code, severity, f"{what}: {len(facts)}.", fix, files)
+    if all_stats:
+        files = tuple(stats.row.mask or stats.row.image for stats in all_stats)
+        yield Issue(code, severity, f"{what}: {len(all_stats)}.", fix, files)
 
 
-def _agrees_on_size(fact: ImageStats) -> bool:
-    stated = re.fullmatch(r"(\d+)\s*[xX*]\s*(\d+)", fact.row.stated.get("resolution", ""))
-    file = fact.file
+def _agrees_on_size(stats: ImageStats) -> bool:
+    stated = re.fullmatch(r"(\d+)\s*[xX*]\s*(\d+)", stats.row.stated.get("resolution", ""))
+    file = stats.file
     if not stated or file is None:
         return True
     w, h = int(stated[1]), int(stated[2])
@@ -368,43 +370,45 @@ def _agrees_on_size(fact: ImageStats) -> bool:
     return (h, w) == file.size_hw or (file.exif_orientation >= 5 and (w, h) == file.size_hw)
 
 
-def _agrees_on_ratio(fact: ImageStats) -> bool:
-    text = fact.row.stated.get("mask ratio", "").removesuffix("%")
-    if fact.mask is None or not fact.mask.annotated_px:
+def _agrees_on_ratio(stats: ImageStats) -> bool:
+    text = stats.row.stated.get("mask ratio", "").removesuffix("%")
+    if stats.mask is None or not stats.mask.annotated_px:
         return True
     try:
         stated = float(text)
     except ValueError:
         return True
-    fraction = sum(fact.mask.lesion_px.values()) / fact.mask.annotated_px
+    fraction = sum(stats.mask.lesion_px.values()) / stats.mask.annotated_px
     # Tables state it as a fraction or in percent.
     return min(abs(stated - fraction), abs(stated / 100 - fraction)) <= _RATIO_TOLERANCE
 
 
-def _mask(fact: ImageStats) -> Path:
-    return fact.row.mask or fact.row.image
+def _mask(stats: ImageStats) -> Path:
+    return stats.row.mask or stats.row.image
 
 
 def _sources(manifest: Manifest) -> Iterable[str]:
     return dict.fromkeys(row.source for row in manifest.rows)
 
 
-def _summary(manifest: Manifest, facts: Sequence[ImageStats], name: str) -> SourceSummary:
-    own = [fact for fact in facts if fact.row.source == name]
+def _summary(
+    manifest: Manifest, all_stats: Sequence[ImageStats], name: str
+) -> SourceSummary:
+    own = [stats for stats in all_stats if stats.row.source == name]
     lesion_px: Counter[str] = Counter()
     annotated_px = 0
-    for fact in own:
-        if fact.mask is not None:
-            lesion_px.update(fact.mask.lesion_px)
-            annotated_px += fact.mask.annotated_px
-    splits = Counter[str](fact.row.split or "not split" for fact in own)
+    for stats in own:
+        if stats.mask is not None:
+            lesion_px.update(stats.mask.lesion_px)
+            annotated_px += stats.mask.annotated_px
+    splits = Counter[str](stats.row.split or "not split" for stats in own)
     origin, coding = manifest.origins.get(name), manifest.codings.get(name)
     return SourceSummary(
         name=name,
         layout=origin.layout if origin else "a manifest",
         coding=coding.origin if coding else "",
         images=len(own),
-        masks=sum(fact.row.mask is not None for fact in own),
+        masks=sum(stats.row.mask is not None for stats in own),
         splits={n: splits[n] for n in (*SPLITS, "not split") if splits[n]},
         lesion_fraction={n: px / annotated_px for n, px in lesion_px.items()},
     )

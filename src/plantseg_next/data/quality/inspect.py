@@ -209,14 +209,18 @@ def inspect(
     return all_stats
 
 
-def with_known_digests(manifest: Manifest) -> Manifest:
-    """Return the manifest with the digests of all images that are in the index."""
+def with_digests(manifest: Manifest) -> Manifest:
+    """Return the manifest with all digests; of images in the index, they are known.
+
+    Raises:
+        DataError: If a file cannot be read.
+    """
     with Index(_code()) as index:
         files = [index.known(ImageFile, row.image) for row in manifest.rows]
     return manifest.only(
         replace(row, sha256=file.sha256) if file and not row.sha256 else row
         for row, file in zip(manifest.rows, files, strict=True)
-    )
+    ).digested()
 
 
 def green_fraction(image: UInt8[np.ndarray, "h w 3"]) -> float:

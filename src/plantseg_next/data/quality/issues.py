@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from plantseg_next.errors import count_of, shorten
+
 Severity = Literal["error", "warning", "note"]
-_SHOWN_FILES = 4
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,11 @@ class CheckReport:
         lines = [line for source in self.sources for line in _source_lines(source)]
         for severity in get_args(Severity):
             if issues := self.of(severity):
-                lines += ["", _count(len(issues), severity).upper()]
+                lines += ["", count_of(len(issues), severity).upper()]
                 lines += [line for issue in issues for line in _lines(issue)]
         n_errors = len(self.of("error"))
         summary = (
-            f"{_count(n_errors, 'error')} would spoil training or evaluation."
+            f"{count_of(n_errors, 'error')} would spoil training or evaluation."
             if n_errors
             else "Nothing found that would spoil training or evaluation."
         )
@@ -104,25 +105,10 @@ def sort_issues(findings: Sequence[Issue]) -> tuple[Issue, ...]:
     return tuple(sorted(findings, key=lambda issue: order.index(issue.severity)))
 
 
-def shorten(names: Sequence[object], limit: int = _SHOWN_FILES) -> str:
-    """Return the first few names in one line.
-
-    Example:
-        >>> shorten(["a", "b", "c", "d", "e"], limit=3)
-        'a, b, c and 2 more'
-    """
-    shown = ", ".join(str(name) for name in names[:limit])
-    more = len(names) - limit
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def _source_lines(source: SourceSummary) -> list[str]:
     lines = [
-        f"{source.name}: {_count(source.images, 'image')}, {_count(source.masks, 'mask')}",
+        f"{source.name}: {count_of(source.images, 'image')}, "
+        f"{count_of(source.masks, 'mask')}",
         f"  read as  {source.layout}",
     ]
     if source.coding:

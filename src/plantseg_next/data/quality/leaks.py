@@ -21,7 +21,7 @@ _EVALUATED = ("val", "test")
 
 
 def same_scenes(
-    facts: Sequence[ImageStats], n_first: int | None = None
+    all_stats: Sequence[ImageStats], n_first: int | None = None
 ) -> list[tuple[ImageStats, ImageStats]]:
     """Return pairs of rows whose images are copies or near-duplicates.
 
@@ -29,18 +29,18 @@ def same_scenes(
     other images.
 
     Args:
-        facts: Statistics of the rows.
+        all_stats: Statistics of the rows.
         n_first: Near-duplicates only with at least one of so many first rows; default:
             all.
     """
     pairs: list[tuple[ImageStats, ImageStats]] = []
     first: dict[str, tuple[ImageStats, Fingerprint]] = {}
     n_distinct = 0
-    for i, fact in enumerate(facts):
-        if fact.file is not None and fact.file.sha256 in first:
-            pairs.append((first[fact.file.sha256][0], fact))
-        elif fact.file is not None:
-            first[fact.file.sha256] = fact, fact.file.print_
+    for i, stats in enumerate(all_stats):
+        if stats.file is not None and stats.file.sha256 in first:
+            pairs.append((first[stats.file.sha256][0], stats))
+        elif stats.file is not None:
+            first[stats.file.sha256] = stats, stats.file.print_
             n_distinct += n_first is None or i < n_first
     seen = list(first.values())
     alike = near_duplicates([print_ for _, print_ in seen], n_first=n_distinct)
@@ -48,7 +48,7 @@ def same_scenes(
 
 
 def find_leaks(
-    facts: Sequence[ImageStats], pairs: Sequence[tuple[ImageStats, ImageStats]]
+    all_stats: Sequence[ImageStats], pairs: Sequence[tuple[ImageStats, ImageStats]]
 ) -> Iterator[Issue]:
     """Yield groups, copies and near-duplicates across splits, and copies within one.
 
@@ -59,21 +59,21 @@ def find_leaks(
     reported.
 
     Args:
-        facts: Statistics of all rows.
+        all_stats: Statistics of all rows.
         pairs: From ``same_scenes``.
     """
-    yield from _groups(facts)
-    yield from _copies(facts)
-    if any(fact.row.split != "unlabeled" for fact in facts):
+    yield from _groups(all_stats)
+    yield from _copies(all_stats)
+    if any(stats.row.split != "unlabeled" for stats in all_stats):
         alike = [pair for pair in pairs if not _are_copies(pair)]
-        yield from _near_duplicates(facts, alike)
+        yield from _near_duplicates(all_stats, alike)
 
 
-def _groups(facts: Sequence[ImageStats]) -> Iterator[Issue]:
+def _groups(all_stats: Sequence[ImageStats]) -> Iterator[Issue]:
     groups: dict[str, list[ImageStats]] = defaultdict(list)
-    for fact in facts:
-        if fact.row.group:
-            groups[fact.row.group_key].append(fact)
+    for stats in all_stats:
+        if stats.row.group:
+            groups[stats.row.group_key].append(stats)
     crossing = [group for group in groups.values() if _is_crossing(group)]
     if crossing:
         yield Issue(
@@ -82,15 +82,15 @@ def _groups(facts: Sequence[ImageStats]) -> Iterator[Issue]:
             f"Groups with images in more than one split, so that metrics would be "
             f"too high: {len(crossing)}. The first: {crossing[0][0].row.group_key}.",
             "draw the splits again by group, or correct the split column",
-            tuple(fact.row.image for group in crossing for fact in group),
+            tuple(stats.row.image for group in crossing for stats in group),
         )
 
 
-def _copies(facts: Sequence[ImageStats]) -> Iterator[Issue]:
+def _copies(all_stats: Sequence[ImageStats]) -> Iterator[Issue]:
     by_digest: dict[str, list[ImageStats]] = defaultdict(list)
-    for fact in facts:
-        if fact.file is not None:
-            by_digest[fact.file.sha256].append(fact)
+    for stats in all_stats:
+        if stats.file is not None:
+            by_digest[stats.file.sha256].append(stats)
     copies = [group for group in by_digest.values() if len(group) > 1]
     crossing = [group for group in copies if _is_crossing(group)]
     if crossing:
@@ -100,7 +100,7 @@ def _copies(facts: Sequence[ImageStats]) -> Iterator[Issue]:
             "Image files that are, byte for byte, in more than one split, so that "
             f"metrics would be too high: {len(crossing)}.",
             _REGROUP,
-            tuple(fact.row.image for group in crossing for fact in group),
+            tuple(stats.row.image for group in crossing for stats in group),
         )
     inside = [group for group in copies if not _is_crossing(group)]
     if inside:
@@ -110,19 +110,19 @@ def _copies(facts: Sequence[ImageStats]) -> Iterator[Issue]:
             "warning",
             f"Image files that are exact copies of others in their split: {extra}.",
             "remove the copies; until then they count twice",
-            tuple(fact.row.image for group in inside for fact in group),
+            tuple(stats.row.image for group in inside for stats in group),
         )
 
 
 def _near_duplicates(
-    facts: Sequence[ImageStats], pairs: Sequence[tuple[ImageStats, ImageStats]]
+    all_stats: Sequence[ImageStats], pairs: Sequence[tuple[ImageStats, ImageStats]]
 ) -> Iterator[Issue]:
     crossing = [p for p in pairs if _is_crossing(p) and not any(map(_is_unused, p))]
     if crossing:
-        yield _crossing_issue(facts, crossing)
+        yield _crossing_issue(all_stats, crossing)
     inside = [p for p in pairs if not _is_crossing(p) and not _is_grouped(p)]
     if inside:
-        free = all(fact.row.split is None for pair in inside for fact in pair)
+        free = all(stats.row.split is None for pair in inside for stats in pair)
         yield Issue(
             "near-duplicates",
             "warning" if free else "note",
@@ -130,15 +130,15 @@ def _near_duplicates(
             f"without a common group: {len(inside)}.",
             "nothing where `train` draws the splits: it keeps them in one split; if you "
             "state splits, give each scene one name in the column `group` of index.csv",
-            tuple(fact.row.image for pair in inside for fact in pair),
+            tuple(stats.row.image for pair in inside for stats in pair),
         )
 
 
 def _crossing_issue(
-    facts: Sequence[ImageStats], pairs: Sequence[tuple[ImageStats, ImageStats]]
+    all_stats: Sequence[ImageStats], pairs: Sequence[tuple[ImageStats, ImageStats]]
 ) -> Issue:
-    concerned = {fact.row.key: fact.row.split for pair in pairs for fact in pair}
-    total = {name: sum(f.row.split == name for f in facts) for name in _EVALUATED}
+    concerned = {stats.row.key: stats.row.split for pair in pairs for stats in pair}
+    total = {name: sum(f.row.split == name for f in all_stats) for name in _EVALUATED}
     fraction = {
         name: sum(split == name for split in concerned.values()) / n
         for name, n in total.items()
@@ -154,25 +154,25 @@ def _crossing_issue(
         f"two splits: {len(pairs)}. They affect {affected}, where metrics would be too "
         "high.",
         _REGROUP,
-        tuple(fact.row.image for pair in pairs for fact in pair),
+        tuple(stats.row.image for pair in pairs for stats in pair),
     )
 
 
-def _is_crossing(facts: Iterable[ImageStats]) -> bool:
+def _is_crossing(all_stats: Iterable[ImageStats]) -> bool:
     """Return whether the rows are in more than one of training, validation and test."""
-    splits = {fact.row.split for fact in facts} - {None}
+    splits = {stats.row.split for stats in all_stats} - {None}
     uses = {"train" if split == "unlabeled" else split for split in splits}
     return len(uses) > 1
 
 
-def _is_unused(fact: ImageStats) -> bool:
+def _is_unused(stats: ImageStats) -> bool:
     """Return whether an image of validation or test has nothing to be evaluated on."""
-    row = fact.row
+    row = stats.row
     return row.split in _EVALUATED and row.mask is None and row.disease is None
 
 
 def _are_copies(pair: tuple[ImageStats, ImageStats]) -> bool:
-    first, second = (fact.file for fact in pair)
+    first, second = (stats.file for stats in pair)
     return first is not None and second is not None and first.sha256 == second.sha256
 
 

@@ -54,8 +54,8 @@ def draw_splits(
     rows = [row for row in manifest.rows if row.source in names]
     rows.sort(key=_is_bare)
     n_labeled = sum(not _is_bare(row) for row in rows)
-    facts = inspect(manifest.only(rows), on_progress, masks=False)
-    scenes = same_scenes(facts, n_first=n_labeled)
+    all_stats = inspect(manifest.only(rows), on_progress, masks=False)
+    scenes = same_scenes(all_stats, n_first=n_labeled)
     pairs = [
         (first.row.key, second.row.key)
         for first, second in scenes
@@ -71,7 +71,7 @@ def draw_splits(
             f"near-duplicates: {n_merged} groups merged with another that shows the same "
             "scene, so that each scene is in one split"
         )
-    moved = _evaluated_scenes(drawn, facts, scenes)
+    moved = _evaluated_scenes(drawn, all_stats, scenes)
     if moved:
         log(
             "images without a mask not learned from, because they show the scene of a "
@@ -89,7 +89,7 @@ def _is_bare(row: Row) -> bool:
 
 def _evaluated_scenes(
     drawn: Manifest,
-    facts: Sequence[ImageStats],
+    all_stats: Sequence[ImageStats],
     scenes: Sequence[tuple[ImageStats, ImageStats]],
 ) -> dict[str, Split]:
     """Return the split of every scene in validation or test that unlabeled rows show.
@@ -97,7 +97,7 @@ def _evaluated_scenes(
     Returns:
         From keys of unlabeled rows.
     """
-    digests = {f.row.key: f.file.sha256 if f.file else f.row.key for f in facts}
+    digests = {f.row.key: f.file.sha256 if f.file else f.row.key for f in all_stats}
     rows = [row for row in drawn.rows if row.key in digests]
     evaluated: dict[str, Split] = {}  # groups and digests
     for row in rows:
@@ -158,19 +158,19 @@ def add_datasets(
         ]
         codings |= {names[s]: c for s, c in other.codings.items() if masks and s in names}
     own = [row for row in manifest.rows if row.split in ("train", "val", "test")]
-    facts = inspect(manifest.only((*own, *added)), on_progress, masks=False)
+    all_stats = inspect(manifest.only((*own, *added)), on_progress, masks=False)
     excluded = [
-        ExcludedImage(fact.row, "unreadable")
-        for fact in facts[len(own) :]
-        for failure in fact.failures
+        ExcludedImage(stats.row, "unreadable")
+        for stats in all_stats[len(own) :]
+        for failure in stats.failures
         if isinstance(failure.error, DataError)
     ]
     unreadable = {image.row.key for image in excluded}
-    facts = [fact for fact in facts if fact.row.key not in unreadable]
-    rows = [fact.row for fact in facts]
+    all_stats = [stats for stats in all_stats if stats.row.key not in unreadable]
+    rows = [stats.row for stats in all_stats]
     n_own = len(own)
     reasons: dict[str, Reason] = {}
-    for pair in near_duplicates(_prints(facts), n_first=n_own):
+    for pair in near_duplicates(_prints(all_stats), n_first=n_own):
         if pair.first < n_own <= pair.second:
             evaluated = rows[pair.first].split != "train"
             if evaluated or rows[pair.second].key not in reasons:
@@ -208,10 +208,10 @@ def drop_leaks(
         DataError: If an image cannot be read.
     """
     ordered = sorted(manifest.rows, key=lambda row: row.split == "unlabeled")
-    facts = inspect(manifest.only(ordered), on_progress, masks=False)
+    all_stats = inspect(manifest.only(ordered), on_progress, masks=False)
     n_first = sum(row.split != "unlabeled" for row in ordered)
     reasons: dict[str, Reason] = {}
-    for pair in near_duplicates(_prints(facts), n_first=n_first):
+    for pair in near_duplicates(_prints(all_stats), n_first=n_first):
         rows = ordered[pair.first], ordered[pair.second]
         if rows[0].source == rows[1].source:
             continue
@@ -228,12 +228,12 @@ def drop_leaks(
     return kept, tuple(excluded)
 
 
-def _prints(facts: Sequence[ImageStats]) -> list[Fingerprint]:
+def _prints(all_stats: Sequence[ImageStats]) -> list[Fingerprint]:
     """Return the fingerprints of images, or raise the error of the first unreadable one."""
-    for fact in facts:
-        for failure in fact.failures:
+    for stats in all_stats:
+        for failure in stats.failures:
             raise failure.error
-    return [fact.file.print_ for fact in facts if fact.file is not None]
+    return [stats.file.print_ for stats in all_stats if stats.file is not None]
 
 
 def _priority(row: Row) -> tuple[int, bool]:
