@@ -1,6 +1,7 @@
 """The command line: exit codes, and what is printed to stdout and stderr."""
 
 import csv
+import inspect
 import json
 import shutil
 import signal
@@ -10,7 +11,8 @@ import sys
 import pytest
 from PIL import Image
 
-from plantseg_next import __version__, cli
+from plantseg_next import __version__, api, cli
+from plantseg_next.cli import using
 from plantseg_next.errors import StoppedError
 from plantseg_next.models.bundle import read_card
 from plantseg_next.models.start import STARTER_FOLDER
@@ -62,6 +64,13 @@ def test_api_import_does_not_load_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_unreadable_budget_is_refused_before_torch_is_loaded(call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import would fail
+    code, _, err = call("train", ".", "--memory", "2GX")
+    assert code == 2
+    assert "The memory is '2GX'." in err
 
 
 def test_check_prints_text_or_json(call, drawn_folder):
@@ -199,6 +208,15 @@ def test_predict_without_a_model_uses_the_starter(call, drawn_folder, tmp_path):
             rows = list(csv.DictReader(file))
         assert [row["model"] for row in rows] == [digest] * n
         assert {row["denominator"] for row in rows} == {"leaf"}
+
+
+def test_defaults_are_those_of_the_python_api():
+    for name in ("predict", "pseudo_label"):
+        command, function = (
+            inspect.signature(getattr(module, name)).parameters for module in (using, api)
+        )
+        for option in {"min_lesion_px", "threshold"} & {*function}:
+            assert command[option].default == function[option].default
 
 
 def test_predict_with_three_paths_is_refused(call, drawn_folder, tmp_path):

@@ -3,8 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from plantseg_next.errors import DataError, OutputError, PlantSegError, missing_path
-from plantseg_next.files import prepare_output, write_atomically
+from plantseg_next.errors import (
+    DataError,
+    OutputError,
+    PlantSegError,
+    UsageError,
+    missing_path,
+)
+from plantseg_next.files import parse_bytes, prepare_output, write_atomically
 
 
 def test_write_atomically_failure_keeps_old_file(tmp_path):
@@ -43,3 +49,18 @@ def test_error_has_three_parts_and_survives_pickling():
     assert type(again) is DataError
     assert "needed: an image" in str(error)
     assert isinstance(missing_path(Path("x"), "a folder"), PlantSegError)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("2GB", 2e9), ("1.5 GiB", 1.5 * 2**30), ("900mb", 9e8), (".5kib", 512)],
+)
+def test_parse_bytes_reads_units(text, expected):
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["2", "2 G", "-1GB", "0GB", "two GB", ""])
+def test_parse_bytes_without_a_unit_is_refused(text):
+    with pytest.raises(UsageError, match=r"The memory is") as refused:
+        parse_bytes(text)
+    assert "--memory 2GB" in refused.value.fix

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -9,8 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
-from plantseg_next.errors import DataError, OutputError
+from plantseg_next.errors import DataError, OutputError, UsageError, shorten
 
+UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 AnyPath = str | Path
 """A path as users give it."""
 
@@ -41,6 +43,26 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def parse_bytes(text: str) -> int:
+    """Return a size in bytes.
+
+    Raises:
+        UsageError: If it is no positive number with a unit.
+
+    Example:
+        >>> parse_bytes("1.5GB"), parse_bytes("2 GiB")
+        (1500000000, 2147483648)
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(
+            f"The memory is {text!r}.",
+            needed="a number with a unit: KB, MB, GB, KiB, MiB or GiB",
+            fix="for example --memory 2GB",
+        )
+    return round(float(match[1]) * UNITS[match[2].upper()])
 
 
 def remove_partials(folder: Path) -> None:
@@ -91,8 +113,7 @@ def prepare_output(folder: Path) -> None:
         existing = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
         if existing:
             raise OutputError(
-                f"`{folder}` already holds {', '.join(existing[:4])}"
-                f"{' and more' if len(existing) > 4 else ''}.",
+                f"`{folder}` already holds {shorten(existing)}.",
                 needed="a new or an empty folder, so that nothing is overwritten",
                 fix="choose another --out, or move the old folder away",
             )

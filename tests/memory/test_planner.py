@@ -3,9 +3,10 @@ import json
 import pytest
 
 from plantseg_next.errors import UsageError
+from plantseg_next.files import parse_bytes
 from plantseg_next.memory import planner
 from plantseg_next.memory.allocation_tracker import KINDS, Footprint
-from plantseg_next.memory.plan import parse_bytes, read_plan
+from plantseg_next.memory.plan import read_plan
 from plantseg_next.memory.planner import plan_memory
 from plantseg_next.runtime import Device
 from plantseg_next.settings import Settings
@@ -149,21 +150,6 @@ def test_plan_of_an_earlier_version_is_read_and_names_new_settings(tmp_path):
     path.write_text('{"format": 2, "settings": {}}')
     with pytest.raises(UsageError, match=r"written by a newer version \(format 2\)"):
         read_plan(path, SETTINGS)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("2GB", 2e9), ("1.5 GiB", 1.5 * 2**30), ("900mb", 9e8), (".5kib", 512)],
-)
-def test_parse_bytes_reads_units(text, expected):
-    assert parse_bytes(text) == expected
-
-
-@pytest.mark.parametrize("text", ["2", "2 G", "-1GB", "0GB", "two GB", ""])
-def test_parse_bytes_without_a_unit_is_refused(text):
-    with pytest.raises(UsageError, match=r"The memory is") as refused:
-        parse_bytes(text)
-    assert "--memory 2GB" in refused.value.fix
 
 
 @pytest.mark.usefixtures("toy")

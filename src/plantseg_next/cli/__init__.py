@@ -22,10 +22,8 @@ def main() -> None:
     try:
         app()
     except StoppedError as stopped:
-        fix = stopped.fix.capitalize()
-        if "--restart" in sys.argv:
-            fix = fix.replace("command", "command without --restart")
-        print(f"{stopped.came} {fix}.", file=sys.stderr)
+        same = " without --restart" if "--restart" in sys.argv else ""
+        print(f"{stopped.came} The same command{same} resumes from here.", file=sys.stderr)
         sys.exit(stopped.exit_code)
     except PlantSegError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -19,6 +19,7 @@ from plantseg_next.cli.app import (
 )
 from plantseg_next.cli.progress import TaskBars, TrainingBar, bars
 from plantseg_next.errors import UsageError
+from plantseg_next.files import parse_bytes
 from plantseg_next.training.callbacks.callback import Callback
 
 if TYPE_CHECKING:
@@ -65,7 +66,6 @@ def plan(
     """
     from plantseg_next import api
     from plantseg_next.cli.progress import progress_bars
-    from plantseg_next.memory.plan import parse_bytes
     from plantseg_next.runtime import Device
 
     device = Device("cuda", "a GPU", has_bfloat16=True) if gpu else None
@@ -131,19 +131,18 @@ def train(
     from plantseg_next import api
 
     chosen = settings_of(config, set_ or [])
-    budget = main_memory = None
     if ram is not None and memory is None:
         raise UsageError(
             "train got --ram without --memory.",
             needed="a budget for the GPU too",
             fix="for example --memory 2GB --ram 4GB",
         )
-    if plan is not None or memory is not None:
-        from plantseg_next.memory.plan import parse_bytes, read_plan
+    budget = None if memory is None else parse_bytes(memory)
+    main_memory = None if ram is None else parse_bytes(ram)
+    if plan is not None:
+        from plantseg_next.memory.plan import read_plan
 
-        chosen = chosen if plan is None else read_plan(plan, chosen)
-        budget = None if memory is None else parse_bytes(memory)
-        main_memory = None if ram is None else parse_bytes(ram)
+        chosen = read_plan(plan, chosen)
     if settings:
         print(chosen.to_commented_yaml(), end="")
         return

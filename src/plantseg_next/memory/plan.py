@@ -1,7 +1,6 @@
 """A memory plan: the settings that fit, the concessions made, and its file."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from plantseg_next.errors import UsageError
 from plantseg_next.json_files import JsonFormat
 from plantseg_next.memory.allocation_tracker import KINDS, Footprint
 from plantseg_next.settings import Settings, flat_settings
-
-UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 class _PlanFile(BaseModel, extra="allow"):
@@ -112,26 +109,6 @@ def read_plan(path: Path, settings: Settings) -> Settings:
     changes = _FORMAT.read(path).settings
     pairs = [f"{name}={json.dumps(value)}" for name, value in changes.items()]
     return settings.with_settings(pairs, origin=str(path))
-
-
-def parse_bytes(text: str) -> int:
-    """Return a size in bytes.
-
-    Raises:
-        UsageError: If it is no positive number with a unit.
-
-    Example:
-        >>> parse_bytes("1.5GB"), parse_bytes("2 GiB")
-        (1500000000, 2147483648)
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
-    if match is None or float(match[1]) <= 0:
-        raise UsageError(
-            f"The memory is {text!r}.",
-            needed="a number with a unit: KB, MB, GB, KiB, MiB or GiB",
-            fix="for example --memory 2GB",
-        )
-    return round(float(match[1]) * UNITS[match[2].upper()])
 
 
 def in_mb(n_bytes: int) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from plantseg_next.data.formats.annotations import save_rasterized_masks
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.data.splits import labeled_rows
-from plantseg_next.errors import StoppedError, UsageError
+from plantseg_next.errors import StoppedError, UsageError, missing_path, shorten
 from plantseg_next.files import AnyPath
 from plantseg_next.models.start import (
     STARTS,
@@ -149,7 +149,7 @@ def train(  # noqa: PLR0913 - the options of a user
         settings = record.planned(settings, memory)
     different, allowed = record.differences(settings, sources.plain())
     refuse_other_configuration(out, different)
-    threads_before = record.environment.get("threads", torch.get_num_threads())
+    threads_before = int(record.environment["threads"])
     with run_lock(out), use_threads(threads_before):
         images = TrainingData(
             Manifest.read(out / MANIFEST_FILE), settings, record.pixels, str(sources)
@@ -211,9 +211,7 @@ def _changes(manifest: Manifest) -> list[str]:
     changed = manifest.changed().rows
     if not changed:
         return []
-    names = ", ".join(row.key for row in changed[:3])
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return [f"images or masks changed: {names}{more}"]
+    return [f"images or masks changed: {shorten([row.key for row in changed], 3)}"]
 
 
 def _run(
@@ -276,6 +274,8 @@ def verify(
     )
 
     run = Path(run)
+    if not run.exists():
+        raise missing_path(run, "a folder that `train` wrote")
     record = RunRecord.read(run)
     if record is None or not (run / FIRST_STEPS).is_file():
         raise UsageError(
