@@ -38,7 +38,7 @@ from plantseg_next.data import splits
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest, Row, common_classes
-from plantseg_next.data.quality.scenes import drop_leaks
+from plantseg_next.data.quality.scene_splits import drop_leaks
 from plantseg_next.structures import IGNORE
 
 RESULTS = Path(__file__).parent / "results" / "streams.csv"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.quality.check import check as check_manifest
 from plantseg_next.data.quality.issues import CheckReport, Issue, sort_issues
-from plantseg_next.data.quality.scenes import draw_splits
+from plantseg_next.data.quality.scene_splits import draw_splits
 from plantseg_next.data.splits import labeled_rows
 from plantseg_next.errors import UsageError
 from plantseg_next.files import AnyPath

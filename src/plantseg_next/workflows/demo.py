@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.data.quality.scenes import draw_splits
+from plantseg_next.data.quality.scene_splits import draw_splits
 from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.files import AnyPath, prepare_output
 from plantseg_next.inference.pipeline import load_pipeline

@@ -10,7 +10,7 @@ from plantseg_next.data.class_names import read_names, renamed
 from plantseg_next.data.formats import read_folder, read_folders
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.quality.inspect import with_digests
-from plantseg_next.data.quality.scenes import (
+from plantseg_next.data.quality.scene_splits import (
     add_datasets,
     describe_excluded,
     draw_splits,

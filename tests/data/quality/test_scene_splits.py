@@ -8,7 +8,7 @@ from PIL import Image
 from plantseg_next.data import image_io, splits
 from plantseg_next.data.formats import read_folder, read_folders
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.data.quality.scenes import (
+from plantseg_next.data.quality.scene_splits import (
     add_datasets,
     describe_excluded,
     draw_splits,
