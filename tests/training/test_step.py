@@ -163,14 +163,14 @@ def test_overlaps_and_hard_pixels_of_micro_batches_are_weighted_by_size():
         for name, value in supervised_losses(near, part, counts, WEIGHTS).items():
             found[name] = found.get(name, 0.0) + float(value)
         maps = near.resized((64, 64))
-        lesion = losses.overlap(maps.lesion, part.lesion)
+        lesion = losses.soft_counts(maps.lesion, part.lesion)
         entropy = losses.cross_entropy(maps.lesion, part.lesion)
         n, n_all = ((b.lesion != IGNORE).sum() for b in (part, batch))
         hard = losses.ohem_ce(entropy, n.float())
         expected["ohem_ce"] += float(hard * n / n_all)
         tiles = len(part) / 3
         expected["focal_tversky"] += float(losses.focal_tversky(lesion)) * tiles
-        leaf = losses.overlap(maps.leaf, part.leaf)
+        leaf = losses.soft_counts(maps.leaf, part.leaf)
         leaf_ce = losses.cross_entropy(maps.leaf, part.leaf).sum() / batch.leaf.numel()
         expected["leaf"] += float(leaf_ce) + float(losses.soft_dice(leaf)) * tiles
     for name, value in expected.items():
@@ -248,7 +248,7 @@ def test_unsupervised_losses_equal_sums_written_out():
         known = label != IGNORE
         log_probability = logits.log_softmax(1).movedim(1, -1)
         entropy = -log_probability[known, label[known]].sum() / n_valid
-        dice = losses.soft_dice(losses.overlap(logits, label))
+        dice = losses.soft_dice(losses.soft_counts(logits, label))
         assert float(found[name]) == pytest.approx(float(entropy + 0.5 * dice), rel=1e-4)
     entropy = torch.nn.functional.cross_entropy(scores.disease[:1], tiles.disease[:1])
     assert float(found["unsup_disease"]) == pytest.approx(float(entropy), rel=1e-5)

@@ -18,9 +18,11 @@ from plantseg_next.errors import UsageError
 from plantseg_next.structures import IGNORE
 
 SMOOTH = 1.0  # pixels added to both sides of an overlap ratio
+TVERSKY_ALPHA, TVERSKY_BETA = 0.3, 0.7  # weights of false positives, of false negatives
+TVERSKY_GAMMA = 1.2  # 1 is the plain Tversky loss
 
 
-class Overlap(NamedTuple):
+class SoftCounts(NamedTuple):
     """Soft counts of each class, in pixels, each ``(k,)``; parts of a batch are summed.
 
     Args:
@@ -54,10 +56,12 @@ class Overlap(NamedTuple):
         return (loss * present).sum() / present.sum().clamp_min(1)
 
 
-def overlap(logits: Float[Tensor, "b k h w"], target: Integer[Tensor, "b h w"]) -> Overlap:
+def soft_counts(
+    logits: Float[Tensor, "b k h w"], target: Integer[Tensor, "b h w"]
+) -> SoftCounts:
     """Return the soft counts that Dice and Tversky use.
 
-    Counts are summed over the whole batch before any ratio is taken, so that a lesion of
+    Counts are summed over a micro-batch before any ratio is taken, so that a lesion of
     three pixels in one tile does not become a class score by itself.
 
     Args:
@@ -86,45 +90,34 @@ def overlap(logits: Float[Tensor, "b k h w"], target: Integer[Tensor, "b h w"]) 
     flat = (ids + k * tile).flatten()
     tp = prob.new_zeros(b * k).index_add(0, flat, prob_of_target.flatten())
     area = prob.new_zeros(b * k).index_add(0, flat, known.flatten().float())
-    return Overlap(tp.view(b, k).sum(0), prob.sum(dim=(0, 2, 3)), area.view(b, k).sum(0))
+    return SoftCounts(tp.view(b, k).sum(0), prob.sum(dim=(0, 2, 3)), area.view(b, k).sum(0))
 
 
-def soft_dice(found: Overlap, *, smooth: float = SMOOTH) -> Float[Tensor, ""]:
+def soft_dice(counts: SoftCounts) -> Float[Tensor, ""]:
     """Return one minus the Dice overlap, averaged over the classes present.
 
     Args:
-        found: Counts of the whole batch.
-        smooth: Pixels added to both sides of the ratio; 0 is the paper's form.
+        counts: Of a micro-batch.
 
     Returns:
         Loss in [0, 1], 0 for a perfect match.
 
     Source:
-        Milletari et al. 2016 (V-Net), arXiv:1606.04797. Three departures: softmax over k
-        classes instead of two; plain, not squared, sums in the denominator; classes
-        absent from the batch are left out of the mean.
+        Milletari et al. 2016 (V-Net), arXiv:1606.04797. Four departures: softmax over k
+        classes instead of two; plain, not squared, sums in the denominator; ``SMOOTH``;
+        classes absent from the batch are left out of the mean.
 
     Example:
         >>> target = torch.tensor([[[0, 1], [1, 255]]])
         >>> perfect = 20.0 * F.one_hot(target % 255, 2).movedim(-1, 1).float()
-        >>> round(soft_dice(overlap(perfect, target)).item(), 4)
+        >>> round(soft_dice(soft_counts(perfect, target)).item(), 4)
         0.0
     """
-    tiny = torch.finfo(found.tp.dtype).tiny  # keeps 0 / 0 finite when smooth is 0
-    intersection = 2 * found.tp + smooth
-    return found.mean_present(
-        1 - intersection / (intersection + found.fp + found.fn).clamp_min(tiny)
-    )
+    intersection = 2 * counts.tp + SMOOTH
+    return counts.mean_present(1 - intersection / (intersection + counts.fp + counts.fn))
 
 
-def focal_tversky(
-    found: Overlap,
-    *,
-    alpha: float = 0.3,
-    beta: float = 0.7,
-    gamma: float = 1.2,
-    smooth: float = SMOOTH,
-) -> Float[Tensor, ""]:
+def focal_tversky(counts: SoftCounts) -> Float[Tensor, ""]:
     """Return the focal Tversky loss, averaged over the classes present.
 
     ``mean_c (1 - TI_c) ** (1 / gamma)`` with ``TI = tp / (tp + alpha * fp + beta * fn)``.
@@ -133,11 +126,7 @@ def focal_tversky(
     that with gamma > 1 the slope does not vanish as TI approaches 1.
 
     Args:
-        found: Counts of the whole batch.
-        alpha: Weight of false positives.
-        beta: Weight of false negatives.
-        gamma: Focus, > 0; 1 gives the plain Tversky loss.
-        smooth: Pixels added to both sides of the ratio.
+        counts: Of a micro-batch.
 
     Returns:
         Loss in [0, 1].
@@ -147,9 +136,10 @@ def focal_tversky(
         Salehi et al. 2017, arXiv:1706.05721. Departure: ``1 - TI`` is clamped to at least
         1e-6, since a power below 1 has an infinite slope at 0.
     """
-    tp = found.tp
-    index = (tp + smooth) / (tp + alpha * found.fp + beta * found.fn + smooth)
-    return found.mean_present((1 - index).clamp_min(1e-6) ** (1 / gamma))
+    tp = counts.tp
+    weighted = tp + TVERSKY_ALPHA * counts.fp + TVERSKY_BETA * counts.fn
+    index = (tp + SMOOTH) / (weighted + SMOOTH)
+    return counts.mean_present((1 - index).clamp_min(1e-6) ** (1 / TVERSKY_GAMMA))
 
 
 def cross_entropy(
@@ -164,10 +154,10 @@ def cross_entropy(
 def ohem_ce(
     loss: Float[Tensor, "b h w"], n_known: Float[Tensor, ""], *, fraction: float = 0.25
 ) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy of the hardest pixels of the batch.
+    """Return the mean cross-entropy of the hardest pixels of a micro-batch.
 
     Args:
-        loss: Cross-entropy of each pixel of the whole batch, 0 without a label.
+        loss: Cross-entropy of each pixel of a micro-batch, 0 without a label.
         n_known: Pixels that have a label.
         fraction: Fraction of the *labeled* pixels kept, in (0, 1]. A fraction of all
             pixels, as in some code, would keep easy ones wherever a tile is padded.

@@ -2,20 +2,22 @@
 
 import math
 
+FINAL_LR_FRACTION = 0.01
+"""Learning rate at the end, as a fraction of its peak."""
 
-def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float = 0.01) -> float:
+
+def warmup_cosine(step: int, *, steps: int, warmup: int) -> float:
     """Return the factor on the peak learning rate at a step.
 
-    Rises linearly over ``warmup`` steps, then falls as a half cosine to ``floor``.
+    Rises linearly over ``warmup`` steps, then falls as a half cosine.
 
     Args:
         step: Optimizer steps already taken, from 0.
         steps: Steps of the whole run.
         warmup: Steps of the rise; 0 starts at the peak.
-        floor: Factor at the end, in [0, 1].
 
     Returns:
-        Factor in (0, 1].
+        Factor in (0, 1], ``FINAL_LR_FRACTION`` at the end.
 
     Source:
         Loshchilov and Hutter 2017 (SGDR), arXiv:1608.03983, one cycle; linear warm-up
@@ -28,6 +30,7 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float = 0.01) ->
     if step < warmup:
         return (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    floor = FINAL_LR_FRACTION
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 

@@ -19,7 +19,7 @@ from plantseg_next.models.segmenter import Scores
 from plantseg_next.settings import LossSettings
 from plantseg_next.structures import IGNORE, Batch
 from plantseg_next.training import losses
-from plantseg_next.training.losses import Overlap
+from plantseg_next.training.losses import SoftCounts
 from plantseg_next.training.semi_supervised.mean_teacher import consistency_losses
 from plantseg_next.training.semi_supervised.pseudo_labeled_batch import PseudoLabeledBatch
 from plantseg_next.training.semi_supervised.pseudo_labels import UnsupWeights
@@ -115,8 +115,8 @@ def count_labels(batches: Sequence[Batch] | Sequence[PseudoLabeledBatch]) -> Lab
     """Return what is labeled in all micro-batches of a step."""
 
     def total(labeled: Callable[[Batch | PseudoLabeledBatch], Tensor | None]) -> Tensor:
-        found = [where.sum() for b in batches if (where := labeled(b)) is not None]
-        return torch.stack(found).sum().clamp_min(1) if found else torch.ones(())
+        sums = [where.sum() for b in batches if (where := labeled(b)) is not None]
+        return torch.stack(sums).sum().clamp_min(1) if sums else torch.ones(())
 
     return LabelCounts(
         tiles=sum(len(b.lesion) for b in batches),
@@ -149,24 +149,26 @@ def supervised_losses(
         chunk_rows: Rows of a tile at once; ``None`` for all.
     """
     sparse = batch.sparse_target if weights.points > 0 else None
-    found = compare(scores, batch.lesion, batch.leaf, sparse, log_prior_odds, chunk_rows)
+    comparison = compare(
+        scores, batch.lesion, batch.leaf, sparse, log_prior_odds, chunk_rows
+    )
+    lesion, leaf = comparison.lesion, comparison.leaf
     fraction = len(batch) / counts.tiles
-    terms: dict[str, Callable[[], Tensor]] = {
-        "ohem_ce": lambda: (
-            losses.ohem_ce(found.lesion_ce, found.lesion.n_known.detach())
-            * (found.lesion.n_known / counts.lesion)
-        ),
-        "focal_tversky": lambda: fraction * losses.focal_tversky(found.lesion),
-        "leaf": lambda: (
-            found.leaf_ce.sum() / counts.leaf + fraction * losses.soft_dice(found.leaf)
-        ),
-        "disease": lambda: (
-            losses.cross_entropy(scores.disease, batch.disease).sum() / counts.disease
-        ),
-    }
+    terms: dict[str, Tensor] = {}
+    if weights.ohem_ce > 0:
+        hard = losses.ohem_ce(comparison.lesion_ce, lesion.n_known.detach())
+        terms["ohem_ce"] = hard * (lesion.n_known / counts.lesion)
+    if weights.focal_tversky > 0:
+        terms["focal_tversky"] = fraction * losses.focal_tversky(lesion)
+    if weights.leaf > 0:
+        leaf_ce = comparison.leaf_ce.sum() / counts.leaf
+        terms["leaf"] = leaf_ce + fraction * losses.soft_dice(leaf)
+    if weights.disease > 0:
+        disease_ce = losses.cross_entropy(scores.disease, batch.disease)
+        terms["disease"] = disease_ce.sum() / counts.disease
     if sparse is not None:
-        terms["points"] = lambda: balanced_ce(found.sparse_ce, sparse, counts.sparse)
-    return {name: term() for name, term in terms.items() if getattr(weights, name) > 0}
+        terms["points"] = balanced_ce(comparison.sparse_ce, sparse, counts.sparse)
+    return terms
 
 
 def unsupervised_losses(
@@ -188,28 +190,24 @@ def unsupervised_losses(
         log_prior_odds: As in ``train_step``.
         chunk_rows: Rows of a tile at once; ``None`` for all.
     """
-    found = compare(
-        scores, tiles.lesion, tiles.leaf, tiles.cam_seed, log_prior_odds, chunk_rows
-    )
-    if tiles.scores is None:
-        dice = UNSUP_DICE * len(tiles.lesion) / counts.tiles
-        terms = {
-            "unsup_lesion": found.lesion_ce.sum() / counts.valid
-            + dice * losses.soft_dice(found.lesion),
-            "unsup_leaf": found.leaf_ce.sum() / counts.valid
-            + dice * losses.soft_dice(found.leaf),
-        }
+    lesion, leaf, seed = tiles.lesion, tiles.leaf, tiles.cam_seed
+    if tiles.scores is None or seed is not None:
+        comparison = compare(scores, lesion, leaf, seed, log_prior_odds, chunk_rows)
+    if tiles.scores is not None:
+        terms = consistency_losses(scores, tiles.scores, lesion, leaf, counts.valid)
     else:
-        terms = consistency_losses(
-            scores, tiles.scores, tiles.lesion, tiles.leaf, counts.valid
-        )
+        dice = UNSUP_DICE * len(lesion) / counts.tiles
+        terms = {
+            "unsup_lesion": comparison.lesion_ce.sum() / counts.valid
+            + dice * losses.soft_dice(comparison.lesion),
+            "unsup_leaf": comparison.leaf_ce.sum() / counts.valid
+            + dice * losses.soft_dice(comparison.leaf),
+        }
     if tiles.disease is not None:
-        entropy = losses.cross_entropy(scores.disease, tiles.disease)
-        terms["unsup_disease"] = entropy.sum() / counts.disease
-    if tiles.cam_seed is not None:
-        terms["unsup_cam_seeds"] = balanced_ce(
-            found.sparse_ce, tiles.cam_seed, counts.sparse
-        )
+        disease_ce = losses.cross_entropy(scores.disease, tiles.disease)
+        terms["unsup_disease"] = disease_ce.sum() / counts.disease
+    if seed is not None:
+        terms["unsup_cam_seeds"] = balanced_ce(comparison.sparse_ce, seed, counts.sparse)
     return terms
 
 
@@ -224,9 +222,9 @@ class Comparison(NamedTuple):
         sparse_ce: Of sparse labels, on adjusted logits; all 0 where there are none.
     """
 
-    lesion: Overlap
+    lesion: SoftCounts
     lesion_ce: Tensor
-    leaf: Overlap
+    leaf: SoftCounts
     leaf_ce: Tensor
     sparse_ce: Tensor
 
@@ -252,17 +250,17 @@ def compare(
             maps = scores.resized((height, width))
         else:
             maps = scores.row_slice(rows, (height, width))
-        found = [
-            torch.stack(losses.overlap(maps.lesion, lesion[:, rows])),
+        chunk = [
+            torch.stack(losses.soft_counts(maps.lesion, lesion[:, rows])),
             losses.cross_entropy(maps.lesion, lesion[:, rows]),
-            torch.stack(losses.overlap(maps.leaf, leaf[:, rows])),
+            torch.stack(losses.soft_counts(maps.leaf, leaf[:, rows])),
             losses.cross_entropy(maps.leaf, leaf[:, rows]),
         ]
         if sparse is not None:
             labels = sparse[:, rows]
             logits = logit_adjustment(maps.lesion, labels != IGNORE, log_prior_odds)
-            found.append(losses.cross_entropy(logits, labels))
-        return tuple(found)
+            chunk.append(losses.cross_entropy(logits, labels))
+        return tuple(chunk)
 
     step = height if chunk_rows is None else min(chunk_rows, height)
     chunks = [slice(r, min(r + step, height)) for r in range(0, height, step)]
@@ -274,13 +272,13 @@ def compare(
     ]
     # Counts of chunks add up; maps lie below one another.
     lesion_counts, lesion_ce, leaf_counts, leaf_ce, *sparse_ce = (
-        torch.stack(found).sum(0) if i in (0, 2) else torch.cat(found, dim=1)
-        for i, found in enumerate(zip(*parts, strict=True))
+        torch.stack(chunk).sum(0) if i in (0, 2) else torch.cat(chunk, dim=1)
+        for i, chunk in enumerate(zip(*parts, strict=True))
     )
     return Comparison(
-        Overlap(*lesion_counts),
+        SoftCounts(*lesion_counts),
         lesion_ce,
-        Overlap(*leaf_counts),
+        SoftCounts(*leaf_counts),
         leaf_ce,
         sparse_ce[0] if sparse_ce else torch.zeros_like(lesion_ce),
     )

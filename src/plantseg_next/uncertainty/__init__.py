@@ -1,1 +1,1 @@
-"""How far predictions can be trusted: used by training and inference alike."""
+"""How far predictions can be trusted: used by training; inference may use it."""

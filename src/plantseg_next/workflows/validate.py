@@ -97,9 +97,9 @@ class Validator:
     def _validate(self, network: "nn.Module", at_once: int) -> "Validation":
         from plantseg_next.inference.predictor import make_predictor
         from plantseg_next.training.callbacks.diagnostics import (
-            few_right_pseudo_labels,
             inconsistent_predictions,
             non_plant_images,
+            teacher_drift,
             unreliable_cam_seeds,
         )
         from plantseg_next.training.engine import batch_to_device
@@ -126,7 +126,7 @@ class Validator:
             network.to(home)
         events = (
             *result.events,
-            *few_right_pseudo_labels(extra_metrics),
+            *teacher_drift(extra_metrics),
             *non_plant_images(extra_metrics),
             *inconsistent_predictions(extra_metrics),
             *unreliable_cam_seeds(extra_metrics, MIN_PRECISION),
@@ -235,10 +235,7 @@ def unlabeled_set_metrics(
     from plantseg_next.data.augment import strong_photometry
     from plantseg_next.data.dataset import TileDataset, ViewDataset
     from plantseg_next.training.callbacks.diagnostics import SOURCE_DOMAIN
-    from plantseg_next.training.semi_supervised.unlabeled_metrics import (
-        TILES,
-        UnlabeledSetMetrics,
-    )
+    from plantseg_next.training.semi_supervised.unlabeled_metrics import UnlabeledSetMetrics
 
     known = {row.source for row in learned.rows}
     without_masks = {
@@ -264,4 +261,4 @@ def unlabeled_set_metrics(
         )
         for name, rows in without_masks.items()
     }
-    return UnlabeledSetMetrics(views, visits=TILES)
+    return UnlabeledSetMetrics(views)

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from plantseg_next.training.callbacks.diagnostics import (
-    few_right_pseudo_labels,
     inconsistent_predictions,
     no_lesion_found,
     noise_of,
     non_plant_images,
+    teacher_drift,
     trends,
 )
 
@@ -41,11 +41,11 @@ def test_rare_or_sometimes_predicted_class_emits_nothing():
 
 
 def test_low_student_teacher_dice_emits_teacher_drift():
-    assert [e.kind for e in few_right_pseudo_labels({"student_teacher_dice": 0.1})] == [
+    assert [e.kind for e in teacher_drift({"student_teacher_dice": 0.1})] == [
         "teacher-drift"
     ]
-    assert list(few_right_pseudo_labels({"student_teacher_dice": 0.9})) == []
-    assert list(few_right_pseudo_labels({"student_teacher_dice": float("nan")})) == []
+    assert list(teacher_drift({"student_teacher_dice": 0.9})) == []
+    assert list(teacher_drift({"student_teacher_dice": float("nan")})) == []
 
 
 def test_non_green_images_emit_no_plants():
@@ -60,7 +60,7 @@ def test_non_green_images_emit_no_plants():
 
 
 @pytest.mark.parametrize(("target_domain", "n"), [(0.5, 1), (0.65, 0), (float("nan"), 0)])
-def test_inconsistent_predictions_emit_unsteady(target_domain, n):
+def test_inconsistent_predictions_emit_an_event(target_domain, n):
     events = [
         *inconsistent_predictions(
             {
@@ -70,7 +70,7 @@ def test_inconsistent_predictions_emit_unsteady(target_domain, n):
             }
         )
     ]
-    assert [event.kind for event in events] == ["unsteady"] * n
+    assert [event.kind for event in events] == ["inconsistent-predictions"] * n
     assert all("`rice`, which has no masks, change with" in e.text for e in events)
     assert not [*inconsistent_predictions({"aug_consistency/rice": target_domain})]
 

@@ -155,7 +155,7 @@ def test_precision_and_recall_are_counted_and_imprecise_disease_excluded():
     (event,) = unreliable_cam_seeds(
         {"cam_seed_precision/rust": math.nan, "cam_seed_precision/rot": 0.5}, 0.5
     )
-    assert event.kind == "seeds-unjudged"
+    assert event.kind == "cam-seeds-unmeasured"
     assert "how precise the CAM seeds of `rust` are; they are not used" in event.text
     again = ImageLabelSupervision(NAMES, CLASSES)
     again.load_state_dict(weak.state_dict())

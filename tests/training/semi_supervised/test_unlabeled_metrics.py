@@ -1,4 +1,5 @@
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -8,7 +9,11 @@ from torch.utils.data import Dataset
 from plantseg_next.errors import DataError
 from plantseg_next.models.segmenter import Scores
 from plantseg_next.structures import IGNORE, UnlabeledBatch
-from plantseg_next.training.semi_supervised.unlabeled_metrics import UnlabeledSetMetrics
+from plantseg_next.training.semi_supervised import unlabeled_metrics
+from plantseg_next.training.semi_supervised.unlabeled_metrics import (
+    TILES,
+    UnlabeledSetMetrics,
+)
 
 GREEN, GRAY = (40, 160, 30), (90, 90, 90)
 
@@ -46,8 +51,9 @@ def tile(color, *, red_rows=0):
 
 
 def measure(weak, strong, at_once=2):
-    unlabeled_metrics = UnlabeledSetMetrics({"crop": Tiles(weak, strong)}, visits=len(weak))
-    return unlabeled_metrics(Red().eval(), at_once=at_once)
+    metrics = UnlabeledSetMetrics({"crop": Tiles(weak, strong)})
+    with patch.object(unlabeled_metrics, "TILES", len(weak)):
+        return metrics(Red().eval(), at_once=at_once)
 
 
 def test_consistency_compares_both_augmentations_by_pixel():
@@ -79,8 +85,6 @@ def test_unreadable_data_set_has_no_metrics():
         def __getitem__(self, index):
             raise DataError(f"tile {index} cannot be read.", needed="a", fix="b")
 
-    readable = Tiles([tile(GREEN)] * 2, [tile(GREEN)] * 2)
-    unlabeled_metrics = UnlabeledSetMetrics(
-        {"lost": Unreadable(), "crop": readable}, visits=2
-    )
-    assert {name.split("/")[1] for name in unlabeled_metrics(Red(), at_once=2)} == {"crop"}
+    readable = Tiles([tile(GREEN)] * TILES, [tile(GREEN)] * TILES)
+    metrics = UnlabeledSetMetrics({"lost": Unreadable(), "crop": readable})
+    assert {name.split("/")[1] for name in metrics(Red(), at_once=2)} == {"crop"}

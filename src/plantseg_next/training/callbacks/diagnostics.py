@@ -19,7 +19,7 @@ SOURCE_DOMAIN = "labeled"
 NO_LESION_EVENT = "no-lesion"
 MOSTLY = 0.5
 """Fraction of non-green tiles from which a data set may show no plants."""
-UNSTEADY = 0.75
+MIN_RELATIVE_CONSISTENCY = 0.75
 """Fraction of the source domain's consistency. Below it, lesions in a data set without
 masks were segmented badly (``benchmarks/new_crops.py``); above it they may be as well."""
 MIN_PIXELS = 500
@@ -73,7 +73,7 @@ def no_true_lesion(n_images: int, *, with_leaf: bool) -> Event:
     )
 
 
-def few_right_pseudo_labels(metrics: Mapping[str, float]) -> Iterator[Event]:
+def teacher_drift(metrics: Mapping[str, float]) -> Iterator[Event]:
     """Yield an event if student and teacher disagree on unseen masks."""
     dice = metrics.get("student_teacher_dice", np.nan)
     if dice < MIN_STUDENT_TEACHER_DICE:
@@ -101,9 +101,9 @@ def inconsistent_predictions(metrics: Mapping[str, float]) -> Iterator[Event]:
     consistency = _of_each(metrics, "aug_consistency/")
     source = consistency.pop(SOURCE_DOMAIN, math.nan)
     for name, overlap in consistency.items():
-        if overlap < UNSTEADY * source:
+        if overlap < MIN_RELATIVE_CONSISTENCY * source:
             yield Event(
-                "unsteady",
+                "inconsistent-predictions",
                 f"The lesions predicted in `{name}`, which has no masks, change with the "
                 f"augmentation: an overlap of {overlap:.2f}, against {source:.2f} on "
                 "labeled images. Do not trust the model there.",
@@ -132,7 +132,7 @@ def unreliable_cam_seeds(metrics: Mapping[str, float], least: float) -> Iterator
     for disease, precision in precisions.items():
         if precision < least:
             yield Event(
-                "seeds-left-out",
+                "cam-seeds-unreliable",
                 f"CAM seeds of `{disease}` are lesion in {precision:.0%} of the pixels "
                 "where the mask is known; they are not used.",
             )
@@ -142,7 +142,7 @@ def unreliable_cam_seeds(metrics: Mapping[str, float], least: float) -> Iterator
     if unmeasured:
         names = ", ".join(f"`{disease}`" for disease in unmeasured)
         yield Event(
-            "seeds-unjudged",
+            "cam-seeds-unmeasured",
             f"No mask shows how precise the CAM seeds of {names} are; they are not used. "
             "Mask a few such images, in a data set whose images have the same labels.",
         )

@@ -57,7 +57,7 @@ def take_sample(folder: Path) -> ResourceSample:
     for child in process.children(recursive=True):
         try:
             used = child.memory_full_info()
-            # On Linux, PSS counts shared pages once: workers fraction imported modules.
+            # On Linux, PSS counts shared pages once: workers share imported modules.
             resident += getattr(used, "pss", used.rss)
         except psutil.Error:  # the child has ended meanwhile
             continue

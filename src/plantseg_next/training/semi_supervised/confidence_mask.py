@@ -46,8 +46,10 @@ class ConfidenceMask:
     Args:
         kinds: Measures of confidence; several are combined as the mean of their ranks.
         threshold: Least probability kept, in (0, 1). Other kinds keep the same fraction
-            of labeled pixels as this probability would, so that kinds differ in which
-            pixels they keep and not in how many.
+            of labeled pixels as this probability would: if 0.9 is exceeded by 70 % of
+            the lesion pixels of labeled tiles, "entropy" keeps pixels with an entropy
+            among the lowest 70 % there. So kinds differ in which pixels they keep and not
+            in how many.
         n_classes: Classes of the head.
         adaptive: Whether a class of which the teacher is seldom confident gets a lower
             threshold, in proportion to its running mean probability.
@@ -70,7 +72,6 @@ class ConfidenceMask:
         adaptive: bool,
         min_class_fraction: float = MIN_CLASS_FRACTION,
     ) -> None:
-        self.kinds = kinds
         self.threshold = threshold
         self.adaptive = adaptive
         self.min_class_fraction = min_class_fraction

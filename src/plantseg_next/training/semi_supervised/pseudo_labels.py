@@ -33,7 +33,7 @@ class UnsupWeights(NamedTuple):
     """Weights of what is learned from unlabeled tiles in this step.
 
     Args:
-        consistency: Of pseudo-labels.
+        consistency: Of the teacher's labels or probabilities, by the method.
         disease: Of image-level labels, times that of the supervised disease loss.
         cam_seeds: Of CAM seeds.
     """

@@ -30,15 +30,11 @@ class UnlabeledSetMetrics:
 
     Args:
         views: Weak and strong views, by the name of the data set; ``SOURCE_DOMAIN`` for
-            the images with masks.
-        visits: Dataset items that contain ``TILES`` tiles.
+            the images with masks. The first ``TILES`` items of each are used.
     """
 
-    def __init__(
-        self, views: Mapping[str, Dataset[UnlabeledBatch]], *, visits: int
-    ) -> None:
+    def __init__(self, views: Mapping[str, Dataset[UnlabeledBatch]]) -> None:
         self._views = views
-        self._visits = visits
 
     @torch.no_grad()
     def __call__(self, network: nn.Module, *, at_once: int) -> dict[str, float]:
@@ -72,7 +68,7 @@ class UnlabeledSetMetrics:
         lesions = torch.zeros(3, dtype=torch.double)  # weak view, strong view, both
         pixels = entropy = 0.0
         non_green: list[bool] = []
-        for part in _parts(views, self._visits, at_once):
+        for part in _parts(views, at_once):
             non_green += [
                 green_fraction(tile.permute(1, 2, 0).numpy()) < HARDLY_GREEN
                 for tile in part.weak
@@ -97,13 +93,7 @@ class UnlabeledSetMetrics:
         }
 
 
-def _parts(
-    views: Dataset[UnlabeledBatch], visits: int, at_once: int
-) -> Iterator[UnlabeledBatch]:
-    """Yield the tiles of these items, about ``at_once`` at a time."""
-    items: list[UnlabeledBatch] = []
-    for index in range(visits):
-        items.append(views[index])
-        if sum(map(len, items)) >= at_once or index == visits - 1:
-            yield collate_views(items)
-            items = []
+def _parts(views: Dataset[UnlabeledBatch], at_once: int) -> Iterator[UnlabeledBatch]:
+    """Yield the first ``TILES`` items, ``at_once`` at a time."""
+    for start in range(0, TILES, at_once):
+        yield collate_views([views[i] for i in range(start, min(start + at_once, TILES))])
