@@ -11,7 +11,7 @@ import numpy as np
 
 from plantseg_next.errors import UsageError
 
-PRODUCTS_WORKSPACE, PRODUCTS_BYTES = ":4096:2:16:8", (2 * 4096 + 8 * 16) * 1024
+CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_BYTES = ":4096:2:16:8", (2 * 4096 + 8 * 16) * 1024
 """cuBLAS workspace, allocated once for each of two threads. It is the default of GPUs
 before Hopper; Hopper's default is 32 MiB, much of a small budget."""
 SAME_BITS_WORKSPACE, SAME_BITS_KIB = ":16:8", 16 * 8
@@ -75,7 +75,7 @@ def prepare_gpu(budget_mb: float | None, *, deterministic: bool) -> None:
     """
     import torch
 
-    workspace = SAME_BITS_WORKSPACE if deterministic else PRODUCTS_WORKSPACE
+    workspace = SAME_BITS_WORKSPACE if deterministic else CUBLAS_WORKSPACE
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", workspace)
     if deterministic:  # cuBLASLt would otherwise request more, and warn
         os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", str(SAME_BITS_KIB))

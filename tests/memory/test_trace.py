@@ -158,7 +158,7 @@ def test_allocation_tracker_agrees_with_mem_tracker():
                 tracker.track_external(network, x)
             network(x).square().mean().backward()
         if isinstance(tracker, AllocationTracker):
-            peaks.append(tracker.found().peak_bytes)
+            peaks.append(tracker.footprint().peak_bytes)
         else:
             devices = tracker.get_tracker_snapshot("peak")
             peaks.append(sum(kinds["Total"] for kinds in devices.values()))
@@ -183,7 +183,7 @@ def reserved(seed: int, *, steps: int, extrapolated: bool) -> int:
                     held.append(torch.empty(n_bytes, dtype=torch.uint8))
             left += held[:3]
             held.clear()
-        return tracker.found().reserved if extrapolated else tracker._allocator.reserved
+        return tracker.footprint().reserved if extrapolated else tracker._allocator.reserved
 
 
 def test_reserved_memory_of_further_steps_is_extrapolated_from_one():
@@ -196,12 +196,12 @@ def test_reserved_memory_of_further_steps_is_extrapolated_from_one():
 
 
 def test_gpu_workspace_of_matrix_products_is_counted_once_per_direction():
-    tracker = AllocationTracker(multiplying=2**20)
+    tracker = AllocationTracker(cublas_workspace=2**20)
     with FakeTensorMode(), tracker:
         layer = torch.nn.Linear(8, 8)
         for _ in range(2):
             layer(torch.ones(4, 8)).sum().backward()
-    assert tracker.found().resident["workspace"] == 2 * 2**20
+    assert tracker.footprint().resident["workspace"] == 2 * 2**20
 
 
 def test_fake_op_cache_changes_no_trace(monkeypatch):

@@ -37,7 +37,7 @@ REPEATED = 2
 """Further steps after which the reserved memory no longer grows. They start with the
 fragments of the first step and took up to a sixth more."""
 HERE = torch.device("cpu")
-PRODUCTS = tuple(getattr(torch.ops.aten, n) for n in ("mm", "addmm", "bmm", "baddbmm"))
+CUBLAS_OPS = tuple(getattr(torch.ops.aten, n) for n in ("mm", "addmm", "bmm", "baddbmm"))
 """Operations that a GPU computes with cuBLAS."""
 
 
@@ -116,14 +116,14 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         on_cpu: Whether to count the workspace of the CPU's library for convolutions.
-        multiplying: Bytes of workspace that a GPU's library allocates for matrix products
+        cublas_workspace: Bytes of workspace that cuBLAS allocates at its first operation
             and keeps, once for forward and once for backward passes.
     """
 
-    def __init__(self, *, on_cpu: bool = False, multiplying: int = 0) -> None:
+    def __init__(self, *, on_cpu: bool = False, cublas_workspace: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._on_cpu = on_cpu
-        self._multiplying = dict.fromkeys((False, True), multiplying)
+        self._cublas_workspace = dict.fromkeys((False, True), cublas_workspace)
         self._held: dict[int, _Held] = {}
         self._now = dict.fromkeys(KINDS, 0)
         self._total = 0
@@ -140,7 +140,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._events: list[_Event] = []
         self._flops = self._calls = 0
 
-    def found(self) -> Footprint:
+    def footprint(self) -> Footprint:
         """End the step; return what has been recorded since ``begin``."""
         self._repeat()
         return Footprint(
@@ -161,7 +161,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self._phase = before
 
-    def call(self, tensor: Tensor, kind: str) -> None:
+    def relabel(self, tensor: Tensor, kind: str) -> None:
         """Change the kind of a tensor's storage."""
         key = tensor.untyped_storage()._cdata
         held = self._held.get(key)
@@ -191,8 +191,8 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._take("workspace", n_bytes)
             self._give("workspace", n_bytes)
         self._flops += _flops(func, args, out)
-        if func._overloadpacket in PRODUCTS:
-            self._multiply()
+        if func._overloadpacket in CUBLAS_OPS:
+            self._allocate_cublas_workspace()
         for value in tree_iter(out):
             if isinstance(value, Tensor):
                 self._record(value)
@@ -207,9 +207,9 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         on_release = weakref.ref(storage, lambda _: self._release(key))
         self._hold(key, storage.nbytes(), kind, on_release)
 
-    def _multiply(self) -> None:
-        """Allocate the library's workspace, the first time."""
-        n_bytes = self._multiplying.pop(_in_backward(), 0)
+    def _allocate_cublas_workspace(self) -> None:
+        """Allocate the workspace of cuBLAS, the first time."""
+        n_bytes = self._cublas_workspace.pop(_in_backward(), 0)
         if n_bytes:
             self._allocator.allocate(n_bytes)
             self._take("workspace", n_bytes)

@@ -13,7 +13,7 @@ LIBRARIES = 450 * 10**6
 """Bytes of the libraries that workers import; shared by all of them."""
 READER = 50 * 10**6
 """Bytes of a loading process, without images."""
-AT_WORK, AT_WORK_IN_MAIN = 10, 2
+WORKER_PEAK_BATCHES, MAIN_PEAK_BATCHES = 10, 2
 """Memory of a worker, or without workers of the main process, while it makes a batch, in
 batches. Measured, like the values above; see benchmarks/results/reading_memory.csv."""
 CACHE_GROWTH = 1.25
@@ -84,6 +84,6 @@ def reading_bytes(workers: int, prefetch: int, batch: int) -> int:
         batch: Bytes of a batch.
     """
     if workers == 0:
-        return READER + (AT_WORK_IN_MAIN + IN_MAIN) * batch
-    each = READER + (AT_WORK + prefetch) * batch
+        return READER + (MAIN_PEAK_BATCHES + IN_MAIN) * batch
+    each = READER + (WORKER_PEAK_BATCHES + prefetch) * batch
     return LIBRARIES + workers * each + IN_MAIN * batch

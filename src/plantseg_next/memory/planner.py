@@ -20,7 +20,7 @@ from plantseg_next.runtime import Device
 from plantseg_next.settings import Checkpointable, Settings
 from plantseg_next.structures import ClassMap
 
-RECOMPUTED: tuple[tuple[Checkpointable, ...], ...] = (
+CHECKPOINTED_PARTS: tuple[tuple[Checkpointable, ...], ...] = (
     (),
     ("fine", "decoder"),
     ("fine", "decoder", "stage_1", "stage_2"),
@@ -31,7 +31,7 @@ LOSS_ROWS = 64
 TILES_PX = (0.75, 0.5)
 """Fractions of the tile's side that are tried last."""
 LEAST_TILE_PX = 96
-GROWTH, GROWTH_IN_STRIPES = 1.25, 1.75
+FRAGMENTATION, FRAGMENTATION_CHUNKED = 1.25, 1.75
 """Growth of a process on a CPU for every byte in use at the peak of a step: its allocator
 fragments, more so with chunked losses. Measured; see
 benchmarks/results/memory_error.csv."""
@@ -51,23 +51,23 @@ class Speed:
         flops: Multiplications and additions per second, of networks like this one.
         call_s: Least time of an operation, in seconds.
         copied: Bytes per second between main memory and the device.
-        asked_ahead: Whether operations are launched while earlier ones are computed.
+        async_launch: Whether operations are launched while earlier ones are computed.
     """
 
     flops: float
     call_s: float
     copied: float
-    asked_ahead: bool
+    async_launch: bool
 
     def seconds(self, flops: int, calls: int) -> float:
         """Return the estimated time of these operations."""
         computing, launching = flops / self.flops, calls * self.call_s
-        return max(computing, launching) if self.asked_ahead else computing + launching
+        return max(computing, launching) if self.async_launch else computing + launching
 
 
 SPEEDS = {
-    "cpu": Speed(6e10, 15e-6, 1e10, asked_ahead=False),
-    "cuda": Speed(3e13, 40e-6, 1e10, asked_ahead=True),
+    "cpu": Speed(6e10, 15e-6, 1e10, async_launch=False),
+    "cuda": Speed(3e13, 40e-6, 1e10, async_launch=True),
 }
 """The GPU is an H200, see benchmarks/results/gpu_memory.csv. Its 40 microseconds are the
 time to launch an operation from Python: 39 to 43 in steps of small micro-batches."""
@@ -247,8 +247,10 @@ class _Search:
     def _recomputed(self, tried: Settings) -> tuple[tuple[Checkpointable, ...], ...]:
         """Return the parts that can be recomputed; not all encoders have such stages."""
         if _has_stages(tried.model.encoder):
-            return RECOMPUTED
-        return tuple(p for p in RECOMPUTED if not any(n.startswith("stage_") for n in p))
+            return CHECKPOINTED_PARTS
+        return tuple(
+            p for p in CHECKPOINTED_PARTS if not any(n.startswith("stage_") for n in p)
+        )
 
     def fastest(self, tried: Settings) -> Settings:
         """Return the fastest settings that fit, over micro-batches and checkpointed parts.
@@ -318,7 +320,8 @@ class _Search:
 
 
 def _growth(settings: Settings) -> float:
-    return GROWTH if settings.memory.loss_chunk_rows is None else GROWTH_IN_STRIPES
+    chunked = settings.memory.loss_chunk_rows is not None
+    return FRAGMENTATION_CHUNKED if chunked else FRAGMENTATION
 
 
 def _sizes(batch: int) -> list[int]:

@@ -24,7 +24,7 @@ from plantseg_next.data.dataset import TrainBatch
 from plantseg_next.memory.allocation_tracker import ELSEWHERE, AllocationTracker, Footprint
 from plantseg_next.models import cpu_backward
 from plantseg_next.models.segmenter import Segmenter, build_segmenter
-from plantseg_next.runtime import PRODUCTS_BYTES, Device, same_bits
+from plantseg_next.runtime import CUBLAS_WORKSPACE_BYTES, Device, same_bits
 from plantseg_next.settings import Settings
 from plantseg_next.structures import Batch, ClassMap, UnlabeledBatch
 from plantseg_next.training.engine import Engine, build_engine, uses_bfloat16
@@ -33,7 +33,7 @@ IN_FLOAT32 = ("layer_norm", "group_norm", "interpolate")
 """Functions of the network that autocast computes in float32 on a GPU but not on a CPU."""
 TRACED_PARTS = (2, 3)
 """Micro-batches of two traces; their difference is the increase per micro-batch."""
-UNSEEN = 1.03
+UNTRACED_FACTOR = 1.03
 """Reserved memory of a GPU over the traced one: cuDNN allocates workspace, and steps of
 many micro-batches fragment more. Measured; see benchmarks/results/gpu_memory.csv."""
 
@@ -57,7 +57,7 @@ def footprint(settings: Settings, traced: Callable[[Settings], Footprint]) -> Fo
             traced(settings.changed("training", batch=n * size)) for n in TRACED_PARTS
         )
         step = smaller.grown(larger, -(-batch // size) - few)
-    return replace(step, reserved=round(UNSEEN * step.reserved))
+    return replace(step, reserved=round(UNTRACED_FACTOR * step.reserved))
 
 
 def trace(
@@ -85,7 +85,9 @@ def trace(
         network = build_segmenter(model, classes, fetch=False)
     on_cpu = device.kind == "cpu"
     setattr(network.encoder, "traced_for_gpu", not on_cpu)  # noqa: B010
-    tracker = AllocationTracker(on_cpu=on_cpu, multiplying=0 if on_cpu else PRODUCTS_BYTES)
+    tracker = AllocationTracker(
+        on_cpu=on_cpu, cublas_workspace=0 if on_cpu else CUBLAS_WORKSPACE_BYTES
+    )
     casts = not on_cpu and uses_bfloat16(settings, device)
     with (
         warnings.catch_warnings(),
@@ -115,7 +117,7 @@ def trace(
         with tracker.phase("losses"):
             engine.backward(batch, step=1, steps=3, micro_batch=size, profile=True)
             engine.optimizer_step(step=1, steps=3)
-        return tracker.found()
+        return tracker.footprint()
 
 
 class _KindLabeler:
@@ -141,7 +143,7 @@ class _KindLabeler:
             own = {id(p) for p in network.parameters()}
             for tensor in (*teacher.network.parameters(), *teacher.network.buffers()):
                 if id(tensor) not in own:
-                    tracker.call(tensor, kind)
+                    tracker.relabel(tensor, kind)
 
     def take_first_step(self) -> None:
         """Make the optimizer allocate its state, as in the first step of a run."""
@@ -166,7 +168,7 @@ class _KindLabeler:
 
     def _label_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self._tracker.call(parameter.grad, "gradients")
+            self._tracker.relabel(parameter.grad, "gradients")
 
 
 @contextmanager
