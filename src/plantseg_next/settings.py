@@ -39,7 +39,9 @@ Weights = tuple[tuple[str, Weight], ...]
 class Mark(Enum):
     """A property of a setting, or of a part and all its settings, in the annotation."""
 
-    MAY_CHANGE = "may change when a run resumes: results stay the same up to rounding"
+    MAY_CHANGE = (
+        "may change when a run resumes; changes what is learned little or not at all"
+    )
     PLANNED = "chosen by a memory plan"
 
 

@@ -32,8 +32,8 @@ def same(one, two):
     return type(one) is type(two) and one == two
 
 
-def saved(folder, *steps, keep=3, also_keep=-1):
-    kept = Checkpoints(folder, keep=keep)
+def saved(folder, *steps, also_keep=-1):
+    kept = Checkpoints(folder)
     for step in steps:
         kept.save(STATE | {"step": step}, step=step, also_keep=also_keep)
     return kept
@@ -108,7 +108,7 @@ def test_checkpoint_with_flipped_byte_is_skipped_and_reported(tmp_path, where):
     content[int(where * len(content))] ^= 1
     newest(tmp_path).write_bytes(content)
     messages = []
-    assert kept.load(say=messages.append)["step"] == 1
+    assert kept.load(log=messages.append)["step"] == 1
     (line,) = messages
     assert "000002-step-2.safetensors` is damaged and skipped" in line
 
@@ -155,7 +155,8 @@ def test_kill_while_writing_leaves_previous_checkpoint(tmp_path, monkeypatch, n_
 
 
 def test_unreliable_disk_raises_before_pruning(tmp_path, monkeypatch):
-    kept = saved(tmp_path, 1, keep=1)
+    monkeypatch.setattr(checkpoints, "KEPT", 1)
+    kept = saved(tmp_path, 1)
     monkeypatch.setattr(checkpoints, "sha256_of", lambda _: hashlib.sha256(b"").hexdigest())
     with pytest.raises(OutputError, match="reads back with other content than was written"):
         kept.save(STATE | {"step": 2}, step=2)
@@ -164,7 +165,8 @@ def test_unreliable_disk_raises_before_pruning(tmp_path, monkeypatch):
 
 
 def test_full_disk_keeps_older_checkpoints(tmp_path, monkeypatch):
-    kept = saved(tmp_path, 1, keep=1)
+    monkeypatch.setattr(checkpoints, "KEPT", 1)
+    kept = saved(tmp_path, 1)
 
     def full(path, content):
         del content

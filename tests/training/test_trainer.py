@@ -184,7 +184,7 @@ def test_validations_without_a_metric_keep_the_newest_model_as_best(manifest, tm
 def test_advice_is_withheld_until_enough_steps_were_taken(
     manifest, tmp_path, monkeypatch, enough, text
 ):
-    monkeypatch.setattr("plantseg_next.training.trainer.FEW_STEPS", enough)
+    monkeypatch.setattr("plantseg_next.training.time_budget.FEW_STEPS", enough)
     run = Run(manifest, tmp_path)
     event = Event("class-swallowed", "It is.", "Do this.")
     run.trainer._validate = lambda _: Validation(0.5, {"lesion_dice": 0.5}, events=(event,))
@@ -197,8 +197,7 @@ def test_advice_is_withheld_until_enough_steps_were_taken(
 def test_trends_are_withheld_until_enough_steps_were_taken(
     manifest, tmp_path, monkeypatch, enough, kinds
 ):
-    name = "plantseg_next.training.callbacks.csv_logger.FEW_STEPS"
-    monkeypatch.setattr(name, enough)
+    monkeypatch.setattr("plantseg_next.training.time_budget.FEW_STEPS", enough)
     settings = SETTINGS.with_settings(["training.steps=8", "training.validations=8"])
     run = Run(manifest, tmp_path, settings, scores=repeat(0.5))
     card = ModelCard(manifest.classes, SETTINGS.model, 64, None)
@@ -498,7 +497,7 @@ def test_resume_uses_new_micro_batch(manifest, tmp_path):
 def test_minutes_become_a_fixed_number_of_steps(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
-    budget = TimeBudget(TrainingSettings(minutes=10, validations=4))
+    budget = TimeBudget(TrainingSettings(minutes=10, validations=4), few_steps=300)
     ends = []
     for step in range(1, 41):
         now += 30.0 if step == 17 else 2.0  # one step waits for an uncached file
@@ -511,7 +510,7 @@ def test_minutes_become_a_fixed_number_of_steps(monkeypatch):
 
 
 def test_validation_before_any_timed_step_fixes_no_steps():
-    budget = TimeBudget(TrainingSettings(minutes=10, steps=3, validations=1))
+    budget = TimeBudget(TrainingSettings(minutes=10, steps=3, validations=1), few_steps=300)
     for step in range(1, 4):
         assert not budget.ends_profile(step)
     assert budget.set_steps(3, validation_s=1.0) is None
@@ -522,9 +521,12 @@ def test_too_few_minutes_warn_with_numbers(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
 
-    def warning(step_s: float, **settings: int) -> tuple[TimeBudget, str | None]:
+    def warning(
+        step_s: float, few_steps: int = 300, **settings: int
+    ) -> tuple[TimeBudget, str | None]:
         nonlocal now
-        budget = TimeBudget(TrainingSettings(minutes=12, validations=1, **settings))
+        training = TrainingSettings(minutes=12, validations=1, **settings)
+        budget = TimeBudget(training, few_steps=few_steps)
         for step in range(1, 31):
             now += step_s
             if budget.ends_profile(step):
@@ -537,6 +539,7 @@ def test_too_few_minutes_warn_with_numbers(monkeypatch):
     assert "Only 120 steps of 6.0 s fit into 12 minutes" in few
     assert "`training.minutes=30`" in few  # 300 steps of 6 s
     assert warning(2.0)[1] is None
+    assert warning(6.0, few_steps=100)[1] is None  # from a trained model
     assert warning(6.0, steps=100)[1] is None  # as many as the settings ask for
     budget, few = warning(60.0)  # the time is over after the timed steps
     assert budget.steps == 31
@@ -549,7 +552,8 @@ def test_too_few_minutes_warn_after_five_steps(monkeypatch):
 
     def warning(*seconds: float) -> list[str | None]:
         nonlocal now
-        budget, texts = TimeBudget(TrainingSettings(minutes=12, validations=1)), []
+        training = TrainingSettings(minutes=12, validations=1)
+        budget, texts = TimeBudget(training, few_steps=300), []
         for step, step_s in enumerate(seconds, start=1):
             now += step_s
             texts.append(budget.warn_if_few_steps(step))
@@ -570,13 +574,13 @@ def test_too_few_minutes_warn_after_five_steps(monkeypatch):
 def test_resume_keeps_the_time_budget(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
-    first = TimeBudget(TrainingSettings(minutes=10, validations=4))
+    first = TimeBudget(TrainingSettings(minutes=10, validations=4), few_steps=300)
     for step in range(1, 31):
         now += 2.0
         if first.ends_profile(step):
             first.set_steps(step, validation_s=3.0)
     kept, now = first.state_dict(), 5000.0
-    second = TimeBudget(TrainingSettings(minutes=10, validations=4))
+    second = TimeBudget(TrainingSettings(minutes=10, validations=4), few_steps=300)
     second.load_state_dict(kept)
     now += 1.0
     assert second.steps == first.steps
@@ -587,7 +591,7 @@ def test_resume_keeps_the_time_budget(monkeypatch):
 def test_resume_during_profiling_profiles_again(monkeypatch):
     now = 0.0
     monkeypatch.setattr("plantseg_next.training.time_budget.time.perf_counter", lambda: now)
-    budget = TimeBudget(TrainingSettings(minutes=10, validations=4))
+    budget = TimeBudget(TrainingSettings(minutes=10, validations=4), few_steps=300)
     ends = []
     for step in range(29, 60):
         now += 2.0
@@ -615,8 +619,8 @@ def test_layer_decay_lowers_lr_of_pretrained_layers():
     network = build_segmenter(CONVNEXT.model, _classes())
     fine = CONVNEXT.with_settings(["training.layer_decay=0.5", "training.lr=1"])
     groups = parameter_groups(network, fine)
-    assert sorted({g["peak"] for g in groups}) == [2.0**-n for n in (5, 4, 3, 2, 1, 0)]
-    flat = {g["peak"] for g in parameter_groups(network, CONVNEXT)}
+    assert sorted({g["base_lr"] for g in groups}) == [2.0**-n for n in (5, 4, 3, 2, 1, 0)]
+    flat = {g["base_lr"] for g in parameter_groups(network, CONVNEXT)}
     assert flat == {SETTINGS.training.lr}
     n_in_groups = sum(p.numel() for g in groups for p in g["params"])
     assert n_in_groups == sum(p.numel() for p in network.parameters())
@@ -634,7 +638,7 @@ def test_layer_decay_default_applies_to_pretrained_weights_only(start, decay):
     )
     network = build_segmenter(settings.model, _classes(), fetch=False)
     groups = parameter_groups(network, settings)
-    peaks = sorted({group["peak"] for group in groups})
+    peaks = sorted({group["base_lr"] for group in groups})
     assert peaks == sorted({decay**depth for depth in range(7)})
     n_in_groups = sum(p.numel() for g in groups for p in g["params"])
     assert n_in_groups == sum(p.numel() for p in network.parameters())
@@ -644,7 +648,7 @@ def test_layer_decay_gives_the_stem_the_lowest_lr():
     network = build_segmenter(CONVNEXT.model, _classes())
     fine = CONVNEXT.with_settings(["training.layer_decay=0.5", "training.lr=1"])
     peaks = {
-        id(p): group["peak"]
+        id(p): group["base_lr"]
         for group in parameter_groups(network, fine)
         for p in group["params"]
     }

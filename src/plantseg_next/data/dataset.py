@@ -225,7 +225,7 @@ class ViewDataset(Dataset[UnlabeledBatch]):
 
 
 class TrainBatch(NamedTuple):
-    """The input of one forward pass.
+    """Tiles of a whole step, or of one of its micro-batches.
 
     Args:
         labeled: Tiles with the labels of their rows.

@@ -29,6 +29,7 @@ from plantseg_next.models.tensor_files import write_tensors
 
 FOLDER = "checkpoints"
 KEPT = 3
+"""Number of newest checkpoints that are kept."""
 _KEY = "plantseg_next"
 """Key of the head among the metadata of the tensors."""
 
@@ -63,12 +64,10 @@ class Checkpoints:
 
     Args:
         folder: Of the run.
-        keep: Number of newest ones to keep, at least 1.
     """
 
-    def __init__(self, folder: Path, *, keep: int = KEPT) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder / FOLDER
-        self._keep = keep
 
     def save(self, state: dict[str, Any], *, step: int, also_keep: int = -1) -> Saved:
         """Write a checkpoint, read it back, and remove old ones.
@@ -106,14 +105,14 @@ class Checkpoints:
         *,
         step: int | None = None,
         before: int | None = None,
-        say: Callable[[str], None] = lambda _: None,
+        log: Callable[[str], None] = lambda _: None,
     ) -> dict[str, Any] | None:
         """Return the state of the newest intact checkpoint; ``None`` if there is none.
 
         Args:
             step: Load this step only.
             before: Load steps before this one only.
-            say: Receives a message for every damaged one that is skipped.
+            log: Receives a message for every damaged one that is skipped.
 
         Raises:
             DataError: If all are damaged, or a newer version wrote them.
@@ -134,7 +133,7 @@ class Checkpoints:
                     return read_state(path)
                 why = "its SHA-256 does not match its digest file"
             damaged += 1
-            say(f"`{path}` is damaged and skipped: {why}.")
+            log(f"`{path}` is damaged and skipped: {why}.")
         if damaged and step is None and before is None:
             raise DataError(
                 f"All {damaged} checkpoints in `{self.folder}` are damaged.",
@@ -150,7 +149,7 @@ class Checkpoints:
 
     def _prune(self, also_keep: int) -> None:
         files = self._newest_first()
-        keep = set(files[: self._keep])
+        keep = set(files[:KEPT])
         keep |= set([path for path in files if _step(path) == also_keep][:1])
         for path in files:
             if path not in keep:

@@ -135,13 +135,13 @@ class Engine:
         warmup = round(steps * WARMUP_FRACTION)
         factor = lr_scale * warmup_cosine(step, steps=steps, warmup=warmup)
         for group in self._optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
+            group["lr"] = group["base_lr"] * factor
         self._optimizer.step()
         self._label_counts = self._label_counts_now
         if self.pseudo_labeler is not None:
             self.pseudo_labeler.teacher.update(self.network, steps=steps)
 
-    def save_rng(self) -> Callable[[], None]:
+    def undo_point(self) -> Callable[[], None]:
         """Return a function that undoes a failed ``backward``, random state included."""
         rng = random_state()
         labeler_state = (
@@ -176,6 +176,9 @@ class Engine:
         """Restore a saved state."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
+        for group in self._optimizer.param_groups:
+            if "peak" in group:  # its name in earlier checkpoints
+                group["base_lr"] = group.pop("peak")
         self._label_counts = state["label_counts"].cpu()
         # Files do not store channels-last; in another layout sums may round differently.
         for parameter, moments in self._optimizer.state.items():
@@ -299,7 +302,7 @@ def parameter_groups(network: Segmenter, settings: Settings) -> list[dict[str, A
     return [
         {
             "params": parameters,
-            "peak": training.lr * decay**depth,
+            "base_lr": training.lr * decay**depth,
             "weight_decay": training.weight_decay if decayed else 0.0,
         }
         for (depth, decayed), parameters in groups.items()

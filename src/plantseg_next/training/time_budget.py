@@ -20,11 +20,18 @@ FIRST_ESTIMATE_STEPS = 5
 FEW_STEPS = 300
 """With fewer steps, more of them still help much: coffee leaves from an ImageNet start,
 validation Dice .853 after 188 steps, .891 after 375."""
-
-
 FEW_STEPS_FROM_MODEL = 100
 """The same for a start from a trained model. Not measured; the demo takes 200 steps, and
 they help."""
+
+
+def few_steps_limit(start: str) -> int:
+    """Return the number of steps below which a run is too short to learn much.
+
+    Args:
+        start: As ``ModelSettings.start``.
+    """
+    return FEW_STEPS if start in STARTS else FEW_STEPS_FROM_MODEL
 
 
 def few_steps(steps: int, start: str) -> str | None:
@@ -34,17 +41,17 @@ def few_steps(steps: int, start: str) -> str | None:
         steps: Of the run.
         start: As ``ModelSettings.start``.
     """
-    more = "For more, raise training.steps or training.minutes."
-    if start not in STARTS and steps < FEW_STEPS_FROM_MODEL:
-        return (
-            f"{steps} steps are few, also from a trained model: the demo takes 200. {more}"
-        )
-    if start in STARTS and steps < FEW_STEPS:
-        return (
-            f"{steps} steps are few: a model improves much up to about {FEW_STEPS} (coffee "
-            "leaves: validation Dice .853 after 188 steps, .891 after 375). " + more
-        )
-    return None
+    if steps >= few_steps_limit(start):
+        return None
+    why = (
+        f": a model improves much up to about {FEW_STEPS} (coffee leaves: validation Dice "
+        ".853 after 188 steps, .891 after 375)"
+        if start in STARTS
+        else ", also from a trained model: the demo takes 200"
+    )
+    return (
+        f"{steps} steps are few{why}. For more, raise training.steps or training.minutes."
+    )
 
 
 class TimeBudget:
@@ -55,10 +62,12 @@ class TimeBudget:
 
     Args:
         settings: ``minutes`` and the largest number of ``steps``.
+        few_steps: See ``few_steps_limit``; a budget for fewer steps gives a warning.
     """
 
-    def __init__(self, settings: TrainingSettings) -> None:
+    def __init__(self, settings: TrainingSettings, *, few_steps: int) -> None:
         self._settings = settings
+        self._few_steps = few_steps
         self._is_fixed = settings.minutes is None
         self._began = time.perf_counter()
         self._earlier_s = 0.0
@@ -120,14 +129,14 @@ class TimeBudget:
     ) -> str | None:
         """Return a warning if few steps fit into the time left."""
         fit = step + max(1, int(left_s / step_s))
-        n_wanted = min(FEW_STEPS, self.steps)
+        n_wanted = min(self._few_steps, self.steps)
         if fit >= n_wanted:
             return None
         self._has_warned = True
         enough_s = self._minutes * 60 - left_s + (n_wanted - step) * step_s
         return (
             f"Only {about}{fit} steps of {step_s:.1f} s fit into {self._minutes:g} minutes "
-            f"here; a model improves much up to about {FEW_STEPS}. Set "
+            f"here; fewer than {self._few_steps} are few. Set "
             f"`training.minutes={math.ceil(enough_s / 60)}`, or make steps faster with a "
             "smaller `data.tile_px` or `training.batch`, and start again with --restart."
         )

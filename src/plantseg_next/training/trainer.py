@@ -36,9 +36,9 @@ from plantseg_next.training.oom import is_oom, retry_with_smaller_batch
 from plantseg_next.training.rollback import RollbackError, RunProgress, refuse_too_many
 from plantseg_next.training.signals import StopSignal
 from plantseg_next.training.time_budget import (
-    FEW_STEPS,
     PROFILE_STEPS,
     TimeBudget,
+    few_steps_limit,
     is_due,
 )
 
@@ -108,7 +108,8 @@ class Trainer:
                 needed="a key of its own for each callback with state",
                 fix="set another `key` on one of them",
             )
-        self._time_budget = TimeBudget(training)
+        self._few_steps = few_steps_limit(settings.model.start)
+        self._time_budget = TimeBudget(training, few_steps=self._few_steps)
         self._best: Validation | None = None
         self._checkpoint_due = 0.0
         size = training.tiles_at_once
@@ -144,9 +145,9 @@ class Trainer:
         for callback in self._callbacks:
             callback.on_event(self.progress.step, event)
 
-    def _end(self, how: EndReason, text: str) -> None:
+    def _end(self, reason: EndReason, text: str) -> None:
         for callback in self._callbacks:
-            callback.on_end(how, text)
+            callback.on_end(reason, text)
 
     def _run(self, stop_after: int | None) -> RunSummary:
         progress = self.progress
@@ -173,7 +174,7 @@ class Trainer:
     def _begin(self) -> None:
         """Resume from the newest checkpoint, or write the first one."""
         state = self._checkpoints.load(
-            say=lambda text: self.emit(Event("damaged-checkpoint", text))
+            log=lambda text: self.emit(Event("damaged-checkpoint", text))
         )
         if state is None:
             if self._settings.model.start not in STARTS:
@@ -181,7 +182,7 @@ class Trainer:
             self._save()
             return
         self._load(state)
-        self._plan_checkpoint(0.0)
+        self._set_checkpoint_due(0.0)
         step = self.progress.step
         has_finished = step >= self._time_budget.steps
         text = "is finished already" if has_finished else f"resumes from step {step}"
@@ -223,7 +224,7 @@ class Trainer:
     def _step(self, batch: TrainBatch) -> Mapping[str, Tensor]:
         """Take a step; return the parts of its loss, none if it was not applied."""
         progress, engine, steps = self.progress, self._engine, self._time_budget.steps
-        undo = engine.save_rng()
+        undo = engine.undo_point()
         (parts, is_finite), progress.micro_batch = retry_with_smaller_batch(
             lambda micro_batch: engine.backward(
                 batch,
@@ -297,7 +298,7 @@ class Trainer:
         if few is not None:
             self.emit(Event("few-steps", few))
         for event in validation.events:
-            self.emit(event.stated(with_advice=progress.step >= FEW_STEPS))
+            self.emit(event.stated(with_advice=progress.step >= self._few_steps))
         if self._has_collapsed(validation):
             raise RollbackError(
                 "no lesion is predicted any longer", step=progress.best_step
@@ -393,11 +394,11 @@ class Trainer:
                 if kept_steps
                 else error.fix,
             ) from error
-        self._plan_checkpoint(saved.seconds)
+        self._set_checkpoint_due(saved.seconds)
         for callback in self._callbacks:
             callback.on_checkpoint(progress.step, saved)
 
-    def _plan_checkpoint(self, seconds: float) -> None:
+    def _set_checkpoint_due(self, seconds: float) -> None:
         """Set when the next checkpoint is due; ``seconds`` is what the last one took."""
         pause_s = 60 * self._settings.training.checkpoint_minutes
         if pause_s > 0:
@@ -405,18 +406,11 @@ class Trainer:
         self._checkpoint_due = time.perf_counter() + pause_s
 
     def _state_dict(self) -> dict[str, Any]:
-        best = self._best
+        best = self._best and replace(self._best, events=(), extra_metrics={}, seconds=0.0)
         return {
             "progress": asdict(self.progress),
             "time_budget": self._time_budget.state_dict(),
-            "best": best
-            and {
-                "monitored_metric": best.monitored_metric,
-                "metrics": dict(best.metrics),
-                "n_images": best.n_images,
-                "lesion_dice_low": best.lesion_dice_low,
-                "lesion_dice_high": best.lesion_dice_high,
-            },
+            "best": best and asdict(best),
             "engine": self._engine.state_dict(),
             "rng": random_state(),
             "callbacks": {c.key: c.state_dict() for c in self._callbacks if c.key},

@@ -18,7 +18,7 @@ from plantseg_next.settings import LossSettings
 from plantseg_next.training.callbacks.callback import Callback, Event, StepInfo, Validation
 from plantseg_next.training.callbacks.diagnostics import trends
 from plantseg_next.training.run_record import EVENTS, HISTORY
-from plantseg_next.training.time_budget import FEW_STEPS
+from plantseg_next.training.time_budget import few_steps_limit
 
 _SUPERVISED = {f"loss_{name}" for name in LossSettings.model_fields}
 
@@ -88,7 +88,8 @@ class CsvLogger(Callback):
             write_table(self._folder / HISTORY, self._rows)
             for name in ("last", "best") if best else ("last",):
                 write_bundle(self._folder / name, self._network, card, self._images)
-        return self._new_trends() if step >= FEW_STEPS else ()
+        has_learned = step >= few_steps_limit(self._card.model.start)
+        return self._new_trends() if has_learned else ()
 
     def _new_trends(self) -> list[Event]:
         """Return the events of ``trends``, each kind once until it no longer holds."""

@@ -90,7 +90,7 @@ class TensorBoard(Callback):
         """Write the event as text."""
         self._at(step).add_text(event.kind, event.text, step)
 
-    def on_end(self, how: EndReason, text: str) -> None:  # noqa: ARG002
+    def on_end(self, reason: EndReason, text: str) -> None:  # noqa: ARG002
         """Close the file."""
         if self._writer is not None:
             self._writer.close()
@@ -149,9 +149,9 @@ class MLflow(Callback):
         self._log(step, "teacher_", validation.extra_metrics)
         return ()
 
-    def on_end(self, how: EndReason, text: str) -> None:  # noqa: ARG002
+    def on_end(self, reason: EndReason, text: str) -> None:  # noqa: ARG002
         """Set the final state of the run."""
-        state = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[how]
+        state = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[reason]
         self._client.set_terminated(self._id, state)
 
     def state_dict(self) -> dict[str, Any]:

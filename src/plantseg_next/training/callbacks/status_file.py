@@ -111,9 +111,9 @@ class StatusFile(Callback):
         }
         self._write_progress()
 
-    def on_end(self, how: EndReason, text: str) -> None:
+    def on_end(self, reason: EndReason, text: str) -> None:
         """Write how the run ended, if the disk has space."""
-        self._state |= {"state": how, "text": text}
+        self._state |= {"state": reason, "text": text}
         with suppress(OutputError):
             self._write_all()
 
