@@ -1,6 +1,6 @@
 """A cache of traces on disk, shared by all commands.
 
-A trace takes seconds, and a plan needs a dozen of them. A trace depends on settings,
+A trace takes seconds, and a plan needs about a dozen. A trace depends on settings,
 classes and kind of device, on PyTorch and timm, and on this code: all of them are part of
 the key, so that entries cannot be out of date.
 """
