@@ -136,9 +136,8 @@ def focal_tversky(counts: SoftCounts) -> Float[Tensor, ""]:
         Salehi et al. 2017, arXiv:1706.05721. Departure: ``1 - TI`` is clamped to at least
         1e-6, since a power below 1 has an infinite slope at 0.
     """
-    tp = counts.tp
-    weighted = tp + TVERSKY_ALPHA * counts.fp + TVERSKY_BETA * counts.fn
-    index = (tp + SMOOTH) / (weighted + SMOOTH)
+    tp, alpha, beta = counts.tp, TVERSKY_ALPHA, TVERSKY_BETA
+    index = (tp + SMOOTH) / (tp + alpha * counts.fp + beta * counts.fn + SMOOTH)
     return counts.mean_present((1 - index).clamp_min(1e-6) ** (1 / TVERSKY_GAMMA))
 
 
