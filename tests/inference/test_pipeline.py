@@ -133,7 +133,7 @@ def test_array_that_would_be_misread_is_refused(model, array, came, fix):
 @pytest.mark.parametrize("image", [torch.zeros(8, 8, 3), [[0]], io.BytesIO(), None])
 def test_image_of_another_kind_is_refused(model, image):
     with pytest.raises(
-        UsageError, match=f"The image is a {type(image).__name__}"
+        UsageError, match=f"The image is of the type {type(image).__name__}"
     ) as caught:
         model.predict(image)
     assert "the bytes of a file, a PIL image, or a uint8 array" in caught.value.needed

@@ -1,4 +1,5 @@
 import json
+import shlex
 
 import pytest
 
@@ -160,3 +161,12 @@ def test_plan_of_an_encoder_without_stages_fits_or_states_a_budget():
     with pytest.raises(UsageError, match="does not fit") as caught:
         planned(1, settings)
     assert "at least" in caught.value.needed
+
+
+@pytest.mark.usefixtures("toy")
+def test_settings_of_a_plan_can_be_pasted_after_train():
+    plan = planned(60)
+    lines = [line for line in plan.to_text().splitlines() if line.startswith("--set ")]
+    pairs = [shlex.split(line)[1] for line in lines]
+    assert any("[" in pair for pair in pairs)
+    assert SETTINGS.with_settings(pairs) == plan.settings

@@ -88,6 +88,12 @@ def plan(
         plot_plan(memory_plan, explain)
 
 
+NO_LESION = (
+    "The model finds none of the lesions of the validation images: do not measure with it. "
+    "Train for longer, or start from the starter model."
+)
+
+
 @app.command()
 def train(
     data: Annotated[list[Path] | None, typer.Argument(help=DATA_HELP)] = None,
@@ -170,6 +176,7 @@ def train(
     summary = trained.summary
     print(
         f"{summary.steps} steps in {summary.minutes:.1f} minutes\n"
+        + (f"{NO_LESION}\n" if summary.best.metrics.get("lesion_dice") == 0 else "")
         + (f"{trained.few_steps}\n" if trained.few_steps else "")
         + f"best on the validation split: {summary.best}\n"
         f"model: {trained.folder / 'best'}\n"

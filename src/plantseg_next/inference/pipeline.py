@@ -169,7 +169,7 @@ def _pixels(image: ImageSource) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(image, ImageSource):
         return decode_image(image)
     raise UsageError(
-        f"The image is a {type(image).__name__}.",
+        f"The image is of the type {type(image).__name__}.",
         needed="a path, the bytes of a file, a PIL image, or a uint8 array",
         fix="convert it, for example with numpy.asarray",
     )

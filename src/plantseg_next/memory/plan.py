@@ -1,6 +1,7 @@
 """A memory plan: the settings that fit, the concessions made, and its file."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,18 @@ class MemoryPlan:
         )
         lines += [f"{n:14s}{b / 1e6:10,.1f}{a / 1e6:10,.1f}" for n, b, a in totals]
         needs = f"The run needs {in_mb(self.needs)} of {in_mb(self.limit)}."
-        lines += ["", needs, *self.concessions]
+        beside = in_mb(max(0, self.needs - self.after.reserved))
+        lines += ["", needs, f"{beside} of it are for libraries, and for decoded images."]
+        lines += self.concessions
         if self.reading is not None:
             needs, limit = map(in_mb, self.reading)
             lines.append(f"Loading images needs {needs} of {limit} of main memory.")
         if self.slower > 1.005:
             lines.append(f"A step takes an estimated {self.slower:.1f} times as long.")
-        changes = [f"--set {n}={json.dumps(v)}" for n, v in self.changes.items()]
+        changes = [
+            f"--set {shlex.quote(f'{name}={json.dumps(value)}')}"
+            for name, value in self.changes.items()
+        ]
         return "\n".join([*lines, "", *changes])
 
     def write(self, path: Path) -> None:

@@ -277,17 +277,27 @@ def build_encoder(name: str, *, weights: str = "none", fetch: bool = True) -> Ti
     return TimmEncoder(network, name, source)
 
 
+def refuse_unknown_encoder(name: str) -> None:
+    """Refuse a name that timm does not know.
+
+    Raises:
+        UsageError: It states the nearest names.
+    """
+    if name in timm.list_models():
+        return
+    near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.3)
+    full_name = f"convnextv2_{name}"
+    near = [full_name] if full_name in timm.list_models() else near
+    raise UsageError(
+        f"model.encoder is {name!r}.",
+        needed="the name of a network in timm",
+        fix=f"for example {', '.join((*near, 'tf_efficientnet_lite1'))}",
+    )
+
+
 def _features(name: str, tag: str | None, *, pretrained: bool) -> nn.Module:
     """Return timm's network, giving strides 4 to 32 only."""
-    if name not in timm.list_models():
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.3)
-        full_name = f"convnextv2_{name}"
-        near = [full_name] if full_name in timm.list_models() else near
-        raise UsageError(
-            f"model.encoder is {name!r}.",
-            needed="the name of a network in timm",
-            fix=f"for example {', '.join((*near, 'tf_efficientnet_lite1'))}",
-        )
+    refuse_unknown_encoder(name)
     indices = _stride_indices(name)
     full = name if tag is None else f"{name}.{tag}"
     try:

@@ -123,6 +123,10 @@ def same_shape(settings: ModelSettings, known: ModelSettings) -> ModelSettings:
         requested = getattr(settings, name)
         actual = known.encoder_weights if name == "weights" else getattr(known, name)
         if requested not in (actual, getattr(defaults, name)):
+            if name == "encoder":
+                from plantseg_next.models.encoders import refuse_unknown_encoder
+
+                refuse_unknown_encoder(requested)
             raise UsageError(
                 f"model.{name} is {requested!r}, and training starts from a model "
                 f"({settings.start}) with {actual!r}.",

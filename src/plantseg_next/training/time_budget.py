@@ -19,7 +19,7 @@ FIRST_ESTIMATE_STEPS = 5
 """Steps after which a first estimate can warn: later steps are not slower."""
 FEW_STEPS = 300
 """With fewer steps, more of them still help much: coffee leaves from an ImageNet start,
-validation Dice .853 after 188 steps, .891 after 375."""
+validation Dice 0.853 after 188 steps, 0.891 after 375."""
 FEW_STEPS_FROM_MODEL = 100
 """The same for a start from a trained model. Not measured; the demo takes 200 steps, and
 they help."""
@@ -45,7 +45,7 @@ def few_steps(steps: int, start: str) -> str | None:
         return None
     why = (
         f": a model improves much up to about {FEW_STEPS} (coffee leaves: validation Dice "
-        ".853 after 188 steps, .891 after 375)"
+        "0.853 after 188 steps, 0.891 after 375)"
         if start in STARTS
         else ", also from a trained model: the demo takes 200"
     )

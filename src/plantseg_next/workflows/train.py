@@ -280,8 +280,8 @@ def verify(
     if record is None or not (run / FIRST_STEPS).is_file():
         raise UsageError(
             f"`{run}` holds no run of {N_STEPS} steps or more.",
-            needed="a folder that `train` wrote",
-            fix="check the path",
+            needed=f"the folder of a run, of which the first {N_STEPS} steps are recorded",
+            fix="check the path; a run with fewer steps cannot be verified",
         )
     manifest = Manifest.read(run / MANIFEST_FILE)
     threads = int(record.environment["threads"])

@@ -81,7 +81,7 @@ def test_run_of_few_steps_says_so_before_and_after(drawn_folder, tmp_path):
     api.train(drawn_folder, tmp_path / "run", settings, log=lines.append)
     sentence = (
         "2 steps are few: a model improves much up to about 300 (coffee leaves: validation "
-        "Dice .853 after 188 steps, .891 after 375). For more, raise training.steps or "
+        "Dice 0.853 after 188 steps, 0.891 after 375). For more, raise training.steps or "
         "training.minutes."
     )
     assert few_steps(2, "random") == sentence

@@ -185,8 +185,9 @@ def _pairing(manifest: Manifest) -> Iterator[Issue]:
         yield Issue(
             "image-without-mask",
             "note",
-            f"Images without a mask, which are not used for segmentation: {len(bare)}.",
-            "",
+            f"Images without a mask, beside images with one: {len(bare)}. Training uses "
+            "them as unlabeled images.",
+            "nothing; `--set semi.method=supervised` leaves them out",
             tuple(row.image for row in bare),
         )
 

@@ -16,7 +16,7 @@ from plantseg_next.training.callbacks.callback import describe
 from plantseg_next.training.callbacks.diagnostics import SOURCE_DOMAIN
 from plantseg_next.training.callbacks.eta import in_words
 from plantseg_next.training.run_record import EVENTS, PLAN, RECORD, RunRecord, is_locked
-from plantseg_next.training.time_budget import few_steps
+from plantseg_next.training.time_budget import PROFILE_STEPS, few_steps
 
 PROGRESS = "progress.json"
 SUMMARY = "summary.txt"
@@ -51,7 +51,7 @@ class Status:
     def _lines(self) -> Iterator[str]:
         yield f"{self.folder}: {self._headline()}"
         if self.progress:
-            yield f"  step       {self.progress['step']} of {self.progress['steps'] or '?'}"
+            yield f"  step       {self.progress['step']} of {self._steps()}"
         if self.state == "running" and self.progress.get("left_s") is not None:
             yield f"  left       about {in_words(self.progress['left_s'])}"
         for name in ("best", "last"):
@@ -126,6 +126,13 @@ class Status:
                 f"  no masks   {name}: {fraction:.1%} is predicted as lesion; of the "
                 f"labeled images, {source:.1%}. Without masks the accuracy is unknown"
             )
+
+    def _steps(self) -> str:
+        """Return the number of steps of the run, as far as it is known."""
+        steps, training = self.progress["steps"], self.record.settings.training
+        if training.minutes is not None and steps == training.steps:
+            return f"?, known after {PROFILE_STEPS} steps"
+        return str(steps or "?")
 
     def _few_steps_lines(self) -> Iterator[str]:
         """Yield a line if the run has too few steps to learn much."""
