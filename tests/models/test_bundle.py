@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -84,6 +85,23 @@ def test_card_missing_or_invalid_is_refused(tmp_path):
         read_card(tmp_path)
     (tmp_path / CARD).write_text('{"format": 4, "model": {}, "picture_px": 1}')
     with pytest.raises(DataError, match=r"is not a model card: `classes`: Field required"):
+        read_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("threshold", 5, "less than 1"),
+        ("threshold", math.nan, "less than 1"),
+        ("tile_px", 0, "greater than or equal to 32"),
+        ("tile_px", 50, "a multiple of 32"),
+        ("long_side_px", 0, "greater than or equal to 32"),
+    ],
+)
+def test_card_with_an_impossible_value_is_refused(bundle, tmp_path, name, value, text):
+    tree = json.loads((bundle[0] / CARD).read_text("utf-8")) | {name: value}
+    (tmp_path / CARD).write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=f"is not a model card: `{name}`: .*{text}"):
         read_card(tmp_path)
 
 

@@ -20,6 +20,8 @@ from plantseg_next.models.bundle import read_card
 from plantseg_next.settings import Settings
 from plantseg_next.training import run_record
 from plantseg_next.training.callbacks.callback import Callback
+from plantseg_next.training.callbacks.status import read_status
+from plantseg_next.training.checkpoints import Checkpoints
 from plantseg_next.training.run_record import run_lock
 from plantseg_next.workflows.training_data import DataSources
 
@@ -32,6 +34,21 @@ def assert_same(one: Path, two: Path) -> None:
     for model in ("best", "last"):
         assert read_card(one / model).sha256 == read_card(two / model).sha256
     assert (one / "history.csv").read_bytes() == (two / "history.csv").read_bytes()
+
+
+def test_run_without_its_manifest_is_refused(drawn_folder, stopped_run):
+    (stopped_run / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"has checkpoints, but no `manifest\.json`"):
+        api.train(drawn_folder, stopped_run, FEW)
+
+
+def test_foreign_file_among_checkpoints_and_a_folder_as_lock_are_no_error(stopped_run):
+    (stopped_run / "checkpoints" / "my-step-x.safetensors").touch()
+    (stopped_run / "checkpoints" / "1-step-x.safetensors").touch()
+    (stopped_run / ".lock").unlink(missing_ok=True)
+    (stopped_run / ".lock").mkdir()
+    assert "resume from step 2" in str(read_status(stopped_run))
+    assert Checkpoints(stopped_run).steps()[-1] == 2
 
 
 def kinds(folder: Path) -> list[str]:

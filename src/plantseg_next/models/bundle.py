@@ -16,9 +16,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import ConfigDict, with_config
+from pydantic import ConfigDict, Field, with_config
 
 from plantseg_next.errors import DataError, missing_path
 from plantseg_next.files import write_atomically
@@ -92,15 +92,15 @@ class ModelCard:
 
     classes: ClassMap
     model: ModelSettings
-    tile_px: int
-    long_side_px: int | None
+    tile_px: Annotated[int, Field(ge=32, multiple_of=32)]
+    long_side_px: Annotated[int, Field(ge=32)] | None
     weights_origin: str = "random"
     weights_license: str = "none"
     weights_sha256: str = ""
     sources: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     n_val_images: int = 0
-    threshold: float = 0.5
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     calibration: Mapping[str, float] | None = None
     normalization: Normalization | None = None
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -13,6 +13,7 @@ lower step.
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ FOLDER = "checkpoints"
 KEPT = 3
 """Number of newest checkpoints that are kept."""
 _KEY = "plantseg_next"
+_NAME = re.compile(r"\d+-step-\d+\.safetensors")
 """Key of the head among the metadata of the tensors."""
 
 
@@ -161,7 +163,8 @@ class Checkpoints:
         return sorted(self._files(), key=_number, reverse=True)
 
     def _files(self) -> Iterator[Path]:
-        return self.folder.glob("[0-9]*-step-*.safetensors")
+        paths = self.folder.glob("*.safetensors")
+        return (path for path in paths if _NAME.fullmatch(path.name))
 
 
 def write_state(file: BinaryIO, state: dict[str, Any], digest: "hashlib._Hash") -> None:

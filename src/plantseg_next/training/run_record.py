@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from plantseg_next import __version__
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
-from plantseg_next.errors import UsageError
+from plantseg_next.errors import DataError, UsageError
 from plantseg_next.files import explained, prepare_output, remove_partials
 from plantseg_next.json_files import JsonFormat
 from plantseg_next.settings import Mark, Settings, flat_settings, setting_names
@@ -96,7 +96,16 @@ class RunRecord:
             DataError: If it cannot be read, or was written by another version.
         """
         path = folder / RECORD
-        if not path.is_file() or not (folder / MANIFEST_FILE).is_file():
+        if not path.is_file():
+            return None
+        if not (folder / MANIFEST_FILE).is_file():
+            if any((folder / "checkpoints").glob("*.safetensors")):
+                raise DataError(
+                    f"`{folder}` has checkpoints, but no `{MANIFEST_FILE}`: which images "
+                    "the run learns from is not known.",
+                    needed="the manifest that the run wrote",
+                    fix="restore it from a copy, or start again with --restart",
+                )
             return None
         record = _FORMAT.read(path)
         return cls(
@@ -228,7 +237,7 @@ def is_locked(folder: Path) -> bool:
     """Return whether a process is training in a folder now."""
     from filelock import FileLock, Timeout
 
-    if not (folder / LOCK).exists():
+    if not (folder / LOCK).is_file():
         return False
     try:
         with FileLock(folder / LOCK, timeout=0):
