@@ -417,19 +417,21 @@ def _commented_lines(part: BaseModel, indent: str = "") -> Iterator[str]:
     fields = type(part).model_fields
     for name, plain in part.model_dump(mode="json").items():
         value = getattr(part, name)
-        nested = isinstance(value, BaseModel)
-        about = type(value).__doc__ if nested else fields[name].description
-        summary = " ".join((about or "").split("\n\n")[0].split())
-        if nested:
+        if isinstance(value, BaseModel):
             yield ""
-        for line in textwrap.wrap(summary, 90 - len(indent), break_on_hyphens=False):
-            yield f"{indent}# {line}"
-        if nested:
+            yield from _comment(type(value).__doc__, indent)
             yield f"{indent}{name}:"
             yield from _commented_lines(value, f"{indent}  ")
         else:
+            yield from _comment(fields[name].description, indent)
             text = yaml.safe_dump({name: plain}, sort_keys=False)
             yield from textwrap.indent(text, indent).splitlines()
+
+
+def _comment(about: str | None, indent: str) -> list[str]:
+    summary = " ".join((about or "").split("\n\n")[0].split())
+    lines = textwrap.wrap(summary, 90 - len(indent), break_on_hyphens=False)
+    return [f"{indent}# {line}" for line in lines]
 
 
 def _yaml_number(text: str) -> str:

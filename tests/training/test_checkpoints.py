@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from plantseg_next.errors import DataError, OutputError
 from plantseg_next.models.tensor_files import write_tensors
-from plantseg_next.training import checkpoints
+from plantseg_next.training import checkpoints, run_record
 from plantseg_next.training.checkpoints import Checkpoints, read_state, write_state
 
 STATE = {
@@ -40,7 +40,7 @@ def saved(folder, *steps, also_keep=-1):
 
 
 def files(folder):
-    return sorted(p.name for p in (folder / checkpoints.FOLDER).iterdir())
+    return sorted(p.name for p in (folder / run_record.CHECKPOINTS).iterdir())
 
 
 def round_trip(state):
@@ -90,7 +90,7 @@ def test_pruning_keeps_newest_three_and_best(tmp_path):
 
 def test_digest_file_has_sha256sum_format(tmp_path):
     saved(tmp_path, 1)
-    folder = tmp_path / checkpoints.FOLDER
+    folder = tmp_path / run_record.CHECKPOINTS
     (sidecar,) = folder.glob("*.sha256")
     (path,) = folder.glob("*.safetensors")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -98,7 +98,7 @@ def test_digest_file_has_sha256sum_format(tmp_path):
 
 
 def newest(tmp_path):
-    return sorted((tmp_path / checkpoints.FOLDER).glob("*.safetensors"))[-1]
+    return sorted((tmp_path / run_record.CHECKPOINTS).glob("*.safetensors"))[-1]
 
 
 @pytest.mark.parametrize("where", [0.01, 0.5, 0.999])

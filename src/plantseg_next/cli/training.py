@@ -25,6 +25,10 @@ from plantseg_next.training.callbacks.callback import Callback
 if TYPE_CHECKING:
     from plantseg_next.settings import Settings
 
+NO_LESION = (
+    "The model finds none of the lesions of the validation images: do not measure with it. "
+    "Train for longer, or start from the starter model."
+)
 Memory = Annotated[
     str,
     typer.Option(help="Most memory that the run may take, as 2GB or 900MiB: of the GPU, "
@@ -86,12 +90,6 @@ def plan(
         from plantseg_next.memory.plot import plot_plan
 
         plot_plan(memory_plan, explain)
-
-
-NO_LESION = (
-    "The model finds none of the lesions of the validation images: do not measure with it. "
-    "Train for longer, or start from the starter model."
-)
 
 
 @app.command()

@@ -283,11 +283,12 @@ def refuse_unknown_encoder(name: str) -> None:
     Raises:
         UsageError: It states the nearest names.
     """
-    if name in timm.list_models():
+    known = timm.list_models()
+    if name in known:
         return
-    near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.3)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
     full_name = f"convnextv2_{name}"
-    near = [full_name] if full_name in timm.list_models() else near
+    near = [full_name] if full_name in known else near
     raise UsageError(
         f"model.encoder is {name!r}.",
         needed="the name of a network in timm",

@@ -122,18 +122,19 @@ def same_shape(settings: ModelSettings, known: ModelSettings) -> ModelSettings:
     for name in SHAPE:
         requested = getattr(settings, name)
         actual = known.encoder_weights if name == "weights" else getattr(known, name)
-        if requested not in (actual, getattr(defaults, name)):
-            if name == "encoder":
-                from plantseg_next.models.encoders import refuse_unknown_encoder
+        if requested in (actual, getattr(defaults, name)):
+            continue
+        if name == "encoder":  # a misspelled name is not another shape
+            from plantseg_next.models.encoders import refuse_unknown_encoder
 
-                refuse_unknown_encoder(requested)
-            raise UsageError(
-                f"model.{name} is {requested!r}, and training starts from a model "
-                f"({settings.start}) with {actual!r}.",
-                needed="the shape of the model that training starts from",
-                fix=f"leave model.{name} out, or --set model.start=imagenet "
-                "(or random) to start without that model",
-            )
+            refuse_unknown_encoder(requested)
+        raise UsageError(
+            f"model.{name} is {requested!r}, and training starts from a model "
+            f"({settings.start}) with {actual!r}.",
+            needed="the shape of the model that training starts from",
+            fix=f"leave model.{name} out, or --set model.start=imagenet "
+            "(or random) to start without that model",
+        )
     shape = {name: getattr(known, name) for name in SHAPE}
     # The kind of normalization depends on the first weights of the known model.
     return settings.model_copy(update=shape | {"weights": known.encoder_weights})

@@ -27,8 +27,8 @@ from plantseg_next.errors import DataError, OutputError
 from plantseg_next.files import explained, sha256_of, write_atomically
 from plantseg_next.json_files import JsonFormat
 from plantseg_next.models.tensor_files import write_tensors
+from plantseg_next.training.run_record import CHECKPOINTS
 
-FOLDER = "checkpoints"
 KEPT = 3
 """Number of newest checkpoints that are kept."""
 _KEY = "plantseg_next"
@@ -69,7 +69,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / FOLDER
+        self.folder = folder / CHECKPOINTS
 
     def save(self, state: dict[str, Any], *, step: int, also_keep: int = -1) -> Saved:
         """Write a checkpoint, read it back, and remove old ones.

@@ -35,6 +35,7 @@ EVENTS = "events.jsonl"
 SETTINGS = "settings.yaml"
 LOCK = ".lock"
 PLAN = "plan.json"
+CHECKPOINTS = "checkpoints"
 MASKS = "masks"
 """Folder of masks that were rasterized from outlines."""
 
@@ -99,7 +100,7 @@ class RunRecord:
         if not path.is_file():
             return None
         if not (folder / MANIFEST_FILE).is_file():
-            if any((folder / "checkpoints").glob("*.safetensors")):
+            if any((folder / CHECKPOINTS).glob("*.safetensors")):
                 raise DataError(
                     f"`{folder}` has checkpoints, but no `{MANIFEST_FILE}`: which images "
                     "the run learns from is not known.",

@@ -65,13 +65,13 @@ def train_step(  # noqa: PLR0913 - all that a step depends on
         Each loss of the step, unweighted and detached, by its name.
     """
     values: dict[str, Tensor] = {}
-    counts = count_labels(labeled)
+    counts, scale = count_labels(labeled), weights.model_dump()
     for batch in labeled:
         scores = student(batch.image)
         terms = supervised_losses(
             scores, batch, counts, weights, log_prior_odds, loss_chunk_rows
         )
-        backward(_weighted_sum(terms, weights.model_dump()))
+        backward(_weighted_sum(terms, scale))
         _add(values, terms)
     if unsup is None:
         return values

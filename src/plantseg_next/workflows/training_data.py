@@ -188,10 +188,11 @@ class TrainingData:
         """
         from plantseg_next.data.dataset import count_pixels
 
-        data = cls(with_digests(manifest), settings, (), origin)
-        counts = count_pixels(data.labeled, on_progress=on_progress)
-        rows = (replace(r, sparse=r.key in counts.sparse) for r in data.manifest.rows)
-        return replace(data, manifest=data.manifest.only(rows), pixels=counts.pixels)
+        labeled = labeled_rows(manifest, "train", origin)
+        counts = count_pixels(labeled, on_progress=on_progress)
+        manifest = with_digests(manifest)  # those of the inspected images are known now
+        rows = (replace(row, sparse=row.key in counts.sparse) for row in manifest.rows)
+        return cls(manifest.only(rows), settings, counts.pixels, origin)
 
     @property
     def labeled(self) -> Manifest:

@@ -167,9 +167,10 @@ def validate(predictor: Predictor, manifest: Manifest) -> "Validation":
         groups.update(row.group_key, truth, prediction)
     refuse_unreadable(manifest, skipped)
     scores = groups.compute(n_resamples=VALIDATION_RESAMPLES)
-    n_images = groups.total()["lesion"].n_images
+    total = groups.total()
+    n_images = total["lesion"].n_images
     has_lesion = bool(confusion.counts[1:].any())
-    has_leaf = bool(groups.total()["leaf"].counts[1])
+    has_leaf = bool(total["leaf"].counts[1])
     names = ["lesion_dice", *(["disease_miou"] if n > 2 else [])] if has_lesion else []
     names += ["leaf_iou"] if has_leaf else []
     metrics = {name: scores[name].value for name in names}

@@ -1,6 +1,5 @@
 """Statistics of every file of a manifest; each file is decoded once, and then indexed."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from plantseg_next.data.mask_values import decode_mask
 from plantseg_next.data.quality import near_duplicates
 from plantseg_next.data.quality.near_duplicates import Fingerprint, fingerprint
 from plantseg_next.errors import DataError, PlantSegError
+from plantseg_next.files import sha256_of
 from plantseg_next.structures import IGNORE, NO_LESION, ClassMap
 
 # Decoding releases the GIL; a third thread gains little, because the disk limits.
@@ -240,7 +240,7 @@ def green_fraction(image: UInt8[np.ndarray, "h w 3"]) -> float:
 def _code() -> str:
     """Return the digest of the code that inspects files, and the versions of libraries."""
     paths = (__file__, image_io.__file__, near_duplicates.__file__)
-    digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
+    digests = [sha256_of(Path(path)) for path in paths]
     return " ".join([*digests, PIL.__version__, cv2.__version__])
 
 
