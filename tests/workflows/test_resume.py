@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from conftest import FEW, train_until
+from conftest import FEW, TINY, train_until
 from plantseg_next import api
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.files import write_atomically
@@ -23,7 +25,7 @@ from plantseg_next.training.callbacks.callback import Callback
 from plantseg_next.training.callbacks.status import read_status
 from plantseg_next.training.checkpoints import Checkpoints
 from plantseg_next.training.run_record import run_lock
-from plantseg_next.workflows.training_data import DataSources
+from plantseg_next.workflows.training_data import DataSources, TrainingData
 
 pytestmark = pytest.mark.integration
 COMMAND = "import toy_encoder, plantseg_next.cli; plantseg_next.cli.main()"
@@ -175,6 +177,69 @@ def test_restart_archives_the_earlier_run(drawn_folder, stopped_run, tmp_path):
     assert lines[0] == f"what was in {out} is now in {tmp_path / 'run.1'}"
     assert Settings.read(tmp_path / "run.1" / "settings.yaml") == FEW
     assert Settings.read(out / "settings.yaml") == other
+
+
+def test_restart_that_cannot_start_leaves_the_run_as_it_was(
+    drawn_folder, stopped_run, tmp_path
+):
+    out = stopped_run
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    lines: list[str] = []
+    other = FEW.with_settings(["data.weights={leafs: 2}"])
+    with pytest.raises(UsageError, match="there is no such data set"):
+        api.train(drawn_folder, out, other, restart=True, log=lines.append)
+    with pytest.raises(UsageError, match="nowhere"):
+        api.train(tmp_path / "nowhere", out, FEW, restart=True)
+    with pytest.raises(UsageError, match="does not fit into 1 MB"):
+        api.train(drawn_folder, out, FEW, restart=True, memory=10**6)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert list(tmp_path.glob("run.*")) == []
+    assert lines[-1] == f"the run could not start: {out} is as it was before"
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_run_that_fails_before_its_first_step_does_not_refuse_other_settings(
+    drawn_folder, tmp_path, monkeypatch, restart
+):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("plantseg_next.workflows.train.build_trainer", _fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            api.train(drawn_folder, out, TINY, restart=restart)
+    smaller = TINY.with_settings(["training.batch=1"])
+    assert api.train(drawn_folder, out, smaller, restart=restart).summary.steps == 6
+
+
+def test_run_killed_while_it_draws_masks_starts_again(tmp_path, monkeypatch):
+    folder = write_outlines(tmp_path / "data", 12)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingData, "create", _fail)
+        patch.setattr("plantseg_next.workflows.train.forget_run", lambda _: None)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            api.train(folder, tmp_path / "run", TINY)
+    assert any((tmp_path / "run" / "masks").rglob("*.png"))
+    assert api.train(folder, tmp_path / "run", TINY).summary.steps == 6
+
+
+def write_outlines(folder: Path, n: int) -> Path:
+    """Write images with a LabelMe outline each, of which masks are drawn."""
+    folder.mkdir()
+    for i in range(n):
+        noise = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+        outline = {
+            "label": "rust",
+            "points": [[8, 8], [40, 8], [40, 40]],
+            "shape_type": "polygon",
+        }
+        tree = {"shapes": [outline], "imagePath": f"{i}.png"}
+        tree |= {"imageHeight": 64, "imageWidth": 64}
+        (folder / f"{i}.json").write_text(json.dumps(tree), "utf-8")
+    return folder
+
+
+def _fail(*_, **__):
+    raise RuntimeError("out of memory")
 
 
 def test_changed_images_are_reported_on_resume(drawn_folder, tmp_path):

@@ -10,6 +10,7 @@ without the other, training had not started.
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -79,6 +80,17 @@ class RunRecord:
         Raises:
             OutputError: If the folder cannot be written.
         """
+        self.announce(folder)
+        with explained(folder):
+            self.settings.write(folder / SETTINGS)
+            manifest.write(folder / MANIFEST_FILE)
+
+    def announce(self, folder: Path) -> None:
+        """Write ``run.json`` alone: the other files of a folder with it are of a run.
+
+        Raises:
+            OutputError: If the folder cannot be written.
+        """
         record = _RunFile(
             sources=dict(self.sources),
             pixels=self.pixels,
@@ -86,8 +98,6 @@ class RunRecord:
         )
         with explained(folder):
             _FORMAT.write(folder / RECORD, record)
-            self.settings.write(folder / SETTINGS)
-            manifest.write(folder / MANIFEST_FILE)
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord | None":
@@ -199,6 +209,19 @@ def archive_run(folder: Path) -> Path | None:
     with explained(folder):
         folder.rename(archive)
     return archive
+
+
+def restore_run(folder: Path, archive: Path) -> None:
+    """Undo ``archive_run``; what a new run has written into the folder is deleted."""
+    with explained(archive):
+        shutil.rmtree(folder, ignore_errors=True)
+        archive.rename(folder)
+
+
+def forget_run(folder: Path) -> None:
+    """Mark a folder as one of a run in which training had not started."""
+    with explained(folder):
+        (folder / MANIFEST_FILE).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from plantseg_next import __version__
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.data.sampler import refuse_unknown
 from plantseg_next.models.bundle import ModelCard, Normalization
 from plantseg_next.runtime import find_device, prepare_gpu, seed_everything
 from plantseg_next.workflows.evaluate import images_of_run
@@ -55,8 +54,6 @@ def build_trainer(
 
     settings, classes = data.settings, data.manifest.classes
     labeled, validation, unlabeled = data.labeled, data.validation, data.unlabeled
-    names = {row.source for row in (*labeled.rows, *unlabeled.rows)}
-    refuse_unknown(settings.data, sorted(names))
     device = find_device(settings.device)
     budget_mb = settings.memory.budget_mb
     if device.kind == "cuda":

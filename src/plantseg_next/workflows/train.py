@@ -5,8 +5,8 @@ training resumes from the newest checkpoint.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from plantseg_next.data.formats.annotations import save_rasterized_masks
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
-from plantseg_next.data.splits import labeled_rows
 from plantseg_next.errors import StoppedError, UsageError, missing_path, shorten
 from plantseg_next.files import AnyPath
 from plantseg_next.models.start import (
@@ -35,8 +34,10 @@ from plantseg_next.training.run_record import (
     RunRecord,
     archive_run,
     environment_info,
+    forget_run,
     prepare_run,
     refuse_other_configuration,
+    restore_run,
     run_lock,
 )
 from plantseg_next.training.time_budget import few_steps
@@ -47,7 +48,7 @@ from plantseg_next.workflows.training_data import DataSources, TrainingData, bui
 
 if TYPE_CHECKING:
     from plantseg_next.training.callbacks.callback import Callback
-    from plantseg_next.training.trainer import RunSummary
+    from plantseg_next.training.trainer import RunSummary, Trainer
 
 
 @dataclass(frozen=True)
@@ -113,36 +114,41 @@ def train(  # noqa: PLR0913 - the options of a user
     """
     import torch
 
+    from plantseg_next.training.callbacks.callback import Event
+
     sources = DataSources.of(data)
     out = Path(out)
     settings = settings or Settings()
-    model = absolute_start(settings.model)
-    _refuse_bad_start(model, out, restart=restart)
-    if restart and (earlier := archive_run(out)) is not None:
-        log(f"what was in {out} is now in {earlier}")
-        model = moved_start(model, out, earlier)
-    settings = settings.model_copy(update={"model": model})
-    record = RunRecord.read(out)
-    on_progress = partial(progress_for, progress)
+    settings = settings.model_copy(update={"model": absolute_start(settings.model)})
+    _refuse_bad_start(settings.model, out, restart=restart)
+    record = None if restart else RunRecord.read(out)
     if record is None:
-        settings = settings.model_copy(update={"model": with_start(settings.model)})
-        manifest = build_manifest(
-            sources, settings, log=log, on_progress=on_progress("comparing images")
-        )
-        for split in ("train", "val"):
-            labeled_rows(manifest, split, str(sources))
-        planned = None if memory is None else plan_for(manifest, settings, memory, ram=ram)
-        prepare_run(out)
-        with run_lock(out):
-            if planned is not None:
-                settings = planned.settings
-                log(planned.to_text())
-            images = _write_new_run(
-                sources, manifest, settings, out, on_progress("reading masks")
+        with ExitStack() as until_started:
+            model = settings.model
+            if restart:
+                model = _archived(out, model, until_started, log)
+            settings = settings.model_copy(update={"model": with_start(model)})
+            on_progress = partial(progress_for, progress)
+            manifest = build_manifest(
+                sources, settings, log=log, on_progress=on_progress("comparing images")
             )
-            if planned is not None:
-                planned.write(out / PLAN)
-            return _run(images, out, callbacks, log, ())
+            planned = (
+                None if memory is None else plan_for(manifest, settings, memory, ram=ram)
+            )
+            prepare_run(out)
+            with run_lock(out):
+                until_started.callback(forget_run, out)
+                if planned is not None:
+                    settings = planned.settings
+                    log(planned.to_text())
+                images = _write_new_run(
+                    sources, manifest, settings, out, on_progress("reading masks")
+                )
+                if planned is not None:
+                    planned.write(out / PLAN)
+                trainer = build_trainer(images, out, callbacks=callbacks, log=log)
+                until_started.pop_all()
+                return _run(trainer, images, out, log)
     model = _with_started_shape(settings.model, record.settings.model, out)
     settings = settings.model_copy(update={"model": model})
     if memory is not None:
@@ -160,9 +166,28 @@ def train(  # noqa: PLR0913 - the options of a user
             if threads_now == threads_before
             else f"threads: {threads_before} then, {threads_now} now"
         )
-        return _run(
-            images, out, callbacks, log, [*allowed, threads, *_changes(images.manifest)]
-        )
+        trainer = build_trainer(images, out, callbacks=callbacks, log=log)
+        for change in filter(None, [*allowed, threads, *_changes(images.manifest)]):
+            text = f"The run resumes under changed conditions: {change}"
+            trainer.emit(Event("changed", text))
+        return _run(trainer, images, out, log)
+
+
+def _archived(
+    out: Path, model: ModelSettings, until_started: ExitStack, log: Callable[[str], None]
+) -> ModelSettings:
+    """Archive what is in a folder; it is moved back if the new run cannot start.
+
+    Returns:
+        The model settings, with the path of a model to start from that was moved.
+    """
+    earlier = archive_run(out)
+    if earlier is None:
+        return model
+    log(f"what was in {out} is now in {earlier}")
+    until_started.callback(log, f"the run could not start: {out} is as it was before")
+    until_started.callback(restore_run, out, earlier)
+    return moved_start(model, out, earlier)
 
 
 def _with_started_shape(
@@ -196,13 +221,14 @@ def _write_new_run(
     """Write the record of a new run, and return its data."""
     import torch
 
-    manifest = save_rasterized_masks(manifest, out / MASKS)
-    images = TrainingData.create(manifest, settings, str(sources), on_progress=on_progress)
     environment = environment_info(
         find_device(settings.device).name, torch.get_num_threads()
     )
-    record = RunRecord(settings, sources.plain(), images.pixels, environment)
-    record.write(out, images.manifest)
+    record = RunRecord(settings, sources.plain(), (), environment)
+    record.announce(out)
+    manifest = save_rasterized_masks(manifest, out / MASKS)
+    images = TrainingData.create(manifest, settings, str(sources), on_progress=on_progress)
+    replace(record, pixels=images.pixels).write(out, images.manifest)
     return images
 
 
@@ -215,23 +241,12 @@ def _changes(manifest: Manifest) -> list[str]:
 
 
 def _run(
-    images: TrainingData,
-    out: Path,
-    callbacks: Sequence["Callback"],
-    log: Callable[[str], None],
-    changes: Sequence[str],
+    trainer: "Trainer", images: TrainingData, out: Path, log: Callable[[str], None]
 ) -> TrainResult:
     """Train to the end, from the newest checkpoint if there is one."""
-    from plantseg_next.training.callbacks.callback import Event
-
-    trainer = build_trainer(images, out, callbacks=callbacks, log=log)
     settings = images.settings
     if few := few_steps(settings.training.steps, settings.model.start):
         log(few)
-    for change in filter(None, changes):
-        trainer.emit(
-            Event("changed", f"The run resumes under changed conditions: {change}")
-        )
     summary = trainer.run()
     few = few_steps(summary.steps, settings.model.start)
     return TrainResult(summary, out, len(images.labeled), len(images.validation), few)

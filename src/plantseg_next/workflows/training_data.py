@@ -16,6 +16,7 @@ from plantseg_next.data.quality.scene_splits import (
     draw_splits,
     drop_leaks,
 )
+from plantseg_next.data.sampler import refuse_unknown
 from plantseg_next.data.splits import labeled_rows
 from plantseg_next.errors import UsageError
 from plantseg_next.files import AnyPath
@@ -109,7 +110,8 @@ def build_manifest(
         on_progress: Called after every image compared with the others.
 
     Raises:
-        UsageError: If the masks name no lesion class.
+        UsageError: If no image of the training or of the validation split has a mask, the
+            masks name no lesion class, or a setting names an unknown data set.
         DataError: If a file cannot be used.
     """
     manifest = draw_splits(
@@ -137,6 +139,10 @@ def build_manifest(
             )
             for line in describe_excluded(excluded):
                 log(line)
+    for split in ("train", "val"):
+        labeled_rows(manifest, split, str(sources))
+    learned = (row for row in manifest.rows if row.split in ("train", "unlabeled"))
+    refuse_unknown(settings.data, sorted({row.source for row in learned}))
     return _without_unlearned_leaf(manifest, log)
 
 
