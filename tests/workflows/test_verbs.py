@@ -15,6 +15,7 @@ from conftest import TINY
 from plantseg_next import api
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.errors import DataError, OutputError, UsageError
+from plantseg_next.files import sha256_of
 from plantseg_next.models.bundle import (
     CARD,
     read_bundle,
@@ -33,6 +34,7 @@ from plantseg_next.models.start import (
     with_start,
 )
 from plantseg_next.structures import ClassMap
+from plantseg_next.synthetic.folders import write_drawn_folder
 from plantseg_next.synthetic.leaves import draw_leaf
 from plantseg_next.training.callbacks.callback import Callback
 from plantseg_next.workflows import demo as demo_workflow
@@ -243,6 +245,67 @@ def test_evaluate_of_a_moved_model_is_as_in_its_run(
         assert keys[0] == keys[1] != set()
     with pytest.raises(UsageError, match="of these images were used to train"):
         api.evaluate(model, drawn_folder, split="all")
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_evaluate_says_which_images_the_run_leaves_out(
+    finished_run, drawn_folder, tmp_path, stated
+):
+    """Other images of the same names, of which only a stated split says what they are."""
+    other = tmp_path / drawn_folder.name
+    write_drawn_folder(other, 40, seed=2, size_hw=(96, 96))
+    rows = list(csv.DictReader((drawn_folder / "index.csv").read_text().splitlines()))
+    names = [column for column in rows[0] if stated or column != "split"]
+    with (other / "index.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, names, extrasaction="ignore")
+        table.writeheader()
+        table.writerows(row | {"split": "test"} for row in rows)
+    report = api.evaluate(finished_run, other)
+    if stated:
+        assert report.n_images == 40
+        assert report.notes == ()
+        return
+    n = 40 - report.n_images
+    assert 0 < n < 40
+    (note,) = report.notes
+    assert note == (
+        f"{n} of 40 images with masks are left out: the model's run has a data set and a "
+        "group of the same names in another split. If these are other plants, rename the "
+        "folder, or state the `split` of each image in index.csv."
+    )
+    assert note in report.to_text()
+    assert json.loads(report.to_json())["notes"] == [note]
+
+
+def test_evaluate_on_images_learned_from_without_masks_is_refused(
+    finished_semi_run, drawn_folder, tmp_path
+):
+    images = read_images(finished_semi_run / "best")
+    digests = {image.digest for image in images if image.split == "unlabeled"}
+    data = shutil.copytree(drawn_folder, tmp_path / "leaves")
+    kept = [p for p in (data / "images").iterdir() if sha256_of(p)[:16] in digests]
+    for folder in ("images", "masks"):
+        for path in (data / folder).iterdir():
+            if path.stem not in {p.stem for p in kept}:
+                path.unlink()
+    (data / "index.csv").unlink()
+    n = len(kept)
+    assert n > 0
+    with pytest.raises(UsageError, match=f"{n} of these images were used to train"):
+        api.evaluate(finished_semi_run, data, split="all")
+    with pytest.raises(UsageError, match="no image with a mask in its test split"):
+        api.evaluate(finished_semi_run, data)
+
+
+def test_supervised_run_does_not_list_images_without_a_mask(drawn_folder, tmp_path):
+    data = shutil.copytree(drawn_folder, tmp_path / "leaves")
+    bare = sorted((data / "masks").iterdir())[:5]
+    for path in bare:
+        path.unlink()
+    (data / "index.csv").unlink()
+    settings = TINY.with_settings(["semi.method=supervised", "training.steps=1"])
+    api.train(data, tmp_path / "run", settings)
+    assert len(read_images(tmp_path / "run" / "best")) == 35
 
 
 def test_model_states_versions_normalization_and_number_of_images(finished_run):

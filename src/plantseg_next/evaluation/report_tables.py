@@ -134,6 +134,7 @@ class Report:
             whose masks it was trained on; NaN unless there are both.
         skipped: Images that could not be read; they are in no score.
         confusion: Pixels, rows by true class, columns by predicted class.
+        notes: Sentences on which images were evaluated.
     """
 
     n_images: int
@@ -148,6 +149,7 @@ class Report:
     images: tuple[ImageRow, ...]
     confusion: Int64[np.ndarray, "k k"]
     skipped: tuple[SkippedImage, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Estimate:
         """Return a score by its name."""
@@ -189,6 +191,7 @@ class Report:
             f"{self.n_images} images in {self.n_groups} groups; "
             f"lesions known in {self.n_lesion_images}, leaf in {self.n_leaf_images}"
         )
+        yield from self.notes
         if self.n_groups < FEW_GROUPS:
             yield (
                 "Too few groups for conclusions about other images: evaluate at least "

@@ -44,9 +44,10 @@ def evaluate(
 ) -> Report:
     """Evaluate a model on images with masks that it has not learned from.
 
-    Where the data set does not state its splits, those of the model's run are used, and
-    images that are not in the run count as test images. Images are identified by their
-    content, not by their name.
+    Images that are in the model's run keep their split there; images are identified by
+    their content, not by their name. Other images have the split that their data set
+    states, or else that of their group in the run, or else count as test images. The
+    report notes how many images the run leaves out.
 
     Args:
         model: A run, or one of its models.
@@ -59,7 +60,7 @@ def evaluate(
         UsageError: If no image has a mask, or training images are among them.
     """
     folder = find_model(model)
-    rows = images_to_evaluate(
+    rows, notes = images_to_evaluate(
         folder,
         None if data is None else Path(data),
         split,
@@ -69,7 +70,8 @@ def evaluate(
     eval_classes = pipeline.card.classes
     if eval_classes.lesions != rows.classes.lesions:
         eval_classes = replace(eval_classes, lesions=ANY_LESION)
-    return report_on(pipeline, rows, eval_classes, progress=progress)
+    report = report_on(pipeline, rows, eval_classes, progress=progress)
+    return replace(report, notes=notes)
 
 
 def report_on(
@@ -99,8 +101,8 @@ def images_to_evaluate(
     split: Split | Literal["all"],
     *,
     classes: Path | None = None,
-) -> Manifest:
-    """Return the images with masks that a model is evaluated on.
+) -> tuple[Manifest, tuple[str, ...]]:
+    """Return the images with masks that a model is evaluated on, and notes for the report.
 
     Args:
         model: Folder of the model. It lists the images of its run by their digests; a
@@ -113,10 +115,13 @@ def images_to_evaluate(
         UsageError: If no image has a mask, or training images are among them.
     """
     run = _images_of_model(model)
+    notes: tuple[str, ...] = ()
     if data is not None:
-        manifest = read_folder(data, classes=classes)
-        _refuse_own_data(model, run, manifest, split)
-        manifest = _in_splits_of_run(manifest, run)
+        stated = read_folder(data, classes=classes)
+        _refuse_own_data(model, run, stated, split)
+        manifest = _in_splits_of_run(stated, run)
+        if split != "all":
+            notes = tuple(_left_out(stated, manifest, run or (), split))
     elif (own := _manifest_of_run(model)) is not None:
         manifest = own
     else:
@@ -126,7 +131,7 @@ def images_to_evaluate(
             fix="name a folder: plantseg-next evaluate MODEL DATA",
         )
     if split != "all":
-        return labeled_rows(manifest, split, data or model)
+        return labeled_rows(manifest, split, data or model), notes
     if run is not None:
         _refuse_learned(run, manifest)
     if not len(manifest.labeled):
@@ -135,7 +140,7 @@ def images_to_evaluate(
             needed="masks to evaluate the model with",
             fix="run `plantseg-next check` on it: it reports how the folder was read",
         )
-    return manifest.labeled
+    return manifest.labeled, notes
 
 
 def images_of_run(manifest: Manifest) -> RunImages:
@@ -185,25 +190,48 @@ def severity_pct(lesion: np.ndarray, leaf: np.ndarray | None) -> float | None:
 
 
 def _in_splits_of_run(manifest: Manifest, run: RunImages | None) -> Manifest:
-    """Return images in the splits of the run of a model.
-
-    An image whose content or group is in the run keeps its split there; any other image
-    without a split is a test image.
-    """
+    """Return images in the splits and groups of the run of a model; see ``evaluate``."""
+    if run is None:
+        return manifest.only(replace(r, split=r.split or "test") for r in manifest.rows)
     # Test images first: an image with a copy in another split was learned from.
-    images = sorted(run or (), key=lambda image: image.split != "test")
-    contents = {image.digest: image.split for image in images}
+    images = sorted(run, key=lambda image: image.split != "test")
+    known = {image.digest: image for image in images}
     groups = {(i.source, i.group): i.split for i in images if i.group}
-    return manifest.only(
-        replace(
-            row,
-            split=contents.get(_digest(row))
-            or groups.get((row.source, row.group))
-            or row.split
-            or "test",
+    rows = []
+    for row in with_digests(manifest).rows:
+        image = known.get(_digest(row))
+        if image is not None:
+            rows.append(replace(row, split=image.split, group=image.group or row.group))
+        else:
+            of_group = groups.get((row.source, row.group))
+            rows.append(replace(row, split=row.split or of_group or "test"))
+    return manifest.only(rows)
+
+
+def _left_out(
+    stated: Manifest, manifest: Manifest, run: RunImages, split: Split
+) -> Iterator[str]:
+    """Yield how many images are in another split because of the run, and why."""
+    contents = {image.digest for image in run}
+    pairs = [
+        (before, row)
+        for before, row in zip(stated.rows, manifest.rows, strict=True)
+        if row.mask is not None and row.split not in (split, before.split)
+    ]
+    n_known = sum(_digest(row) in contents for _, row in pairs)
+    n_groups = len(pairs) - n_known
+    total = len(manifest.labeled)
+    if n_known:
+        yield (
+            f"{n_known} of {total} images with masks are left out: they are images of the "
+            f"model's run, which are not in its {split} split."
         )
-        for row in (manifest if run is None else with_digests(manifest)).rows
-    )
+    if n_groups:
+        yield (
+            f"{n_groups} of {total} images with masks are left out: the model's run has a "
+            "data set and a group of the same names in another split. If these are other "
+            "plants, rename the folder, or state the `split` of each image in index.csv."
+        )
 
 
 def _refuse_own_data(
@@ -256,7 +284,12 @@ def _manifest_of_run(model: Path) -> Manifest | None:
 
 
 def _refuse_learned(run: RunImages, manifest: Manifest) -> None:
-    seen = {image.digest for image in run if image.has_mask and image.split != "test"}
+    seen = {
+        image.digest
+        for image in run
+        if image.split in ("train", "unlabeled")
+        or (image.split == "val" and image.has_mask)
+    }
     shared = sum(_digest(row) in seen for row in manifest.labeled.rows)
     if shared:
         raise UsageError(

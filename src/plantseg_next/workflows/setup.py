@@ -120,7 +120,7 @@ def build_trainer(
         n_images=len(labeled) + len(unlabeled),
         # The EMA teacher, if there is one, is saved: it is the better network.
         callbacks=[
-            CsvLogger(folder, engine.eval_model, card, images_of_run(data.manifest)),
+            CsvLogger(folder, engine.eval_model, card, images_of_run(data.used)),
             ReproducibilityProbe(folder, network),
             monitor,
             StatusFile(folder, monitor, eta),

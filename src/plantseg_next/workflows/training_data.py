@@ -235,6 +235,14 @@ class TrainingData:
             )
         )
 
+    @property
+    def used(self) -> Manifest:
+        """All images but those that a supervised run does not use: without a mask."""
+        if self.settings.semi.method != "supervised":
+            return self.manifest
+        labeled = self.manifest.labeled
+        return labeled.only(row for row in labeled.rows if row.split != "unlabeled")
+
 
 def train_dataset(
     learned: Manifest, unlabeled: Manifest, settings: Settings, pixels: Sequence[int]
