@@ -15,7 +15,8 @@ def test_one_scene_is_refused_by_check_as_by_train(tmp_path):
     write_drawn_folder(tmp_path / "one", 1, seed=3, size_hw=(96, 96))
     (image,) = (p for p in tmp_path.rglob("*.jpg") if "mask" not in p.as_posix())
     (mask,) = (p for p in tmp_path.rglob("*.png") if "mask" in p.as_posix())
-    pixels, values = np.asarray(Image.open(image)).astype(int), np.asarray(Image.open(mask))
+    pixels, values = np.asarray(Image.open(image)).astype(int), np.array(Image.open(mask))
+    values[40:50, 40:50] = 2  # the first drawn leaf is healthy
     for folder in ("images", "masks"):
         (tmp_path / "series" / folder).mkdir(parents=True)
     for day in range(6):

@@ -1,10 +1,12 @@
 """Splits of check and train, and images that are decoded once for all commands."""
 
 import csv
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -12,7 +14,7 @@ from conftest import FEW, TINY
 from plantseg_next import api
 from plantseg_next.data import image_io
 from plantseg_next.data.manifest import Manifest
-from plantseg_next.errors import DataError
+from plantseg_next.errors import DataError, UsageError
 from plantseg_next.workflows.training_data import DataSources, TrainingData, build_manifest
 
 pytestmark = pytest.mark.integration
@@ -69,7 +71,7 @@ def test_check_and_train_have_the_same_splits(leaves, tmp_path):
     copies = [key for key in split_of if key.endswith("_mirrored")]
     assert len(copies) == 10
     assert all(split_of[k] == split_of[k.removesuffix("_mirrored")] for k in copies)
-    assert "groups merged with another that shows the same scene" in lines[0]
+    assert "17 groups merged with another that shows the same scene" in lines[0]
 
 
 def test_check_reports_near_duplicates_that_train_groups_itself(leaves):
@@ -79,6 +81,58 @@ def test_check_reports_near_duplicates_that_train_groups_itself(leaves):
     assert issue.severity == "note"
     assert "without a common group" in issue.text
     assert issue.fix.startswith("nothing where `train` draws the splits: it keeps them in")
+
+
+def test_check_of_two_data_sets_leaves_out_what_train_leaves_out(
+    leaves, drawn_folder, tmp_path
+):
+    other = tmp_path / "mirrored"
+    for kind in ("images", "masks"):
+        (other / kind).mkdir(parents=True)
+        for path in (leaves / kind).glob("*_mirrored.*"):
+            shutil.copy(path, other / kind)
+    shutil.copy(leaves / "classes.yaml", other)
+    sources, lines = DataSources([drawn_folder, other]), []
+    report = api.check(sources)
+    manifest = build_manifest(sources, TINY, log=lines.append)
+    assert not report.spoils_training
+    (issue,) = [i for i in report.issues if i.code == "same-scene-in-two-data-sets"]
+    assert len(issue.files) == 50 - len(manifest) > 0
+    assert f": {len(issue.files)}. They are not in the numbers above." in issue.text
+    assert any("excluded, because" in line for line in lines)
+    assert sum(source.images for source in report.sources) == len(manifest)
+
+
+def test_names_that_are_not_utf8_are_refused(leaves, tmp_path):
+    folder = shutil.copytree(leaves, tmp_path / "leaves")
+    for kind in ("images", "masks"):
+        path = min((folder / kind).iterdir())
+        path.rename(os.fsdecode(os.fsencode(path.parent) + b"/bl\xe4tt" + b".png"))
+    with pytest.raises(DataError, match="names are not UTF-8: 1") as refused:
+        build_manifest(DataSources(folder), TINY)
+    assert r"bl\udce4tt.png" in str(refused.value)
+    assert "name-not-utf8" in {issue.code for issue in api.check(folder).of("error")}
+
+
+def test_masks_without_a_lesion_are_refused(leaves, tmp_path):
+    folder = shutil.copytree(leaves, tmp_path / "leaves")
+    for path in (folder / "masks").iterdir():
+        Image.fromarray(np.ones((96, 96), np.uint8)).save(path)
+    assert [i.code for i in api.check(folder).of("error")] == ["no-lesion-in-train"]
+    with pytest.raises(UsageError, match=r"training masks of .* shows a lesion") as refused:
+        api.train(folder, tmp_path / "run", TINY)
+    assert "draw the lesions" in refused.value.fix
+
+
+def test_check_reports_a_test_split_without_masks(leaves, tmp_path):
+    folder = shutil.copytree(leaves, tmp_path / "leaves")
+    with (folder / "index.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("name", "split"))
+        for i, path in enumerate(sorted((folder / "images").iterdir())):
+            table.writerow((path.stem, "val" if i > 40 else "train"))
+    issues = {issue.code: issue.severity for issue in api.check(folder).issues}
+    assert issues["no-masks-in-test"] == "warning"
 
 
 def test_check_of_stated_splits_still_reports_leaks(leaves, tmp_path):

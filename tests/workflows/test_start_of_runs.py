@@ -118,6 +118,13 @@ def test_restart_from_a_model_of_the_archived_run_works(
     assert api.train(drawn_folder, run, from_model(start)).summary.steps == 6
 
 
+def test_random_encoder_that_is_not_trained_is_refused(drawn_folder, tmp_path):
+    settings = TINY.with_settings(["memory.freeze_encoder=true"])
+    with pytest.raises(UsageError, match="a random encoder that is not trained"):
+        api.train(drawn_folder, tmp_path / "run", settings)
+    assert not (tmp_path / "run").exists()
+
+
 def test_plan_uses_the_shape_of_the_start_model(first, drawn_folder, monkeypatch):
     planned = []
 

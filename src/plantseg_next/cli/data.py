@@ -20,6 +20,13 @@ def check(
     data: Data,
     classes: Classes = None,
     class_names: ClassNames = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Seed of the later run (its setting `seed`), by which splits are drawn "
+            "where the data set states none."
+        ),
+    ] = 0,
     json: AsJson = False,
 ) -> None:
     """Find the defects of a data set before training.
@@ -30,7 +37,7 @@ def check(
 
     with progress_bars() as progress:
         sources = api.DataSources(data, classes, names=class_names)
-        report = api.check(sources, progress=progress)
+        report = api.check(sources, seed=seed, progress=progress)
     print(report.to_json() if json else report.to_text())
     raise typer.Exit(1 if report.spoils_training else 0)
 

@@ -216,7 +216,8 @@ def _strata(rows: Iterable[Row], seed: int) -> Iterator[Groups]:
 
 
 def _hash(seed: int, name: str) -> bytes:
-    return sha256(f"{seed}/{name}".encode()).digest()
+    # Names of files need not be UTF-8.
+    return sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
 
 
 def _by(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:

@@ -1,12 +1,21 @@
 """Check a data set before a run, with the splits that the run would draw."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.manifest import Manifest, Split
 from plantseg_next.data.quality.check import check as check_manifest
-from plantseg_next.data.quality.issues import CheckReport, Issue, sort_issues
-from plantseg_next.data.quality.scene_splits import draw_splits
+from plantseg_next.data.quality.issues import (
+    CheckReport,
+    Issue,
+    Severity,
+    sort_issues,
+)
+from plantseg_next.data.quality.scene_splits import (
+    ExcludedImage,
+    draw_splits,
+    drop_leaks,
+)
 from plantseg_next.data.splits import labeled_rows
 from plantseg_next.errors import UsageError
 from plantseg_next.files import AnyPath
@@ -29,22 +38,45 @@ def check(
     """
     sources = DataSources.of(data)
     stated = sources.read()
-    drawn = draw_splits(
-        stated, seed=seed, on_progress=progress_for(progress, "comparing images")
+    on_progress = progress_for(progress, "comparing images")
+    drawn = draw_splits(stated, seed=seed, on_progress=on_progress)
+    excluded: tuple[ExcludedImage, ...] = ()
+    if len(sources.folders) > 1:
+        drawn, excluded = drop_leaks(drawn, on_progress=on_progress)
+    split_of = {row.key: row.split for row in drawn.rows}
+    manifest = stated.only(  # with the stated groups
+        replace(row, split=split_of[row.key]) for row in stated.rows if row.key in split_of
     )
-    split_of = {row.key: row.split for row in drawn.rows}  # with the stated groups
-    manifest = stated.only(replace(row, split=split_of[row.key]) for row in stated.rows)
     report = check_manifest(manifest, on_progress=progress_for(progress, "checking"))
-    issues = (*report.issues, *_empty_splits(drawn, str(sources)))
+    issues = (*report.issues, *_excluded(excluded), *_empty_splits(drawn, str(sources)))
     return replace(report, issues=sort_issues(issues))
 
 
+def _excluded(images: Sequence[ExcludedImage]) -> Iterator[Issue]:
+    """Yield what ``train`` leaves out of several data sets."""
+    if images:
+        yield Issue(
+            "same-scene-in-two-data-sets",
+            "warning",
+            "Images that `train` leaves out, because another data set has the same scene "
+            f"in another split, or with a mask: {len(images)}. They are not in the "
+            "numbers above.",
+            "nothing, if the data sets share images",
+            tuple(image.row.image for image in images),
+        )
+
+
 def _empty_splits(manifest: Manifest, origin: str) -> Iterator[Issue]:
-    """Yield the error with which ``train`` would refuse images without a split."""
+    """Yield how ``train`` and ``evaluate`` would refuse a split without masks."""
     if not len(manifest.labeled):
         return  # another issue says so
-    for split in ("train", "val"):
+    severities: dict[Split, Severity] = {
+        "train": "error",
+        "val": "error",
+        "test": "warning",
+    }
+    for split, severity in severities.items():
         try:
             labeled_rows(manifest, split, origin)
         except UsageError as error:
-            yield Issue(f"no-masks-in-{split}", "error", error.came, error.fix)
+            yield Issue(f"no-masks-in-{split}", severity, error.came, error.fix)

@@ -120,7 +120,8 @@ def train(  # noqa: PLR0913 - the options of a user
     out = Path(out)
     settings = settings or Settings()
     settings = settings.model_copy(update={"model": absolute_start(settings.model)})
-    _refuse_bad_start(settings.model, out, restart=restart)
+    if restart or not (out / RECORD).is_file():
+        _refuse_bad_start(settings)
     record = None if restart else RunRecord.read(out)
     if record is None:
         with ExitStack() as until_started:
@@ -205,10 +206,16 @@ def _with_started_shape(
     return same_shape(model, known)
 
 
-def _refuse_bad_start(model: ModelSettings, out: Path, *, restart: bool) -> None:
-    """Refuse a start without loadable weights, before any file is moved or written."""
-    if restart or not (out / RECORD).is_file():
-        starting_network(with_start(model), ClassMap(("lesion",)))
+def _refuse_bad_start(settings: Settings) -> None:
+    """Refuse a start without usable weights, before any file is moved or written."""
+    if settings.model.start == "random" and settings.memory.freeze_encoder:
+        raise UsageError(
+            "memory.freeze_encoder is true, and model.start is random.",
+            needed="published weights, or those of a model: a random encoder that is not "
+            "trained learns nothing",
+            fix="leave one of the two settings out",
+        )
+    starting_network(with_start(settings.model), ClassMap(("lesion",)))
 
 
 def _write_new_run(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from plantseg_next.data import splits
 from plantseg_next.data.class_names import read_names, renamed
 from plantseg_next.data.formats import read_folder, read_folders
-from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.manifest import Manifest, not_utf8
 from plantseg_next.data.quality.inspect import with_digests
 from plantseg_next.data.quality.scene_splits import (
     add_datasets,
@@ -18,7 +18,7 @@ from plantseg_next.data.quality.scene_splits import (
 )
 from plantseg_next.data.sampler import refuse_unknown
 from plantseg_next.data.splits import labeled_rows
-from plantseg_next.errors import UsageError
+from plantseg_next.errors import DataError, UsageError
 from plantseg_next.files import AnyPath
 from plantseg_next.settings import Settings
 
@@ -121,6 +121,7 @@ def build_manifest(
         manifest, excluded = drop_leaks(manifest, on_progress=on_progress)
         for line in describe_excluded(excluded):
             log(line)
+    _refuse_not_utf8(manifest)
     manifest = splits.labeled_fraction(
         manifest, settings.data.labeled_fraction, seed=settings.seed
     )
@@ -139,11 +140,23 @@ def build_manifest(
             )
             for line in describe_excluded(excluded):
                 log(line)
+            _refuse_not_utf8(manifest)
     for split in ("train", "val"):
         labeled_rows(manifest, split, str(sources))
     learned = (row for row in manifest.rows if row.split in ("train", "unlabeled"))
     refuse_unknown(settings.data, sorted({row.source for row in learned}))
     return _without_unlearned_leaf(manifest, log)
+
+
+def _refuse_not_utf8(manifest: Manifest) -> None:
+    rows = not_utf8(manifest.rows)
+    if rows:
+        first = str(rows[0].image).encode(errors="backslashreplace").decode()
+        raise DataError(
+            f"Files whose names are not UTF-8: {len(rows)}. The first: {first}",
+            needed="names in UTF-8, which a run can list",
+            fix="rename them",
+        )
 
 
 def _without_unlearned_leaf(manifest: Manifest, log: Callable[[str], None]) -> Manifest:
@@ -191,11 +204,18 @@ class TrainingData:
 
         Raises:
             DataError: If a file cannot be used.
+            UsageError: If no training mask shows a lesion.
         """
         from plantseg_next.data.dataset import count_pixels
 
         labeled = labeled_rows(manifest, "train", origin)
         counts = count_pixels(labeled, on_progress=on_progress)
+        if not any(counts.pixels[1:]):
+            raise UsageError(
+                f"None of the {len(labeled)} training masks of `{origin}` shows a lesion.",
+                needed="masks of diseased leaves, beside those of healthy ones",
+                fix="draw the lesions, or state in classes.yaml which value is a lesion",
+            )
         manifest = with_digests(manifest)  # those of the inspected images are known now
         rows = (replace(row, sparse=row.key in counts.sparse) for row in manifest.rows)
         return cls(manifest.only(rows), settings, counts.pixels, origin)

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from PIL import Image
 
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.quality.check import check
-from plantseg_next.data.quality.issues import CheckReport, Issue
+from plantseg_next.data.quality.issues import CheckReport, Issue, SourceSummary
 from plantseg_next.data.splits import assign, group_near_duplicates
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
@@ -246,7 +247,29 @@ def test_check_class_folders_report_no_masks(tmp_path):
         (tmp_path / name).mkdir()
         Image.fromarray(noise(i)).save(tmp_path / name / "a.png")
     report = check(read_folder(tmp_path))
-    assert codes(report) == {"no-masks": "warning", "no-splits": "note"}
+    assert codes(report) == {"no-masks": "error", "no-splits": "note"}
+
+
+def test_check_training_masks_without_any_lesion_are_an_error(folder):
+    for path in (folder / "masks" / "train").iterdir():
+        Image.fromarray(np.ones((48, 64), np.uint8)).save(path)
+    issue = the(check(read_folder(folder)), "no-lesion-in-train")
+    assert issue.severity == "error"
+    assert issue.text == "No mask in train shows a lesion: 4 masks."
+
+
+def test_check_names_that_are_not_utf8_are_an_error(folder):
+    (path, *_) = (folder / "images" / "train").iterdir()
+    path.rename(os.fsdecode(os.fsencode(path.parent) + b"/bl\xe4tt.jpg"))
+    issue = the(check(read_folder(folder)), "name-not-utf8")
+    assert issue.severity == "error"
+    assert issue.text == "Files whose names are not UTF-8, which a run cannot list: 1."
+
+
+def test_report_states_a_class_of_all_pixels_as_100_percent():
+    lesions = {"rust": 1.0, "blight": 0.00123}
+    report = CheckReport((SourceSummary("a", "", "", 1, 1, {}, lesions),), ())
+    assert "lesions  rust 100 %, blight 0.12 % of" in report.to_text()
 
 
 def test_check_inferred_coding_is_a_note(folder):

@@ -95,6 +95,27 @@ def test_drop_leaks_excludes_test_images_from_other_data_sets(drawn_folder, tmp_
     assert len(kept) == len(own) + 1
 
 
+def test_unreadable_images_of_the_run_are_no_error_beside_other_data_sets(
+    drawn_folder, tmp_path
+):
+    folder = shutil.copytree(drawn_folder, tmp_path / "leaves")
+    manifest = splits.assign(read_folder(folder), seed=0)
+    broken = manifest.split("val").rows[0]
+    broken.image.write_bytes(b"not an image")
+    write_drawn_folder(tmp_path / "more", 4, seed=9, size_hw=(96, 96))
+    shutil.copy(
+        manifest.split("test").rows[0].image, tmp_path / "more" / "images" / "t.jpg"
+    )
+    others = read_folder(tmp_path / "more" / "images")
+    joined, excluded = add_datasets(manifest, [others], masks=False)
+    assert [image.row.image.name for image in excluded] == ["t.jpg"]
+    assert broken in joined.rows
+    both = splits.assign(read_folders([folder, tmp_path / "more"]), seed=0)
+    kept, excluded = drop_leaks(both)
+    assert [image.row.image.name for image in excluded] == ["t.jpg"]
+    assert broken.image in {row.image for row in kept.rows}
+
+
 CHANGES = {
     "copied": lambda image: image,
     "mirrored": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from plantseg_next.data.class_names import alike
-from plantseg_next.data.manifest import SPLITS, Manifest
+from plantseg_next.data.manifest import SPLITS, Manifest, not_utf8
 from plantseg_next.data.quality.inspect import HARDLY_GREEN, ImageStats, inspect
 from plantseg_next.data.quality.issues import (
     CheckReport,
@@ -57,6 +57,7 @@ def check(
         *_classes_in_splits(manifest, all_stats),
         *_pairing(manifest),
         *_stated(manifest, all_stats),
+        *_unwritable(manifest),
         *_names(manifest, pairs),
         *_masks(manifest, all_stats),
         *_images(all_stats),
@@ -98,16 +99,17 @@ def _to_learn(manifest: Manifest, all_stats: Sequence[ImageStats]) -> Iterator[I
             "error",
             "No image has a usable mask or an image-level label. A model can predict "
             "these images, but not be trained on them alone.",
-            "add masks with the names of the images in a folder `masks`, or sort the "
-            "images into folders named after the disease",
+            "add masks with the names of the images in a folder `masks`; or learn from "
+            "these images beside a data set with masks: train DATA --unlabeled FOLDER",
         )
     elif not usable:
         yield Issue(
             "no-masks",
-            "warning",
-            f"No image has a mask. The image-level labels ({len(named)}) train the "
-            "classification of images, but hardly the segmentation.",
-            "add a data set with masks, even a small one",
+            "error",
+            f"No image has a mask. The image-level labels ({len(named)}) can be learned "
+            "from beside masks, but not alone.",
+            "add a data set with masks, even a small one: check and train take several "
+            "folders",
         )
     split = any(row.split == "train" for row in manifest.rows)
     learned = [f for f in usable if f.row.split == "train"] if split else usable
@@ -137,7 +139,15 @@ def _classes_in_splits(
     for stats in all_stats:
         if stats.mask is not None and stats.row.split is not None:
             present[stats.row.split].update(stats.mask.lesion_px.keys())
+    in_train = [f for f in all_stats if f.mask is not None and f.row.split == "train"]
     if not present["train"]:
+        if in_train and manifest.classes.lesions:
+            yield Issue(
+                "no-lesion-in-train",
+                "error",
+                f"No mask in train shows a lesion: {len(in_train)} masks.",
+                "draw the lesions, or state in classes.yaml which value is a lesion",
+            )
         return
     for name in ("train", "val", "test"):
         missing = [c for c in manifest.classes.lesions if not present[name][c]]
@@ -234,6 +244,17 @@ def _stated(manifest: Manifest, all_stats: Sequence[ImageStats]) -> Iterator[Iss
             f"{len(wrong_ratio)}.",
             "check whether these are the right masks",
             tuple(_mask(stats) for stats in wrong_ratio),
+        )
+
+
+def _unwritable(manifest: Manifest) -> Iterator[Issue]:
+    if rows := not_utf8(manifest.rows):
+        yield Issue(
+            "name-not-utf8",
+            "error",
+            f"Files whose names are not UTF-8, which a run cannot list: {len(rows)}.",
+            "rename them",
+            tuple(row.image for row in rows),
         )
 
 

@@ -117,9 +117,14 @@ def _source_lines(source: SourceSummary) -> list[str]:
     lines.append(f"  splits   {splits}")
     if source.lesion_fraction:
         order = sorted(source.lesion_fraction.items(), key=lambda item: -item[1])
-        percents = [f"{name} {100 * fraction:.2g} %" for name, fraction in order]
+        percents = [f"{name} {_percent(fraction)} %" for name, fraction in order]
         lines.append(f"  lesions  {shorten(percents, 8)} of the annotated pixels")
     return lines
+
+
+def _percent(fraction: float) -> str:
+    percent = 100 * fraction
+    return f"{percent:.2g}" if percent < 99.5 else f"{percent:.0f}"  # not 1e+02
 
 
 def _lines(issue: Issue) -> list[str]:

@@ -10,7 +10,7 @@ from plantseg_next.data.manifest import Manifest, Row, Split, common_classes
 from plantseg_next.data.quality.inspect import ImageStats, inspect
 from plantseg_next.data.quality.leaks import same_scenes
 from plantseg_next.data.quality.near_duplicates import Fingerprint, near_duplicates
-from plantseg_next.errors import DataError
+from plantseg_next.errors import DataError, count_of
 
 Reason = Literal["unreadable", "also labeled", "also evaluated"]
 
@@ -68,8 +68,8 @@ def draw_splits(
     n_merged = n_groups[0] - n_groups[1]
     if n_merged:
         log(
-            f"near-duplicates: {n_merged} groups merged with another that shows the same "
-            "scene, so that each scene is in one split"
+            f"near-duplicates: {count_of(n_merged, 'group')} merged with another that "
+            "shows the same scene, so that each scene is in one split"
         )
     moved = _evaluated_scenes(drawn, all_stats, scenes)
     if moved:
@@ -165,12 +165,10 @@ def add_datasets(
         for failure in stats.failures
         if isinstance(failure.error, DataError)
     ]
-    unreadable = {image.row.key for image in excluded}
-    all_stats = [stats for stats in all_stats if stats.row.key not in unreadable]
-    rows = [stats.row for stats in all_stats]
-    n_own = len(own)
+    n_own = sum(stats.file is not None for stats in all_stats[: len(own)])
+    rows, prints = _readable(all_stats)
     reasons: dict[str, Reason] = {}
-    for pair in near_duplicates(_prints(all_stats), n_first=n_own):
+    for pair in near_duplicates(prints, n_first=n_own):
         if pair.first < n_own <= pair.second:
             evaluated = rows[pair.first].split != "train"
             if evaluated or rows[pair.second].key not in reasons:
@@ -204,14 +202,15 @@ def drop_leaks(
         manifest: Of many data sets, with splits.
         on_progress: Called after each image with the number done and the total.
 
-    Raises:
-        DataError: If an image cannot be read.
+    Returns:
+        The manifest without them, and the excluded images. Images that cannot be read
+        stay in it.
     """
     ordered = sorted(manifest.rows, key=lambda row: row.split == "unlabeled")
-    all_stats = inspect(manifest.only(ordered), on_progress, masks=False)
+    ordered, prints = _readable(inspect(manifest.only(ordered), on_progress, masks=False))
     n_first = sum(row.split != "unlabeled" for row in ordered)
     reasons: dict[str, Reason] = {}
-    for pair in near_duplicates(_prints(all_stats), n_first=n_first):
+    for pair in near_duplicates(prints, n_first=n_first):
         rows = ordered[pair.first], ordered[pair.second]
         if rows[0].source == rows[1].source:
             continue
@@ -228,12 +227,10 @@ def drop_leaks(
     return kept, tuple(excluded)
 
 
-def _prints(all_stats: Sequence[ImageStats]) -> list[Fingerprint]:
-    """Return the fingerprints of images, or raise the error of the first unreadable one."""
-    for stats in all_stats:
-        for failure in stats.failures:
-            raise failure.error
-    return [stats.file.print_ for stats in all_stats if stats.file is not None]
+def _readable(all_stats: Sequence[ImageStats]) -> tuple[list[Row], list[Fingerprint]]:
+    """Return the rows of the images that can be read, and their fingerprints."""
+    files = [(stats.row, stats.file) for stats in all_stats if stats.file is not None]
+    return [row for row, _ in files], [file.print_ for _, file in files]
 
 
 def _priority(row: Row) -> tuple[int, bool]:
