@@ -119,6 +119,9 @@ def test_masks_without_a_lesion_are_refused(leaves, tmp_path):
     for path in (folder / "masks").iterdir():
         Image.fromarray(np.ones((96, 96), np.uint8)).save(path)
     assert [i.code for i in api.check(folder).of("error")] == ["no-lesion-in-train"]
+    leaf_only = shutil.copytree(folder, tmp_path / "leaf only")
+    (leaf_only / "classes.yaml").write_text("0: background\n1: leaf\n")
+    assert [i.code for i in api.check(leaf_only).of("error")] == ["no-lesion-in-train"]
     with pytest.raises(UsageError, match=r"training masks of .* shows a lesion") as refused:
         api.train(folder, tmp_path / "run", TINY)
     assert "draw the lesions" in refused.value.fix

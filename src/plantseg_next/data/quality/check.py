@@ -141,7 +141,7 @@ def _classes_in_splits(
             present[stats.row.split].update(stats.mask.lesion_px.keys())
     in_train = [f for f in all_stats if f.mask is not None and f.row.split == "train"]
     if not present["train"]:
-        if in_train and manifest.classes.lesions:
+        if in_train:
             yield Issue(
                 "no-lesion-in-train",
                 "error",
