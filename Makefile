@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 PYTEST := $(BIN)/python -m pytest -n 2
 # Types and shapes are checked at every call of the package; in whole runs that is slow.
-CHECKED := --jaxtyping-packages=plantseg_next,beartype.beartype
+CHECKED := --jaxtyping-packages=plantseg_next,scenes,beartype.beartype
 
 .PHONY: demo test unit integration slow lint types imports docs coverage clean
 

@@ -24,6 +24,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from scenes.folders import write_scenes
+
 from plantseg_next import api
 from plantseg_next.data import splits
 from plantseg_next.data.formats import read_folder
@@ -31,7 +33,6 @@ from plantseg_next.data.manifest import Manifest, common_classes, merge
 from plantseg_next.models.bundle import read_bundle, write_bundle
 from plantseg_next.models.pretrained import PACKAGED
 from plantseg_next.settings import Settings
-from plantseg_next.synthetic.folders import write_drawn_folder
 
 CHUNK = 100
 SIDE = 384
@@ -53,7 +54,7 @@ def _draw_chunk(task: tuple[Path, int]) -> None:
         return
     partial = work / f"partial_{number:03d}"
     shutil.rmtree(partial, ignore_errors=True)  # of a call that was interrupted
-    write_drawn_folder(partial, CHUNK, seed=number, size_hw=(SIDE, SIDE), scenes=True)
+    write_scenes(partial, CHUNK, seed=number, size_hw=(SIDE, SIDE))
     done.parent.mkdir(parents=True, exist_ok=True)
     partial.rename(done)
 

@@ -41,7 +41,7 @@ ALLOWED = (
 
 def files() -> list[Path]:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    scripts = [*sorted((ROOT / "benchmarks").glob("*.py")), ROOT / "mkdocs_hooks.py"]
+    scripts = [*sorted((ROOT / "benchmarks").rglob("*.py")), ROOT / "mkdocs_hooks.py"]
     return [*sorted((ROOT / "src").rglob("*.py")), *scripts, *sorted(pages)]
 
 

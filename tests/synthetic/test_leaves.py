@@ -178,9 +178,9 @@ def test_drawn_folder_has_each_leaf_in_one_split_and_each_disease_in_all(folder)
 
 
 def test_splits_of_many_leaves_are_70_15_15():
-    from plantseg_next.synthetic.folders import _plan_splits
+    from plantseg_next.synthetic.folders import plan_splits
 
-    splits = _plan_splits(np.random.default_rng(0), [*DISEASES] * 40)
+    splits = plan_splits(np.random.default_rng(0), [*DISEASES] * 40)
     fractions = [splits.count(name) / len(splits) for name in ("train", "val", "test")]
     assert fractions == pytest.approx([0.70, 0.15, 0.15])
 

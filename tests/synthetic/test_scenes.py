@@ -5,15 +5,16 @@ import csv
 import numpy as np
 import pytest
 from PIL import Image
+from scenes import canvas
+from scenes import scene as scene_module
+from scenes.folders import write_scenes
+from scenes.scene import KINDS, draw_scene
 
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.mask_values import decode_mask
 from plantseg_next.errors import UsageError
 from plantseg_next.structures import IGNORE
-from plantseg_next.synthetic import scene_canvas, scenes
-from plantseg_next.synthetic.folders import write_drawn_folder
 from plantseg_next.synthetic.leaves import DISEASES
-from plantseg_next.synthetic.scenes import KINDS, draw_scene
 
 pytestmark = pytest.mark.integration
 SMALL = (96, 112)
@@ -78,8 +79,8 @@ def test_shadows_do_not_change_masks(drawn, monkeypatch):
     def no_shadow(*_):
         return None
 
-    monkeypatch.setattr(scene_canvas, "darken", no_shadow)
-    monkeypatch.setattr(scenes, "darken", no_shadow)
+    monkeypatch.setattr(canvas, "darken", no_shadow)
+    monkeypatch.setattr(scene_module, "darken", no_shadow)
     for kind in ("leaf", "soil", "canopy", "foreground"):
         lit = draw_scene(3, size_hw=SMALL, kind=kind)
         np.testing.assert_array_equal(lit.leaf, drawn[kind, 3].leaf)
@@ -120,7 +121,7 @@ def test_draw_scene_with_wrong_arguments_is_refused(wrong, sentence):
 
 
 def test_folder_of_scenes_is_read_as_drawn(tmp_path):
-    write_drawn_folder(tmp_path / "s", 8, seed=2, size_hw=(48, 64), scenes=True)
+    write_scenes(tmp_path / "s", 8, seed=2, size_hw=(48, 64))
     with (tmp_path / "s" / "index.csv").open(newline="") as file:
         index = list(csv.DictReader(file))
     assert [row["name"] for row in index] == [f"scene_{k:05}" for k in range(8)]

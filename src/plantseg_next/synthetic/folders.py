@@ -1,6 +1,7 @@
-"""Folders of drawn leaves or scenes: images, masks, class names and an index."""
+"""Folders of drawn leaves: images, masks, class names and an index."""
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ from plantseg_next.errors import OutputError, UsageError
 from plantseg_next.structures import IGNORE
 from plantseg_next.synthetic.leaves import DISEASES, DrawnLeaf, draw_leaf, refuse_impossible
 from plantseg_next.synthetic.lesions import LESION_KINDS
-from plantseg_next.synthetic.scenes import draw_scene
 
 PALETTE = bytes.fromhex("000000 3ca03c 964b19 5a285a f0f0f0 e68214 d2c85a")
-UNSURE = bytes.fromhex("808080")
+Names = tuple[str, str, str, str]
+"""Name, split, disease and group of an image, as in the index."""
 
 
 def write_drawn_folder(
@@ -22,7 +23,6 @@ def write_drawn_folder(
     *,
     seed: int = 0,
     size_hw: tuple[int, int] = (256, 256),
-    scenes: bool = False,
 ) -> None:
     """Write a data set of drawn leaves: images, masks, names of classes, an index.
 
@@ -34,16 +34,11 @@ def write_drawn_folder(
     Splits are 70 / 15 / 15 % of the leaves of each disease, but any disease with three
     leaves has one in each split: small folders hold more of val and test.
 
-    With ``scenes``, what ``scenes.draw_scene`` draws is written instead, each a group of
-    its own. Its masks have one value more, 7, "no lesion": foliage out of focus, of which
-    it is unknown whether it counts as leaf.
-
     Args:
         folder: Created if missing.
         n: Images, at least 1.
         seed: Of the whole folder, at least 0.
         size_hw: Rows and columns of each image, at least 32 each.
-        scenes: Whether to draw scenes of all kinds instead of single leaves.
 
     Raises:
         UsageError: If ``n``, ``seed`` or ``size_hw`` is outside the range stated above.
@@ -52,8 +47,21 @@ def write_drawn_folder(
     if n < 1:
         raise UsageError(f"`n` is {n}.", needed="1 image or more", fix="ask for more")
     refuse_impossible(seed, size_hw, None, None)
-    index = folder / "index.csv"
-    for path in (folder / "images", folder / "masks", index):
+    make_folder(folder, ("background", "leaf", *LESION_KINDS))
+    write_index(folder, _write_leaves(folder, n, seed, size_hw))
+
+
+def make_folder(folder: Path, names: Iterable[str]) -> None:
+    """Make the folders of a data set, and its class file.
+
+    Args:
+        folder: Created if missing.
+        names: Meaning of the mask values from 0 on.
+
+    Raises:
+        OutputError: If the folder already holds images or an index.
+    """
+    for path in (folder / "images", folder / "masks", folder / "index.csv"):
         if path.exists():
             raise OutputError(
                 f"`{path}` already exists.",
@@ -62,45 +70,31 @@ def write_drawn_folder(
             )
     (folder / "images").mkdir(parents=True)
     (folder / "masks").mkdir()
-    names = ("background", "leaf", *LESION_KINDS, *(("no lesion",) if scenes else ()))
     lines = (f"{value}: {name}\n" for value, name in enumerate(names))
     (folder / "classes.yaml").write_text("".join(lines), "utf-8")
 
-    rows = (_write_scenes if scenes else _write_leaves)(folder, n, seed, size_hw)
-    with index.open("w", newline="", encoding="utf-8") as file:
+
+def write_index(folder: Path, rows: Iterable[Names]) -> None:
+    """Write ``index.csv``."""
+    with (folder / "index.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("name", "split", "disease", "group"), *rows])
 
 
-_Row = tuple[str, str, str, str]
-
-
-def _write_leaves(folder: Path, n: int, seed: int, size_hw: tuple[int, int]) -> list[_Row]:
+def _write_leaves(folder: Path, n: int, seed: int, size_hw: tuple[int, int]) -> list[Names]:
     """Write images and masks of single leaves, and return the rows of the index."""
     rng = np.random.default_rng([seed, n])
     looks = _plan_looks(rng, n)
     diseases = [DISEASES[k % len(DISEASES)] for k in range(len(looks))]
-    splits = _plan_splits(rng, diseases)
-    rows: list[_Row] = []
+    splits = plan_splits(rng, diseases)
+    rows: list[Names] = []
     next_seed = seed * 1_000_003
     for k, ages in enumerate(looks):
         drawn, next_seed = _first_shown(next_seed, ages, diseases[k], size_hw)
         for image, letter in zip(drawn, "ab", strict=False):
             name = f"leaf_{k:05}{letter}"
-            _write_pair(folder, name, image, PALETTE)
+            write_pair(folder, name, image)
             rows.append((name, splits[k], diseases[k], f"leaf_{k:05}"))
     return rows
-
-
-def _write_scenes(folder: Path, n: int, seed: int, size_hw: tuple[int, int]) -> list[_Row]:
-    """Write images and masks of scenes, and return the rows of the index."""
-    names, diseases = [], []
-    for k in range(n):
-        scene = draw_scene(seed * 1_000_003 + k, size_hw=size_hw)
-        names.append(f"scene_{k:05}")
-        diseases.append(scene.disease)
-        _write_pair(folder, names[-1], scene, PALETTE + UNSURE)
-    splits = _plan_splits(np.random.default_rng([seed, n]), diseases)
-    return list(zip(names, splits, diseases, names, strict=True))
 
 
 def _plan_looks(rng: np.random.Generator, n: int) -> list[tuple[float, ...]]:
@@ -115,8 +109,8 @@ def _plan_looks(rng: np.random.Generator, n: int) -> list[tuple[float, ...]]:
     return looks
 
 
-def _plan_splits(rng: np.random.Generator, diseases: list[str]) -> list[str]:
-    """Return the split of each leaf, the same fractions for every disease."""
+def plan_splits(rng: np.random.Generator, diseases: list[str]) -> list[str]:
+    """Return the split of each leaf, in the same fractions for every disease."""
     splits = [""] * len(diseases)
     for disease in DISEASES:
         leaves = [k for k, name in enumerate(diseases) if name == disease]
@@ -141,7 +135,8 @@ def _first_shown(
             return drawn, seed
 
 
-def _write_pair(folder: Path, name: str, drawn: DrawnLeaf, palette: bytes) -> None:
+def write_pair(folder: Path, name: str, drawn: DrawnLeaf, palette: bytes = PALETTE) -> None:
+    """Write an image and its mask, where unknown leaf is the value after the lesions."""
     Image.fromarray(drawn.image).save(folder / "images" / f"{name}.jpg", quality=95)
     values = np.where(drawn.lesion > 0, drawn.lesion + 1, drawn.leaf).astype(np.uint8)
     values[drawn.leaf == IGNORE] = len(LESION_KINDS) + 2

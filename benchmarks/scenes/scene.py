@@ -16,14 +16,14 @@ from jaxtyping import Float32
 
 from plantseg_next.errors import UsageError
 from plantseg_next.structures import IGNORE
-from plantseg_next.synthetic.hands import draw_fingers, draw_palm, sample_skin
 from plantseg_next.synthetic.leaf_shapes import log_uniform
 from plantseg_next.synthetic.leaves import DISEASES, DrawnLeaf, photograph
 from plantseg_next.synthetic.lesions import LESION_KINDS
-from plantseg_next.synthetic.scene_behind import draw_behind, draw_undergrowth
-from plantseg_next.synthetic.scene_canvas import Canvas, Place
-from plantseg_next.synthetic.scene_leaves import draw_framed, draw_sprite, sample_species
-from plantseg_next.synthetic.scene_light import (
+from scenes.behind import draw_behind, draw_undergrowth
+from scenes.canvas import Canvas, Place
+from scenes.hands import draw_fingers, draw_palm, sample_skin
+from scenes.leaves import draw_framed, draw_sprite, sample_species
+from scenes.light import (
     Light,
     cast_from_outside,
     darken,
@@ -33,7 +33,7 @@ from plantseg_next.synthetic.scene_light import (
     sample_light,
     spoil,
 )
-from plantseg_next.synthetic.scene_plants import (
+from scenes.plants import (
     any_species,
     draw_leaves,
     fill_with_leaves,
@@ -43,7 +43,7 @@ from plantseg_next.synthetic.scene_plants import (
     hang_fruit,
     scatter_litter,
 )
-from plantseg_next.synthetic.surfaces import (
+from scenes.surfaces import (
     draw_sheet,
     draw_sky,
     draw_soil,

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from plantseg_next.synthetic.leaf_shapes import LeafFields, log_uniform, smooth_noise
-from plantseg_next.synthetic.surfaces import sample_color
+from scenes.surfaces import sample_color
 
 Plane = Float32[np.ndarray, "h w"]
 Rgb = Float32[np.ndarray, "h w 3"]

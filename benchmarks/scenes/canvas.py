@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from plantseg_next.synthetic.scene_leaves import Sprite
-from plantseg_next.synthetic.scene_light import Light, darken, drop_shadow, light_surface
-from plantseg_next.synthetic.scene_strokes import StrokeLayer
+from scenes.leaves import Sprite
+from scenes.light import Light, darken, drop_shadow, light_surface
+from scenes.strokes import StrokeLayer
 
 Plane = Float32[np.ndarray, "h w"]
 Rgb = Float32[np.ndarray, "h w 3"]

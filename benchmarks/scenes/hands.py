@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from plantseg_next.synthetic.leaf_shapes import smooth_noise
-from plantseg_next.synthetic.scene_light import Light, darken, drop_shadow, shade_relief
-from plantseg_next.synthetic.surfaces import sample_color
+from scenes.light import Light, darken, drop_shadow, shade_relief
+from scenes.surfaces import sample_color
 
 Plane = Float32[np.ndarray, "h w"]
 Rgb = Float32[np.ndarray, "h w 3"]

@@ -26,7 +26,7 @@ from plantseg_next.synthetic.lesions import (
     place_blots,
     ruggedness,
 )
-from plantseg_next.synthetic.surfaces import cells, sample_color
+from scenes.surfaces import cells, sample_color
 
 Plane = Float32[np.ndarray, "h w"]
 Rgb = Float32[np.ndarray, "h w 3"]

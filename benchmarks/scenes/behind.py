@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from plantseg_next.synthetic.leaf_shapes import log_uniform, smooth_noise
-from plantseg_next.synthetic.scene_canvas import Canvas
-from plantseg_next.synthetic.scene_light import Light
-from plantseg_next.synthetic.scene_plants import (
+from scenes.canvas import Canvas
+from scenes.light import Light
+from scenes.plants import (
     any_species,
     draw_leaves,
     fill_with_leaves,
@@ -20,7 +20,7 @@ from plantseg_next.synthetic.scene_plants import (
     hang_fruit,
     scatter_litter,
 )
-from plantseg_next.synthetic.surfaces import draw_sky, draw_soil, lay_straw
+from scenes.surfaces import draw_sky, draw_soil, lay_straw
 
 Rgb = Float32[np.ndarray, "h w 3"]
 

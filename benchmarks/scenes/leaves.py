@@ -22,9 +22,9 @@ from plantseg_next.synthetic.leaf_shapes import (
     smooth_noise,
     trace_leaf_shapes,
 )
-from plantseg_next.synthetic.scene_lesions import Tissue, infect
-from plantseg_next.synthetic.scene_markings import draw_drops, draw_soil, mark_healthy
-from plantseg_next.synthetic.surfaces import sample_color
+from scenes.lesions import Tissue, infect
+from scenes.markings import draw_drops, draw_soil, mark_healthy
+from scenes.surfaces import sample_color
 
 Plane = Float32[np.ndarray, "h w"]
 Rgb = Float32[np.ndarray, "h w 3"]

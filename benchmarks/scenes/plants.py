@@ -9,23 +9,23 @@ import numpy as np
 
 from plantseg_next.synthetic.leaf_shapes import log_uniform, smooth_noise
 from plantseg_next.synthetic.lesions import LESION_KINDS
-from plantseg_next.synthetic.scene_canvas import Canvas, Place
-from plantseg_next.synthetic.scene_leaves import (
+from scenes.canvas import Canvas, Place
+from scenes.leaves import (
     Species,
     Sprite,
     draw_dead,
     draw_sprite,
     sample_species,
 )
-from plantseg_next.synthetic.scene_light import darken, distance_px, drop_shadow
-from plantseg_next.synthetic.scene_strokes import (
+from scenes.light import darken, distance_px, drop_shadow
+from scenes.strokes import (
     Color,
     Points,
     StrokeLayer,
     bowed_line,
     draw_blade,
 )
-from plantseg_next.synthetic.surfaces import lay_straw, sample_color
+from scenes.surfaces import lay_straw, sample_color
 
 _STEMS = bytes.fromhex("6f8f3a 8aa050 5a7a34 9a9a58 8a5a4a a8b468")
 _GRASS = bytes.fromhex("4f8a2f 6aa83a 3c6e2e 86b848 5a8f6a 7a9f5a 9ab84a 2f5a34")

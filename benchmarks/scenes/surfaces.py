@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from plantseg_next.synthetic.leaf_shapes import log_uniform, pick_color, smooth_noise
-from plantseg_next.synthetic.scene_light import (
+from scenes.light import (
     Light,
     darken,
     distance_px,
@@ -20,7 +20,7 @@ from plantseg_next.synthetic.scene_light import (
     relief_shadow,
     shade_relief,
 )
-from plantseg_next.synthetic.scene_strokes import Color, scatter_straw
+from scenes.strokes import Color, scatter_straw
 
 Plane = Float32[np.ndarray, "h w"]
 Rgb = Float32[np.ndarray, "h w 3"]
