@@ -96,33 +96,62 @@ def test_resume_after_three_interruptions_is_bit_identical(
     assert kinds(tmp_path / "run").count("resumed") == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_resume_after_sigkill_or_sigterm_is_bit_identical(
-    finished_semi_run, drawn_folder, tmp_path, number
-):
-    FEW.write(tmp_path / "few.yaml")
-    out = tmp_path / "run"
-    command = [sys.executable, "-c", COMMAND, "train", str(drawn_folder)]
-    command += ["--out", str(out), "--config", str(tmp_path / "few.yaml")]
+def interrupted(
+    settings: Settings, data: Path, out: Path, number: int
+) -> tuple[int, bytes]:
+    """Train in another process, and send it a signal once it has written step 3.
+
+    Returns:
+        Its exit code and its standard error, when no process has either open any more.
+    """
+    config = out.with_name("few.yaml")
+    settings.write(config)
+    command = [sys.executable, "-c", COMMAND, "train", str(data)]
+    command += ["--out", str(out), "--config", str(config)]
     # The threads of this process: another number of threads rounds differently.
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     ) as process:
         while not list(out.glob("checkpoints/*-step-3.*")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(number)
-        _, err = process.communicate()
+        try:
+            _, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail("processes outlived the main process by a minute")
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_resume_after_sigkill_or_sigterm_is_bit_identical(
+    finished_semi_run, drawn_folder, tmp_path, number
+):
+    out = tmp_path / "run"
+    code, err = interrupted(FEW, drawn_folder, out, number)
     if number == signal.SIGTERM:
-        assert process.returncode == 128 + signal.SIGTERM
+        assert code == 128 + signal.SIGTERM
         assert b"of 12, asked by SIGTERM. The same command resumes from here." in err
     else:
-        assert process.returncode == -signal.SIGKILL
+        assert code == -signal.SIGKILL
     api.train(drawn_folder, out, FEW)
     assert_same(finished_semi_run, out)
+
+
+def test_workers_and_their_server_end_after_sigkill_of_the_main_process(
+    drawn_folder, tmp_path
+):
+    settings = FEW.with_settings(["data.workers=2", "training.steps=1000"])
+    code, _ = interrupted(settings, drawn_folder, tmp_path / "run", signal.SIGKILL)
+    assert code == -signal.SIGKILL
 
 
 def test_damaged_checkpoint_is_reported_and_the_one_before_used(

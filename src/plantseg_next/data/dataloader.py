@@ -1,6 +1,7 @@
 """Data loader: samples become batches, read by worker processes if there are enough cores.
 
-A worker that dies or hangs is replaced, without losing or repeating a batch.
+A worker that dies or hangs is replaced, without losing or repeating a batch. Workers end
+with the main process, also if that is killed.
 """
 
 import os
@@ -8,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 import cv2
 import torch
@@ -97,7 +98,7 @@ def _in_order(
         sampler=range(numbers.start * batch_size, numbers.stop * batch_size),
         num_workers=workers,
         collate_fn=_collate_or_error,
-        worker_init_fn=_quiet_worker if workers else None,
+        worker_init_fn=_init_worker if workers else None,
         prefetch_factor=prefetch if workers else None,
         # PyTorch detects a dead worker only after this timeout.
         timeout=LOOK_S if workers else 0,
@@ -190,7 +191,18 @@ def _collate_or_error(
     )
 
 
-def _quiet_worker(_: int) -> None:
-    """Limit a worker to one thread; there is one worker per core."""
+def _init_worker(_: int) -> None:
+    """Limit a worker to one thread (there is one per core), and watch its main process."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    threading.Thread(target=_exit_after_main_process, daemon=True).start()
+
+
+def _exit_after_main_process() -> None:
+    """End this worker once the main process has ended, in whatever way.
+
+    PyTorch watches the fork server, which in turn lives as long as any worker.
+    """
+    if (main_process := parent_process()) is not None:
+        main_process.join()
+        os._exit(1)
