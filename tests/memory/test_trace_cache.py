@@ -36,12 +36,20 @@ def test_trace_cache_of_other_code_is_not_used(monkeypatch):
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", None])
-def test_trace_cache_with_a_damaged_file_is_rebuilt(content):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda _: b"no gzip",
+        lambda entry: entry[:-9],
+        lambda entry: entry[:20] + bytes(20) + entry[40:],
+    ],
+)
+def test_trace_cache_with_a_damaged_file_is_rebuilt(damage):
     find, calls = finder()
     cached_trace({}, find)
     (entry,) = folder().iterdir()
-    entry.write_bytes(entry.read_bytes()[:-9] if content is None else content)
+    entry.write_bytes(damage(entry.read_bytes()))
     assert cached_trace({}, find) == STEP
     assert cached_trace({}, find) == STEP
     assert len(calls) == 2
@@ -55,6 +63,16 @@ def test_trace_cache_in_an_unwritable_folder_is_a_temporary_one(monkeypatch, tmp
     assert cached_trace({"folder": str(tmp_path)}, find) == STEP
     assert len(calls) == 1
     assert not folder().is_relative_to(tmp_path)
+
+
+def test_trace_cache_without_any_writable_folder_computes(monkeypatch):
+    def fail():
+        raise FileNotFoundError("no usable temporary directory")
+
+    monkeypatch.setattr(trace_cache, "cache_folder", fail)
+    find, calls = finder()
+    assert [cached_trace({}, find), cached_trace({}, find)] == [STEP, STEP]
+    assert len(calls) == 2
 
 
 def test_trace_cache_removes_the_oldest_entries(monkeypatch):

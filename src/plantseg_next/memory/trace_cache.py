@@ -8,6 +8,7 @@ the key, so that entries cannot be out of date.
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -34,15 +35,15 @@ def cached_trace(about: Mapping[str, Any], find: Callable[[], Footprint]) -> Foo
         find: Computes the trace.
     """
     name = hashlib.sha256(json.dumps([about, _code()], sort_keys=True).encode()).hexdigest()
-    path = folder() / f"{name}.json.gz"
-    with suppress(OSError, EOFError, ValueError, KeyError, TypeError):
-        tree = json.loads(gzip.decompress(path.read_bytes()))
+    name = f"{name}.json.gz"
+    with suppress(OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
+        tree = json.loads(gzip.decompress((folder() / name).read_bytes()))
         return Footprint(**tree | {"timeline": tuple(map(tuple, tree["timeline"]))})
     step = find()
     with suppress(OSError):
         packed = gzip.compress(json.dumps(asdict(step)).encode(), 4)
-        write_atomically(path, packed)
-        entries = sorted(path.parent.glob("*.json.gz"), key=lambda p: p.stat().st_mtime)
+        write_atomically(folder() / name, packed)
+        entries = sorted(folder().glob("*.json.gz"), key=lambda p: p.stat().st_mtime)
         for old in entries[:-MOST_KEPT]:
             old.unlink(missing_ok=True)
     return step
