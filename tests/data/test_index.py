@@ -3,6 +3,7 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from plantseg_next import files
@@ -59,7 +60,9 @@ def test_find_known_file_is_not_read_again(file):
         assert opened.known(Text, file.with_name("missing")) is None
 
 
-@pytest.mark.parametrize("change", ["size", "time", "code", "variant", "path"])
+@pytest.mark.parametrize(
+    "change", ["size", "time", "content", "file", "code", "variant", "path"]
+)
 def test_find_changed_file_is_read_again(file, change):
     read, arguments = Reader(), {}
     read(file)
@@ -70,6 +73,14 @@ def test_find_changed_file_is_read_again(file, change):
     if change == "time":
         file.write_text("other")
         os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    while change == "content" and file.stat().st_ctime_ns == state.st_ctime_ns:
+        file.write_text("other")
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    if change == "file":
+        other = file.with_name("other")
+        other.write_text("other")
+        os.utime(other, ns=(state.st_atime_ns, state.st_mtime_ns))
+        other.replace(file)
     if change in ("code", "variant"):
         arguments = {change: "2"}
     if change == "path":
@@ -102,14 +113,50 @@ def test_damaged_database_is_replaced(file, database, content):
     database.write_bytes(content)
     read = Reader()
     assert [read(file), read(file), read(file)] == ["first"] * 3
+    assert read.n_read == 1
+
+
+@pytest.mark.parametrize("name", [b"files", b"stamp", b"CREATE", b"table"])
+def test_database_with_a_damaged_schema_is_replaced(file, database, name):
+    read = Reader()
+    read(file)
+    database.write_bytes(database.read_bytes().replace(name, b"\xff" * len(name)))
+    assert [read(file), read(file)] == ["first", "first"]
     assert read.n_read == 2
 
 
-def test_damaged_entry_is_read_again(file, database):
+def test_database_with_another_table_is_replaced(file, database):
+    database.parent.mkdir(parents=True)
+    with sqlite3.connect(database) as connection:
+        connection.execute("CREATE TABLE files (kind TEXT)")
+    connection.close()
+    read = Reader()
+    assert [read(file), read(file), read(file)] == ["first"] * 3
+    assert read.n_read == 1
+
+
+def test_randomly_damaged_database_never_gives_another_content(tmp_path, database):
+    paths = [tmp_path / f"{i}" for i in range(8)]
+    for path in paths:
+        path.write_text(path.name * 1500)
+    read = Reader()
+    right = [read(path) for path in paths]
+    intact = database.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        damaged = np.frombuffer(intact, np.uint8).copy()
+        where = rng.integers(len(damaged), size=rng.integers(1, 40))
+        damaged[where] = rng.integers(256, size=len(where))
+        database.write_bytes(damaged[: rng.choice([len(damaged), 9000])].tobytes())
+        assert [read(path) for path in paths] == right
+
+
+@pytest.mark.parametrize("content", ["x'ff'", "'text'", "NULL", "content || '.'"])
+def test_damaged_entry_is_read_again(file, database, content):
     read = Reader()
     read(file)
     with sqlite3.connect(database) as connection:
-        connection.execute("UPDATE files SET content = x'ff'")
+        connection.execute(f"UPDATE files SET content = {content}")  # noqa: S608
     connection.close()
     assert [read(file), read(file)] == ["first", "first"]
     assert read.n_read == 2
@@ -140,6 +187,16 @@ def test_without_a_writable_cache_the_index_lasts_as_long_as_the_process(
     assert files.cache_folder().samefile(temporary.name)
     temporary.cleanup()
     files._temporary_cache.cache_clear()
+
+
+def test_without_any_writable_folder_files_are_read(file, monkeypatch):
+    def fail():
+        raise FileNotFoundError("no usable temporary directory")
+
+    monkeypatch.setattr(index, "cache_folder", fail)
+    read = Reader()
+    assert [read(file), read(file)] == ["first", "first"]
+    assert read.n_read == 2
 
 
 def test_read_only_database_is_read(file, database, monkeypatch):

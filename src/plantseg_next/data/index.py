@@ -1,14 +1,17 @@
 """An index of files: what an inspection of each found, kept on disk between commands.
 
 It is a database in the cache folder of the user, because the folder of a data set may be
-read-only. An entry holds as long as its file keeps size and time of change. Nothing depends
-on the database: where it is missing, damaged or locked, files are inspected again.
+read-only. An entry holds as long as its file keeps its size, inode and times of change: the
+time of the content alone is kept by tools that replace a file by another (``rsync``,
+``cp -p``). Nothing depends on the database: where an entry fails its checksum, or the
+database is missing or locked, files are inspected again, and a damaged one is replaced.
 """
 
+import hashlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -20,6 +23,7 @@ NAME = "index_1.sqlite"
 MOST_KEPT = 100_000
 """Entries, of which the oldest are removed; one of an image takes 4 KB."""
 
+_CHECKSUM_BYTES = 8  # before the content of an entry
 _MOST_BYTES = 2**16  # of an entry
 _WAIT_S = 5.0  # for another process that is writing
 _WRITTEN_AT_ONCE = 200  # so that an interrupted command keeps what it found
@@ -30,6 +34,14 @@ CREATE TABLE IF NOT EXISTS files (
 """
 _READ = "SELECT content FROM files WHERE kind = ? AND path = ? AND stamp = ?"
 _WRITE = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)"  # at the end: a new rowid
+_ERRORS = (sqlite3.Error, OSError, MemoryError, UnicodeDecodeError)
+"""Of SQLite; it fails to decode its own messages about a damaged database."""
+_UNDAMAGED = {
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PERM, sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_READONLY,
+}  # fmt: skip
+"""Codes of errors that say nothing about the content of the database."""
 _REMOVE = "DELETE FROM files WHERE rowid <= (SELECT max(rowid) FROM files) - ?"
 
 
@@ -46,11 +58,7 @@ class Kept(Protocol):
 
     @classmethod
     def from_bytes(cls: type[F], content: bytes) -> F:
-        """Return what ``to_bytes`` wrote.
-
-        Raises:
-            ValueError: If the bytes are damaged; also ``KeyError`` and ``TypeError``.
-        """
+        """Return what ``to_bytes`` wrote."""
         ...
 
 
@@ -60,6 +68,11 @@ class _Key(NamedTuple):
     kind: str
     path: bytes
     stamp: str
+
+    def checksum(self, content: bytes) -> bytes:
+        """Return the checksum of the entry with this content."""
+        parts = (self.kind.encode(), self.path, self.stamp.encode(), content)
+        return hashlib.blake2b(b"\0".join(parts), digest_size=_CHECKSUM_BYTES).digest()
 
 
 class Index:
@@ -73,15 +86,11 @@ class Index:
         self._code = code
         self._lock = Lock()
         self._pending: dict[_Key, bytes] = {}
-        self._file = cache_folder() / NAME
         self._database: sqlite3.Connection | None = None
 
     def __enter__(self) -> "Index":
         with self._unless_broken():
-            self._database = sqlite3.connect(
-                self._file, timeout=_WAIT_S, check_same_thread=False
-            )
-            self._database.execute(_CREATE)
+            self._open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,7 +127,7 @@ class Index:
         content = found.to_bytes()
         if key is not None and len(content) <= _MOST_BYTES:
             with self._lock:
-                self._pending[key] = content
+                self._pending[key] = key.checksum(content) + content
                 if len(self._pending) >= _WRITTEN_AT_ONCE:
                     self._write()
         return found
@@ -128,7 +137,8 @@ class Index:
             state = path.stat()
         except OSError:
             return None
-        stamp = f"{state.st_size} {state.st_mtime_ns} {self._code}"
+        times = f"{state.st_mtime_ns} {state.st_ctime_ns}"
+        stamp = f"{state.st_size} {times} {state.st_ino} {self._code}"
         return _Key(f"{kind.__name__} {variant}", os.fsencode(path.absolute()), stamp)
 
     def _read(self, kind: type[F], key: _Key) -> F | None:
@@ -136,9 +146,10 @@ class Index:
         with self._lock, self._unless_broken():
             if self._database is not None:
                 row = self._database.execute(_READ, key).fetchone()
-        with suppress(ValueError, KeyError, TypeError):
-            return None if row is None else kind.from_bytes(row[0])
-        return None
+        if row is None or not isinstance(row[0], bytes):  # damaged: of another type
+            return None
+        checksum, content = row[0][:_CHECKSUM_BYTES], row[0][_CHECKSUM_BYTES:]
+        return kind.from_bytes(content) if checksum == key.checksum(content) else None
 
     def _write(self) -> None:
         """Write what is pending in one transaction; the lock is held."""
@@ -152,15 +163,26 @@ class Index:
 
     @contextmanager
     def _unless_broken(self) -> Iterator[None]:
-        """Close the database at its first error, and remove it if it is damaged."""
+        """Replace the database at an error if it is damaged, or else go on without it."""
         try:
             yield
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             self._close()
-            if type(error) is sqlite3.DatabaseError:  # others: locked, full, read-only
-                for suffix in ("", "-journal"):
-                    with suppress(OSError):
-                        self._file.with_name(NAME + suffix).unlink()
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+            if code & 0xFF in _UNDAMAGED:  # the low byte: the rest is a detail
+                return
+            try:
+                for suffix in ("", "-journal", "-wal", "-shm"):
+                    (cache_folder() / (NAME + suffix)).unlink(missing_ok=True)
+                self._open()
+            except _ERRORS:
+                self._close()
+
+    def _open(self) -> None:
+        self._database = sqlite3.connect(
+            cache_folder() / NAME, timeout=_WAIT_S, check_same_thread=False
+        )
+        self._database.execute(_CREATE)
 
     def _close(self) -> None:
         if self._database is not None:
