@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from plantseg_next.models.bundle import (
     ModelCard,
     Normalization,
     RunImage,
+    find_bundle,
     read_bundle,
     read_card,
     read_images,
@@ -102,6 +104,17 @@ def test_card_with_an_impossible_value_is_refused(bundle, tmp_path, name, value,
     tree = json.loads((bundle[0] / CARD).read_text("utf-8")) | {name: value}
     (tmp_path / CARD).write_text(json.dumps(tree))
     with pytest.raises(DataError, match=f"is not a model card: `{name}`: .*{text}"):
+        read_card(tmp_path)
+
+
+def test_unreadable_folder_of_a_model_is_refused(tmp_path, monkeypatch):
+    def forbidden(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    assert find_bundle(tmp_path) == tmp_path
+    with pytest.raises(DataError, match=r"model\.json` cannot be read: Permission denied"):
         read_card(tmp_path)
 
 

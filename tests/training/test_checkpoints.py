@@ -110,7 +110,7 @@ def test_checkpoint_with_flipped_byte_is_skipped_and_reported(tmp_path, where):
     messages = []
     assert kept.load(log=messages.append)["step"] == 1
     (line,) = messages
-    assert "000002-step-2.safetensors` is damaged and skipped" in line
+    assert "000002-step-2.safetensors` is skipped: its SHA-256 does not match" in line
 
 
 @pytest.mark.parametrize("length", [0, 7, 300])
@@ -130,8 +130,69 @@ def test_checkpoint_with_wrong_digest_is_skipped(tmp_path):
 def test_all_checkpoints_damaged_raises(tmp_path):
     kept = saved(tmp_path, 1)
     newest(tmp_path).write_bytes(b"")
-    with pytest.raises(DataError, match=r"All 1 checkpoints in .* are damaged"):
+    wrong = r"can be used:\n    000001-step-1.safetensors: its SHA-256 does not match"
+    with pytest.raises(DataError, match=wrong) as caught:
         kept.load()
+    assert "start again with --restart; the models" in caught.value.fix
+
+
+def without_digests(folder):
+    for path in (folder / run_record.CHECKPOINTS).glob("*.sha256"):
+        path.unlink()
+
+
+def test_checkpoint_without_digest_is_skipped_and_reported(tmp_path):
+    kept = saved(tmp_path, 1)
+    without_digests(tmp_path)
+    kept.save(STATE | {"step": 2}, step=2)
+    kept.save(STATE | {"step": 3}, step=3)
+    newest(tmp_path).with_name(newest(tmp_path).name + ".sha256").unlink()
+    messages = []
+    assert kept.load(log=messages.append)["step"] == 2
+    (line,) = messages
+    assert "000003-step-3.safetensors` is skipped: it has no digest file" in line
+
+
+def test_no_checkpoint_with_digest_raises(tmp_path):
+    kept = saved(tmp_path, 0, 1, 2)
+    without_digests(tmp_path)
+    with pytest.raises(DataError, match=r"No checkpoint in .* can be used") as caught:
+        kept.load()
+    assert "000003-step-2.safetensors: it has no digest file" in caught.value.came
+    assert "000002-step-1.safetensors: it has no digest file" in caught.value.came
+    assert "digest file (.sha256)" in caught.value.needed
+
+
+def test_kill_while_writing_the_first_checkpoint_loads_none(tmp_path):
+    kept = saved(tmp_path, 0)
+    without_digests(tmp_path)
+    messages = []
+    assert kept.load(log=messages.append) is None
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize("result", [run_record.BEST, run_record.FIRST_STEPS])
+def test_trained_run_without_checkpoints_raises(tmp_path, result):
+    (tmp_path / result).mkdir()
+    with pytest.raises(DataError, match=r"was trained, but .* holds no checkpoint"):
+        Checkpoints(tmp_path).load()
+
+
+def test_unreadable_folder_raises(tmp_path):
+    (tmp_path / run_record.CHECKPOINTS).touch()
+    with pytest.raises(DataError, match="cannot be read: Not a directory") as caught:
+        Checkpoints(tmp_path).load()
+    assert caught.value.fix == "make it readable, or start again with --restart"
+
+
+def test_unreadable_checkpoint_is_skipped(tmp_path):
+    kept = saved(tmp_path, 1, 2)
+    path = newest(tmp_path)
+    path.unlink()
+    path.mkdir()
+    messages = []
+    assert kept.load(log=messages.append)["step"] == 1
+    assert "is skipped: it cannot be read (Is a directory)" in messages[0]
 
 
 @pytest.mark.parametrize("n_writes", [0, 1])

@@ -40,8 +40,52 @@ def assert_same(one: Path, two: Path) -> None:
 
 def test_run_without_its_manifest_is_refused(drawn_folder, stopped_run):
     (stopped_run / "manifest.json").unlink()
-    with pytest.raises(DataError, match=r"has checkpoints, but no `manifest\.json`"):
+    with pytest.raises(DataError, match=r"was trained, but has no `manifest\.json`"):
         api.train(drawn_folder, stopped_run, FEW)
+
+
+def test_run_without_digests_of_its_checkpoints_is_refused(drawn_folder, stopped_run):
+    for path in (stopped_run / "checkpoints").glob("*.sha256"):
+        path.unlink()
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"step-2\.safetensors: it has no digest file"):
+            api.train(drawn_folder, stopped_run, FEW)
+    assert "failed. No checkpoint in" in str(read_status(stopped_run))
+    api.train(drawn_folder, stopped_run, FEW, restart=True)
+
+
+def test_finished_run_without_its_checkpoints_is_refused(
+    finished_semi_run, drawn_folder, tmp_path
+):
+    out = tmp_path / "run"
+    shutil.copytree(finished_semi_run, out)
+    shutil.rmtree(out / "checkpoints")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"was trained, but .* holds no checkpoint"):
+            api.train(drawn_folder, out, FEW)
+    assert read_card(out / "best").sha256 == read_card(finished_semi_run / "best").sha256
+    (out / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"was trained, but has no `manifest\.json`"):
+        api.train(drawn_folder, out, FEW)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"threads": None}, r"run\.json` is not the record of a run: `threads`"),
+        ({"threads": 0}, r"run\.json` is not the record of a run: `threads`"),
+        ({"pixels": None}, r"run\.json` is not the record of a run: `pixels`"),
+        ({"pixels": [-1] * 6}, r"run\.json` is not the record of a run: `pixels\.0`"),
+        ({"pixels": [9, 9]}, "counts the pixels of 2 classes, and its manifest has 6"),
+    ],
+)
+def test_run_with_a_wrong_record_is_refused(drawn_folder, stopped_run, changed, message):
+    tree = json.loads((stopped_run / "run.json").read_text()) | changed
+    kept = {name: value for name, value in tree.items() if value is not None}
+    (stopped_run / "run.json").write_text(json.dumps(kept))
+    with pytest.raises(DataError, match=message) as caught:
+        api.train(drawn_folder, stopped_run, FEW)
+    assert "start again with --restart" in caught.value.fix
 
 
 def test_foreign_file_among_checkpoints_and_a_folder_as_lock_are_no_error(stopped_run):

@@ -214,7 +214,14 @@ def write_bundle(
 
 def find_bundle(path: Path) -> Path | None:
     """Return the folder of a model: the path itself, or ``best`` in a run."""
-    return next((f for f in (path, path / "best") if (f / CARD).is_file()), None)
+    return next((f for f in (path, path / "best") if _has_card(f)), None)
+
+
+def _has_card(folder: Path) -> bool:
+    try:
+        return (folder / CARD).is_file()
+    except PermissionError:
+        return True  # reading it says why it cannot be read
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -224,16 +231,15 @@ def read_card(folder: Path) -> ModelCard:
         UsageError: If the folder does not exist.
         DataError: If it holds no card, or one that cannot be read.
     """
-    path = folder / CARD
     if not folder.exists():
         raise missing_path(folder, "the folder of a trained model")
-    if not path.exists():
+    if not _has_card(folder):
         raise DataError(
             f"`{folder}` holds no `{CARD}`.",
             needed="the folder of a trained model, for example RUN/best",
             fix="train one: plantseg-next train DATA --out RUN",
         )
-    return _CARD.read(path)
+    return _CARD.read(folder / CARD)
 
 
 def read_images(folder: Path) -> RunImages | None:

@@ -5,7 +5,8 @@
 
 A file is written under a temporary name, synced, renamed, read back and compared. Then its
 digest is written, and then older files are removed. Whenever a process is killed, the
-newest file that matches its digest is complete. Loading a file executes no code.
+newest file that matches its digest is complete. Where files are left and none is complete,
+the run is not started again unasked. Loading a file executes no code.
 
 Files are numbered in the order of writing: after a rollback a run writes a newer file of a
 lower step.
@@ -15,7 +16,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,10 +28,11 @@ from plantseg_next.errors import DataError, OutputError
 from plantseg_next.files import explained, sha256_of, write_atomically
 from plantseg_next.json_files import JsonFormat
 from plantseg_next.models.tensor_files import write_tensors
-from plantseg_next.training.run_record import CHECKPOINTS
+from plantseg_next.training.run_record import CHECKPOINTS, has_trained
 
 KEPT = 3
 """Number of newest checkpoints that are kept."""
+_NO_DIGEST = "it has no digest file, so it may be incomplete"
 _KEY = "plantseg_next"
 _NAME = re.compile(r"\d+-step-\d+\.safetensors")
 """Key of the head among the metadata of the tensors."""
@@ -84,7 +86,7 @@ class Checkpoints:
                 ones are then untouched.
         """
         began = time.perf_counter()
-        number = 1 + max((_number(path) for path in self._files()), default=0)
+        number = 1 + max(map(_number, self._newest_first()), default=0)
         path = self.folder / f"{number:06d}-step-{step}.safetensors"
         digest = hashlib.sha256()
         with explained(self.folder):
@@ -114,39 +116,51 @@ class Checkpoints:
         Args:
             step: Load this step only.
             before: Load steps before this one only.
-            log: Receives a message for every damaged one that is skipped.
+            log: Receives a message for every one that is skipped, with the reason.
 
         Raises:
-            DataError: If all are damaged, or a newer version wrote them.
+            DataError: If the run was trained and no checkpoint of it is intact, or a newer
+                version wrote them.
         """
-        damaged = 0
+        skipped: dict[Path, str] = {}
         for path in self._newest_first():
             is_wanted = step is None or _step(path) == step
             is_wanted &= before is None or _step(path) < before
-            if not is_wanted or not _sidecar(path).exists():
-                continue  # without a digest it is incomplete
-            try:
-                expected = _sidecar(path).read_text("utf-8", errors="replace").split()
-                digest = sha256_of(path)
-            except OSError as error:
-                why = f"it cannot be read ({error.strerror})"
-            else:
-                if [digest] == expected[:1]:
-                    return read_state(path)
-                why = "its SHA-256 does not match its digest file"
-            damaged += 1
-            log(f"`{path}` is damaged and skipped: {why}.")
-        if damaged and step is None and before is None:
-            raise DataError(
-                f"All {damaged} checkpoints in `{self.folder}` are damaged.",
-                needed="one whose SHA-256 matches its digest file",
-                fix="start again with --restart; the models of the run are kept",
-            )
+            if not is_wanted:
+                continue
+            skipped[path] = _defect(path)
+            if not skipped[path]:
+                return read_state(path)
+            log(f"`{path}` is skipped: {skipped[path]}.")
+        if step is None and before is None:
+            self._refuse_lost(skipped)
         return None
+
+    def _refuse_lost(self, skipped: Mapping[Path, str]) -> None:
+        """Refuse to start again a run that was trained.
+
+        Raises:
+            DataError: Unless it was killed while it wrote its first checkpoint, or before.
+        """
+        lost = [p for p, why in skipped.items() if _step(p) or why != _NO_DIGEST]
+        if not lost and not has_trained(self.folder.parent):
+            return
+        came = f"The run was trained, but `{self.folder}` holds no checkpoint."
+        if lost:
+            reasons = [f"{path.name}: {skipped[path]}" for path in lost]
+            came = f"No checkpoint in `{self.folder}` can be used:\n    "
+            came += "\n    ".join(reasons)
+        raise DataError(
+            came,
+            needed="a checkpoint of the run, with a digest file (.sha256) that matches it",
+            fix="restore both from a copy, or start again with --restart; the models of "
+            "the run are kept",
+        )
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, in the order of writing."""
-        complete = [path for path in self._newest_first() if _sidecar(path).exists()]
+        names = self._names()
+        complete = [p for p in self._newest_first() if _sidecar(p).name in names]
         return [_step(path) for path in reversed(complete)]
 
     def _prune(self, also_keep: int) -> None:
@@ -160,11 +174,25 @@ class Checkpoints:
                 _sidecar(path).unlink(missing_ok=True)
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self._files(), key=_number, reverse=True)
+        files = [self.folder / name for name in self._names() if _NAME.fullmatch(name)]
+        return sorted(files, key=_number, reverse=True)
 
-    def _files(self) -> Iterator[Path]:
-        paths = self.folder.glob("*.safetensors")
-        return (path for path in paths if _NAME.fullmatch(path.name))
+    def _names(self) -> set[str]:
+        """Return the names of all files in the folder.
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+        try:
+            return {path.name for path in self.folder.iterdir()}
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise DataError(
+                f"`{self.folder}` cannot be read: {error.strerror}.",
+                needed="the folder with the checkpoints of the run",
+                fix="make it readable, or start again with --restart",
+            ) from error
 
 
 def write_state(file: BinaryIO, state: dict[str, Any], digest: "hashlib._Hash") -> None:
@@ -232,6 +260,18 @@ def _unpacked(packed: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
         return {k: _unpacked(v, tensors) for k, v in content}
     parts = [_unpacked(v, tensors) for v in content]
     return tuple(parts) if kind == "tuple" else parts
+
+
+def _defect(path: Path) -> str:
+    """Return why a checkpoint cannot be used, "" if it can."""
+    try:
+        expected = _sidecar(path).read_text("utf-8", errors="replace").split()
+        digest = sha256_of(path)
+    except FileNotFoundError:
+        return _NO_DIGEST
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return "" if [digest] == expected[:1] else "its SHA-256 does not match its digest file"
 
 
 def _sidecar(path: Path) -> Path:

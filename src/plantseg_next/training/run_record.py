@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, NonNegativeInt, PositiveInt
 
 from plantseg_next import __version__
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
@@ -37,6 +37,9 @@ SETTINGS = "settings.yaml"
 LOCK = ".lock"
 PLAN = "plan.json"
 CHECKPOINTS = "checkpoints"
+BEST = "best"
+"""Folder of the best model, written at a validation."""
+FIRST_STEPS = "first_steps.json"
 MASKS = "masks"
 """Folder of masks that were rasterized from outlines."""
 
@@ -45,7 +48,9 @@ class _RunFile(BaseModel, extra="allow"):
     """The content of ``run.json``; other fields are the environment."""
 
     sources: dict[str, Any]
-    pixels: tuple[int, ...]
+    pixels: tuple[NonNegativeInt, ...]
+    threads: PositiveInt
+    command: tuple[str, ...] = ()
 
 
 _FORMAT = JsonFormat(
@@ -110,9 +115,9 @@ class RunRecord:
         if not path.is_file():
             return None
         if not (folder / MANIFEST_FILE).is_file():
-            if any((folder / CHECKPOINTS).glob("*.safetensors")):
+            if (folder / CHECKPOINTS).exists() or has_trained(folder):
                 raise DataError(
-                    f"`{folder}` has checkpoints, but no `{MANIFEST_FILE}`: which images "
+                    f"`{folder}` was trained, but has no `{MANIFEST_FILE}`: which images "
                     "the run learns from is not known.",
                     needed="the manifest that the run wrote",
                     fix="restore it from a copy, or start again with --restart",
@@ -123,7 +128,7 @@ class RunRecord:
             Settings.read(folder / SETTINGS),
             record.sources,
             record.pixels,
-            record.model_extra or {},
+            record.model_dump(exclude={"sources", "pixels"}),
         )
 
     def planned(self, settings: Settings, memory: int) -> Settings:
@@ -181,6 +186,11 @@ def refuse_other_configuration(folder: Path, differences: list[str]) -> None:
             fix="use the same ones to resume it, another --out for a new run, or "
             "--restart to archive it and start again",
         )
+
+
+def has_trained(folder: Path) -> bool:
+    """Return whether a run has results of steps, which only a checkpoint can resume."""
+    return any((folder / name).exists() for name in (BEST, FIRST_STEPS))
 
 
 def prepare_run(folder: Path) -> None:
@@ -258,16 +268,21 @@ def _locked(folder: Path) -> UsageError:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether a process is training in a folder now."""
+    """Return whether a process is training in a folder now.
+
+    Raises:
+        OutputError: If its lock cannot be opened.
+    """
     from filelock import FileLock, Timeout
 
     if not (folder / LOCK).is_file():
         return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
+    with explained(folder):
+        try:
+            with FileLock(folder / LOCK, timeout=0):
+                return False
+        except Timeout:
+            return True
 
 
 def environment_info(device: str, threads: int) -> dict[str, Any]:

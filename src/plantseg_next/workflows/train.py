@@ -28,6 +28,7 @@ from plantseg_next.runtime import find_device, preserved_random_state, use_threa
 from plantseg_next.settings import ModelSettings, Settings
 from plantseg_next.structures import ClassMap
 from plantseg_next.training.run_record import (
+    FIRST_STEPS,
     MASKS,
     PLAN,
     RECORD,
@@ -156,7 +157,7 @@ def train(  # noqa: PLR0913 - the options of a user
         settings = record.planned(settings, memory)
     different, allowed = record.differences(settings, sources.plain())
     refuse_other_configuration(out, different)
-    threads_before = int(record.environment["threads"])
+    threads_before = record.environment["threads"]
     with run_lock(out), use_threads(threads_before):
         images = TrainingData(
             Manifest.read(out / MANIFEST_FILE), settings, record.pixels, str(sources)
@@ -290,7 +291,6 @@ def verify(
     import torch
 
     from plantseg_next.training.callbacks.reproducibility import (
-        FIRST_STEPS,
         N_STEPS,
         first_difference,
     )
@@ -306,7 +306,6 @@ def verify(
             fix="check the path; a run with fewer steps cannot be verified",
         )
     manifest = Manifest.read(run / MANIFEST_FILE)
-    threads = int(record.environment["threads"])
     device = find_device(record.settings.device)
     now = environment_info(device.name, torch.get_num_threads())
     conditions = [
@@ -315,7 +314,7 @@ def verify(
         if record.environment.get(name) != now[name]
     ]
     images = TrainingData(manifest, record.settings, record.pixels, str(run))
-    with TemporaryDirectory() as folder, use_threads(threads):
+    with TemporaryDirectory() as folder, use_threads(record.environment["threads"]):
         repetition = Path(folder)
         record.write(repetition, manifest)
         with suppress(StoppedError):

@@ -182,12 +182,25 @@ class TrainingData:
         settings: All settings.
         pixels: Labeled pixels of each lesion class, "no lesion" first.
         origin: Name of the images in error messages.
+
+    Raises:
+        DataError: If the pixels are those of other classes.
     """
 
     manifest: Manifest
     settings: Settings
     pixels: tuple[int, ...]
     origin: str
+
+    def __post_init__(self) -> None:
+        known, needed = len(self.pixels), 1 + len(self.manifest.classes.lesions)
+        if known != needed:
+            raise DataError(
+                f"The record of the run counts the pixels of {known} classes, and its "
+                f"manifest has {needed}.",
+                needed="`run.json` and `manifest.json` of one run",
+                fix="restore both from a copy, or start again with --restart",
+            )
 
     @classmethod
     def create(

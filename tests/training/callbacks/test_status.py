@@ -8,7 +8,7 @@ from PIL import Image
 
 from conftest import FEW, train_until
 from plantseg_next import api
-from plantseg_next.errors import StoppedError, UsageError
+from plantseg_next.errors import OutputError, StoppedError, UsageError
 from plantseg_next.training.callbacks.curves import draw_curves
 from plantseg_next.training.callbacks.reproducibility import first_difference
 from plantseg_next.training.callbacks.status import read_status
@@ -172,6 +172,23 @@ def test_status_shows_repeated_events_once(run):
     text = str(read_status(run))
     assert "step 5, not-finite (3 times, last): step 5" in text
     assert "step 3" not in text
+
+
+def test_status_with_a_lock_that_cannot_be_opened_is_refused(run, monkeypatch):
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied", str(run / ".lock"))
+
+    (run / ".lock").touch()
+    monkeypatch.setattr("filelock.FileLock.acquire", forbidden)
+    with pytest.raises(OutputError, match=r"\.lock` cannot be written: Permission denied"):
+        read_status(run)
+
+
+def test_status_without_readable_events_or_progress_is_shown(run):
+    for name in ("events.jsonl", "progress.json"):
+        (run / name).unlink()
+        (run / name).mkdir()
+    assert "died before its first step" in str(read_status(run))
 
 
 def test_status_of_folder_without_run_is_refused(tmp_path):

@@ -10,8 +10,8 @@ from torch import nn
 from plantseg_next.files import explained, write_atomically
 from plantseg_next.models.tensor_files import tensors_digest
 from plantseg_next.training.callbacks.callback import Callback, Event, StepInfo
+from plantseg_next.training.run_record import FIRST_STEPS
 
-FIRST_STEPS = "first_steps.json"
 N_STEPS = 10
 
 

@@ -200,10 +200,11 @@ def read_status(folder: Path, *, alive: bool | None = None) -> Status:
 
 def _events(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the events; a line truncated by a crash is skipped."""
-    path = folder / EVENTS
-    if not path.is_file():
+    try:
+        lines = (folder / EVENTS).read_text("utf-8", errors="replace").splitlines()
+    except OSError:
         return
-    for line in path.read_text("utf-8", errors="replace").splitlines():
+    for line in lines:
         try:
             event = json.loads(line)
             yield {"step": event["step"], "kind": event["kind"], "text": event["text"]}
