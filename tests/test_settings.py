@@ -64,6 +64,17 @@ def test_unknown_key_in_a_file_names_the_file(tmp_path):
         ("data.scale=[2, 0.5]", "the smallest magnification must come first"),
         ("data.scale=[0, 1]", "greater than 0"),
         ("seed=5000000000", "less than 4294967296"),
+        ("seed=true", "`seed` is True.\n  needed: a value other than true or false"),
+        ("training.minutes=on", "`training.minutes` is True"),
+        ("data.scale=[true, 2]", "`data.scale` is [True, 2]"),
+        ("data.weights={a: [1, false, 9]}", "`data.weights` is (('a', [1, False, 9]),)"),
+        ("training.steps=010", "'010' is not a value (`010` means 8 in YAML; write"),
+        ("training.minutes=1:30", "'1:30' is not a value (`1:30` means 90 in YAML; write"),
+        ("training.minutes=1:30.5", "(`1:30.5` means 90.5 in YAML; write that number"),
+        ("data.scale=[01, 2]", "`01` means 1 in YAML"),
+        ("data.weights={a: 1, a: 2}", "is not a value (`a` is stated twice)"),
+        ("seed=2026-13-01", "is not a value (not YAML: month must be in 1..12)"),
+        ("training.minutes=", "--set got 'training.minutes='"),
     ],
 )
 def test_wrong_value_is_explained(pair, message):
@@ -77,9 +88,47 @@ def test_file_without_a_tree_is_explained(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match=r"broken\.yaml` cannot be read"):
         Settings.read(path)
+    for text in ("", "# nothing\n", "{}"):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=r"broken\.yaml` holds no setting") as caught:
+            Settings.read(path)
+        assert caught.value.fix.startswith("restore it from a copy; ")
     path.write_text("just words")
     with pytest.raises(UsageError, match=r"broken\.yaml: the content is 'just words'"):
         Settings.read(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training:\n  steps: 010\n", r"`010` means 8 in YAML; .*\n.*line 2, column 10"),
+        ("training: {minutes: 1:30}", "`1:30` means 90 in YAML"),
+        ("seed: 1\nseed: 2", "`seed` is stated twice"),
+        ("data: {tile_px: 64}\ndata: {workers: 0}", "`data` is stated twice"),
+    ],
+)
+def test_file_with_a_value_that_is_not_what_it_looks_like_is_refused(
+    tmp_path, text, message
+):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=rf"mine\.yaml` cannot be read: {message}"):
+        Settings.read(path)
+
+
+def test_numbers_in_a_file_are_read_as_they_look(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "training: {lr: 3e-4, steps: 1e3, weight_decay: .5}\nseed: 1_000\n"
+        "deterministic: true\nmemory: {budget_mb: 0x10}\ndata: {scale: [5e-1, 2E0]}\n"
+    )
+    settings = Settings.read(path)
+    assert settings.training.lr == 3e-4
+    assert settings.training.steps == settings.seed == 1000
+    assert settings.training.weight_decay == 0.5
+    assert settings.memory.budget_mb == 16
+    assert settings.data.scale == (0.5, 2.0)
+    assert settings.deterministic
 
 
 def test_all_loss_terms_zero_is_refused():

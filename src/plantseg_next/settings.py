@@ -5,7 +5,6 @@ The string below a setting is its description: ``train --settings`` prints it.
 An unknown key is an error that names the nearest setting.
 """
 
-import textwrap
 from collections.abc import Iterator
 from enum import Enum
 from functools import reduce
@@ -27,6 +26,7 @@ from pydantic import (
 from plantseg_next.errors import UsageError
 from plantseg_next.files import write_atomically
 from plantseg_next.old_settings import unknown_setting
+from plantseg_next.yaml_files import commented_yaml, has_bool, load_yaml
 
 Checkpointable = Literal["stage_1", "stage_2", "stage_3", "stage_4", "decoder", "fine"]
 """Parts of the network whose activations may be recomputed in the backward pass."""
@@ -52,6 +52,16 @@ class _Part(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool(cls, value: Any, info: Any) -> Any:  # noqa: ANN401 - as in json_files
+        """Refuse true and false as 1 and 0."""
+        kind = cls.model_fields[info.field_name].annotation
+        is_part = isinstance(kind, type) and issubclass(kind, BaseModel)
+        if kind is not bool and not is_part and has_bool(value):
+            raise ValueError("a value other than true or false")
+        return value
 
 
 class DataSettings(_Part):
@@ -311,24 +321,31 @@ class Settings(_Part):
 
     def to_commented_yaml(self) -> str:
         """Return the tree as YAML, with a description as a comment above each setting."""
-        return "\n".join(_commented_lines(self)) + "\n"
+        return commented_yaml(self)
 
     @classmethod
     def read(cls, path: Path) -> "Settings":
         """Read a tree; settings that it leaves out have their defaults.
 
         Raises:
-            UsageError: If the file is not a tree of settings.
+            UsageError: If the file is not a tree of settings, or is empty.
         """
         try:
-            tree = yaml.safe_load(path.read_text("utf-8-sig"))
+            tree = load_yaml(path.read_text("utf-8-sig"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UsageError(
                 f"`{path}` cannot be read: {error}",
                 needed="a YAML file of settings",
                 fix="start from the settings.yaml that every run writes",
             ) from error
-        return cls.from_tree({} if tree is None else tree, origin=str(path))
+        if not tree:
+            raise UsageError(
+                f"`{path}` holds no setting.",
+                needed="a YAML file of settings; those that it leaves out have their "
+                "defaults",
+                fix="restore it from a copy; `plantseg-next train --settings` prints all",
+            )
+        return cls.from_tree(tree, origin=str(path))
 
     @classmethod
     def from_tree(cls, tree: Any, *, origin: str) -> "Settings":  # noqa: ANN401
@@ -354,7 +371,7 @@ class Settings(_Part):
             origin: Where they come from, for error messages.
 
         Raises:
-            UsageError: If a pair has no ``=``, an unknown key or a wrong value.
+            UsageError: If a pair has no ``=``, an unknown key, no value or a wrong one.
 
         Example:
             >>> Settings().with_settings(["training.lr=3e-4"]).training.lr
@@ -364,17 +381,18 @@ class Settings(_Part):
         for pair in pairs:
             name, equals, text = pair.partition("=")
             name = name.strip()
-            if not equals:
+            if not equals or not text.strip():
                 raise UsageError(
                     f"{origin} got {pair!r}.",
                     needed="key=value",
                     fix="for example --set training.lr=3e-4",
                 )
             try:
-                value = yaml.safe_load(_yaml_number(text))
+                value = load_yaml(text)
             except yaml.YAMLError as error:
+                problem = getattr(error, "problem", None) or error
                 raise UsageError(
-                    f"{origin} {name}: {text!r} is not a value.",
+                    f"{origin} {name}: {text!r} is not a value ({problem}).",
                     needed="a number, a word, null, or a list as [0.5, 2]",
                     fix="quote the pair, and close every bracket",
                 ) from error
@@ -413,35 +431,6 @@ def _marks(
             yield prefix + name, marks
 
 
-def _commented_lines(part: BaseModel, indent: str = "") -> Iterator[str]:
-    fields = type(part).model_fields
-    for name, plain in part.model_dump(mode="json").items():
-        value = getattr(part, name)
-        if isinstance(value, BaseModel):
-            yield ""
-            yield from _comment(type(value).__doc__, indent)
-            yield f"{indent}{name}:"
-            yield from _commented_lines(value, f"{indent}  ")
-        else:
-            yield from _comment(fields[name].description, indent)
-            text = yaml.safe_dump({name: plain}, sort_keys=False)
-            yield from textwrap.indent(text, indent).splitlines()
-
-
-def _comment(about: str | None, indent: str) -> list[str]:
-    summary = " ".join((about or "").split("\n\n")[0].split())
-    lines = textwrap.wrap(summary, 90 - len(indent), break_on_hyphens=False)
-    return [f"{indent}# {line}" for line in lines]
-
-
-def _yaml_number(text: str) -> str:
-    """Return ``3e-4`` in a form that YAML 1.1 reads as a number, not as text."""
-    try:
-        return repr(float(text)) if "e" in text.lower() else text
-    except ValueError:
-        return text
-
-
 def _explain(error: ValidationError, origin: str) -> UsageError:
     first = error.errors()[0]
     name = ".".join(map(str, first["loc"]))
@@ -449,6 +438,6 @@ def _explain(error: ValidationError, origin: str) -> UsageError:
         return unknown_setting(name, setting_names(), origin)
     return UsageError(
         f"{origin}: {f'`{name}`' if name else 'the content'} is {first['input']!r}.",
-        needed=first["msg"],
+        needed=first["msg"].removeprefix("Value error, "),
         fix="correct the value, or leave it out for its default",
     )

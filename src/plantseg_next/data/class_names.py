@@ -17,6 +17,7 @@ from plantseg_next.data.formats.folders import tidy_name
 from plantseg_next.data.manifest import Manifest, Role, common_classes
 from plantseg_next.errors import DataError, unknown_name
 from plantseg_next.files import write_atomically
+from plantseg_next.yaml_files import load_yaml
 
 Names = Mapping[str, Mapping[str, str]]
 """For each data set, a mapping from its names to those of the run."""
@@ -105,7 +106,7 @@ def read_names(path: Path) -> dict[str, dict[str, str]]:
         DataError: If it is not such a file.
     """
     try:
-        tree: Any = yaml.safe_load(path.read_text("utf-8-sig"))
+        tree: Any = load_yaml(path.read_text("utf-8-sig"))
         return {
             str(source): {str(name): str(new).strip() for name, new in pairs.items()}
             for source, pairs in tree.items()

@@ -50,8 +50,11 @@ def test_read_coding_quoted_colors(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "- rust\n", "0: background\n1: {name: rust}\n", "leaf: 1\n", "-1: rust\n", "{"],
-)
+    [
+        "", "- rust\n", "0: background\n1: {name: rust}\n", "leaf: 1\n", "-1: rust\n", "{",
+        "0: background\n010: rust\n", "1: leaf\n2: rust\n2: blight\n",
+    ],
+)  # fmt: skip
 def test_read_coding_invalid_file_is_refused(tmp_path, text):
     path = write(tmp_path / "classes.yaml", text)
     with pytest.raises(DataError, match="is not a list of mask values"):

@@ -15,6 +15,7 @@ from plantseg_next.data.image_io import read_mask
 from plantseg_next.data.manifest import MaskCoding, Role
 from plantseg_next.errors import DataError, PlantSegError, UsageError
 from plantseg_next.files import read_text
+from plantseg_next.yaml_files import load_yaml
 
 CLASS_FILES = ("classes.yaml", "classes.yml", "classes.json", "classes.csv")
 LABEL_MAP = "labelmap.txt"
@@ -211,7 +212,7 @@ def _read_pairs(path: Path) -> Mapping[Any, object]:
         first = lines[0][0].strip() if lines else ""
         has_header = not re.fullmatch(r"\d+|#[0-9a-fA-F]{6}", first)
         return dict(lines[1 if has_header else 0 :])
-    table = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+    table = json.loads(text) if path.suffix.lower() == ".json" else load_yaml(text)
     if not isinstance(table, dict) or not table:
         raise ValueError(f"its top level is {type(table).__name__}")
     return table

@@ -23,6 +23,7 @@ from plantseg_next.data.image_io import read_size
 from plantseg_next.data.manifest import Manifest, Origin
 from plantseg_next.errors import DataError
 from plantseg_next.files import read_text
+from plantseg_next.yaml_files import load_yaml
 
 NAMES_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt")
 _BOX_NUMBERS = 5
@@ -112,7 +113,7 @@ def _names(folder: Path) -> dict[int, str]:
         text = read_text(path)
         if path.suffix == ".txt":
             return dict(enumerate(line.strip() for line in text.splitlines() if line))
-        names = yaml.safe_load(text)["names"]
+        names = load_yaml(text)["names"]
         pairs = names.items() if isinstance(names, dict) else enumerate(names)
         return {int(i): str(name) for i, name in pairs}
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
