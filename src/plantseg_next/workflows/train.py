@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from plantseg_next.data.formats.annotations import save_rasterized_masks
-from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
+from plantseg_next.data.manifest import Manifest
 from plantseg_next.errors import StoppedError, UsageError, missing_path, shorten
 from plantseg_next.files import AnyPath
 from plantseg_next.models.start import (
@@ -159,9 +159,7 @@ def train(  # noqa: PLR0913 - the options of a user
     refuse_other_configuration(out, different)
     threads_before = record.environment["threads"]
     with run_lock(out), use_threads(threads_before):
-        images = TrainingData(
-            Manifest.read(out / MANIFEST_FILE), settings, record.pixels, str(sources)
-        )
+        images = TrainingData.of_run(out, settings, record.pixels, str(sources))
         threads_now = torch.get_num_threads()
         threads = (
             ""
@@ -305,7 +303,7 @@ def verify(
             needed=f"the folder of a run, of which the first {N_STEPS} steps are recorded",
             fix="check the path; a run with fewer steps cannot be verified",
         )
-    manifest = Manifest.read(run / MANIFEST_FILE)
+    images = TrainingData.of_run(run, record.settings, record.pixels, str(run))
     device = find_device(record.settings.device)
     now = environment_info(device.name, torch.get_num_threads())
     conditions = [
@@ -313,13 +311,12 @@ def verify(
         for name in ("device", "threads", "machine", "versions", "code")
         if record.environment.get(name) != now[name]
     ]
-    images = TrainingData(manifest, record.settings, record.pixels, str(run))
     with TemporaryDirectory() as folder, use_threads(record.environment["threads"]):
         repetition = Path(folder)
-        record.write(repetition, manifest)
+        record.write(repetition, images.manifest)
         with suppress(StoppedError):
             build_trainer(images, repetition, log=log).run(stop_after=N_STEPS)
         difference = first_difference(run, repetition)
     if difference and device.kind == "cuda" and not record.settings.deterministic:
         difference += "; a GPU gives the same bits only with deterministic=true"
-    return ReproducibilityResult(difference, (*conditions, *_changes(manifest)))
+    return ReproducibilityResult(difference, (*conditions, *_changes(images.manifest)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from plantseg_next.data import splits
 from plantseg_next.data.class_names import read_names, renamed
 from plantseg_next.data.formats import read_folder, read_folders
-from plantseg_next.data.manifest import Manifest, not_utf8
+from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, not_utf8
 from plantseg_next.data.quality.inspect import with_digests
 from plantseg_next.data.quality.scene_splits import (
     add_datasets,
@@ -182,25 +182,12 @@ class TrainingData:
         settings: All settings.
         pixels: Labeled pixels of each lesion class, "no lesion" first.
         origin: Name of the images in error messages.
-
-    Raises:
-        DataError: If the pixels are those of other classes.
     """
 
     manifest: Manifest
     settings: Settings
     pixels: tuple[int, ...]
     origin: str
-
-    def __post_init__(self) -> None:
-        known, needed = len(self.pixels), 1 + len(self.manifest.classes.lesions)
-        if known != needed:
-            raise DataError(
-                f"The record of the run counts the pixels of {known} classes, and its "
-                f"manifest has {needed}.",
-                needed="`run.json` and `manifest.json` of one run",
-                fix="restore both from a copy, or start again with --restart",
-            )
 
     @classmethod
     def create(
@@ -232,6 +219,25 @@ class TrainingData:
         manifest = with_digests(manifest)  # those of the inspected images are known now
         rows = (replace(row, sparse=row.key in counts.sparse) for row in manifest.rows)
         return cls(manifest.only(rows), settings, counts.pixels, origin)
+
+    @classmethod
+    def of_run(
+        cls, folder: Path, settings: Settings, pixels: tuple[int, ...], origin: str
+    ) -> "TrainingData":
+        """Return the data of the run in a folder, with the pixels that it recorded.
+
+        Raises:
+            DataError: If its manifest cannot be read, or has another number of classes.
+        """
+        manifest = Manifest.read(folder / MANIFEST_FILE)
+        if len(pixels) != 1 + len(manifest.classes.lesions):
+            raise DataError(
+                f"The record of `{folder}` counts the pixels of {len(pixels)} classes, and "
+                f"its manifest has {1 + len(manifest.classes.lesions)}.",
+                needed="`run.json` and `manifest.json` of one run",
+                fix="restore both from a copy, or start again with --restart",
+            )
+        return cls(manifest, settings, pixels, origin)
 
     @property
     def labeled(self) -> Manifest:
