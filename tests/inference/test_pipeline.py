@@ -117,7 +117,9 @@ def test_image_of_any_mode_equals_its_rgb_from_memory_bytes_and_path(
     [
         (np.zeros((8, 8, 3)), "type float64", r"round\(255 \* image\)"),
         (np.zeros((8, 8, 3), np.float32), "type float32", r"round\(255 \* image\)"),
+        (np.full((8, 8, 3), np.nan), "type float64", r"round\(255 \* image\)"),
         (np.zeros((8, 8, 3), np.uint16), "type uint16", "convert it to uint8"),
+        (np.zeros((8, 8, 3), bool), "type bool", "convert it to uint8"),
         (np.zeros((8, 8), np.uint8), r"shape \(8, 8\)", "one image at a time"),
         (np.zeros((3, 8, 8), np.uint8), r"shape \(3, 8, 8\)", "channels last"),
         (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\)", "alpha channel"),
@@ -140,9 +142,27 @@ def test_image_of_another_kind_is_refused(model, image):
     assert "numpy.asarray" in caught.value.fix
 
 
-def test_empty_array_bytes_that_are_no_image_and_missing_file_are_refused(model, tmp_path):
-    with pytest.raises(DataError, match="it is empty"):
-        model.predict(np.zeros((0, 8, 3), np.uint8))
+@pytest.mark.parametrize("size", [(5, 0), (0, 5), (0, 0)])
+@pytest.mark.parametrize("mode", ["array", "RGB", "P", "I;16"])
+def test_empty_image_is_refused(model, mode, size):
+    if mode == "array":
+        image = np.zeros((*size[::-1], 3), np.uint8)
+    else:
+        image = Image.new(mode, size)
+    text = rf"The image is empty: it has {size[0]} x {size[1]} pixels"
+    with pytest.raises(DataError, match=text) as caught:
+        model.predict(image)
+    assert caught.value.needed == "an image of one pixel or more"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20_000), (20_000, 1)])
+def test_image_of_one_pixel_or_of_one_line_is_measured(model, shape):
+    found = model.predict(np.full((*shape, 3), 90, np.uint8))
+    assert found.lesion.shape == shape
+    assert "no leaf found" in found.notes
+
+
+def test_bytes_that_are_no_image_and_missing_file_are_refused(model, tmp_path):
     with pytest.raises(DataError, match="The given bytes are not an image: 16 bytes"):
         model.predict(b"this is no image")
     with pytest.raises(UsageError, match="does not exist"):

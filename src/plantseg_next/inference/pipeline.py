@@ -140,7 +140,7 @@ class Pipeline:
         Raises:
             UsageError: If there is no such file, an array is not uint8 ``(h, w, 3)``,
                 or the image is of another kind.
-            DataError: If a file cannot be decoded.
+            DataError: If the image is empty, or a file cannot be decoded.
         """
         if name is None:
             name = Path(image).name if isinstance(image, str | Path) else ""
@@ -164,15 +164,20 @@ class Pipeline:
 
 
 def _pixels(image: ImageSource) -> UInt8[np.ndarray, "h w 3"]:
-    if isinstance(image, np.ndarray):
-        return _array(image)
-    if isinstance(image, ImageSource):
-        return decode_image(image)
-    raise UsageError(
-        f"The image is of the type {type(image).__name__}.",
-        needed="a path, the bytes of a file, a PIL image, or a uint8 array",
-        fix="convert it, for example with numpy.asarray",
-    )
+    if not isinstance(image, ImageSource):
+        raise UsageError(
+            f"The image is of the type {type(image).__name__}.",
+            needed="a path, the bytes of a file, a PIL image, or a uint8 array",
+            fix="convert it, for example with numpy.asarray",
+        )
+    pixels = _array(image) if isinstance(image, np.ndarray) else decode_image(image)
+    if not pixels.size:
+        raise DataError(
+            f"The image is empty: it has {pixels.shape[1]} x {pixels.shape[0]} pixels.",
+            needed="an image of one pixel or more",
+            fix="check how it was cut",
+        )
+    return pixels
 
 
 def _array(image: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
@@ -190,12 +195,6 @@ def _array(image: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
             f"The array has the shape {image.shape}.",
             needed=needed,
             fix="give one image at a time, channels last, without an alpha channel",
-        )
-    if 0 in image.shape:
-        raise DataError(
-            f"The array has the shape {image.shape}: it is empty.",
-            needed="an image of one pixel or more",
-            fix="check how it was cut",
         )
     return np.ascontiguousarray(image)
 
