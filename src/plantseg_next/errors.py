@@ -7,6 +7,7 @@ its text and exits with ``exit_code``. Any other uncaught exception is a bug.
 import difflib
 import signal
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 
 
@@ -111,6 +112,28 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     """Return a suggestion for a misspelled name, or ``otherwise`` if none is close."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     return f"did you mean {near[0]}?" if near else otherwise
+
+
+def refuse_fewer(what: str, number: object, least: int) -> None:
+    """Refuse what is no whole number, or too small.
+
+    Args:
+        what: What the number is, as the user calls it.
+        number: As the user gave it.
+        least: The smallest valid number.
+
+    Raises:
+        UsageError: If it is not valid.
+
+    Example:
+        >>> refuse_fewer("rounds", 1, 1)
+    """
+    if not isinstance(number, Integral) or number < least:
+        raise UsageError(
+            f"{what} is {number!r}.",
+            needed=f"a whole number of at least {least}",
+            fix="leave it out for the default",
+        )
 
 
 def missing_path(path: Path, what: str) -> UsageError:

@@ -1,11 +1,13 @@
 """A model in memory: every kind of input, threads, and what is refused."""
 
 import io
+import math
 import os
 import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 
 import plantseg_next
+from plantseg_next import api
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.synthetic.leaves import draw_leaf
 
@@ -192,6 +195,73 @@ plantseg_next.load("starter").predict({str(leaf)!r})
 assert state() == first, (first, state())
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@contextmanager
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+STATES = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "default dtype": float64_by_default,
+    "default device": lambda: torch.device("meta"),
+    "numpy errors": lambda: np.errstate(all="raise"),
+    "inference mode": torch.inference_mode,
+    "gradients": lambda: torch.set_grad_enabled(True),
+    "no gradients": lambda: torch.set_grad_enabled(False),
+}
+
+
+def state_of_caller():
+    return (
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_inference_mode_enabled(),
+        torch.is_grad_enabled(),
+        np.geterr(),
+    )
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_state_of_the_caller_changes_no_bit_and_is_kept(model, leaf, state):
+    expected = model.predict(leaf)
+    with STATES[state]():
+        before = state_of_caller()
+        found = [model.predict(leaf), plantseg_next.load("starter").predict(leaf)]
+        assert state_of_caller() == before
+    for one in found:
+        assert_same(one, expected)
+
+
+def test_threads_with_states_of_their_own_give_the_same(model, leaf):
+    def predict(state):
+        with STATES[state]():
+            return model.predict(leaf)
+
+    expected = model.predict(leaf)
+    states = [state for state in STATES if state != "default dtype"]  # of the process
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(predict, 2 * states):
+            assert_same(found, expected)
+
+
+@pytest.mark.parametrize("number", [0, -3, 2.5, math.nan, "20", None])
+def test_min_lesion_px_below_one_or_broken_is_refused(model, leaf, tmp_path, number):
+    for predict in (
+        lambda: model.predict(leaf, min_lesion_px=number),
+        lambda: api.predict(None, leaf, tmp_path / "out", min_lesion_px=number),
+    ):
+        with pytest.raises(UsageError, match=f"min_lesion_px is {number!r}") as caught:
+            predict()
+        assert caught.value.needed == "a whole number of at least 1"
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_line_of_python_prints_the_severity_and_writes_no_file(model, leaf, tmp_path):

@@ -404,6 +404,9 @@ def test_demo_writes_results_before_and_after_training(tmp_path, monkeypatch):
     assert lines[0] == "drawing 40 leaves with exact masks"
     with pytest.raises(OutputError, match="already holds"):
         api.demo(tmp_path / "demo")
+    with pytest.raises(UsageError, match="leaves is 39") as caught:
+        api.demo(tmp_path / "small", leaves=39)
+    assert caught.value.needed == "a whole number of at least 40"
 
 
 @pytest.mark.slow

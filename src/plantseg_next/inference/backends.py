@@ -71,7 +71,8 @@ class TorchBackend:
     def _logits(self, tiles: UInt8[np.ndarray, "t h w 3"]) -> TileLogits:
         import torch
 
-        with torch.inference_mode():
+        device_type = torch.device(self._device).type
+        with torch.inference_mode(), torch.autocast(device_type, enabled=False):
             x = torch.from_numpy(tiles).to(self._device).permute(0, 3, 1, 2)
             scores = self._network(x.float().div(255)).resized(tiles.shape[1:3])
             leaf = scores.leaf[:, 1] - scores.leaf[:, 0]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from plantseg_next.data.image_io import decode_image
 from plantseg_next.data.quality.inspect import HARDLY_GREEN, green_fraction
-from plantseg_next.errors import DataError, UsageError
+from plantseg_next.errors import DataError, UsageError, refuse_fewer
 from plantseg_next.files import AnyPath
 from plantseg_next.inference.predictor import Predictor, make_predictor
 from plantseg_next.inference.records import Value, table_row
@@ -139,17 +139,20 @@ class Pipeline:
 
         Raises:
             UsageError: If there is no such file, an array is not uint8 ``(h, w, 3)``,
-                or the image is of another kind.
+                the image is of another kind, or ``min_lesion_px`` is not a whole number
+                of at least 1.
             DataError: If the image is empty, or a file cannot be decoded.
         """
+        refuse_fewer("min_lesion_px", min_lesion_px, 1)
         if name is None:
             name = Path(image).name if isinstance(image, str | Path) else ""
         pixels = _pixels(image)
         scale = self.predictor.scale(pixels.shape[:2])
         # What is too small to count is so at the scale that the model sees.
         least_px = round(min_lesion_px / scale**2)
-        found = assess(self.predictor(pixels), min_lesion_px=least_px)
-        notes = self._notes(pixels, found)
+        with np.errstate(under="ignore"):  # as is NumPy's default; callers may change it
+            found = assess(self.predictor(pixels), min_lesion_px=least_px)
+            notes = self._notes(pixels, found)
         return LeafAnalysis(name, pixels, found, scale, notes, self.card)
 
     def _notes(

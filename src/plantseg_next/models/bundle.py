@@ -304,13 +304,14 @@ def read_bundle(folder: Path) -> "tuple[Segmenter, ModelCard]":
     from plantseg_next.models.segmenter import build_segmenter
 
     state, card = read_weights(folder)
-    with torch.random.fork_rng(devices=[]):  # initial weights are replaced at once
+    # The initial weights are replaced at once. The caller's default device may be another.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         network = build_segmenter(card.model, card.classes, fetch=False)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise misfit(folder / card.weights, error) from error
-    return network.eval(), card
+    return network.float().eval(), card  # the caller's default dtype may be another
 
 
 def misfit(weights: Path, error: Exception) -> DataError:

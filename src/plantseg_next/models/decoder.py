@@ -96,10 +96,13 @@ def sine_position(
         normalize by the image's size; wavelengths run from 16 to 1024 pixels.
     """
     quarter = channels // 4
-    wavelength = 16.0 * 64.0 ** torch.linspace(0, 1, quarter, device=device)  # pixels
+    wavelength = 16.0 * 64.0 ** torch.linspace(
+        0, 1, quarter, dtype=torch.float32, device=device
+    )  # pixels
     code = []
     for n in (h, w):
-        center = (torch.arange(n, device=device) + 0.5) * stride  # (n,), pixels
+        cells = torch.arange(n, dtype=torch.float32, device=device)
+        center = (cells + 0.5) * stride  # (n,), pixels
         angle = 2 * math.pi * center[:, None] / wavelength
         code.append(torch.cat([angle.sin(), angle.cos()], dim=1))  # (n, channels / 2)
     row, column = code

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.quality.scene_splits import draw_splits
+from plantseg_next.errors import refuse_fewer
 from plantseg_next.evaluation.report_tables import Report
 from plantseg_next.files import AnyPath, prepare_output
 from plantseg_next.inference.pipeline import load_pipeline
@@ -68,14 +69,20 @@ def demo(
     Args:
         out: New folder for leaves, run, reports and predictions.
         steps: Optimizer steps.
-        leaves: Number of leaves to draw; 15 % of them are test leaves.
+        leaves: Number of leaves to draw, at least 40; 15 % of them are test leaves.
         callbacks: Called during training.
         log: Receives lines for the user.
         on_measured: Called before training with the results of the starter model.
         progress: Called during each part.
+
+    Raises:
+        UsageError: If there are fewer than 1 step or 40 leaves.
+        OutputError: If ``out`` holds something already or cannot be written.
     """
     from plantseg_next.synthetic.folders import write_drawn_folder
 
+    refuse_fewer("steps", steps, 1)
+    refuse_fewer("leaves", leaves, 40)
     out = Path(out)
     prepare_output(out)
     log(f"drawing {leaves} leaves with exact masks")

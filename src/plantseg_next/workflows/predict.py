@@ -6,6 +6,7 @@ from pathlib import Path
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import read_image
 from plantseg_next.data.manifest import Manifest, Row
+from plantseg_next.errors import refuse_fewer
 from plantseg_next.files import AnyPath, prepare_output
 from plantseg_next.inference.pipeline import Pipeline, load_pipeline
 from plantseg_next.inference.records import PredictionTable, RecordWriter
@@ -35,10 +36,12 @@ def predict(
         progress: Called after every image.
 
     Raises:
+        UsageError: If ``min_lesion_px`` is not a whole number of at least 1.
         OutputError: If ``out`` holds results already or cannot be written.
         DataError: If ``images`` is one image that cannot be read; of a folder, unreadable
             images are listed and the rest is measured.
     """
+    refuse_fewer("min_lesion_px", min_lesion_px, 1)
     images, out = Path(images), Path(out)
     manifest = read_folder(images)
     return write_measures(

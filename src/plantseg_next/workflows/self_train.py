@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
+from plantseg_next.errors import refuse_fewer
 from plantseg_next.files import AnyPath, prepare_output
 from plantseg_next.settings import Settings
 from plantseg_next.workflows.progress import Progress
@@ -57,6 +58,7 @@ def self_train(
     settings = settings or Settings()
     threshold = settings.semi.threshold
     refuse_threshold(threshold)
+    refuse_fewer("rounds", rounds, 1)
     out = Path(out)
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
     if not all(name.startswith(("run_", "labels_")) for name in names):
