@@ -10,7 +10,14 @@ from plantseg_next.errors import (
     UsageError,
     missing_path,
 )
-from plantseg_next.files import parse_bytes, prepare_output, write_atomically
+from plantseg_next.files import (
+    MAX_NAME_BYTES,
+    parse_bytes,
+    prepare_output,
+    remove_partials,
+    short_names,
+    write_atomically,
+)
 
 
 def test_write_atomically_failure_keeps_old_file(tmp_path):
@@ -25,6 +32,37 @@ def test_write_atomically_failure_keeps_old_file(tmp_path):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert [p.name for p in path.parent.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "葉" * 85], ids=["ascii", "utf-8"])
+def test_write_atomically_of_the_longest_name(tmp_path, name):
+    names = []
+
+    def write(file):
+        names.extend(path.name for path in tmp_path.iterdir())
+        file.write(b"content")
+
+    write_atomically(tmp_path / name, write)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (partial,) = names
+    assert len(partial) < 30
+    (tmp_path / partial).touch()
+    remove_partials(tmp_path)
+    assert (tmp_path / name).read_bytes() == b"content"
+    assert not (tmp_path / partial).exists()
+
+
+def test_short_names_are_cut_and_different():
+    names = [f"{'葉' * 80}/{'a' * 245}{i}" for i in range(3)]
+    short = [short_names(name) for name in names]
+    assert len(set(short)) == 3
+    for name in short:
+        folder, file = name.split("/")
+        assert folder == "葉" * 80
+        assert len(file.encode()) <= MAX_NAME_BYTES
+    cut = short_names("葉" * 85)
+    assert cut.startswith("葉" * 74)
+    assert len(cut.encode()) <= MAX_NAME_BYTES
 
 
 def test_prepare_output_read_only_folder_is_refused(tmp_path, monkeypatch):

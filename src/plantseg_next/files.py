@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -12,6 +13,8 @@ from typing import BinaryIO
 
 from plantseg_next.errors import DataError, OutputError, UsageError, shorten
 
+MAX_NAME_BYTES = 240
+"""Longest name made of that of an image: file systems hold 255 bytes, with the ending."""
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 AnyPath = str | Path
 """A path as users give it."""
@@ -31,7 +34,8 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
         OSError: If the file cannot be written. An existing file is then kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # The length of the name of ``path`` does not matter; other machines may write here too.
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         with partial.open("wb") as file:
             if callable(content):
@@ -43,6 +47,28 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def short_names(path: str) -> str:
+    """Return a relative path with parts that are short enough to be names of files.
+
+    A part of more than ``MAX_NAME_BYTES`` bytes is cut; a digest keeps it unique.
+
+    Example:
+        >>> short_names("plot 1/leaf")
+        'plot 1/leaf'
+        >>> len(short_names("a" * 300))
+        240
+    """
+    return "/".join(map(_short_name, path.split("/")))
+
+
+def _short_name(name: str) -> str:
+    content = os.fsencode(name)
+    if len(content) <= MAX_NAME_BYTES:
+        return name
+    end = f"-{hashlib.sha256(content).hexdigest()[:16]}"
+    return content[: MAX_NAME_BYTES - len(end)].decode("utf-8", "ignore") + end
 
 
 def parse_bytes(text: str) -> int:

@@ -80,6 +80,18 @@ def test_scale_of_an_image_that_is_not_reduced_is_1(tmp_path, long_side_px):
         assert row["min_lesion_px"] == "20"
 
 
+def test_images_of_the_longest_names_are_measured(tmp_path):
+    """Their masks and overlays have shorter names, which stay different."""
+    names = ["a" * 251, "a" * 250 + "b", "葉" * 83, "short"]
+    rows = measured(tmp_path, dict.fromkeys(names, leaf_image(1)), 20)
+    assert rows.keys() == set(names)
+    for column in ("mask", "leaf_mask", "overlay"):
+        files = {row[column] for row in rows.values()}
+        assert len(files) == len(names)
+        assert all((tmp_path / "out" / file).is_file() for file in files)
+    assert rows["short"]["mask"] == "masks/short.png"
+
+
 def test_min_lesion_px_is_rounded_to_whole_pixels(tmp_path):
     image = leaf_image(2)[:, :100]
     (row,) = measured(tmp_path, {"cut": image}, 20).values()

@@ -1,6 +1,7 @@
 """Confident predictions of a model become training masks of the next run."""
 
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -13,7 +14,7 @@ from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.mask_values import decode_mask
-from plantseg_next.errors import OutputError, UsageError
+from plantseg_next.errors import DataError, OutputError, UsageError
 from plantseg_next.models.bundle import read_card
 from plantseg_next.structures import IGNORE, ClassMap, Prediction
 from plantseg_next.synthetic.folders import write_drawn_folder
@@ -53,6 +54,23 @@ def test_mask_follows_the_lesion_threshold_of_the_model():
         mask, confidence = sure_mask(predicted, threshold=0.6, has_leaf=has_leaf)
         assert mask[0].tolist() == expected
         assert confidence[0, :2] == pytest.approx([0.80, 0.35], abs=2e-3)
+
+
+def test_images_of_the_longest_names_are_labeled(drawn_folder, tmp_path):
+    image = next((drawn_folder / "images").iterdir())
+    names = ["a" * 251, "a" * 250 + "b", "葉" * 83]
+    (tmp_path / "images").mkdir()
+    for name in names:
+        shutil.copy(image, tmp_path / "images" / f"{name}.png")
+    labels = tmp_path / "labels"
+    assert len(api.pseudo_label("starter", tmp_path / "images", labels).rows) == 3
+    masks = {row.mask for row in Manifest.read(labels / "manifest.json").rows}
+    assert len(masks) == 3
+    assert all(mask.is_file() for mask in masks)
+    shutil.copy(image, os.fsencode(tmp_path / "images") + b"/\xff.png")
+    with pytest.raises(DataError, match="has a name that is not UTF-8"):
+        api.pseudo_label("starter", tmp_path / "images", tmp_path / "more")
+    assert not (tmp_path / "more").exists()
 
 
 def test_pseudo_labels_are_corrected_and_learned_from(finished_run, drawn_folder, tmp_path):

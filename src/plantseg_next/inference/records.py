@@ -27,7 +27,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from plantseg_next.errors import OutputError, UsageError
-from plantseg_next.files import explained, write_atomically
+from plantseg_next.files import explained, short_names, write_atomically
 from plantseg_next.inference.overlay import class_colors, draw_overlay
 from plantseg_next.inference.severity import Assessment, Lesion
 from plantseg_next.structures import IGNORE, ClassMap, SkippedImage
@@ -282,7 +282,7 @@ class RecordWriter:
 
     def _path(self, kind: str, name: str, suffix: str) -> str:
         """Return a file's path; of leaf.jpg and leaf.tif, the second gets a number."""
-        stem = f"{kind}/{PurePosixPath(name).with_suffix('')}"
+        stem = f"{kind}/{short_names(str(PurePosixPath(name).with_suffix('')))}"
         path, number = f"{stem}{suffix}", 1
         while self._owner.setdefault(path.casefold(), name) != name:
             number += 1

@@ -55,6 +55,22 @@ def refuse_unreadable(manifest: Manifest, skipped: Sequence[SkippedImage]) -> No
         )
 
 
+def refuse_names(manifest: Manifest) -> Manifest:
+    """Return the manifest, if tables and manifests can state its names.
+
+    Raises:
+        DataError: If the name of an image is not UTF-8.
+    """
+    for row in manifest.rows:
+        if (path := _escaped(str(row.image))) != str(row.image):
+            raise DataError(
+                f"`{path}` has a name that is not UTF-8.",
+                needed="names in UTF-8, so that a manifest can state them",
+                fix="rename the file or its folder; `predict` measures it as it is",
+            )
+    return manifest
+
+
 def name_within(images: Path) -> Callable[[Row], str]:
     """Return a function that names an image: its path within ``images``, or its key."""
     root = images if images.is_dir() else images.parent
@@ -64,7 +80,11 @@ def name_within(images: Path) -> Callable[[Row], str]:
             path = row.image.relative_to(root).as_posix()
         else:
             path = f"{row.key}{row.image.suffix}"
-        # Bytes that are not UTF-8 are escaped in tables, as `\xff`.
-        return os.fsencode(path).decode("utf-8", "backslashreplace")
+        return _escaped(path)
 
     return name
+
+
+def _escaped(path: str) -> str:
+    r"""Return a path with bytes that are not UTF-8 escaped, as ``\xff``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

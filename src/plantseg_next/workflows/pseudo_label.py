@@ -20,13 +20,19 @@ from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import read_image
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, MaskCoding, Row
 from plantseg_next.errors import UsageError
-from plantseg_next.files import AnyPath, explained, prepare_output, write_atomically
+from plantseg_next.files import (
+    AnyPath,
+    explained,
+    prepare_output,
+    short_names,
+    write_atomically,
+)
 from plantseg_next.inference.pipeline import load_pipeline
 from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import PredictionTable, Value, csv_line, write_mask
 from plantseg_next.settings import SemiSettings
 from plantseg_next.structures import IGNORE, ClassMap, Prediction, SkippedImage, is_lesion
-from plantseg_next.workflows.images import name_within, read_each
+from plantseg_next.workflows.images import name_within, read_each, refuse_names
 from plantseg_next.workflows.progress import Progress, progress_for
 
 THRESHOLD = SemiSettings().threshold
@@ -61,7 +67,7 @@ def pseudo_label(
     """
     refuse_threshold(threshold)
     images, out = Path(images), Path(out)
-    manifest = read_folder(images)
+    manifest = refuse_names(read_folder(images))
     without_masks = manifest.only(
         row for row in manifest.rows if row.split == "unlabeled" or row.mask is None
     )
@@ -145,7 +151,8 @@ def write_pseudo_labels(
         predictor: Predictor of the model.
         manifest: The images.
         out: New folder.
-        name: Returns the path of an image within the folder; its mask is that path + .png.
+        name: Returns the path of an image within the folder; its mask is that path + .png,
+            see ``short_names``.
         threshold: Smallest probability accepted, in (0.5, 1).
         on_progress: Called after every image, with the number done and the total.
 
@@ -169,10 +176,11 @@ def write_pseudo_labels(
         mask, confidence = sure_mask(
             predictor(image), threshold=threshold, has_leaf=classes.has_leaf
         )
-        mask_path = out / "masks" / f"{name(row)}.png"
+        file_name = f"{short_names(name(row))}.png"
+        mask_path = out / "masks" / file_name
         with explained(out):
             write_mask(mask_path, mask, names)
-            _write_gray(out / "confidence" / f"{name(row)}.png", confidence)
+            _write_gray(out / "confidence" / file_name, confidence)
         trusted = mask != IGNORE
         rows.append(
             {

@@ -21,6 +21,7 @@ from plantseg_next.data.splits import labeled_rows
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.files import AnyPath
 from plantseg_next.settings import Settings
+from plantseg_next.workflows.images import refuse_names
 
 if TYPE_CHECKING:
     from plantseg_next.data.dataset import MixedDataset
@@ -71,7 +72,7 @@ class DataSources:
             DataError: If a file cannot be used.
         """
         classes = None if self.classes is None else Path(self.classes)
-        manifest = read_folders(self.folders, classes=classes)
+        manifest = refuse_names(read_folders(self.folders, classes=classes))
         if self.names is None:
             return manifest
         return renamed(manifest, read_names(Path(self.names)))
@@ -134,7 +135,7 @@ def build_manifest(
     # Pseudo-labels first: an image that has one is no longer without a label.
     for folders, masks in ((sources.pseudo_labels, True), (sources.unlabeled, False)):
         if folders:
-            others = [read_folder(Path(folder)) for folder in folders]
+            others = [refuse_names(read_folder(Path(folder))) for folder in folders]
             manifest, excluded = add_datasets(
                 manifest, others, masks=masks, on_progress=on_progress
             )

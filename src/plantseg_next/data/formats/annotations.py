@@ -37,6 +37,7 @@ from plantseg_next.data.manifest import (
     common_classes,
 )
 from plantseg_next.errors import DataError
+from plantseg_next.files import short_names
 
 STROKE_PX = 3
 """Width of a drawn scribble or point."""
@@ -159,7 +160,7 @@ def read_annotations(
             size_hw = _size_of(item)
             mask, problems = rasterize(item.annotations, size_hw, values, meaning, fill)
             trouble += problems
-            row = replace(row, mask=_write(mask, folder / row.key))
+            row = replace(row, mask=_write(mask, folder / short_names(row.key)))
             row = replace(row, split="train") if fill == ignore else row
         rows.append(row)
     missing: list[str] = []
