@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import (
+    AfterValidator,
     PlainSerializer,
     PlainValidator,
     TypeAdapter,
     ValidationError,
 )
-from pydantic_core import to_json
+from pydantic_core import PydanticCustomError, to_json
 
 from plantseg_next.errors import DataError, PlantSegError
 from plantseg_next.files import write_atomically
+from plantseg_next.structures import ClassMap
 
 T = TypeVar("T")
 
@@ -36,6 +38,20 @@ def _relative(path: Path, info: Any) -> str:  # noqa: ANN401 - as above
 
 PathInFile = Annotated[Path, PlainValidator(_joined), PlainSerializer(_relative)]
 """A path that the file states relative to its own folder, if it is below that."""
+
+
+def _distinct(classes: ClassMap) -> ClassMap:
+    for kind in ("lesions", "diseases"):
+        names = getattr(classes, kind)
+        if repeated := [name for name in names if names.count(name) > 1]:
+            text = "{kind} states {name} more than once"
+            about = {"kind": kind, "name": repeated[0]}
+            raise PydanticCustomError("repeated", text, about)
+    return classes
+
+
+ClassMapInFile = Annotated[ClassMap, AfterValidator(_distinct)]
+"""Class names, each stated once."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,12 @@ class JsonFormat(Generic[T]):
         """Return the content of the text of a file; raise as ``read`` does."""
         try:
             tree = json.loads(text)
+            if not isinstance(tree, dict):
+                raise self._refused(f"`{path}` is not {self.what}: it holds no object.")
             version = tree.pop("format", 1)
+            if type(version) is not int:
+                why = f"`format` is {json.dumps(version)}, not a whole number"
+                raise self._refused(f"`{path}` is not {self.what}: {why}.")
             if version > self.version:
                 came = f"`{path}` was written by a newer version (format {version})."
                 raise self._refused(came, "update plantseg-next")
@@ -111,7 +132,13 @@ class JsonFormat(Generic[T]):
             first = error.errors(include_url=False, include_input=False)[0]
             why = f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"
             raise self._refused(f"`{path}` is not {self.what}: {why}.") from error
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
+        except (
+            ValueError,
+            AttributeError,
+            KeyError,
+            TypeError,
+            RecursionError,
+        ) as error:
             raise self._refused(f"`{path}` is not {self.what}: {error!r}.") from error
 
     @cached_property

@@ -43,6 +43,15 @@ def test_manifest_relative_paths_are_relative_to_its_folder(tmp_path):
     assert rows[1].image == tmp_path / "deeper" / "b.jpg"
 
 
+def test_manifest_with_a_class_stated_twice_is_refused(tmp_path):
+    manifest_of("s", tmp_path).write(tmp_path / "manifest.json")
+    table = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
+    table["classes"]["lesions"] *= 2
+    (tmp_path / "manifest.json").write_text(json.dumps(table), "utf-8")
+    with pytest.raises(DataError, match="`classes`: lesions states rust more than once"):
+        Manifest.read(tmp_path / "manifest.json")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', "leaf"])
 def test_manifest_read_invalid_file_is_refused(tmp_path, text):
     (tmp_path / "m.json").write_text(text, "utf-8")

@@ -70,7 +70,7 @@ def test_bundle_with_a_flipped_byte_is_refused(bundle, tmp_path):
 def test_bundle_with_missing_or_truncated_weights_is_refused(bundle, tmp_path):
     folder, _, card = bundle
     (tmp_path / CARD).write_bytes((folder / CARD).read_bytes())
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match=rf"/{card.weights}` is missing\."):
         read_bundle(tmp_path)
     (tmp_path / card.weights).write_bytes((folder / card.weights).read_bytes()[:-10])
     with pytest.raises(DataError, match="is damaged"):
@@ -98,6 +98,7 @@ def test_card_missing_or_invalid_is_refused(tmp_path):
         ("tile_px", 0, "greater than or equal to 32"),
         ("tile_px", 50, "a multiple of 32"),
         ("long_side_px", 0, "greater than or equal to 32"),
+        ("n_val_images", -1, "greater than or equal to 0"),
     ],
 )
 def test_card_with_an_impossible_value_is_refused(bundle, tmp_path, name, value, text):
@@ -116,6 +117,69 @@ def test_unreadable_folder_of_a_model_is_refused(tmp_path, monkeypatch):
     assert find_bundle(tmp_path) == tmp_path
     with pytest.raises(DataError, match=r"model\.json` cannot be read: Permission denied"):
         read_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("calibration.lesion", 0, "greater than 0"),
+        ("calibration.lesion", -1.5, "greater than 0"),
+        ("calibration.lesion", math.nan, "a finite number"),
+        ("normalization.std.1", 0, "greater than 0"),
+        ("normalization.std.2", math.inf, "a finite number"),
+        ("normalization.mean.0", math.nan, "a finite number"),
+    ],
+)
+def test_card_with_an_impossible_part_is_refused(bundle, tmp_path, name, value, text):
+    tree = json.loads((bundle[0] / CARD).read_text("utf-8"))
+    tree["calibration"] = {"lesion": 1.2, "leaf": 0.9}
+    (tmp_path / CARD).write_text(json.dumps(tree))
+    assert read_card(tmp_path).calibration == {"lesion": 1.2, "leaf": 0.9}
+    *path, last = (int(part) if part.isdigit() else part for part in name.split("."))
+    part = tree
+    for key in path:
+        part = part[key]
+    part[last] = value
+    (tmp_path / CARD).write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=f"is not a model card: `{name}`: .*{text}"):
+        read_card(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["lesions", "diseases"])
+def test_card_with_a_name_stated_twice_is_refused(bundle, tmp_path, kind):
+    tree = json.loads((bundle[0] / CARD).read_text("utf-8"))
+    tree["classes"][kind] = ["rost", "fleck", "rost"]
+    (tmp_path / CARD).write_text(json.dumps(tree))
+    text = f"is not a model card: `classes`: {kind} states rost more than once"
+    with pytest.raises(DataError, match=text) as caught:
+        read_card(tmp_path)
+    assert caught.value.needed == "a model card of format 3 to 4"
+    assert caught.value.fix == "take another copy of the model, or train it again"
+
+
+def test_list_of_images_that_the_card_does_not_state_is_refused(bundle, tmp_path):
+    _, network, card = bundle
+    write(tmp_path, network, card, IMAGES)
+    tree = json.loads((tmp_path / CARD).read_text("utf-8")) | {"images_sha256": ""}
+    (tmp_path / CARD).write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"is not stated in `model\.json`") as caught:
+        read_images(tmp_path)
+    assert caught.value.fix == "take another copy of the model"
+
+
+def test_file_of_a_model_that_may_not_be_read_is_refused(bundle, monkeypatch):
+    folder, _, card = bundle
+    read_bytes = Path.read_bytes
+
+    def refuse(path):
+        if path.name == card.weights:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    text = rf"/{card.weights}` cannot be read: Permission denied\."
+    with pytest.raises(DataError, match=text):
+        read_weights(folder)
 
 
 def test_bundle_with_weights_of_another_network_is_refused(bundle, tmp_path):
@@ -254,7 +318,7 @@ def test_bundle_lists_the_images_of_its_run(bundle, tmp_path):
     with pytest.raises(DataError, match="is damaged: its SHA-256 is not the one"):
         read_images(tmp_path)
     (tmp_path / second.images).unlink()
-    with pytest.raises(DataError, match=r"images-\w+\.json` is damaged"):
+    with pytest.raises(DataError, match=r"images-\w+\.json` is missing"):
         read_images(tmp_path)
     read_bundle(tmp_path)  # predictions do not need it
     write(tmp_path, network, card)
@@ -289,3 +353,14 @@ def test_bundle_replacement_removes_the_old_weights(bundle, tmp_path):
     torch.nn.init.zeros_(network.stem_stride2[0].weight)
     new = write(tmp_path, network, card)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([CARD, new.weights])
+
+
+def test_model_replaced_while_it_is_read_is_read_again(bundle, tmp_path, monkeypatch):
+    _, network, card = bundle
+    old = write(tmp_path, network, card)
+    torch.nn.init.constant_(network.stem_stride2[0].weight, 2.0)
+    new = write(tmp_path, network, card)
+    assert new.sha256 != old.sha256
+    cards = iter([old])
+    monkeypatch.setattr("plantseg_next.models.bundle.read_card", lambda _: next(cards, new))
+    assert read_weights(tmp_path)[1] == new

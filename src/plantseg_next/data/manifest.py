@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, PlainSerializer, with_config
 
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.files import sha256_of
-from plantseg_next.json_files import JsonFormat, PathInFile
+from plantseg_next.json_files import ClassMapInFile, JsonFormat, PathInFile
 from plantseg_next.structures import ClassMap
 
 Split = Literal["train", "val", "test", "unlabeled"]
@@ -131,7 +131,7 @@ class Manifest:
     """
 
     rows: tuple[Row, ...]
-    classes: ClassMap
+    classes: ClassMapInFile
     codings: Mapping[str, MaskCoding]
     origins: Mapping[str, Origin] = field(default_factory=dict)
 

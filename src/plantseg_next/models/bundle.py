@@ -18,13 +18,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import ConfigDict, Field, FiniteFloat, with_config
 
 from plantseg_next.errors import DataError, missing_path
 from plantseg_next.files import write_atomically
-from plantseg_next.json_files import JsonFormat
+from plantseg_next.json_files import ClassMapInFile, JsonFormat
 from plantseg_next.settings import ModelSettings
-from plantseg_next.structures import ClassMap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT = 4
 CARD = "model.json"
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 OLD_NAMES = {
     "summary": "global_stats",
     "context": "class_bias_from_global",
@@ -54,11 +54,11 @@ class Normalization:
 
     Args:
         mean: Of red, green and blue, in [0, 1].
-        std: Likewise.
+        std: Likewise; above 0.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    std: tuple[Positive, Positive, Positive]
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -90,7 +90,7 @@ class ModelCard:
     format: ClassVar[int] = FORMAT
     """Version of the folder's layout."""
 
-    classes: ClassMap
+    classes: ClassMapInFile
     model: ModelSettings
     tile_px: Annotated[int, Field(ge=32, multiple_of=32)]
     long_side_px: Annotated[int, Field(ge=32)] | None
@@ -99,9 +99,9 @@ class ModelCard:
     weights_sha256: str = ""
     sources: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
-    n_val_images: int = 0
+    n_val_images: Annotated[int, Field(ge=0)] = 0
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    calibration: Mapping[str, float] | None = None
+    calibration: Mapping[str, Positive] | None = None
     normalization: Normalization | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     code: str = ""
@@ -246,16 +246,18 @@ def read_images(folder: Path) -> RunImages | None:
     """Return the images of a model's run; ``None`` if the model does not list them.
 
     Raises:
-        DataError: If the list is missing or damaged.
+        DataError: If the list is missing, damaged or not stated in the card.
     """
-    card = read_card(folder)
-    if not card.images_sha256:
-        return None
-    path = folder / card.images
-    listed = _bytes_of(path)
-    if hashlib.sha256(listed).hexdigest() != card.images_sha256:
-        raise _damaged(path)
-    return _IMAGES.parse(listed, path).images
+    if read_card(folder).images_sha256:
+        listed, card = _verified(folder, "images")
+        return _IMAGES.parse(listed, folder / card.images).images
+    if unstated := sorted(folder.glob("images-*.json")):
+        raise DataError(
+            f"`{unstated[0]}` is not stated in `{CARD}`: its `images_sha256` is empty.",
+            needed="the card as it was written, with the digest of the list of images",
+            fix="take another copy of the model",
+        )
+    return None
 
 
 def read_weights(folder: Path) -> "tuple[dict[str, Tensor], ModelCard]":
@@ -266,15 +268,7 @@ def read_weights(folder: Path) -> "tuple[dict[str, Tensor], ModelCard]":
     """
     import safetensors.torch
 
-    card = read_card(folder)
-    path = folder / card.weights
-    weights = _bytes_of(path)
-    if not weights and (newer := read_card(folder)) != card:
-        # A run replaced the model between the two reads.
-        card, path = newer, folder / newer.weights
-        weights = _bytes_of(path)
-    if hashlib.sha256(weights).hexdigest() != card.sha256:
-        raise _damaged(path)
+    weights, card = _verified(folder, "weights")
     state = safetensors.torch.load(weights)
     return {present_name(name): tensor for name, tensor in state.items()}, card
 
@@ -323,16 +317,30 @@ def misfit(weights: Path, error: Exception) -> DataError:
     )
 
 
-def _damaged(path: Path) -> DataError:
-    return DataError(
-        f"`{path}` is damaged: its SHA-256 is not the one in `{CARD}`.",
-        needed="every file of the model as it was written",
-        fix="take another copy, or the run's `last` in place of its `best`",
-    )
+def _verified(folder: Path, kind: Literal["weights", "images"]) -> tuple[bytes, ModelCard]:
+    """Return the bytes of a file that the card states by its digest, and the card.
 
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+    Raises:
+        DataError: If it is missing, cannot be read or is damaged.
+    """
+    stated = None
+    while True:
+        card, before = read_card(folder), stated
+        path = folder / (card.weights if kind == "weights" else card.images)
+        stated = card.sha256 if kind == "weights" else card.images_sha256
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            trouble = "is missing"
+        except OSError as error:
+            trouble = f"cannot be read: {error.strerror}"
+        else:
+            if hashlib.sha256(content).hexdigest() == stated:
+                return content, card
+            trouble = f"is damaged: its SHA-256 is not the one in `{CARD}`"
+        if stated == before:  # otherwise a run may have replaced the model meanwhile
+            raise DataError(
+                f"`{path}` {trouble}.",
+                needed="every file of the model as it was written",
+                fix="take another copy, or the run's `last` in place of its `best`",
+            )
