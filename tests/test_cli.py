@@ -3,10 +3,12 @@
 import csv
 import inspect
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -243,6 +245,124 @@ def test_out_of_memory_in_opencv_is_reported(call, monkeypatch):
     code, _, err = call("predict", "leaf.jpg")
     assert code == 1
     assert "error: Memory ran out (OpenCV" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "came"),
+    [
+        (PermissionError(13, "Permission denied", "a/b"), "`a/b` cannot be read or wri"),
+        (OSError(36, "File name too long", "a", None, "b"), "`b` cannot be read or wri"),
+        (OSError(28, "No space left"), "The operating system reports: No space left."),
+    ],
+)
+def test_refusal_of_the_operating_system_is_reported(call, monkeypatch, error, came):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("plantseg_next.api.predict", fail)
+    code, _, err = call("predict", "leaf.jpg")
+    assert code == 2
+    assert err.splitlines()[-3].startswith(f"error: {came}")
+    assert "  needed: files and folders that exist, that you may use" in err
+    assert "  to do:  check the path, its permissions and the free space of its disk" in err
+
+
+def test_error_of_a_library_is_a_bug(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("image file is truncated")
+
+    monkeypatch.setattr("plantseg_next.api.predict", fail)
+    monkeypatch.setattr(sys, "argv", ["plantseg-next", "predict", "leaf.jpg"])
+    with pytest.raises(OSError, match="truncated"):
+        cli.main()
+
+
+COMMANDS = (
+    "check PATH", "check DATA --classes PATH", "check DATA --class-names PATH",
+    "plan PATH --memory 2GB", "plan DATA --memory 2GB --config PATH",
+    "train PATH --out OUT", "train DATA --out PATH", "train DATA --plan PATH --out OUT",
+    "train DATA --unlabeled PATH --out OUT", "train DATA --pseudo-labels PATH --out OUT",
+    "train DATA --set model.start=PATH --out OUT", "predict PATH --out OUT",
+    "predict PATH DATA --out OUT", "predict DATA --out PATH", "evaluate PATH",
+    "evaluate starter PATH", "evaluate starter DATA --out PATH",
+    "pseudo-label PATH IMAGES --out OUT", "pseudo-label starter PATH --out OUT",
+    "self-train PATH --out OUT", "self-train DATA --out PATH", "status PATH",
+    "watch PATH", "verify PATH", "demo --out PATH", "data class-names PATH",
+    "data class-names DATA --out PATH",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["x" * 500, "x/" * 3000], ids=["name", "path"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_path_that_is_too_long_is_an_error_of_the_user(
+    call, drawn_folder, tmp_path, monkeypatch, command, path
+):
+    monkeypatch.chdir(tmp_path)
+    named = {"DATA": drawn_folder, "IMAGES": drawn_folder / "images", "OUT": "out"}
+    words = [named.get(word, word.replace("PATH", path)) for word in command.split()]
+    code, _, err = call(*words)
+    assert code in (1, 2)
+    assert "error: `" in err
+    assert "File name too long" in err
+    assert "\n  needed: " in err
+    assert "\n  to do:  " in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "pipe.jpg", "pipe.json", "loop"])
+@pytest.mark.parametrize(
+    "command", ["check PATH", "check PATH DATA", "predict PATH --out OUT",
+                "predict PATH DATA --out OUT", "evaluate starter PATH",
+                "train PATH --out OUT", "plan PATH --memory 2GB",
+                "pseudo-label starter PATH --out OUT"],
+)  # fmt: skip
+def test_path_of_no_file_and_no_folder_is_refused(
+    call, drawn_folder, tmp_path, command, kind
+):
+    path = tmp_path / kind
+    if kind == "device":
+        path = Path(os.devnull)
+    elif kind == "loop":
+        path.symlink_to(path)
+    else:
+        os.mkfifo(path)
+    named = {"DATA": drawn_folder, "OUT": tmp_path / "out", "PATH": path}
+    code, _, err = call(*(named.get(word, word) for word in command.split()))
+    assert code == 2
+    if "predict PATH DATA" in command:
+        assert f"error: `{path}` holds no trained model." in err
+    elif kind == "loop":
+        assert f"error: `{path}` does not exist." in err
+    else:
+        assert f"error: `{path}` is neither a folder nor a regular file." in err
+    assert "\n  needed: " in err
+    assert "\n  to do:  " in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["check DATA", "predict DATA --out OUT"])
+@pytest.mark.parametrize("name", ["images", "masks", "index.csv"])
+def test_part_of_a_data_set_that_may_not_be_read_is_reported(
+    call, drawn_folder, tmp_path, monkeypatch, command, name
+):
+    data = tmp_path / "data"
+    shutil.copytree(drawn_folder, data)
+
+    def refuse(function):
+        def maybe(path, *arguments, **named):
+            if str(path) == str(data / name):
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path, *arguments, **named)
+
+        return maybe
+
+    monkeypatch.setattr(os, "scandir", refuse(os.scandir))  # root may read everything
+    monkeypatch.setattr(Path, "open", refuse(Path.open))
+    monkeypatch.setattr(Path, "read_text", refuse(Path.read_text))
+    named = {"DATA": data, "OUT": tmp_path / "out"}
+    code, _, err = call(*(named.get(word, word) for word in command.split()))
+    assert code == 2
+    assert f"error: `{data / name}` cannot be read or written: Permission denied." in err
 
 
 def test_stopped_run_names_the_command_without_restart(call, monkeypatch, drawn_folder):

@@ -283,3 +283,11 @@ def test_start_with_the_shape_it_has_already_changes_nothing(tmp_path):
     write_model(tmp_path, ClassMap(("rust",)))
     settings = with_start(ModelSettings(start=str(tmp_path)))
     assert same_shape(settings, settings) == settings
+
+
+def test_start_from_links_in_a_circle_is_refused(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    settings = absolute_start(ModelSettings(start=str(loop)))
+    with pytest.raises(UsageError, match="there is no such model"):
+        with_start(settings)

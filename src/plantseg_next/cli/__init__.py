@@ -8,7 +8,7 @@ import sys
 
 from plantseg_next.cli import data, training, using  # the order of the commands in --help
 from plantseg_next.cli.app import app
-from plantseg_next.errors import PlantSegError, StoppedError
+from plantseg_next.errors import PlantSegError, StoppedError, UsageError
 
 __all__ = ["app", "data", "main", "training", "using"]
 
@@ -29,15 +29,31 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:
-        if not _is_out_of_memory(error):
+        explained = _explained(error)
+        if explained is None:
             raise
-        memory_error = PlantSegError(
+        print(f"error: {explained}", file=sys.stderr)
+        sys.exit(explained.exit_code)
+
+
+def _explained(error: Exception) -> PlantSegError | None:
+    """Return what the machine refused, as an error of the user; ``None`` for a bug."""
+    if _is_out_of_memory(error):
+        return PlantSegError(
             f"Memory ran out ({error or type(error).__name__}).",
             needed="about 1 GiB for PyTorch alone, and address space for its libraries",
             fix="close other programs, or raise the limit (ulimit -v)",
         )
-        print(f"error: {memory_error}", file=sys.stderr)
-        sys.exit(1)
+    if isinstance(error, OSError) and error.errno is not None:
+        path = error.filename2 or error.filename  # of a renamed file, the new name
+        return UsageError(
+            f"`{path}` cannot be read or written: {error.strerror}."
+            if path is not None
+            else f"The operating system reports: {error.strerror}.",
+            needed="files and folders that exist, that you may use, and space for new ones",
+            fix="check the path, its permissions and the free space of its disk",
+        )
+    return None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -107,11 +107,14 @@ def read_names(path: Path) -> dict[str, dict[str, str]]:
     """
     try:
         tree: Any = load_yaml(path.read_text("utf-8-sig"))
+        mappings = [tree, *tree.values()] if isinstance(tree, dict) else [tree]
+        if not all(isinstance(mapping, dict) for mapping in mappings):
+            raise ValueError("it does not state names under each data set")
         return {
             str(source): {str(name): str(new).strip() for name, new in pairs.items()}
             for source, pairs in tree.items()
         }
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(
             f"`{path}` is not a file of class names: {error}.",
             needed="under each data set, lines such as `early_blight: early blight`",

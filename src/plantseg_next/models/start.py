@@ -7,6 +7,7 @@ first step, the same lesions as the earlier one.
 """
 
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,7 +145,8 @@ def absolute_start(settings: ModelSettings) -> ModelSettings:
     """Return the settings with the path of a model to start from made absolute."""
     if settings.start in (*STARTERS, *STARTS):
         return settings
-    return settings.model_copy(update={"start": str(Path(settings.start).resolve())})
+    # Unlike ``Path.resolve``, it accepts links in a circle; reading them raises the error.
+    return settings.model_copy(update={"start": os.path.realpath(settings.start)})
 
 
 def moved_start(settings: ModelSettings, old: Path, new: Path) -> ModelSettings:

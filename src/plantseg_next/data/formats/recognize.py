@@ -54,6 +54,8 @@ def read_folders(paths: Sequence[Path], *, classes: Path | None = None) -> Manif
             needed="the meaning of the mask values of each data set",
             fix="put a classes.yaml into each folder",
         )
+    for path in paths:
+        _refuse_missing(path)
     count = Counter(path.resolve().name for path in paths)
     return merge(
         read_folder(
@@ -93,8 +95,7 @@ def read_folder(
             class file.
         DataError: If a class file, an index or a manifest is invalid.
     """
-    if not path.exists():
-        raise missing_path(path, "a folder of images, an image, or a manifest")
+    _refuse_missing(path)
     if classes is not None and not classes.is_file():
         raise missing_path(classes, "a class file: mask values and their meanings")
     if path.is_file():
@@ -110,6 +111,18 @@ def read_folder(
     return _read_masks(folder, images, source, classes) or _read_labels(
         folder, images, source
     )
+
+
+def _refuse_missing(path: Path) -> None:
+    needed = "a folder of images, an image, or a manifest"
+    if not path.exists():
+        raise missing_path(path, needed)
+    if not (path.is_dir() or path.is_file()):
+        raise UsageError(
+            f"`{path}` is neither a folder nor a regular file.",
+            needed=needed,
+            fix="copy what it gives to a file, and name that",
+        )
 
 
 def _name_with_parent(path: Path) -> str:
