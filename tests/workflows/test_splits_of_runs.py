@@ -1,7 +1,6 @@
 """Splits of check and train, and images that are decoded once for all commands."""
 
 import csv
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -101,17 +100,6 @@ def test_check_of_two_data_sets_leaves_out_what_train_leaves_out(
     assert f": {len(issue.files)}. They are not in the numbers above." in issue.text
     assert any("excluded, because" in line for line in lines)
     assert sum(source.images for source in report.sources) == len(manifest)
-
-
-def test_names_that_are_not_utf8_are_refused(leaves, tmp_path):
-    folder = shutil.copytree(leaves, tmp_path / "leaves")
-    for kind in ("images", "masks"):
-        path = min((folder / kind).iterdir())
-        path.rename(os.fsdecode(os.fsencode(path.parent) + b"/bl\xe4tt" + b".png"))
-    with pytest.raises(DataError, match="names are not UTF-8: 1") as refused:
-        build_manifest(DataSources(folder), TINY)
-    assert r"bl\udce4tt.png" in str(refused.value)
-    assert "name-not-utf8" in {issue.code for issue in api.check(folder).of("error")}
 
 
 def test_masks_without_a_lesion_are_refused(leaves, tmp_path):

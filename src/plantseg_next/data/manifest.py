@@ -249,19 +249,6 @@ def merge(manifests: Iterable[Manifest]) -> Manifest:
     return Manifest(tuple(rows), common_classes(rows, codings), codings, origins)
 
 
-def not_utf8(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows whose paths are not UTF-8, which no manifest can state."""
-    return [row for row in rows if not _is_utf8(f"{row.image}{row.mask or ''}")]
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def digest(path: Path) -> str:
     """Return the SHA-256 of an image file.
 

@@ -216,8 +216,7 @@ def _strata(rows: Iterable[Row], seed: int) -> Iterator[Groups]:
 
 
 def _hash(seed: int, name: str) -> bytes:
-    # Names of files need not be UTF-8.
-    return sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
+    return sha256(f"{seed}/{name}".encode()).digest()
 
 
 def _by(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:

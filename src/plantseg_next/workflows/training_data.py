@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from plantseg_next.data import splits
 from plantseg_next.data.class_names import read_names, renamed
 from plantseg_next.data.formats import read_folder, read_folders
-from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, not_utf8
+from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.data.quality.inspect import with_digests
 from plantseg_next.data.quality.scene_splits import (
     add_datasets,
@@ -122,7 +122,6 @@ def build_manifest(
         manifest, excluded = drop_leaks(manifest, on_progress=on_progress)
         for line in describe_excluded(excluded):
             log(line)
-    _refuse_not_utf8(manifest)
     manifest = splits.labeled_fraction(
         manifest, settings.data.labeled_fraction, seed=settings.seed
     )
@@ -141,23 +140,11 @@ def build_manifest(
             )
             for line in describe_excluded(excluded):
                 log(line)
-            _refuse_not_utf8(manifest)
     for split in ("train", "val"):
         labeled_rows(manifest, split, str(sources))
     learned = (row for row in manifest.rows if row.split in ("train", "unlabeled"))
     refuse_unknown(settings.data, sorted({row.source for row in learned}))
     return _without_unlearned_leaf(manifest, log)
-
-
-def _refuse_not_utf8(manifest: Manifest) -> None:
-    rows = not_utf8(manifest.rows)
-    if rows:
-        first = str(rows[0].image).encode(errors="backslashreplace").decode()
-        raise DataError(
-            f"Files whose names are not UTF-8: {len(rows)}. The first: {first}",
-            needed="names in UTF-8, which a run can list",
-            fix="rename them",
-        )
 
 
 def _without_unlearned_leaf(manifest: Manifest, log: Callable[[str], None]) -> Manifest:

@@ -1,5 +1,4 @@
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -256,14 +255,6 @@ def test_check_training_masks_without_any_lesion_are_an_error(folder):
     issue = the(check(read_folder(folder)), "no-lesion-in-train")
     assert issue.severity == "error"
     assert issue.text == "No mask in train shows a lesion: 4 masks."
-
-
-def test_check_names_that_are_not_utf8_are_an_error(folder):
-    (path, *_) = (folder / "images" / "train").iterdir()
-    path.rename(os.fsdecode(os.fsencode(path.parent) + b"/bl\xe4tt.jpg"))
-    issue = the(check(read_folder(folder)), "name-not-utf8")
-    assert issue.severity == "error"
-    assert issue.text == "Files whose names are not UTF-8, which a run cannot list: 1."
 
 
 def test_report_states_a_class_of_all_pixels_as_100_percent():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from plantseg_next.data.class_names import alike
-from plantseg_next.data.manifest import SPLITS, Manifest, not_utf8
+from plantseg_next.data.manifest import SPLITS, Manifest
 from plantseg_next.data.quality.inspect import HARDLY_GREEN, ImageStats, inspect
 from plantseg_next.data.quality.issues import (
     CheckReport,
@@ -57,7 +57,6 @@ def check(
         *_classes_in_splits(manifest, all_stats),
         *_pairing(manifest),
         *_stated(manifest, all_stats),
-        *_unwritable(manifest),
         *_names(manifest, pairs),
         *_masks(manifest, all_stats),
         *_images(all_stats),
@@ -244,17 +243,6 @@ def _stated(manifest: Manifest, all_stats: Sequence[ImageStats]) -> Iterator[Iss
             f"{len(wrong_ratio)}.",
             "check whether these are the right masks",
             tuple(_mask(stats) for stats in wrong_ratio),
-        )
-
-
-def _unwritable(manifest: Manifest) -> Iterator[Issue]:
-    if rows := not_utf8(manifest.rows):
-        yield Issue(
-            "name-not-utf8",
-            "error",
-            f"Files whose names are not UTF-8, which a run cannot list: {len(rows)}.",
-            "rename them",
-            tuple(row.image for row in rows),
         )
 
 
