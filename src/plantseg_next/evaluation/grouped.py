@@ -118,17 +118,15 @@ def estimates(
     Returns:
         NaN where undefined; the bounds are NaN too for fewer than two groups.
     """
-    known = [group.counts for group in groups if group.n_images]
-    total = np.sum(known, axis=0) if known else groups[0].counts
+    known = np.array([group.counts for group in groups if group.n_images], np.float64)
+    total = known.sum(axis=0) if len(known) else groups[0].counts
     resampled: dict[str, list[float]] = {}
-    if len(known) > 1:
-        flat = np.stack(known).reshape(len(known), -1).astype(np.float64)
-        for weights in draw_groups(len(known), n_resamples, seed):
-            drawn = (weights @ flat).T.reshape(*known[0].shape, len(weights))
-            for name, scores in _computed(groups[0], drawn).items():
-                resampled.setdefault(name, []).extend(scores.tolist())
+    for weights in draw_groups(len(known), n_resamples, seed):
+        drawn = np.tensordot(known, weights, (0, 1))
+        for name, scores in _computed(groups[0], drawn).items():
+            resampled.setdefault(name, []).extend(scores.tolist())
     return {
-        name: Estimate.of(float(score), percentiles(resampled.get(name, []), len(known)))
+        name: Estimate(float(score), *percentiles(resampled.get(name, []), len(known)))
         for name, score in _computed(groups[0], total).items()
     }
 

@@ -8,6 +8,7 @@ Axes: g group, n image.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64, Real, Shaped
@@ -19,8 +20,7 @@ _TAIL = (1.0 - 0.95) / 2.0
 """Fraction of the resamples below the lower bound, and above the upper one."""
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A confidence interval of a score on other images of the same kind.
 
     Args:
@@ -49,11 +49,6 @@ class Estimate:
     low: float
     high: float
     n_groups: int
-
-    @classmethod
-    def of(cls, value: float, interval: Interval) -> "Estimate":
-        """Return a score with its interval."""
-        return cls(value, interval.low, interval.high, interval.n_groups)
 
 
 def bootstrap_interval(
@@ -86,14 +81,12 @@ def bootstrap_interval(
         >>> bootstrap_interval(hits, lambda total: float(total[0] / total[1]))
         Interval(low=0.7, high=0.9, n_groups=3)
     """
-    n_groups = counts.shape[0]
-    values: list[float] = []
-    if n_groups > 1:
-        flat = counts.reshape(n_groups, -1).astype(np.float64)
-        for weights in draw_groups(n_groups, n_resamples, seed):
-            totals = (weights @ flat).reshape(-1, *counts.shape[1:])
-            values += [statistic(total) for total in totals]
-    return percentiles(values, n_groups)
+    values = [
+        statistic(total)
+        for weights in draw_groups(len(counts), n_resamples, seed)
+        for total in np.tensordot(weights, counts.astype(np.float64), 1)
+    ]
+    return percentiles(values, len(counts))
 
 
 def bootstrap_rows(
@@ -118,20 +111,23 @@ def bootstrap_rows(
     """
     assert len(groups) == len(rows), "a group for every row"  # noqa: S101
     names, group_of_row = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
-    n_groups, every_row = len(names), np.arange(len(rows))
-    values: list[float] = []
-    if n_groups > 1:
-        for weights in draw_groups(n_groups, n_resamples, seed):
-            for weight in weights:
-                drawn = np.repeat(every_row, weight[group_of_row])
-                values.append(statistic(rows[drawn]))
-    return percentiles(values, n_groups)
+    values = [
+        statistic(rows.repeat(weight[group_of_row], axis=0))
+        for weights in draw_groups(len(names), n_resamples, seed)
+        for weight in weights
+    ]
+    return percentiles(values, len(names))
 
 
 def draw_groups(
     n_groups: int, n_resamples: int, seed: int
 ) -> Iterator[Int64[np.ndarray, "d g"]]:
-    """Yield how often each group is drawn in each resample, some resamples at a time."""
+    """Yield how often each group is drawn in each resample, some resamples at a time.
+
+    Nothing is drawn from fewer than two groups.
+    """
+    if n_groups < 2:
+        return
     rng = np.random.default_rng(seed)
     evenly = np.full(n_groups, 1.0 / n_groups)
     for start in range(0, n_resamples, _DRAWS_AT_ONCE):

@@ -214,6 +214,6 @@ def _target_domain(
         return float(np.mean(scores[~is_source])) / source if source > 0 else math.nan
 
     stacked = np.stack(counts)
-    return Estimate.of(
-        ratio(stacked.sum(axis=0)), bootstrap_interval(stacked, ratio, seed=seed)
+    return Estimate(
+        ratio(stacked.sum(axis=0)), *bootstrap_interval(stacked, ratio, seed=seed)
     )

@@ -171,7 +171,7 @@ class SeverityAgreement:
             statistic,
             seed=seed,
         )
-        return Estimate.of(self.compute().rho_c, interval)
+        return Estimate(self.compute().rho_c, *interval)
 
     @property
     def _columns(self) -> Float64[np.ndarray, "n 2"]:
