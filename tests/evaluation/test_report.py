@@ -11,6 +11,7 @@ import pytest
 
 from plantseg_next.errors import DataError, OutputError
 from plantseg_next.evaluation import report as report_module
+from plantseg_next.evaluation.grouped import Metric
 from plantseg_next.evaluation.metrics import Confusion, Overlap
 from plantseg_next.evaluation.report import EvalItem, evaluate
 from plantseg_next.evaluation.severity_agreement import severity_agreement
@@ -320,17 +321,13 @@ def test_report_lists_skipped_images_and_scores_the_rest():
 
 
 def test_report_shows_a_score_without_a_label_under_its_name(monkeypatch):
-    class Coverage:
+    class Coverage(Metric):
         def __init__(self):
             self.n_images, self.counts = 0, np.zeros(2, np.int64)
 
         def update(self, truth, prediction):
             self.n_images += 1
             self.counts += [(prediction.lesion > 0).sum(), truth.lesion.size]
-
-        def merge(self, other):
-            self.n_images += other.n_images
-            self.counts += other.counts
 
         def compute(self):
             return {"lesion_fraction": np.asarray(self.counts[0] / self.counts[1])}

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Real, UInt8
 
-from plantseg_next.evaluation.grouped import AdditiveCounts
+from plantseg_next.evaluation.grouped import Metric
 from plantseg_next.structures import IGNORE, Prediction, Sample
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
@@ -102,7 +102,7 @@ def boundary_f1(counts: Real[np.ndarray, "4 ..."]) -> Float64[np.ndarray, "..."]
 
 
 @dataclass(eq=False)
-class Boundary(AdditiveCounts):
+class Boundary(Metric):
     """Boundary F1 of the lesions or of the leaf, over the images where it is known.
 
     Args:

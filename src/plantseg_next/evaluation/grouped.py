@@ -5,52 +5,41 @@ A metric is added to the lists of ``report.report_metrics`` or ``workflows.evalu
 Axes: g group, d resample.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64, Int64, Real
+from jaxtyping import Float64, Real
 
 from plantseg_next.evaluation.intervals import Estimate, draw_groups, percentiles
 from plantseg_next.structures import Prediction, Sample
 
-M = TypeVar("M", bound="Metric")
 
-
-@runtime_checkable
-class Metric(Protocol):
+@dataclass(eq=False)
+class Metric(ABC):
     """Scores of a set of images, computed from counts that add up over images.
 
     ``compute`` accepts counts with a further last axis, for many resamples at once.
     """
 
-    n_images: int
+    n_images: int = field(default=0, init=False)
     """Images that count: their truth is known, and it was predicted."""
-    counts: np.ndarray
+    counts: Real[np.ndarray, "..."] = field(init=False, repr=False)
 
+    @abstractmethod
     def update(self, truth: Sample, prediction: Prediction) -> None:
         """Add an image."""
 
-    def merge(self: M, other: M) -> None:
-        """Add the images of another object."""
-
-    def compute(self) -> dict[str, Float64[np.ndarray, "..."]]:
-        """Return the scores by name; NaN where undefined."""
-
-
-@dataclass(eq=False)
-class AdditiveCounts:
-    """The counts of a metric; a subclass updates them and computes scores from them."""
-
-    n_images: int = field(default=0, init=False)
-    counts: Int64[np.ndarray, "..."] = field(init=False, repr=False)
-
-    def merge(self, other: "AdditiveCounts") -> None:
+    def merge(self, other: "Metric") -> None:
         """Add the images of another object."""
         self.n_images += other.n_images
         self.counts += other.counts
+
+    @abstractmethod
+    def compute(self) -> dict[str, Float64[np.ndarray, "..."]]:
+        """Return the scores by name; NaN where undefined."""
 
 
 class GroupedMetrics:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, Real, UInt8
 
 from plantseg_next.errors import DataError
-from plantseg_next.evaluation.grouped import AdditiveCounts
+from plantseg_next.evaluation.grouped import Metric
 from plantseg_next.structures import IGNORE, NO_LESION, Prediction, Sample
 
 _BLOCK_PX = 1 << 20
@@ -189,7 +189,7 @@ class Confusion:
 
 
 @dataclass(eq=False)
-class Overlap(AdditiveCounts):
+class Overlap(Metric):
     """Overlap of lesions: of any lesion against none, and means over classes.
 
     "No lesion" covers most pixels and is easy, so it raises every mean that includes it.
@@ -235,7 +235,7 @@ class Overlap(AdditiveCounts):
 
 
 @dataclass(eq=False)
-class LeafOverlap(AdditiveCounts):
+class LeafOverlap(Metric):
     """Overlap of the leaf, over the images whose leaf is marked and predicted."""
 
     def __post_init__(self) -> None:
@@ -255,7 +255,7 @@ class LeafOverlap(AdditiveCounts):
 
 
 @dataclass(eq=False)
-class DiseaseAccuracy(AdditiveCounts):
+class DiseaseAccuracy(Metric):
     """Accuracy of image-level labels, where the label is known and was predicted."""
 
     def __post_init__(self) -> None:
