@@ -3,14 +3,13 @@
 Axes: b tile, k class, h row, w column.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from plantseg_next.structures import IGNORE, NO_LESION
+from plantseg_next.structures import NO_LESION, is_lesion
 
 
 class SparseCounts(NamedTuple):
@@ -23,16 +22,6 @@ class SparseCounts(NamedTuple):
 
     on: Tensor
     off: Tensor
-
-
-def count_sparse(labels: Sequence[Tensor | None]) -> SparseCounts:
-    """Return the counts of the micro-batches of a step; ``None`` has no labels."""
-    known = [label for label in labels if label is not None]
-    if not known:
-        return SparseCounts(torch.ones(()), torch.ones(()))
-    on = torch.stack([is_on_lesion(label).sum() for label in known])
-    off = torch.stack([(label == NO_LESION).sum() for label in known])
-    return SparseCounts(on.sum().clamp_min(1), off.sum().clamp_min(1))
 
 
 def balanced_ce(
@@ -48,14 +37,9 @@ def balanced_ce(
     Source:
         Huang et al. 2018 (DSRG), doi:10.1109/CVPR.2018.00733.
     """
-    on = (entropy * is_on_lesion(labels)).sum() / counts.on
+    on = (entropy * is_lesion(labels)).sum() / counts.on
     off = (entropy * (labels == NO_LESION)).sum() / counts.off
     return (on + off) / 2
-
-
-def is_on_lesion(labels: Integer[Tensor, "b h w"]) -> Bool[Tensor, "b h w"]:
-    """Return which pixels are labeled as a lesion."""
-    return (labels != IGNORE) & (labels != NO_LESION)
 
 
 def logit_adjustment(
@@ -81,8 +65,8 @@ def logit_adjustment(
     """
     if log_prior_odds is None:
         return logits
-    is_lesion = torch.arange(logits.shape[1], device=logits.device) != NO_LESION
-    return logits + log_prior_odds * (is_lesion[:, None, None] & where[:, None])
+    of_lesion = torch.arange(logits.shape[1], device=logits.device) != NO_LESION
+    return logits + log_prior_odds * (of_lesion[:, None, None] & where[:, None])
 
 
 def class_log_prior_odds(pixels: Integer[Tensor, " 2"]) -> Float[Tensor, ""]:

@@ -8,7 +8,7 @@ within a micro-batch and weighted by its size: it learns as well (docs/results/m
 What is not annotated or not trusted is ``IGNORE`` in the targets and skipped by every loss.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from plantseg_next.models.segmenter import Scores
 from plantseg_next.settings import LossSettings
-from plantseg_next.structures import IGNORE, Batch
+from plantseg_next.structures import IGNORE, NO_LESION, Batch, is_lesion
 from plantseg_next.training import losses
 from plantseg_next.training.losses import SoftCounts
 from plantseg_next.training.semi_supervised.mean_teacher import consistency_losses
@@ -26,7 +26,6 @@ from plantseg_next.training.semi_supervised.pseudo_labels import UnsupWeights
 from plantseg_next.training.sparse_labels import (
     SparseCounts,
     balanced_ce,
-    count_sparse,
     logit_adjustment,
 )
 
@@ -114,18 +113,20 @@ class LabelCounts(NamedTuple):
 def count_labels(batches: Sequence[Batch] | Sequence[PseudoLabeledBatch]) -> LabelCounts:
     """Return what is labeled in all micro-batches of a step."""
 
-    def total(labeled: Callable[[Batch | PseudoLabeledBatch], Tensor | None]) -> Tensor:
-        sums = [where.sum() for b in batches if (where := labeled(b)) is not None]
+    def total(parts: Iterable[Tensor]) -> Tensor:
+        sums = [part.sum() for part in parts]
         return torch.stack(sums).sum().clamp_min(1) if sums else torch.ones(())
 
+    sparse = [b.sparse_target if isinstance(b, Batch) else b.cam_seed for b in batches]
     return LabelCounts(
         tiles=sum(len(b.lesion) for b in batches),
-        lesion=total(lambda b: b.lesion != IGNORE),
-        leaf=total(lambda b: b.leaf != IGNORE),
-        valid=total(lambda b: None if isinstance(b, Batch) else b.valid),
-        disease=total(lambda b: None if b.disease is None else b.disease != IGNORE),
-        sparse=count_sparse(
-            [b.sparse_target if isinstance(b, Batch) else b.cam_seed for b in batches]
+        lesion=total(b.lesion != IGNORE for b in batches),
+        leaf=total(b.leaf != IGNORE for b in batches),
+        valid=total(b.valid for b in batches if isinstance(b, PseudoLabeledBatch)),
+        disease=total(b.disease != IGNORE for b in batches if b.disease is not None),
+        sparse=SparseCounts(
+            on=total(is_lesion(target) for target in sparse if target is not None),
+            off=total(target == NO_LESION for target in sparse if target is not None),
         ),
     )
 

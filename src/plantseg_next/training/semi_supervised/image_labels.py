@@ -22,7 +22,13 @@ from torch.nn import functional as F
 
 from plantseg_next.data.formats.folders import tidy_name
 from plantseg_next.settings import ImageLabelSettings
-from plantseg_next.structures import IGNORE, NO_LESION, ClassMap, UnlabeledBatch
+from plantseg_next.structures import (
+    IGNORE,
+    NO_LESION,
+    ClassMap,
+    UnlabeledBatch,
+    is_lesion,
+)
 from plantseg_next.training.semi_supervised.ema_teacher import EmaTeacher, TeacherPrediction
 
 HEALTHY = ("healthy", "normal", "background")
@@ -248,16 +254,11 @@ class ImageLabelSupervision:
             of the lesion that is seeded; over all measurements so far, older ones with
             less weight.
         """
-        known = lesion != IGNORE
-        seeded_lesion = (cam_seeds != IGNORE) & (cam_seeds != NO_LESION) & known
-        true_lesion = known & (lesion != NO_LESION)
-        counts = (
-            torch.stack([seeded_lesion, seeded_lesion & true_lesion, true_lesion], 1)
-            .sum((2, 3))
-            .float()
-        )
+        seeded_lesion = is_lesion(cam_seeds) & (lesion != IGNORE)
+        true_lesion = is_lesion(lesion)
+        maps = torch.stack([seeded_lesion, seeded_lesion & true_lesion, true_lesion], 1)
         self._counts *= MOMENTUM
-        self._counts.index_add_(0, disease.long().cpu(), counts.cpu())
+        self._counts.index_add_(0, disease.long().cpu(), maps.sum((2, 3)).float().cpu())
         metrics = {}
         for number, name in enumerate(self.names):
             seeded, right, true = self._counts[number].tolist()

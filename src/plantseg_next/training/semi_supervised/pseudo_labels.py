@@ -11,7 +11,13 @@ from torch import Tensor
 from plantseg_next.data.dataset import TrainBatch, collate
 from plantseg_next.models.segmenter import LEAF_LOGITS, Scores
 from plantseg_next.settings import SemiSettings
-from plantseg_next.structures import IGNORE, NO_LESION, Batch, ClassMap, UnlabeledBatch
+from plantseg_next.structures import (
+    IGNORE,
+    Batch,
+    ClassMap,
+    UnlabeledBatch,
+    is_lesion,
+)
 from plantseg_next.training.schedule import ramp_up
 from plantseg_next.training.semi_supervised.confidence_mask import (
     ConfidenceMask,
@@ -171,9 +177,8 @@ class PseudoLabeler:
             seed, target = None, lesion
             if label.cam is not None:
                 target, seed = label.cam.merge(lesion)
-            known = target != IGNORE
-            counts = [part.valid.sum(), known.sum(), (known & (target != NO_LESION)).sum()]
-            self._pixel_counts = self._pixel_counts.to(known.device) + torch.stack(counts)
+            counts = [part.valid.sum(), (target != IGNORE).sum(), is_lesion(target).sum()]
+            self._pixel_counts = self._pixel_counts.to(target.device) + torch.stack(counts)
             pseudo_labeled.append(
                 PseudoLabeledBatch(
                     part.weak,
@@ -201,9 +206,8 @@ class PseudoLabeler:
         finds_lesion, predictions = False, []
         for tiles in labeled:
             _, lesion, leaf = self.predict(tiles.image)
-            target = tiles.target
-            is_lesion = (target != IGNORE) & (target != NO_LESION)
-            finds_lesion |= bool((is_lesion & (lesion.label != NO_LESION)).any())
+            hit = is_lesion(tiles.target) & is_lesion(lesion.label)
+            finds_lesion |= bool(hit.any())
             predictions.append((lesion, leaf))
             if finds_lesion and not self.lesion_mask.needs_ranks:
                 return True
