@@ -7,7 +7,8 @@ A step has two parts. ``backward`` may run out of memory and be retried;
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -17,7 +18,13 @@ from plantseg_next.data.dataset import TrainBatch, to_micro_batches
 from plantseg_next.models.segmenter import Segmenter
 from plantseg_next.runtime import Device, random_state, restore_random_state
 from plantseg_next.settings import Settings
-from plantseg_next.structures import IGNORE, NO_LESION, Batch, ClassMap, UnlabeledBatch
+from plantseg_next.structures import (
+    NO_LESION,
+    Batch,
+    ClassMap,
+    UnlabeledBatch,
+    is_lesion,
+)
 from plantseg_next.training.schedule import warmup_cosine
 from plantseg_next.training.semi_supervised.ema_teacher import EmaTeacher
 from plantseg_next.training.semi_supervised.image_labels import ImageLabelSupervision
@@ -25,6 +32,7 @@ from plantseg_next.training.semi_supervised.pseudo_labels import PseudoLabeler
 from plantseg_next.training.sparse_labels import class_log_prior_odds
 from plantseg_next.training.step import train_step
 
+B = TypeVar("B", Batch, UnlabeledBatch)
 FINE_TUNING_DECAY = 0.75
 WARMUP_FRACTION = 0.05
 """Fraction of the steps in which the learning rate rises."""
@@ -88,15 +96,16 @@ class Engine:
         self._model.train()
         self._optimizer.zero_grad(set_to_none=True)
         lesion = batch.labeled.lesion
-        is_none = lesion == NO_LESION
-        is_lesion = (lesion != IGNORE) & ~is_none
         self._label_counts_now = self._label_counts + torch.stack(
-            [is_none.sum(), is_lesion.sum()]
+            [(lesion == NO_LESION).sum(), is_lesion(lesion).sum()]
         )
         odds = class_log_prior_odds(self._label_counts_now).to(self._fabric.device)
         micro_batches = [
-            to_device(part, self._fabric.device)
-            for part in to_micro_batches(batch, micro_batch)
+            TrainBatch(
+                to_device(labeled, self._fabric.device),
+                views and to_device(views, self._fabric.device),
+            )
+            for labeled, views in to_micro_batches(batch, micro_batch)
         ]
         labeler, unsup = self.pseudo_labeler, None
         with _without_autocast_cache():
@@ -309,31 +318,11 @@ def parameter_groups(network: Segmenter, settings: Settings) -> list[dict[str, A
     ]
 
 
-def to_device(batch: TrainBatch, device: torch.device) -> TrainBatch:
-    """Return the tiles on a device; images stay bytes, which take less memory."""
-    labeled, views = batch
-    return TrainBatch(
-        batch_to_device(labeled, device),
-        views
-        and UnlabeledBatch(
-            weak=views.weak.to(device, non_blocking=True),
-            strong=views.strong.to(device, non_blocking=True),
-            valid=views.valid.to(device, non_blocking=True),
-            disease=views.disease.to(device, non_blocking=True),
-            keys=views.keys,
-        ),
-    )
-
-
-def batch_to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return labeled tiles on a device, as ``to_device`` does."""
-    return Batch(
-        image=batch.image.to(device, non_blocking=True),
-        lesion=batch.lesion.to(device, non_blocking=True),
-        leaf=batch.leaf.to(device, non_blocking=True),
-        disease=batch.disease.to(device, non_blocking=True),
-        keys=batch.keys,
-        sparse_target=None
-        if batch.sparse_target is None
-        else batch.sparse_target.to(device, non_blocking=True),
-    )
+def to_device(batch: B, device: torch.device) -> B:
+    """Return tiles on a device; images stay bytes, which take less memory."""
+    moved: dict[str, Any] = {
+        field.name: value.to(device, non_blocking=True)
+        for field in fields(batch)
+        if isinstance(value := getattr(batch, field.name), Tensor)
+    }
+    return replace(batch, **moved)

@@ -102,7 +102,7 @@ class Validator:
             teacher_drift,
             unreliable_cam_seeds,
         )
-        from plantseg_next.training.engine import batch_to_device
+        from plantseg_next.training.engine import to_device
         from plantseg_next.training.semi_supervised.image_labels import MIN_PRECISION
         from plantseg_next.training.semi_supervised.pseudo_label_metrics import (
             pseudo_label_metrics,
@@ -117,7 +117,7 @@ class Validator:
             result = validate(predictor, self._chosen)
             if (on := self._pseudo_labels) is None:
                 return result
-            hidden = batch_to_device(on.hidden, device)
+            hidden = to_device(on.hidden, device)
             extra_metrics = pseudo_label_metrics(
                 on.pseudo_labeler, self._student, hidden, at_once=2 * at_once
             )
