@@ -50,7 +50,33 @@ def logger(kind: LogTo, run: Path, settings: Settings) -> Callback:
     return MLflow(run.resolve().parent / "mlflow.db", run.name, settings)
 
 
-class TensorBoard(Callback):
+class _MetricLogger(Callback):
+    """Log the parts of the loss every ``EVERY`` steps, and the metrics."""
+
+    def on_step(self, info: StepInfo) -> Sequence[Event]:
+        """Log the parts of the loss, every ``EVERY`` steps."""
+        if info.step % EVERY == 0:
+            self._log(info.step, "loss", {n: float(p) for n, p in info.losses.items()})
+        return ()
+
+    def on_validation(
+        self,
+        step: int,
+        validation: Validation,
+        *,
+        best: bool,  # noqa: ARG002
+    ) -> Sequence[Event]:
+        """Log the metrics."""
+        self._log(step, "val", validation.metrics)
+        self._log(step, "teacher", validation.extra_metrics)
+        return ()
+
+    def _log(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        """Log values by name, in a group of names."""
+        raise NotImplementedError
+
+
+class TensorBoard(_MetricLogger):
     """Write TensorBoard's event files.
 
     Args:
@@ -62,29 +88,6 @@ class TensorBoard(Callback):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writer: Any = None
-
-    def on_step(self, info: StepInfo) -> Sequence[Event]:
-        """Write the parts of the loss, every ``EVERY`` steps."""
-        if info.step % EVERY == 0:
-            for name, part in info.losses.items():
-                self._at(info.step).add_scalar(f"loss/{name}", float(part), info.step)
-        return ()
-
-    def on_validation(
-        self,
-        step: int,
-        validation: Validation,
-        *,
-        best: bool,  # noqa: ARG002
-    ) -> Sequence[Event]:
-        """Write the metrics."""
-        writer = self._at(step)
-        for name, value in validation.metrics.items():
-            writer.add_scalar(f"val/{name}", value, step)
-        for name, value in validation.extra_metrics.items():
-            writer.add_scalar(f"teacher/{name}", value, step)
-        writer.flush()
-        return ()
 
     def on_event(self, step: int, event: Event) -> None:
         """Write the event as text."""
@@ -100,6 +103,12 @@ class TensorBoard(Callback):
         self.on_end("stopped", "")
         self._writer = None
 
+    def _log(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        writer = self._at(step)
+        for name, value in values.items():
+            writer.add_scalar(f"{group}/{name}", value, step)
+        writer.flush()
+
     def _at(self, step: int) -> Any:  # noqa: ANN401 - an optional package has no type here
         """Return the writer; a new one hides earlier values from this step on."""
         if self._writer is None:
@@ -109,7 +118,7 @@ class TensorBoard(Callback):
         return self._writer
 
 
-class MLflow(Callback):
+class MLflow(_MetricLogger):
     """Write into an MLflow store; a resumed run stays one run there.
 
     Args:
@@ -130,24 +139,6 @@ class MLflow(Callback):
         self._name = name
         self._settings = settings
         self._run_id: str | None = None
-
-    def on_step(self, info: StepInfo) -> Sequence[Event]:
-        """Log the parts of the loss, every ``EVERY`` steps."""
-        if info.step % EVERY == 0:
-            self._log(info.step, "loss_", {n: float(p) for n, p in info.losses.items()})
-        return ()
-
-    def on_validation(
-        self,
-        step: int,
-        validation: Validation,
-        *,
-        best: bool,  # noqa: ARG002
-    ) -> Sequence[Event]:
-        """Log the metrics."""
-        self._log(step, "val_", validation.metrics)
-        self._log(step, "teacher_", validation.extra_metrics)
-        return ()
 
     def on_end(self, reason: EndReason, text: str) -> None:  # noqa: ARG002
         """Set the final state of the run."""
@@ -183,13 +174,13 @@ class MLflow(Callback):
                 self._client.log_param(run.info.run_id, name, value)
         return self._run_id
 
-    def _log(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
+    def _log(self, step: int, group: str, values: Mapping[str, float]) -> None:
         """Log metrics; characters that MLflow does not allow in names are replaced."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
         metrics = [
-            Metric(_plain(prefix + name), value, now, step)
+            Metric(_plain(f"{group}_{name}"), value, now, step)
             for name, value in values.items()
             if math.isfinite(value)
         ]
