@@ -3,8 +3,9 @@
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -150,15 +151,12 @@ class ResourceMonitor(Callback):
         )
         with explained(self._folder):
             write_table(self._folder / RESOURCES, self._rows)
-        alerts = [
-            *self._starved(),
-            *self._leak(),
-            *self._disk(),
-            *self._over_budget(),
-        ]
+        alerts = self._new_only(
+            chain(self._starved(), self._leak(), self._disk(), self._over_budget())
+        )
         self._seconds = self._waited_s = 0.0
         self._n_tiles = 0
-        return self._new_only(alerts)
+        return alerts
 
     def on_checkpoint(self, step: int, saved: Saved) -> None:  # noqa: ARG002
         """Store the size of a checkpoint."""
@@ -177,69 +175,57 @@ class ResourceMonitor(Callback):
         self.samples.append(self.newest)
         self.peak_mib = max(self.peak_mib, self.newest.ram_mib)
 
-    def _new_only(self, alerts: list[Event]) -> list[Event]:
+    def _new_only(self, alerts: Iterable[Event]) -> list[Event]:
         """Return the alerts whose kind was not emitted before."""
         new = [alert for alert in alerts if alert.kind not in self._emitted]
         self._emitted |= {alert.kind for alert in new}
         return new
 
-    def _over_budget(self) -> list[Event]:
+    def _over_budget(self) -> Iterator[Event]:
         used = self.newest.ram_mib * MIB / 1e6
-        if self._budget_mb is None or used <= self._budget_mb:
-            return []
-        return [
-            Event(
+        if self._budget_mb is not None and used > self._budget_mb:
+            yield Event(
                 "over-budget",
                 f"The run uses {used:,.0f} MB, more than its budget of "
                 f"{self._budget_mb:,.0f}. Stop it, and resume it with a smaller "
                 "training.micro_batch or data.cache_mib.",
             )
-        ]
 
-    def _starved(self) -> list[Event]:
+    def _starved(self) -> Iterator[Event]:
         fraction = self._waited_s / max(self._seconds, 1e-9)
-        if fraction < STARVED or len(self._rows) < 2:  # the cache is empty at first
-            return []
-        cores = os.cpu_count() or 1
-        return [
-            Event(
+        if fraction >= STARVED and len(self._rows) > 1:  # the cache is empty at first
+            cores = os.cpu_count() or 1
+            yield Event(
                 "starved",
                 f"{fraction:.0%} of the time was spent waiting for images. Raise "
                 f"data.cache_mib, or data.workers (this machine has {cores} cores), or "
                 "shrink the images to data.long_side_px once, on disk.",
             )
-        ]
 
-    def _leak(self) -> list[Event]:
+    def _leak(self) -> Iterator[Event]:
         """Warn if memory grows by more than the cache, and would run out within a day."""
         later = self.samples[len(self.samples) // 2 :]
         if len(later) < 8:
-            return []
+            return
         grown = later[-1].ram_mib - self.samples[0].ram_mib - self._cache_mib
         seconds = np.array([s.time for s in later]) - later[0].time
         slope = float(np.polyfit(seconds, [s.ram_mib for s in later], 1)[0])
         if grown < 256 or slope <= 0:
-            return []
+            return
         hours = later[-1].ram_free_mib / slope / 3600
-        if hours > 24:
-            return []
-        return [
-            Event(
+        if hours <= 24:
+            yield Event(
                 "memory-leak",
                 f"Memory grows by {60 * slope:.0f} MiB a minute beyond the cache, and "
                 f"will be full in {hours:.1f} h. Stop and resume the run to free it; "
                 "please report this, with resources.csv.",
             )
-        ]
 
-    def _disk(self) -> list[Event]:
-        free, needed = self.newest.disk_free_mib, 2 * self._checkpoint_mib
-        if free >= needed:
-            return []
-        return [
-            Event(
+    def _disk(self) -> Iterator[Event]:
+        free = self.newest.disk_free_mib
+        if free < 2 * self._checkpoint_mib:
+            yield Event(
                 "disk-low",
                 f"{free:.0f} MiB are free on the disk of the run, and a checkpoint takes "
                 f"{self._checkpoint_mib:.0f}. Free some space, or the run will stop.",
             )
-        ]
