@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
-from statistics import median
 
 import numpy as np
 from jaxtyping import Int64
@@ -167,13 +165,9 @@ def noise_of(scores: Sequence[float]) -> float:
     """
     if len(scores) < 4:
         return 0.0
-    differences = [b - a for a, b in pairwise(scores)]
-    middle = median(differences)
-    return (
-        1.4826
-        * median(abs(difference - middle) for difference in differences)
-        / math.sqrt(2)
-    )
+    differences = np.diff(scores)
+    deviations = np.abs(differences - np.median(differences))
+    return 1.4826 * float(np.median(deviations)) / math.sqrt(2)
 
 
 def trends(scores: Sequence[float], losses: Sequence[float]) -> Iterator[Event]:
