@@ -139,7 +139,7 @@ def run(
     best = BestWeights(net)
     with tempfile.TemporaryDirectory() as folder:
         outcome = Trainer(
-            Engine(net, settings, device),
+            Engine(net, settings, device, classes, with_unlabeled=False),
             lambda start: loader(
                 data,
                 batch_size=settings.training.batch,

@@ -29,7 +29,7 @@ from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import Device, find_device
 from plantseg_next.settings import Settings
 from plantseg_next.structures import Batch, ClassMap, UnlabeledBatch
-from plantseg_next.training.engine import Engine, build_engine
+from plantseg_next.training.engine import Engine
 
 RESULTS = Path(__file__).parent / "results" / "memory_error.csv"
 ALL_PARTS = "[stage_1,stage_2,stage_3,stage_4,decoder,fine]"
@@ -96,7 +96,7 @@ def stepping(text: str, device: Device) -> tuple[Engine, TrainBatch, Callable[[]
     """Return an engine, tiles for it, and what takes a step with them."""
     settings, classes, with_unlabeled = understood(text)
     torch.manual_seed(0)
-    engine = build_engine(
+    engine = Engine(
         build_segmenter(settings.model, classes),
         settings,
         device,

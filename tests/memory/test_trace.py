@@ -17,7 +17,7 @@ from plantseg_next.models.segmenter import build_segmenter
 from plantseg_next.runtime import Device
 from plantseg_next.settings import Settings
 from plantseg_next.structures import Batch, ClassMap, UnlabeledBatch
-from plantseg_next.training.engine import build_engine
+from plantseg_next.training.engine import Engine
 
 pytestmark = pytest.mark.integration
 
@@ -68,7 +68,7 @@ def allocated_in_a_step(settings, path):
     """
     torch.manual_seed(0)
     network = build_segmenter(settings.model, CLASSES)
-    engine = build_engine(network, settings, CPU, CLASSES, with_unlabeled=True)
+    engine = Engine(network, settings, CPU, CLASSES, with_unlabeled=True)
     b = settings.training.batch
     batch = real_tiles(b, settings.data.tile_px)
 

@@ -89,7 +89,9 @@ class Run:
     ):
         seed_everything(settings.seed)
         self.network = build_segmenter(settings.model, manifest.classes)
-        self.engine = Engine(self.network, settings, CPU)
+        self.engine = Engine(
+            self.network, settings, CPU, manifest.classes, with_unlabeled=False
+        )
         self.recorder = Recorder()
         self.folder = folder
         data = MixedDataset(

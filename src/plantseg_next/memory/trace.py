@@ -27,7 +27,7 @@ from plantseg_next.models.segmenter import Segmenter, build_segmenter
 from plantseg_next.runtime import CUBLAS_WORKSPACE_BYTES, Device, same_bits
 from plantseg_next.settings import Settings
 from plantseg_next.structures import Batch, ClassMap, UnlabeledBatch
-from plantseg_next.training.engine import Engine, build_engine, uses_bfloat16
+from plantseg_next.training.engine import Engine, uses_bfloat16
 
 IN_FLOAT32 = ("layer_norm", "group_norm", "interpolate")
 """Functions of the network that autocast computes in float32 on a GPU but not on a CPU."""
@@ -100,7 +100,7 @@ def trace(
         _make_fake(network)
         # Fake tensors on the CPU: autograd works on them without a GPU.
         cpu = Device("cpu", device.name, device.has_bfloat16)
-        engine = build_engine(
+        engine = Engine(
             network,
             settings,
             cpu,

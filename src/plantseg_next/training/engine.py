@@ -40,13 +40,15 @@ MAX_GRADIENT_NORM = 1.0
 
 
 class Engine:
-    """Run training steps.
+    """Run training steps; the teacher starts as a copy of the network.
 
     Args:
         network: Trained in place.
         settings: The whole tree.
         device: Where to compute.
-        pseudo_labeler: Labels the tiles without masks.
+        classes: Of the network.
+        with_unlabeled: Whether there are images without masks to learn from.
+        with_image_labels: Whether some of those have image-level labels.
     """
 
     def __init__(
@@ -54,20 +56,42 @@ class Engine:
         network: Segmenter,
         settings: Settings,
         device: Device,
-        pseudo_labeler: PseudoLabeler | None = None,
+        classes: ClassMap,
+        *,
+        with_unlabeled: bool,
+        with_image_labels: bool = False,
     ) -> None:
-        self._fabric = _fabric(device, bfloat16=uses_bfloat16(settings, device))
-        network.set_checkpointing(settings.memory.activation_checkpointing)
+        network.to(memory_format=torch.channels_last)  # fastest layout for convolutions
+        if settings.memory.freeze_encoder:
+            network.encoder.requires_grad_(False)
+        bfloat16 = uses_bfloat16(settings, device)
         self._settings = settings
         self.device = device
+        self.network = network
+        self.pseudo_labeler: PseudoLabeler | None = None
+        if with_unlabeled:
+            teacher = EmaTeacher(
+                network,
+                decay=settings.semi.ema_decay,
+                bfloat16=bfloat16,
+                offload_to_cpu=settings.memory.ema_offload,
+            )
+            self.pseudo_labeler = PseudoLabeler(
+                teacher,
+                settings.semi,
+                classes,
+                ImageLabelSupervision(settings.image_labels, classes)
+                if with_image_labels
+                else None,
+            )
+        self._fabric = _fabric(device, bfloat16=bfloat16)
+        network.set_checkpointing(settings.memory.activation_checkpointing)
         self._label_counts = self._label_counts_now = torch.zeros(2, dtype=torch.long)
         self._model, self._optimizer = self._fabric.setup(
             network, make_optimizer(network, settings)
         )
-        self.network = network
-        self.pseudo_labeler = pseudo_labeler
-        if pseudo_labeler is not None and not pseudo_labeler.teacher.offload_to_cpu:
-            pseudo_labeler.teacher.network.to(self._fabric.device)
+        if self.pseudo_labeler is not None and not settings.memory.ema_offload:
+            self.pseudo_labeler.teacher.network.to(self._fabric.device)
 
     @property
     def eval_model(self) -> nn.Module:
@@ -227,45 +251,6 @@ def _without_autocast_cache() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(before)
-
-
-def build_engine(
-    network: Segmenter,
-    settings: Settings,
-    device: Device,
-    classes: ClassMap,
-    *,
-    with_unlabeled: bool,
-    with_image_labels: bool = False,
-) -> Engine:
-    """Return the engine of a run; its teacher starts as a copy of the network.
-
-    Args:
-        network: Trained in place.
-        settings: The whole tree.
-        device: Where to compute.
-        classes: Of the network.
-        with_unlabeled: Whether there are images without masks to learn from.
-        with_image_labels: Whether some of those have image-level labels.
-    """
-    network.to(memory_format=torch.channels_last)  # fastest layout for convolutions
-    if settings.memory.freeze_encoder:
-        network.encoder.requires_grad_(False)
-    pseudo_labeler = None
-    if with_unlabeled:
-        teacher = EmaTeacher(
-            network,
-            decay=settings.semi.ema_decay,
-            bfloat16=uses_bfloat16(settings, device),
-            offload_to_cpu=settings.memory.ema_offload,
-        )
-        weak = (
-            ImageLabelSupervision(settings.image_labels, classes)
-            if with_image_labels
-            else None
-        )
-        pseudo_labeler = PseudoLabeler(teacher, settings.semi, classes, weak)
-    return Engine(network, settings, device, pseudo_labeler)
 
 
 def make_optimizer(network: Segmenter, settings: Settings) -> torch.optim.Optimizer:

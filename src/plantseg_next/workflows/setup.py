@@ -49,7 +49,7 @@ def build_trainer(
     from plantseg_next.training.callbacks.resources import ResourceMonitor
     from plantseg_next.training.callbacks.status_file import StatusFile
     from plantseg_next.training.checkpoints import Checkpoints
-    from plantseg_next.training.engine import build_engine
+    from plantseg_next.training.engine import Engine
     from plantseg_next.training.trainer import Trainer
 
     settings, classes = data.settings, data.manifest.classes
@@ -66,7 +66,7 @@ def build_trainer(
     _announce(labeled, validation, unlabeled, log)
     log(f"device: {device.name}; {source.notice}")
     with_label = [row for row in unlabeled.rows if row.disease is not None]
-    engine = build_engine(
+    engine = Engine(
         network,
         settings,
         device,
