@@ -31,7 +31,8 @@ from plantseg_next.data.manifest import Manifest
 from plantseg_next.models.bundle import read_bundle
 from plantseg_next.settings import Settings
 from plantseg_next.training.callbacks.callback import Callback, Event, Validation
-from plantseg_next.workflows.validate import some_rows, unlabeled_set_metrics
+from plantseg_next.training.semi_supervised.unlabeled_metrics import unlabeled_set_metrics
+from plantseg_next.workflows.validate import some_rows, views_without_masks
 
 RESULTS = Path(__file__).parent / "results" / "new_crops.csv"
 SIGNS = "new_crops_unlabeled_metrics.csv"
@@ -79,7 +80,7 @@ class Course(Callback):
         self._signs = signs
         self._target = target
         bare = target.only(replace(row, mask=None, disease=None) for row in target.rows)
-        self._unlabeled_metrics = unlabeled_set_metrics(
+        self._views = views_without_masks(
             learned, bare, settings, (1,) * target.classes.n_lesion_logits
         )
         self.newest: dict[str, Any] = {}
@@ -94,7 +95,7 @@ class Course(Callback):
         """Evaluate the model that the run has just written."""
         network, _ = read_bundle(self._run / "last")
         network.eval().requires_grad_(False)
-        found = self._unlabeled_metrics(network, at_once=8)
+        found = unlabeled_set_metrics(network, self._views, at_once=8)
         self.newest = {name: round(value, 4) for name, value in found.items()}
         report, _ = evaluate_last(self._run, self._target)
         row = {

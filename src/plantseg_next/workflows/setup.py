@@ -15,7 +15,7 @@ from plantseg_next.workflows.validate import (
     Validator,
     hidden_tiles,
     some_rows,
-    unlabeled_set_metrics,
+    views_without_masks,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def build_trainer(
             hidden_tiles(
                 data.manifest, settings, data.pixels, with_image_labels=bool(with_label)
             ),
-            unlabeled_set_metrics(labeled, unlabeled, settings, data.pixels),
+            views_without_masks(labeled, unlabeled, settings, data.pixels),
         )
     monitor = ResourceMonitor(
         folder,

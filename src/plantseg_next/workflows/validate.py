@@ -1,7 +1,7 @@
 """Validation during a run: on masks, on hidden masks, and on images without masks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,11 +21,11 @@ from plantseg_next.workflows.images import read_each, refuse_unreadable
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.utils.data import Dataset
 
-    from plantseg_next.structures import Batch
+    from plantseg_next.structures import Batch, UnlabeledBatch
     from plantseg_next.training.callbacks.callback import Event, Validation
     from plantseg_next.training.semi_supervised.pseudo_labels import PseudoLabeler
-    from plantseg_next.training.semi_supervised.unlabeled_metrics import UnlabeledSetMetrics
 
 VALIDATION_RESAMPLES = 200
 """For the interval of a validation, which is a sign of its noise and no result."""
@@ -42,12 +42,12 @@ class PseudoLabelValidation:
     Args:
         pseudo_labeler: Makes pseudo-labels.
         hidden: Tiles whose masks exist and are not learned from.
-        unlabeled_metrics: Metrics of data sets without masks.
+        views: Tiles of data sets without masks, by name; see ``views_without_masks``.
     """
 
     pseudo_labeler: "PseudoLabeler"
     hidden: "Batch"
-    unlabeled_metrics: "UnlabeledSetMetrics"
+    views: Mapping[str, "Dataset[UnlabeledBatch]"]
 
 
 class Validator:
@@ -107,6 +107,9 @@ class Validator:
         from plantseg_next.training.semi_supervised.pseudo_label_metrics import (
             pseudo_label_metrics,
         )
+        from plantseg_next.training.semi_supervised.unlabeled_metrics import (
+            unlabeled_set_metrics,
+        )
 
         device, home = (next(n.parameters()).device for n in (self._student, network))
         network.to(device)  # the EMA teacher may be offloaded to the CPU
@@ -121,7 +124,9 @@ class Validator:
             extra_metrics = pseudo_label_metrics(
                 on.pseudo_labeler, self._student, hidden, at_once=2 * at_once
             )
-            extra_metrics |= on.unlabeled_metrics(network.eval(), at_once=2 * at_once)
+            extra_metrics |= unlabeled_set_metrics(
+                network.eval(), on.views, at_once=2 * at_once
+            )
         finally:
             network.to(home)
         events = (
@@ -226,17 +231,16 @@ def hidden_tiles(
     return collate([tiles[i] for i in range(n)])
 
 
-def unlabeled_set_metrics(
+def views_without_masks(
     learned: Manifest, unlabeled: Manifest, settings: Settings, pixels: Sequence[int]
-) -> "UnlabeledSetMetrics":
-    """Return the metrics of every data set without a training mask.
+) -> dict[str, "Dataset[UnlabeledBatch]"]:
+    """Return tiles of every data set without a training mask, by its name.
 
-    For comparison, they are computed on the labeled tiles too.
+    For comparison, the labeled tiles are among them.
     """
     from plantseg_next.data.augment import strong_photometry
     from plantseg_next.data.dataset import TileDataset, ViewDataset
     from plantseg_next.training.callbacks.diagnostics import SOURCE_DOMAIN
-    from plantseg_next.training.semi_supervised.unlabeled_metrics import UnlabeledSetMetrics
 
     known = {row.source for row in learned.rows}
     without_masks = {
@@ -249,7 +253,7 @@ def unlabeled_set_metrics(
     data = settings.data.model_copy(
         update={"cache_mib": 0.0}
     )  # these tiles are seldom read
-    views = {
+    return {
         name: ViewDataset(
             TileDataset(
                 learned.only(replace(row, mask=None, disease=None) for row in rows),
@@ -262,4 +266,3 @@ def unlabeled_set_metrics(
         )
         for name, rows in without_masks.items()
     }
-    return UnlabeledSetMetrics(views)

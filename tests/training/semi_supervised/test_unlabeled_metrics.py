@@ -12,7 +12,7 @@ from plantseg_next.structures import IGNORE, UnlabeledBatch
 from plantseg_next.training.semi_supervised import unlabeled_metrics
 from plantseg_next.training.semi_supervised.unlabeled_metrics import (
     TILES,
-    UnlabeledSetMetrics,
+    unlabeled_set_metrics,
 )
 
 GREEN, GRAY = (40, 160, 30), (90, 90, 90)
@@ -51,9 +51,9 @@ def tile(color, *, red_rows=0):
 
 
 def measure(weak, strong, at_once=2):
-    metrics = UnlabeledSetMetrics({"crop": Tiles(weak, strong)})
+    views = {"crop": Tiles(weak, strong)}
     with patch.object(unlabeled_metrics, "TILES", len(weak)):
-        return metrics(Red().eval(), at_once=at_once)
+        return unlabeled_set_metrics(Red().eval(), views, at_once=at_once)
 
 
 def test_consistency_compares_both_augmentations_by_pixel():
@@ -86,5 +86,6 @@ def test_unreadable_data_set_has_no_metrics():
             raise DataError(f"tile {index} cannot be read.", needed="a", fix="b")
 
     readable = Tiles([tile(GREEN)] * TILES, [tile(GREEN)] * TILES)
-    metrics = UnlabeledSetMetrics({"lost": Unreadable(), "crop": readable})
-    assert {name.split("/")[1] for name in metrics(Red(), at_once=2)} == {"crop"}
+    views = {"lost": Unreadable(), "crop": readable}
+    metrics = unlabeled_set_metrics(Red(), views, at_once=2)
+    assert {name.split("/")[1] for name in metrics} == {"crop"}
