@@ -80,11 +80,18 @@ def cut_mix(tiles: PseudoLabeledBatch, boxes: Bool[Tensor, "b h w"]) -> PseudoLa
         where = boxes if tensor.ndim == 3 else boxes[:, None]
         return torch.where(where, tensor.roll(1, dims=0), tensor)
 
-    mixed = tiles.map_tensors(mix)
-    if mixed.disease is None:
-        return mixed
-    is_mixed = boxes.flatten(1).any(1)
-    return replace(mixed, disease=mixed.disease.masked_fill(is_mixed, IGNORE))
+    disease, is_mixed = tiles.disease, boxes.flatten(1).any(1)
+    image, lesion, leaf, valid = map(
+        mix, (tiles.image, tiles.lesion, tiles.leaf, tiles.valid)
+    )
+    return PseudoLabeledBatch(
+        image,
+        lesion,
+        leaf,
+        valid,
+        disease=None if disease is None else disease.masked_fill(is_mixed, IGNORE),
+        cam_seed=None if tiles.cam_seed is None else mix(tiles.cam_seed),
+    )
 
 
 def paint_background(

@@ -1,7 +1,8 @@
 """Tiles with pseudo-labels."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,38 +34,25 @@ class PseudoLabeledBatch:
     disease: Tensor | None = None
     cam_seed: Tensor | None = None
 
-    def map_tensors(self, moved: Callable[[Tensor], Tensor]) -> "PseudoLabeledBatch":
-        """Return the tiles with every pixel map changed the same way, without scores."""
-        image, lesion, leaf, valid = map(
-            moved, (self.image, self.lesion, self.leaf, self.valid)
-        )
-        seed = None if self.cam_seed is None else moved(self.cam_seed)
-        return PseudoLabeledBatch(
-            image, lesion, leaf, valid, disease=self.disease, cam_seed=seed
-        )
-
     def select(self, which: slice) -> "PseudoLabeledBatch":
         """Return some of the tiles."""
-        return replace(
-            self.map_tensors(lambda tensor: tensor[which]),
-            scores=self.scores and Scores(*(m[which] for m in self.scores)),
-            disease=None if self.disease is None else self.disease[which],
-        )
+        return _of_each(lambda tensors: tensors[0][which], [self])
 
     @classmethod
     def joined(cls, parts: Sequence["PseudoLabeledBatch"]) -> "PseudoLabeledBatch":
         """Return the tiles of many batches as one batch, in order."""
-        scores = [part.scores for part in parts if part.scores is not None]
-        diseases = [part.disease for part in parts if part.disease is not None]
-        seeds = [part.cam_seed for part in parts if part.cam_seed is not None]
-        return cls(
-            torch.cat([part.image for part in parts]),
-            torch.cat([part.lesion for part in parts]),
-            torch.cat([part.leaf for part in parts]),
-            torch.cat([part.valid for part in parts]),
-            Scores(*(torch.cat(maps) for maps in zip(*scores, strict=True)))
-            if scores
-            else None,
-            torch.cat(diseases) if diseases else None,
-            torch.cat(seeds) if seeds else None,
-        )
+        return _of_each(torch.cat, parts)
+
+
+def _of_each(
+    make: Callable[[list[Tensor]], Tensor], parts: Sequence[PseudoLabeledBatch]
+) -> PseudoLabeledBatch:
+    """Return tiles with every tensor made from those of the parts; ``None`` stays."""
+
+    def made(values: list[Any]) -> Any:  # noqa: ANN401 - a tensor, scores or None
+        if isinstance(values[0], Scores):
+            return Scores(*(make(list(maps)) for maps in zip(*values, strict=True)))
+        return None if values[0] is None else make(values)
+
+    names = [field.name for field in fields(PseudoLabeledBatch)]
+    return PseudoLabeledBatch(*(made([getattr(p, name) for p in parts]) for name in names))
