@@ -149,7 +149,7 @@ def test_best_validation_keeps_its_images_and_interval_on_resume(manifest, tmp_p
         )
 
     first = Run(manifest, tmp_path)
-    first.trainer._validate = validate
+    first.trainer.validate = validate
     with pytest.raises(StoppedError):
         first(stop_after=3)
     best = Run(manifest, tmp_path, scores=(0.1,))().best
@@ -177,7 +177,7 @@ def test_checkpoint_without_images_and_interval_is_resumed(manifest, tmp_path, m
 
 def test_validations_without_a_metric_keep_the_newest_model_as_best(manifest, tmp_path):
     run = Run(manifest, tmp_path, SETTINGS.with_settings(["training.on_collapse=rollback"]))
-    run.trainer._validate = lambda _: Validation(0.0, {}, n_images=3)
+    run.trainer.validate = lambda _: Validation(0.0, {}, n_images=3)
     run()
     assert run.recorder.validations == [(2, 0.0, True), (4, 0.0, True)]
 
@@ -189,7 +189,7 @@ def test_advice_is_withheld_until_enough_steps_were_taken(
     monkeypatch.setattr("plantseg_next.training.time_budget.FEW_STEPS", enough)
     run = Run(manifest, tmp_path)
     event = Event("class-swallowed", "It is.", "Do this.")
-    run.trainer._validate = lambda _: Validation(0.5, {"lesion_dice": 0.5}, events=(event,))
+    run.trainer.validate = lambda _: Validation(0.5, {"lesion_dice": 0.5}, events=(event,))
     run()
     texts = [text for _, _, text in run.recorder.events]
     assert texts == ["It is.", text]
@@ -203,7 +203,7 @@ def test_trends_are_withheld_until_enough_steps_were_taken(
     settings = SETTINGS.with_settings(["training.steps=8", "training.validations=8"])
     run = Run(manifest, tmp_path, settings, scores=repeat(0.5))
     card = ModelCard(manifest.classes, SETTINGS.model, 64, None)
-    run.trainer._callbacks = [run.recorder, CsvLogger(tmp_path, run.network, card)]
+    run.trainer.callbacks = [run.recorder, CsvLogger(tmp_path, run.network, card)]
     run()
     assert run.recorder.kinds == kinds
 
@@ -692,7 +692,7 @@ def test_missing_gpu_is_refused():
 def test_csv_logger_writes_metrics_and_models(manifest, tmp_path):
     run = Run(manifest, tmp_path, scores=(0.9, 0.1))
     card = ModelCard(manifest.classes, SETTINGS.model, 64, None)
-    run.trainer._callbacks = [CsvLogger(tmp_path, run.network, card)]
+    run.trainer.callbacks = [CsvLogger(tmp_path, run.network, card)]
     run()
     with (tmp_path / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -730,12 +730,12 @@ def test_callbacks_of_one_class_keep_their_own_state(manifest, tmp_path):
     run = Run(manifest, tmp_path)
     first, second = Counter("first"), Counter("second")
     second.steps = 100
-    run.trainer._callbacks = [first, second]
+    run.trainer.callbacks = [first, second]
     with pytest.raises(StoppedError):
         run(stop_after=2)
     again = Run(manifest, tmp_path, scores=(0.9,))
     restored = [Counter("first"), Counter("second")]
-    again.trainer._callbacks = restored
+    again.trainer.callbacks = restored
     again()
     assert [callback.steps for callback in restored] == [4, 104]
 
@@ -745,11 +745,11 @@ def test_two_callbacks_with_one_key_are_refused(manifest, tmp_path):
     trainer = run.trainer
     with pytest.raises(UsageError, match="Two callbacks have the key mine") as caught:
         Trainer(
-            trainer._engine,
-            trainer._batches,
-            trainer._validate,
+            trainer.engine,
+            trainer.batches,
+            trainer.validate,
             SETTINGS,
-            trainer._checkpoints,
+            trainer.checkpoints,
             n_images=1,
             callbacks=[Counter("mine"), Counter("mine")],
         )

@@ -6,7 +6,7 @@ in ``data/dataset.py``.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,46 +69,39 @@ class RunSummary:
     minutes: float
 
 
+@dataclass(eq=False)
 class Trainer:
     """Trains from the newest checkpoint to the end of the run.
 
     Args:
         engine: Takes the steps.
         batches: From a step to an iterator over the batches of it and later ones.
-        n_images: Number of training images.
         validate: Evaluates the network in its current state.
         settings: The whole tree.
         checkpoints: Of the run.
+        n_images: Number of training images.
         callbacks: Called in this order.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        batches: Callable[[int], Iterator[TrainBatch]],
-        validate: Callable[[nn.Module], Validation],
-        settings: Settings,
-        checkpoints: Checkpoints,
-        *,
-        n_images: int,
-        callbacks: Sequence[Callback] = (),
-    ) -> None:
-        training = settings.training
-        self._engine = engine
-        self._batches = batches
-        self._n_images = n_images
-        self._validate = validate
-        self._settings = settings
-        self._checkpoints = checkpoints
-        self._callbacks = callbacks
-        keys = [callback.key for callback in callbacks if callback.key]
+    engine: Engine
+    batches: Callable[[int], Iterator[TrainBatch]]
+    validate: Callable[[nn.Module], Validation]
+    settings: Settings
+    checkpoints: Checkpoints
+    _: KW_ONLY
+    n_images: int
+    callbacks: Sequence[Callback] = ()
+
+    def __post_init__(self) -> None:
+        training = self.settings.training
+        keys = [callback.key for callback in self.callbacks if callback.key]
         if repeated := sorted({key for key in keys if keys.count(key) > 1}):
             raise UsageError(
                 f"Two callbacks have the key {', '.join(repeated)}.",
                 needed="a key of its own for each callback with state",
                 fix="set another `key` on one of them",
             )
-        self._few_steps = few_steps_limit(settings.model.start)
+        self._few_steps = few_steps_limit(self.settings.model.start)
         self._time_budget = TimeBudget(training, few_steps=self._few_steps)
         self._best: Validation | None = None
         self._checkpoint_due = 0.0
@@ -128,7 +121,7 @@ class Trainer:
             OutputError: If the disk is full; earlier checkpoints are intact.
         """
         try:
-            with same_bits(self._settings.deterministic, self._engine.device):
+            with same_bits(self.settings.deterministic, self.engine.device):
                 summary = self._run(stop_after)
         except StoppedError as stopped:
             self._end("stopped", stopped.came)
@@ -142,18 +135,18 @@ class Trainer:
 
     def emit(self, event: Event) -> None:
         """Pass an event to every callback."""
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback.on_event(self.progress.step, event)
 
     def _end(self, reason: EndReason, text: str) -> None:
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback.on_end(reason, text)
 
     def _run(self, stop_after: int | None) -> RunSummary:
         progress = self.progress
         with StopSignal() as stop:
             self._begin()
-            source = self._batches(progress.step)
+            source = self.batches(progress.step)
             while progress.step < self._time_budget.steps:
                 if stop.by is not None or progress.step == stop_after:
                     self._save()
@@ -162,7 +155,7 @@ class Trainer:
                     self._advance(source)
                 except RollbackError as rollback:
                     self._roll_back(rollback)
-                    source = self._batches(progress.step)
+                    source = self.batches(progress.step)
         assert self._best is not None, "a run ends with a validation"  # noqa: S101
         if (
             progress.start_metric is not None
@@ -173,11 +166,11 @@ class Trainer:
 
     def _begin(self) -> None:
         """Resume from the newest checkpoint, or write the first one."""
-        state = self._checkpoints.load(
+        state = self.checkpoints.load(
             log=lambda text: self.emit(Event("damaged-checkpoint", text))
         )
         if state is None:
-            if self._settings.model.start not in STARTS:
+            if self.settings.model.start not in STARTS:
                 self._validate_start()
             self._save()
             return
@@ -207,13 +200,13 @@ class Trainer:
             n_tiles=len(batch.labeled) + (0 if views is None else len(views)),
             micro_batch=progress.micro_batch,
         )
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             for event in callback.on_step(info):
                 self.emit(event)
         few = self._time_budget.warn_if_few_steps(progress.step)
         if few is not None:
             self.emit(Event("few-steps", few))
-        validations = self._settings.training.validations
+        validations = self.settings.training.validations
         if self._time_budget.ends_profile(progress.step) or is_due(
             progress.step, steps, validations
         ):
@@ -223,7 +216,7 @@ class Trainer:
 
     def _step(self, batch: TrainBatch) -> Mapping[str, Tensor]:
         """Take a step; return the parts of its loss, none if it was not applied."""
-        progress, engine, steps = self.progress, self._engine, self._time_budget.steps
+        progress, engine, steps = self.progress, self.engine, self._time_budget.steps
         undo = engine.undo_point()
         (parts, is_finite), progress.micro_batch = retry_with_smaller_batch(
             lambda micro_batch: engine.backward(
@@ -261,7 +254,7 @@ class Trainer:
     def _skip_step(self) -> Mapping[str, Tensor]:
         """Skip a step; roll back after several in a row."""
         progress = self.progress
-        self._engine.zero_grad()
+        self.engine.zero_grad()
         progress.step += 1
         progress.not_finite += 1
         self.emit(
@@ -282,17 +275,17 @@ class Trainer:
         and training on masks of the target crop usually helps. New classes are not
         predicted yet, so the events of this validation are dropped.
         """
-        validation = self._validate(self._engine.eval_model)
+        validation = self.validate(self.engine.eval_model)
         self.progress.start_metric = validation.monitored_metric
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback.on_validation(0, validation, best=False)
 
     def _validate_and_save(self) -> None:
         """Validate, call the callbacks, and save a checkpoint."""
         progress = self.progress
-        self._engine.zero_grad()
+        self.engine.zero_grad()
         began = time.perf_counter()
-        validation = self._validate(self._engine.eval_model)
+        validation = self.validate(self.engine.eval_model)
         validation = replace(validation, seconds=time.perf_counter() - began)
         few = self._time_budget.set_steps(progress.step, validation_s=validation.seconds)
         if few is not None:
@@ -308,7 +301,7 @@ class Trainer:
         )
         if is_best:
             self._best, progress.best_step = validation, progress.step
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             for event in callback.on_validation(progress.step, validation, best=is_best):
                 self.emit(event)
         self._save()
@@ -316,7 +309,7 @@ class Trainer:
     def _has_collapsed(self, validation: Validation) -> bool:
         """Return whether lesions were predicted before and none are now."""
         return (
-            self._settings.training.on_collapse == "rollback"
+            self.settings.training.on_collapse == "rollback"
             and self._best is not None
             and self._best.metrics.get("lesion_dice", 0.0) > 0
             and any(event.kind == NO_LESION_EVENT for event in validation.events)
@@ -331,11 +324,11 @@ class Trainer:
         failed = replace(self.progress)
         refuse_too_many(rollback, failed)
         state = (
-            self._checkpoints.load(
+            self.checkpoints.load(
                 step=rollback.step,
                 before=failed.rolled_back_to if failed.has_failed_again else None,
             )
-            or self._checkpoints.load()
+            or self.checkpoints.load()
         )
         assert state is not None, "a run begins with a checkpoint"  # noqa: S101
         self._load(state)
@@ -363,10 +356,10 @@ class Trainer:
             skipped[key] = reason
             text = f"{reason} Another image replaces it."
             self.emit(Event("unreadable-image", text))
-        if len(skipped) > MAX_UNREADABLE * self._n_images:
+        if len(skipped) > MAX_UNREADABLE * self.n_images:
             self._save()
             raise DataError(
-                f"{len(skipped)} of {self._n_images} images cannot be read; the last one: "
+                f"{len(skipped)} of {self.n_images} images cannot be read; the last one: "
                 f"{next(reversed(skipped.values()))}",
                 needed=f"at most {MAX_UNREADABLE:.0%} of them unreadable",
                 fix="repair or restore them, then run the same command again to resume",
@@ -382,11 +375,11 @@ class Trainer:
         if progress.not_finite:
             return  # keep the last one with finite gradients
         try:
-            saved = self._checkpoints.save(
+            saved = self.checkpoints.save(
                 self._state_dict(), step=progress.step, also_keep=progress.best_step
             )
         except OutputError as error:
-            kept_steps = self._checkpoints.steps()
+            kept_steps = self.checkpoints.steps()
             raise OutputError(
                 f"{error.came} The run stopped at step {progress.step}.",
                 needed=error.needed,
@@ -395,12 +388,12 @@ class Trainer:
                 else error.fix,
             ) from error
         self._set_checkpoint_due(saved.seconds)
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback.on_checkpoint(progress.step, saved)
 
     def _set_checkpoint_due(self, seconds: float) -> None:
         """Set when the next checkpoint is due; ``seconds`` is what the last one took."""
-        pause_s = 60 * self._settings.training.checkpoint_minutes
+        pause_s = 60 * self.settings.training.checkpoint_minutes
         if pause_s > 0:
             pause_s = max(pause_s, seconds / CHECKPOINT_TIME_FRACTION)
         self._checkpoint_due = time.perf_counter() + pause_s
@@ -411,13 +404,13 @@ class Trainer:
             "progress": asdict(self.progress),
             "time_budget": self._time_budget.state_dict(),
             "best": best and asdict(best),
-            "engine": self._engine.state_dict(),
+            "engine": self.engine.state_dict(),
             "rng": random_state(),
-            "callbacks": {c.key: c.state_dict() for c in self._callbacks if c.key},
+            "callbacks": {c.key: c.state_dict() for c in self.callbacks if c.key},
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        self._engine.load_state_dict(state["engine"])
+        self.engine.load_state_dict(state["engine"])
         asked = self.progress.asked_micro_batch
         for name, value in state["progress"].items():
             setattr(self.progress, name, value)
@@ -425,7 +418,7 @@ class Trainer:
             self.progress.micro_batch = self.progress.asked_micro_batch = asked
         self._time_budget.load_state_dict(state["time_budget"])
         self._best = state["best"] and Validation(**state["best"])
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback_state = state["callbacks"].get(callback.key)
             if callback_state is not None:
                 callback.load_state_dict(callback_state)

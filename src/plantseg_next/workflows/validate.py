@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,7 @@ class PseudoLabelValidation:
     views: Mapping[str, "Dataset[UnlabeledBatch]"]
 
 
+@dataclass(eq=False)
 class Validator:
     """Compute the validation metrics of a network, and the precision of pseudo-labels.
 
@@ -61,21 +62,12 @@ class Validator:
         pseudo_labels: What pseudo-labels are validated on, in a semi-supervised run.
     """
 
-    def __init__(
-        self,
-        chosen: Manifest,
-        card: ModelCard,
-        device: Device,
-        *,
-        student: "nn.Module",
-        pseudo_labels: PseudoLabelValidation | None = None,
-    ) -> None:
-        self._chosen = chosen
-        self._card = card
-        self._device = device
-        self._student = student
-        self._pseudo_labels = pseudo_labels
-        self._at_once = TILES_AT_ONCE
+    chosen: Manifest
+    card: ModelCard
+    device: Device
+    student: "nn.Module"
+    pseudo_labels: PseudoLabelValidation | None = None
+    _at_once: int = field(default=TILES_AT_ONCE, init=False)
 
     def __call__(self, network: "nn.Module") -> "Validation":
         """Return the metrics of the network in its present state.
@@ -111,18 +103,18 @@ class Validator:
             unlabeled_set_metrics,
         )
 
-        device, home = (next(n.parameters()).device for n in (self._student, network))
+        device, home = (next(n.parameters()).device for n in (self.student, network))
         network.to(device)  # the EMA teacher may be offloaded to the CPU
         try:
             predictor = make_predictor(
-                network, self._card, self._device.kind, tiles_at_once=at_once
+                network, self.card, self.device.kind, tiles_at_once=at_once
             )
-            result = validate(predictor, self._chosen)
-            if (on := self._pseudo_labels) is None:
+            result = validate(predictor, self.chosen)
+            if (on := self.pseudo_labels) is None:
                 return result
             hidden = to_device(on.hidden, device)
             extra_metrics = pseudo_label_metrics(
-                on.pseudo_labeler, self._student, hidden, at_once=2 * at_once
+                on.pseudo_labeler, self.student, hidden, at_once=2 * at_once
             )
             extra_metrics |= unlabeled_set_metrics(
                 network.eval(), on.views, at_once=2 * at_once

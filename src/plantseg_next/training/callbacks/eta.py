@@ -1,6 +1,7 @@
 """The time left of a run, from the time of its last steps and validations."""
 
 from collections import deque
+from dataclasses import dataclass
 from statistics import fmean
 
 from plantseg_next.training.time_budget import validations_left
@@ -9,6 +10,7 @@ RECENT = 50
 """Steps in the mean: first steps fill caches, and the load of a machine changes."""
 
 
+@dataclass
 class EtaEstimator:
     """Estimate the time left; steps with and without unlabeled tiles count separately.
 
@@ -19,16 +21,11 @@ class EtaEstimator:
             without unlabeled tiles.
     """
 
-    def __init__(
-        self,
-        *,
-        validations: int,
-        minutes: float | None = None,
-        unsup_start: float | None = None,
-    ) -> None:
-        self._validations = validations
-        self._minutes = minutes
-        self._unsup_start = unsup_start
+    validations: int
+    minutes: float | None = None
+    unsup_start: float | None = None
+
+    def __post_init__(self) -> None:
         self._step_s: dict[bool, deque[float]] = {
             kind: deque(maxlen=RECENT) for kind in (False, True)
         }
@@ -50,17 +47,17 @@ class EtaEstimator:
             steps: Steps of the run, as far as is known.
             elapsed_s: Time of the run so far, before and after resuming.
         """
-        bound = None if self._minutes is None else max(0.0, 60 * self._minutes - elapsed_s)
+        bound = None if self.minutes is None else max(0.0, 60 * self.minutes - elapsed_s)
         timed = [*self._step_s[False], *self._step_s[True]]
         if not timed:
             return bound
         supervised = steps - step
-        if self._unsup_start is not None:
-            supervised = min(max(round(self._unsup_start * steps) - step, 0), supervised)
+        if self.unsup_start is not None:
+            supervised = min(max(round(self.unsup_start * steps) - step, 0), supervised)
         left = supervised * fmean(self._step_s[False] or timed)
         left += (steps - step - supervised) * fmean(self._step_s[True] or timed)
         if self._validation_s:
-            n = validations_left(step, steps, self._validations)
+            n = validations_left(step, steps, self.validations)
             left += n * fmean(self._validation_s)
         return left if bound is None else min(left, bound)
 
