@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Real, UInt8
 
 from plantseg_next.evaluation.grouped import Metric
+from plantseg_next.evaluation.metrics import refuse_other_size
 from plantseg_next.structures import IGNORE, Prediction, Sample
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
@@ -63,11 +64,7 @@ def boundary_counts(
         >>> boundary_counts(mask, np.roll(mask, 1, axis=1)).tolist()
         [8, 8, 8, 8]
     """
-    if truth.shape != predicted.shape:
-        raise ValueError(
-            f"`predicted` has shape {predicted.shape}, but `truth` has {truth.shape}. "
-            "Resize the prediction to the image; never resize the truth."
-        )
+    refuse_other_size(truth, predicted)
     if tolerance_px is None:
         tolerance_px = boundary_tolerance(*truth.shape)
     known = truth != IGNORE

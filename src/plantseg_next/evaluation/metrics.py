@@ -27,6 +27,8 @@ def confusion_matrix(
     truth: UInt8[np.ndarray, "h w"],
     predicted: UInt8[np.ndarray, "h w"],
     n_classes: int,
+    *,
+    key: str = "",
 ) -> Int64[np.ndarray, "k k"]:
     """Return how many pixels of each true class were predicted as each class.
 
@@ -35,6 +37,7 @@ def confusion_matrix(
             whatever is predicted there.
         predicted: Class ids below ``n_classes`` wherever ``truth`` is known.
         n_classes: Number of classes, "no lesion" included; at most 255.
+        key: Of the image, which errors state.
 
     Returns:
         Pixels, rows by truth, columns by prediction; all zero if all is ignored.
@@ -48,11 +51,7 @@ def confusion_matrix(
         >>> confusion_matrix(truth, np.array([[0, 1, 0, 1]], np.uint8), 2).tolist()
         [[1, 0], [1, 1]]
     """
-    if truth.shape != predicted.shape:
-        raise ValueError(
-            f"`predicted` has shape {predicted.shape}, but `truth` has {truth.shape}. "
-            "Resize the prediction to the image; never resize the truth."
-        )
+    refuse_other_size(truth, predicted)
     flat_truth, flat_predicted = truth.reshape(-1), predicted.reshape(-1)
     pairs = np.zeros(1 << 16, np.int64)
     for start in range(0, flat_truth.size, _BLOCK_PX):
@@ -61,9 +60,23 @@ def confusion_matrix(
         pairs += np.bincount(pair, minlength=pairs.size)
     table = pairs.reshape(256, 256)
     table[IGNORE] = 0
-    _refuse_unknown_ids("true mask", table.sum(axis=1), n_classes)
-    _refuse_unknown_ids("prediction", table.sum(axis=0), n_classes)
+    where = f"`{key}`: " if key else ""
+    _refuse_unknown_ids(f"{where}The true mask", table.sum(axis=1), n_classes)
+    _refuse_unknown_ids(f"{where}The prediction", table.sum(axis=0), n_classes)
     return table[:n_classes, :n_classes].copy()
+
+
+def refuse_other_size(truth: np.ndarray, predicted: np.ndarray) -> None:
+    """Refuse masks of different sizes.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if truth.shape != predicted.shape:
+        raise ValueError(
+            f"`predicted` has shape {predicted.shape}, but `truth` has {truth.shape}. "
+            "Resize the prediction to the image; never resize the truth."
+        )
 
 
 def _refuse_unknown_ids(
@@ -72,7 +85,7 @@ def _refuse_unknown_ids(
     if pixels[n_classes:].any():
         unknown = [n_classes + int(i) for i in np.flatnonzero(pixels[n_classes:])]
         raise DataError(
-            f"The {what} holds the class ids {unknown[:5]}.",
+            f"{what} holds the class ids {unknown[:5]}.",
             needed=f"ids from 0 to {n_classes - 1}, or {IGNORE} for unknown truth",
             fix="evaluate a model on the classes that it was trained for",
         )
@@ -135,21 +148,6 @@ def _ratio(
     return ratio
 
 
-def confusion_of(
-    key: str,
-    truth: UInt8[np.ndarray, "h w"],
-    predicted: UInt8[np.ndarray, "h w"],
-    n_classes: int,
-) -> Int64[np.ndarray, "k k"]:
-    """Return ``confusion_matrix``; its errors state the key of the image."""
-    try:
-        return confusion_matrix(truth, predicted, n_classes)
-    except DataError as error:
-        raise DataError(
-            f"`{key}`: {error.came}", needed=error.needed, fix=error.fix
-        ) from error
-
-
 class Confusion:
     """Pixels of each true class by predicted class, and the scores of each class.
 
@@ -169,8 +167,8 @@ class Confusion:
             DataError: If a mask has an unknown class; the message states the image.
             ValueError: If the prediction and the image differ in size.
         """
-        self.counts += confusion_of(
-            truth.key, truth.lesion, prediction.lesion, len(self.counts)
+        self.counts += confusion_matrix(
+            truth.lesion, prediction.lesion, len(self.counts), key=truth.key
         )
 
     def merge(self, other: "Confusion") -> None:
@@ -214,7 +212,9 @@ class Overlap(Metric):
 
     def update(self, truth: Sample, prediction: Prediction) -> None:
         """Add an image; see ``Confusion.update`` for the errors."""
-        pixels = confusion_of(truth.key, truth.lesion, prediction.lesion, self.n_classes)
+        pixels = confusion_matrix(
+            truth.lesion, prediction.lesion, self.n_classes, key=truth.key
+        )
         self.n_images += bool(pixels.any())
         self.counts[:, :-1] += class_counts(pixels)
         self.counts[:, -1] += foreground_counts(pixels)
@@ -247,7 +247,8 @@ class LeafOverlap(Metric):
         if leaf is None or (truth.leaf == IGNORE).all():
             return
         self.n_images += 1
-        self.counts += foreground_counts(confusion_of(truth.key, truth.leaf, leaf, 2))
+        pixels = confusion_matrix(truth.leaf, leaf, 2, key=truth.key)
+        self.counts += foreground_counts(pixels)
 
     def compute(self) -> dict[str, Float64[np.ndarray, "..."]]:
         """Return IoU and Dice; NaN where undefined."""
