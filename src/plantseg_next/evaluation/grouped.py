@@ -74,14 +74,14 @@ class GroupedMetrics:
                 metric.merge(metrics[name])
         return total
 
-    def compute(self, *, n_resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    def compute(self, *, n_resamples: int = 1000) -> dict[str, Estimate]:
         """Return every score with its 95 % interval; see ``estimates``."""
         groups = [*self.groups.values()] or [self._make()]
         return {
             name: estimate
             for metric in groups[0]
             for name, estimate in estimates(
-                [group[metric] for group in groups], n_resamples=n_resamples, seed=seed
+                [group[metric] for group in groups], n_resamples=n_resamples
             ).items()
         }
 

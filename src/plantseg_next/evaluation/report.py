@@ -81,7 +81,6 @@ def evaluate(
     *,
     severity: Severity,
     source_domain: Collection[str] = (),
-    seed: int = 0,
 ) -> Report:
     """Return the report of a stream of images and predictions.
 
@@ -95,7 +94,6 @@ def evaluate(
         classes: The classes of both truth and prediction.
         severity: Computes severity; used for both truth and prediction.
         source_domain: Data sets whose masks the model was trained on.
-        seed: Seed of the intervals.
 
     Raises:
         DataError: If a mask has an unknown class; the message states the image.
@@ -136,13 +134,13 @@ def evaluate(
         n_leaf_images=total["leaf"].n_images,
         n_groups=len(everything.groups),
         estimates={
-            **everything.compute(seed=seed),
-            "target_domain": _target_domain(sources, source_domain, seed),
+            **everything.compute(),
+            "target_domain": _target_domain(sources, source_domain),
         },
-        severity=_severity_scores(rows, seed),
+        severity=_severity_scores(rows),
         classes=_class_rows(confusion, classes),
-        sources=_subset_rows(sources, seed),
-        diseases=_subset_rows(diseases, seed),
+        sources=_subset_rows(sources),
+        diseases=_subset_rows(diseases),
         images=tuple(rows),
         skipped=tuple(skipped),
         confusion=confusion.counts,
@@ -168,7 +166,7 @@ def _row(
     )
 
 
-def _severity_scores(rows: Sequence[ImageRow], seed: int) -> SeverityScores:
+def _severity_scores(rows: Sequence[ImageRow]) -> SeverityScores:
     """Return the agreement of severity; sums over images are not enough for it."""
     pairs = np.array([(row.severity_truth, row.severity_predicted) for row in rows])
     pairs = pairs.reshape(-1, 2)  # without images too
@@ -179,7 +177,6 @@ def _severity_scores(rows: Sequence[ImageRow], seed: int) -> SeverityScores:
         pairs[usable],
         [row.group for row, use in zip(rows, usable, strict=True) if use],
         lambda drawn: concordance(*drawn.T),
-        seed=seed,
     )
     n_without = int((defined[:, 0] & ~defined[:, 1]).sum())
     return SeverityScores(agreement, Estimate(agreement.rho_c, *interval), n_without)
@@ -202,17 +199,17 @@ def _class_rows(confusion: Confusion, classes: ClassMap) -> tuple[ClassRow, ...]
     )
 
 
-def _subset_rows(subsets: Mapping[str, GroupedMetrics], seed: int) -> tuple[SubsetRow, ...]:
+def _subset_rows(subsets: Mapping[str, GroupedMetrics]) -> tuple[SubsetRow, ...]:
     rows = []
     for name, subset in sorted(subsets.items()):
-        scores = subset.compute(seed=seed)
+        scores = subset.compute()
         n_images = subset.total()["lesion"].n_images
         rows.append(SubsetRow(name, n_images, scores["lesion_dice"], scores["lesion_iou"]))
     return tuple(rows)
 
 
 def _target_domain(
-    sources: Mapping[str, GroupedMetrics], source_domain: Collection[str], seed: int
+    sources: Mapping[str, GroupedMetrics], source_domain: Collection[str]
 ) -> Estimate:
     """Return lesion Dice of target domains over source domains, each a mean of data sets.
 
@@ -236,6 +233,4 @@ def _target_domain(
         return float(np.mean(scores[~is_source])) / source if source > 0 else math.nan
 
     stacked = np.stack(counts)
-    return Estimate(
-        ratio(stacked.sum(axis=0)), *bootstrap_interval(stacked, ratio, seed=seed)
-    )
+    return Estimate(ratio(stacked.sum(axis=0)), *bootstrap_interval(stacked, ratio))
