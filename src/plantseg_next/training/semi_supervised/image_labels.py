@@ -106,9 +106,8 @@ class ImageLabelSupervision:
         healthy = table[: len(classes.diseases)] == NO_LESION
         others = healthy if healthy.any() else torch.ones_like(healthy)
         self._against = others.float() / others.sum().clamp_min(1)
-        self._counts = torch.zeros(
-            256, 3
-        )  # pixels seeded, seeded correctly, of the true lesion
+        # Pixels seeded, seeded correctly, of the true lesion.
+        self._counts = torch.zeros(256, 3)
 
     def contrast_weights(self, device: torch.device) -> Float[Tensor, " d"]:
         """Return the classes that a CAM contrasts with: healthy, or else all others."""

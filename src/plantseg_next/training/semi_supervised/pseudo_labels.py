@@ -1,7 +1,7 @@
 """Pseudo-labels: the EMA teacher labels tiles without masks."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -58,6 +58,7 @@ class _TeacherLabels(NamedTuple):
     cam: CamSeeds | None  # with image-level labels
 
 
+@dataclass(eq=False)
 class PseudoLabeler:
     """Label unlabeled tiles with the teacher's confident predictions.
 
@@ -68,17 +69,13 @@ class PseudoLabeler:
         image_labels: Makes CAM seeds, where images have image-level labels.
     """
 
-    def __init__(
-        self,
-        teacher: EmaTeacher,
-        settings: SemiSettings,
-        classes: ClassMap,
-        image_labels: ImageLabelSupervision | None = None,
-    ) -> None:
-        self.teacher = teacher
-        self.settings = settings
-        self.classes = classes
-        self.image_labels = image_labels
+    teacher: EmaTeacher
+    settings: SemiSettings
+    classes: ClassMap
+    image_labels: ImageLabelSupervision | None = None
+
+    def __post_init__(self) -> None:
+        settings = self.settings
         self._started: float | None = None
         # pixels seen, of these in the confidence mask, of these lesion
         self._pixel_counts = torch.zeros(3, dtype=torch.long)
@@ -89,7 +86,7 @@ class PseudoLabeler:
                 n_classes=n,
                 adaptive=settings.adaptive_threshold,
             )
-            for n in (classes.n_lesion_logits, LEAF_LOGITS)
+            for n in (self.classes.n_lesion_logits, LEAF_LOGITS)
         )
 
     def weights(
