@@ -81,8 +81,7 @@ def trace(
         with_image_labels: Whether some of them have image-level labels.
     """
     with torch.device("meta"):
-        model = settings.model
-        network = build_segmenter(model, classes, fetch=False)
+        network = build_segmenter(settings.model, classes, fetch=False)
     on_cpu = device.kind == "cpu"
     setattr(network.encoder, "traced_for_gpu", not on_cpu)  # noqa: B010
     tracker = AllocationTracker(
@@ -108,8 +107,8 @@ def trace(
             with_unlabeled=with_unlabeled,
             with_image_labels=with_image_labels,
         )
-        labeler = _KindLabeler(tracker, engine, has_host=not on_cpu)
-        labeler.take_first_step()
+        _label_kinds(tracker, engine, has_host=not on_cpu)
+        _take_first_step(tracker, engine)
         with tracker.phase("images"):
             batch = _fake_tiles(settings, with_unlabeled=with_unlabeled)
         tracker.begin()
@@ -120,55 +119,43 @@ def trace(
         return tracker.footprint()
 
 
-class _KindLabeler:
-    """Assign kinds to the allocations of an engine."""
+def _label_kinds(tracker: AllocationTracker, engine: Engine, *, has_host: bool) -> None:
+    """Assign kinds to what an engine has allocated and will allocate."""
+    network, labeler = engine.network, engine.pseudo_labeler
 
-    def __init__(
-        self, tracker: AllocationTracker, engine: Engine, *, has_host: bool
-    ) -> None:
-        self._tracker = tracker
-        self._engine = engine
-        network = engine.network
-        self._in_phase(network, "forward", "activations")
-        for parameter in network.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                    self._label_gradient
-                )
-        if engine.pseudo_labeler is not None:
-            teacher = engine.pseudo_labeler.teacher
-            for name in ("weights", "make_targets"):
-                self._in_phase(engine.pseudo_labeler, name, "teacher predictions")
-            kind = ELSEWHERE if teacher.offload_to_cpu and has_host else "teacher"
-            own = {id(p) for p in network.parameters()}
-            for tensor in (*teacher.network.parameters(), *teacher.network.buffers()):
-                if id(tensor) not in own:
-                    tracker.relabel(tensor, kind)
+    def in_phase(owner: object, name: str, kind: str) -> None:
+        setattr(owner, name, tracker.phase(kind)(getattr(owner, name)))
 
-    def take_first_step(self) -> None:
-        """Make the optimizer allocate its state, as in the first step of a run."""
-        network = self._engine.network
-        with self._tracker.phase("gradients"):
-            for parameter in network.parameters():
-                if parameter.requires_grad:
-                    parameter.grad = torch.zeros_like(parameter)
-        with self._tracker.phase("optimizer"):
-            self._engine.optimizer_step(step=0, steps=3)
-        self._engine.zero_grad()
-
-    def _in_phase(self, owner: object, name: str, kind: str) -> None:
-        """Assign a kind to what a method allocates from now on."""
-        method = getattr(owner, name)
-
-        def in_phase(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any method
-            with self._tracker.phase(kind):
-                return method(*args, **kwargs)
-
-        setattr(owner, name, in_phase)
-
-    def _label_gradient(self, parameter: Tensor) -> None:
+    def label_gradient(parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self._tracker.relabel(parameter.grad, "gradients")
+            tracker.relabel(parameter.grad, "gradients")
+
+    in_phase(network, "forward", "activations")
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                label_gradient
+            )
+    if labeler is None:
+        return
+    for name in ("weights", "make_targets"):
+        in_phase(labeler, name, "teacher predictions")
+    kind = ELSEWHERE if labeler.teacher.offload_to_cpu and has_host else "teacher"
+    teacher, own = labeler.teacher.network, {id(p) for p in network.parameters()}
+    for tensor in (*teacher.parameters(), *teacher.buffers()):
+        if id(tensor) not in own:
+            tracker.relabel(tensor, kind)
+
+
+def _take_first_step(tracker: AllocationTracker, engine: Engine) -> None:
+    """Make the optimizer allocate its state, as in the first step of a run."""
+    with tracker.phase("gradients"):
+        for parameter in engine.network.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+    with tracker.phase("optimizer"):
+        engine.optimizer_step(step=0, steps=3)
+    engine.zero_grad()
 
 
 @contextmanager
