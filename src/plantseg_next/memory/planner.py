@@ -6,7 +6,7 @@ it was measured (docs/results/memory.md). Only if they do not suffice, settings 
 the training are changed, the least harmful first, and reported.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -50,13 +50,11 @@ class Speed:
     Args:
         flops: Multiplications and additions per second, of networks like this one.
         call_s: Least time of an operation, in seconds.
-        copied: Bytes per second between main memory and the device.
         async_launch: Whether operations are launched while earlier ones are computed.
     """
 
     flops: float
     call_s: float
-    copied: float
     async_launch: bool
 
     def seconds(self, flops: int, calls: int) -> float:
@@ -66,11 +64,13 @@ class Speed:
 
 
 SPEEDS = {
-    "cpu": Speed(6e10, 15e-6, 1e10, async_launch=False),
-    "cuda": Speed(3e13, 40e-6, 1e10, async_launch=True),
+    "cpu": Speed(6e10, 15e-6, async_launch=False),
+    "cuda": Speed(3e13, 40e-6, async_launch=True),
 }
 """The GPU is an H200, see benchmarks/results/gpu_memory.csv. Its 40 microseconds are the
 time to launch an operation from Python: 39 to 43 in steps of small micro-batches."""
+COPIED = 1e10
+"""Bytes per second between main memory and a GPU, approximately."""
 
 
 def plan_memory(
@@ -99,11 +99,7 @@ def plan_memory(
     Raises:
         UsageError: If nothing fits; it states the least budget that suffices.
     """
-    data_kinds = {
-        "with_unlabeled": with_unlabeled,
-        "with_image_labels": with_image_labels,
-    }
-    search = _Search(classes, device, limit, data_kinds, resting=resting)
+    search = _Search(classes, device, limit, with_unlabeled, with_image_labels, resting)
     before = search.step(settings)
     if search.fits(settings):
         return search.plan(settings, settings, before, ())
@@ -132,38 +128,35 @@ def _has_stages(encoder: str) -> bool:
         return build_encoder(encoder, fetch=False).can_checkpoint
 
 
+@dataclass(eq=False)
 class _Search:
-    """Search for settings by tracing steps on fake tensors."""
+    """Search for settings by tracing steps on fake tensors; see ``plan_memory``."""
 
-    def __init__(
-        self,
-        classes: ClassMap,
-        device: Device,
-        limit: int,
-        data_kinds: Mapping[str, bool],
-        *,
-        resting: int,
-    ) -> None:
-        self._device = device
-        self._limit = limit
-        self._resting = resting
-        self._speed = SPEEDS[device.kind]
-        self._rows = LOSS_ROWS if classes.n_lesion_logits >= MANY_CLASSES else None
-        self._with_unlabeled = data_kinds["with_unlabeled"]
-        context = {
+    classes: ClassMap
+    device: Device
+    limit: int
+    with_unlabeled: bool
+    with_image_labels: bool
+    resting: int
+
+    def __post_init__(self) -> None:
+        self._trace = cache(self._traced)
+
+    def _traced(self, settings: Settings) -> Footprint:
+        classes, device = self.classes, self.device
+        data_kinds = {
+            "with_unlabeled": self.with_unlabeled,
+            "with_image_labels": self.with_image_labels,
+        }
+        about = {
             "classes": [classes.n_lesion_logits, len(classes.diseases), classes.has_leaf],
             "device": [device.kind, device.has_bfloat16],
             "parts": cpu_parts(),
-            **data_kinds,
+            "settings": settings.model_dump(mode="json"),
         }
-
-        def traced(settings: Settings) -> Footprint:
-            return cached_trace(
-                context | {"settings": settings.model_dump(mode="json")},
-                lambda: trace(settings, classes, device, **data_kinds),
-            )
-
-        self._trace = cache(traced)
+        return cached_trace(
+            about | data_kinds, lambda: trace(settings, classes, device, **data_kinds)
+        )
 
     def step(self, settings: Settings) -> Footprint:
         """Return the memory of a step; equal steps are traced once."""
@@ -178,38 +171,38 @@ class _Search:
         return self._needed(self.step(settings), settings)
 
     def _needed(self, step: Footprint, settings: Settings) -> int:
-        if self._device.kind == "cuda":
+        if self.device.kind == "cuda":
             return step.reserved
         return round(self._fixed + _growth(settings) * step.peak_bytes)
 
     @property
     def _fixed(self) -> float:
         """Bytes of a process on a CPU without a step."""
-        return self._resting + LIBRARIES + READING + 2 * LEAST_CACHE_MIB * 2**20
+        return self.resting + LIBRARIES + READING + 2 * LEAST_CACHE_MIB * 2**20
 
     def _room(self, settings: Settings) -> int:
         """Return the bytes available to a step at its peak."""
-        if self._device.kind == "cuda":
-            return self._limit
-        return round((self._limit - self._fixed) / _growth(settings))
+        if self.device.kind == "cuda":
+            return self.limit
+        return round((self.limit - self._fixed) / _growth(settings))
 
     def fits(self, settings: Settings) -> bool:
         """Return whether the run stays within the budget."""
-        return self.needs(settings) <= self._limit
+        return self.needs(settings) <= self.limit
 
     def _seconds(self, step: Footprint, settings: Settings) -> float:
         """Return the estimated time of a step."""
-        seconds = self._speed.seconds(step.flops, step.calls)
-        if settings.memory.ema_offload and self._with_unlabeled:
+        seconds = SPEEDS[self.device.kind].seconds(step.flops, step.calls)
+        if settings.memory.ema_offload and self.with_unlabeled:
             # The teacher to the device in half precision, the student's weights back.
-            seconds += 1.5 * step.peak["weights"] / self._speed.copied
+            seconds += 1.5 * step.peak["weights"] / COPIED
         return seconds
 
     def concessions(self, settings: Settings) -> Iterator[tuple[tuple[str, ...], Settings]]:
         """Yield settings of decreasing memory, each with the concessions made."""
         yield (), settings
         made: tuple[str, ...] = ()
-        if self._device.kind == "cuda" and self._with_unlabeled:
+        if self.device.kind == "cuda" and self.with_unlabeled:
             settings = settings.changed("memory", ema_offload=True)
             made += ("The EMA teacher is kept in main memory: exact, slightly slower.",)
             yield made, settings
@@ -241,7 +234,9 @@ class _Search:
         return _in_micro_batches(tried, micro_batch).changed(
             "memory",
             activation_checkpointing=recomputed,
-            loss_chunk_rows=self._rows or tried.memory.loss_chunk_rows,
+            loss_chunk_rows=LOSS_ROWS
+            if self.classes.n_lesion_logits >= MANY_CLASSES
+            else tried.memory.loss_chunk_rows,
         )
 
     def _recomputed(self, tried: Settings) -> tuple[tuple[Checkpointable, ...], ...]:
@@ -263,7 +258,7 @@ class _Search:
             for n in reversed(_sizes(tried.training.batch)):
                 option = self._option(tried, n, recomputed)
                 step = self._extrapolate(option)
-                if self._needed(step, option) > self._limit:
+                if self._needed(step, option) > self.limit:
                     break
                 options.append((self._seconds(step, option), len(options), option))
         for _, _, option in sorted(options):
@@ -307,15 +302,15 @@ class _Search:
         """Return the plan; on a CPU remaining memory goes to the cache of images."""
         after, needs, room = self.step(chosen), self.needs(chosen), self._room(chosen)
         slower = self._seconds(after, chosen) / self._seconds(before, requested)
-        if self._device.kind == "cpu":
-            left = (self._limit - needs) / 2**20 / 2 + LEAST_CACHE_MIB
+        if self.device.kind == "cpu":
+            left = (self.limit - needs) / 2**20 / 2 + LEAST_CACHE_MIB
             cache_mib = min(requested.data.cache_mib, float(int(left)))
             chosen = chosen.changed("data", cache_mib=cache_mib, workers=0)
             needs += round(2 * (cache_mib - LEAST_CACHE_MIB) * 2**20)
-        chosen = chosen.changed("memory", budget_mb=self._limit / 1e6)
+        chosen = chosen.changed("memory", budget_mb=self.limit / 1e6)
         changes = (*_harmless(requested, chosen), *concessions)
         return MemoryPlan(
-            requested, chosen, self._limit, before, after, needs, room, slower, changes
+            requested, chosen, self.limit, before, after, needs, room, slower, changes
         )
 
 
