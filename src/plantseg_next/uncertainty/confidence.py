@@ -163,19 +163,15 @@ class CombinedConfidence:
         self._combined = Ranks()  # a mean of ranks is not uniform, so it is ranked again
 
     def __call__(
-        self,
-        logits: Float[Tensor, "b k h w"],
-        passes: Float[Tensor, "n b k h w"] | None,
-        is_lesion: Bool[Tensor, "b h w"],
+        self, measured: Mapping[Kind, Tensor], is_lesion: Bool[Tensor, "b h w"]
     ) -> Float[Tensor, "b h w"]:
         """Return the rank of each pixel in [0, 1]; 0 before the first calibration.
 
         Args:
-            logits: Without dropout.
-            passes: With dropout; needed for "dropout" only.
+            measured: The confidence ``(b, h, w)`` by each of the measures.
             is_lesion: Pixels predicted as lesion.
         """
-        return self._combined(self._mean_rank(logits, passes, is_lesion), is_lesion)
+        return self._combined(self._mean_rank(measured, is_lesion), is_lesion)
 
     def rank_of_probability(
         self, value: Float[Tensor, "b h w"], is_lesion: Bool[Tensor, "b h w"]
@@ -189,16 +185,21 @@ class CombinedConfidence:
 
     def calibrate(
         self,
-        logits: Float[Tensor, "b k h w"],
-        passes: Float[Tensor, "n b k h w"] | None,
+        measured: Mapping[Kind, Tensor],
         is_lesion: Bool[Tensor, "b h w"],
         known: Bool[Tensor, "b h w"],
     ) -> None:
-        """Update the ranks from predictions for labeled tiles; ``known``: with a label."""
+        """Update the ranks from labeled tiles.
+
+        Args:
+            measured: As in ``__call__``, and by probability.
+            is_lesion: Pixels predicted as lesion.
+            known: Pixels with a label.
+        """
         for kind, ranks in self._ranks.items():
-            ranks.calibrate(confidence(kind, logits, passes)[known], is_lesion[known])
+            ranks.calibrate(measured[kind][known], is_lesion[known])
         if known.any():
-            mean_rank = self._mean_rank(logits, passes, is_lesion)
+            mean_rank = self._mean_rank(measured, is_lesion)
             self._combined.calibrate(mean_rank[known], is_lesion[known])
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,15 +216,9 @@ class CombinedConfidence:
             ranks.load_state_dict(state["ranks"][kind])
 
     def _mean_rank(
-        self,
-        logits: Float[Tensor, "b k h w"],
-        passes: Float[Tensor, "n b k h w"] | None,
-        is_lesion: Bool[Tensor, "b h w"],
+        self, measured: Mapping[Kind, Tensor], is_lesion: Bool[Tensor, "b h w"]
     ) -> Float[Tensor, "b h w"]:
-        ranks = [
-            self._ranks[kind](confidence(kind, logits, passes), is_lesion)
-            for kind in self.kinds
-        ]
+        ranks = [self._ranks[kind](measured[kind], is_lesion) for kind in self.kinds]
         return torch.stack(ranks).mean(0)
 
 

@@ -91,7 +91,7 @@ class ConfidenceMask:
         label, certainty = prediction.label, prediction.probability
         if self._ranked is not None:
             is_lesion = label != NO_LESION
-            certainty = self._ranked(prediction.logits, prediction.passes, is_lesion)
+            certainty = self._ranked(prediction.measured(*self._ranked.kinds), is_lesion)
         bins = (certainty * BINS).long().clamp(0, BINS - 1)
         empty = torch.zeros(k * BINS, dtype=torch.long, device=valid.device)
         pixels = empty.index_add(0, (label * BINS + bins).flatten(), valid.flatten().long())
@@ -132,8 +132,8 @@ class ConfidenceMask:
     ) -> None:
         """Update the ranks, if there are any, from predictions for labeled tiles."""
         if self._ranked is not None:
-            is_lesion = prediction.label != NO_LESION
-            self._ranked.calibrate(prediction.logits, prediction.passes, is_lesion, known)
+            measured = prediction.measured("probability", *self._ranked.kinds)
+            self._ranked.calibrate(measured, prediction.label != NO_LESION, known)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state to save in a checkpoint."""

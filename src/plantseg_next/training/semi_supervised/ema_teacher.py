@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from plantseg_next.models.segmenter import Scores, Segmenter
 from plantseg_next.training.schedule import teacher_decay
-from plantseg_next.uncertainty.confidence import dropout_on, probability
+from plantseg_next.uncertainty.confidence import Kind, confidence, dropout_on, probability
 
 DROPOUT_PASSES = 4
 
@@ -54,6 +54,10 @@ class TeacherPrediction:
     def probability(self) -> Float[Tensor, "b h w"]:
         """Of the most probable class."""
         return probability(self.logits)
+
+    def measured(self, *kinds: Kind) -> dict[Kind, Tensor]:
+        """Return the confidence of each pixel by several measures."""
+        return {kind: confidence(kind, self.logits, self.passes) for kind in kinds}
 
 
 class EmaTeacher:
