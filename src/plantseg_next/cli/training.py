@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,9 +21,6 @@ from plantseg_next.cli.progress import TaskBars, TrainingBar, bars
 from plantseg_next.errors import UsageError
 from plantseg_next.files import parse_bytes
 from plantseg_next.training.callbacks.callback import Callback
-
-if TYPE_CHECKING:
-    from plantseg_next.settings import Settings
 
 NO_LESION = (
     "The model finds none of the lesions of the validation images: do not measure with it. "
@@ -156,7 +153,11 @@ def train(
             needed="a folder of images and masks",
             fix="plantseg-next train DATA --out RUN",
         )
-    loggers = _loggers(log or [], out, chosen)
+    loggers: list[Callback] = []
+    if log:
+        from plantseg_next.training.callbacks.loggers import logger
+
+        loggers = [logger(name, out, chosen) for name in log]
     with bars() as bar:
         trained = api.train(
             api.DataSources(
@@ -265,22 +266,3 @@ def verify(run: Run) -> None:
         return
     print(f"the first steps differ: {result.difference}")
     raise typer.Exit(1)
-
-
-def _loggers(names: list[str], run: Path, settings: "Settings") -> list[Callback]:
-    if not names:
-        return []
-    from plantseg_next.training.callbacks.loggers import logger
-
-    loggers: list[Callback] = []
-    for name in names:
-        match name:
-            case "tensorboard" | "mlflow":
-                loggers.append(logger(name, run, settings))
-            case _:
-                raise UsageError(
-                    f"--log is {name!r}.",
-                    needed="tensorboard or mlflow",
-                    fix="leave it out: every run writes its own history.csv",
-                )
-    return loggers

@@ -33,6 +33,13 @@ def test_missing_program_names_its_extra(tmp_path, monkeypatch):
     assert caught.value.fix == "pip install 'plantseg-next[mlflow]'"
 
 
+def test_unknown_program_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"--log is 'wandb'\.") as caught:
+        logger("wandb", tmp_path, Settings())
+    assert caught.value.needed == "tensorboard or mlflow"
+    assert caught.value.fix == "leave it out: every run writes its own history.csv"
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_tensorboard_resumed_run_is_one_run(tmp_path):
     pytest.importorskip("tensorboard")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from plantseg_next.errors import UsageError
 from plantseg_next.settings import Settings, flat_settings
@@ -20,26 +20,32 @@ from plantseg_next.training.callbacks.callback import (
     Validation,
 )
 
-LogTo = Literal["tensorboard", "mlflow"]
+PACKAGES = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy")}
+"""What each program needs."""
 EXPERIMENT = "plantseg-next"
 EVERY = 10
 """Steps between two logged losses: reading a loss synchronizes the GPU."""
 
 
-def logger(kind: LogTo, run: Path, settings: Settings) -> Callback:
+def logger(kind: str, run: Path, settings: Settings) -> Callback:
     """Return a callback that logs to another program.
 
     Args:
-        kind: The program.
+        kind: The program: "tensorboard" or "mlflow".
         run: Folder of the run. TensorBoard's files go into ``run/tensorboard``, MLflow's
             store is ``mlflow.db`` beside the run, shared with runs in the same folder.
         settings: Logged to MLflow.
 
     Raises:
-        UsageError: If the program is not installed.
+        UsageError: If it is another program, or not installed.
     """
-    needed = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy")}[kind]
-    if missing := [name for name in needed if find_spec(name) is None]:
+    if kind not in PACKAGES:
+        raise UsageError(
+            f"--log is {kind!r}.",
+            needed="tensorboard or mlflow",
+            fix="leave it out: every run writes its own history.csv",
+        )
+    if missing := [name for name in PACKAGES[kind] if find_spec(name) is None]:
         raise UsageError(
             f"--log {kind}: {', '.join(missing)} is not installed.",
             needed=f"the optional extra `{kind}`",
