@@ -118,7 +118,7 @@ class Engine:
             Each loss by name, unweighted, and whether the gradient is finite.
         """
         self._model.train()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.zero_grad()
         lesion = batch.labeled.lesion
         self._label_counts_now = self._label_counts + torch.stack(
             [(lesion == NO_LESION).sum(), is_lesion(lesion).sum()]

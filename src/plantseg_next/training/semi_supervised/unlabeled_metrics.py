@@ -7,7 +7,7 @@ with the same metrics of the images that it learned from.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -62,7 +62,9 @@ def _measure(
     lesions = torch.zeros(3, dtype=torch.double)  # weak view, strong view, both
     pixels = entropy = 0.0
     non_green: list[bool] = []
-    for part in _parts(views, at_once):
+    for start in range(0, TILES, at_once):
+        stop = min(start + at_once, TILES)
+        part = collate_views([views[i] for i in range(start, stop)])
         non_green += [
             green_fraction(tile.permute(1, 2, 0).numpy()) < HARDLY_GREEN
             for tile in part.weak
@@ -85,9 +87,3 @@ def _measure(
         "lesion_fraction": n_weak / pixels if pixels else math.nan,
         "non_green_fraction": sum(non_green) / len(non_green),
     }
-
-
-def _parts(views: Dataset[UnlabeledBatch], at_once: int) -> Iterator[UnlabeledBatch]:
-    """Yield the first ``TILES`` items, ``at_once`` at a time."""
-    for start in range(0, TILES, at_once):
-        yield collate_views([views[i] for i in range(start, min(start + at_once, TILES))])
