@@ -20,6 +20,7 @@ from plantseg_next.evaluation.metrics import (
     recall,
 )
 from plantseg_next.evaluation.report import report_metrics
+from plantseg_next.evaluation.severity_agreement import SeverityAgreement
 from plantseg_next.structures import Prediction, Sample
 
 K = 3
@@ -49,6 +50,11 @@ def image_of(seed):
     )
 
 
+def mean_lesion(lesion, leaf):
+    known = (lesion < 255) & (leaf == 1)
+    return 100.0 * (lesion[known] > 0).mean() if known.any() else None
+
+
 MAKERS = {
     "confusion": lambda: Confusion(K),
     "overlap": lambda: Overlap(K),
@@ -56,10 +62,13 @@ MAKERS = {
     "lesion boundary": lambda: Boundary("lesion"),
     "leaf boundary": lambda: Boundary("leaf"),
     "disease": DiseaseAccuracy,
+    "severity": lambda: SeverityAgreement(mean_lesion),
 }
 
 
 def state_of(metric):
+    if isinstance(metric, SeverityAgreement):
+        return sorted(map(repr, metric.pairs))  # repr: NaN equals NaN
     return metric.counts.tolist(), getattr(metric, "n_images", None)
 
 

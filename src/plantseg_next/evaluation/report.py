@@ -9,7 +9,7 @@ Axes: k class (0 is "no lesion"), s data set.
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,7 @@ from jaxtyping import Real
 
 from plantseg_next.evaluation.boundary import Boundary
 from plantseg_next.evaluation.grouped import GroupedMetrics, Metric
-from plantseg_next.evaluation.intervals import (
-    Estimate,
-    bootstrap_interval,
-    bootstrap_rows,
-)
+from plantseg_next.evaluation.intervals import Estimate, bootstrap_interval
 from plantseg_next.evaluation.metrics import (
     Confusion,
     DiseaseAccuracy,
@@ -36,12 +32,7 @@ from plantseg_next.evaluation.report_tables import (
     SeverityScores,
     SubsetRow,
 )
-from plantseg_next.evaluation.severity_agreement import (
-    Severity,
-    concordance,
-    severities,
-    severity_agreement,
-)
+from plantseg_next.evaluation.severity_agreement import Severity, SeverityAgreement
 from plantseg_next.structures import ClassMap, Prediction, Sample, SkippedImage
 
 
@@ -107,7 +98,7 @@ def evaluate(
     def lesion_only() -> GroupedMetrics:
         return GroupedMetrics(lambda: {"lesion": Overlap(n_classes)})
 
-    confusion = Confusion(n_classes)
+    confusion, agreement = Confusion(n_classes), SeverityAgreement(severity)
     sources = defaultdict[str, GroupedMetrics](all_metrics)
     diseases = defaultdict[str, GroupedMetrics](lesion_only)
     rows: list[ImageRow] = []
@@ -122,7 +113,8 @@ def evaluate(
         if item.disease is not None:
             diseases[item.disease].merge(image)
         confusion.update(item.sample, item.prediction)
-        rows.append(_row(item, image, severity, classes))
+        agreement.update(item.sample, item.prediction)
+        rows.append(_row(item, image, agreement.pairs[-1], classes))
 
     everything = all_metrics()
     for source in sources.values():
@@ -137,7 +129,11 @@ def evaluate(
             **everything.compute(),
             "target_domain": _target_domain(sources, source_domain),
         },
-        severity=_severity_scores(rows),
+        severity=SeverityScores(
+            agreement=agreement.compute(),
+            rho_c=agreement.rho_c([row.group for row in rows]),
+            n_without=agreement.n_without,
+        ),
         classes=_class_rows(confusion, classes),
         sources=_subset_rows(sources),
         diseases=_subset_rows(diseases),
@@ -148,9 +144,8 @@ def evaluate(
 
 
 def _row(
-    item: EvalItem, image: GroupedMetrics, severity: Severity, classes: ClassMap
+    item: EvalItem, image: GroupedMetrics, severity: tuple[float, float], classes: ClassMap
 ) -> ImageRow:
-    true, predicted = severities(item.sample, item.prediction, severity)
     probabilities = item.prediction.disease_probability
     return ImageRow(
         key=item.sample.key,
@@ -161,25 +156,9 @@ def _row(
             classes.diseases[int(np.argmax(probabilities))] if probabilities else ""
         ),
         lesion_dice=float(image.total()["lesion"].compute()["lesion_dice"]),
-        severity_truth=true,
-        severity_predicted=predicted,
+        severity_truth=severity[0],
+        severity_predicted=severity[1],
     )
-
-
-def _severity_scores(rows: Sequence[ImageRow]) -> SeverityScores:
-    """Return the agreement of severity; sums over images are not enough for it."""
-    pairs = np.array([(row.severity_truth, row.severity_predicted) for row in rows])
-    pairs = pairs.reshape(-1, 2)  # without images too
-    defined = ~np.isnan(pairs)
-    usable = defined.all(axis=1)
-    agreement = severity_agreement(*pairs.T)
-    interval = bootstrap_rows(
-        pairs[usable],
-        [row.group for row, use in zip(rows, usable, strict=True) if use],
-        lambda drawn: concordance(*drawn.T),
-    )
-    n_without = int((defined[:, 0] & ~defined[:, 1]).sum())
-    return SeverityScores(agreement, Estimate(agreement.rho_c, *interval), n_without)
 
 
 def _class_rows(confusion: Confusion, classes: ClassMap) -> tuple[ClassRow, ...]:

@@ -7,12 +7,13 @@ Axes: h row, w column, n image.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float64, UInt8
 
+from plantseg_next.evaluation.intervals import Estimate, bootstrap_rows
 from plantseg_next.structures import IGNORE, Prediction, Sample
 
 Severity = Callable[
@@ -118,31 +119,79 @@ def severity_agreement(
     )
 
 
-def severities(
-    truth: Sample, prediction: Prediction, severity: Severity
-) -> tuple[float, float]:
-    """Return true and predicted severity of an image in % of the leaf; NaN where undefined.
+@dataclass(eq=False)
+class SeverityAgreement:
+    """Agreement of predicted with true severity, over the images whose leaf is marked.
 
-    Pixels that are unknown in the truth are excluded from the predicted severity too.
+    Sums are not enough for it: it keeps two numbers of every image. Pixels that are unknown
+    in the truth are excluded from the predicted severity too.
 
     Args:
-        truth: The image; without a marked leaf both values are undefined.
-        prediction: Of the same image.
         severity: Computes severity; used for both truth and prediction.
+        pairs: True and predicted severity of every image in % of the leaf; NaN where
+            undefined.
     """
-    leaf = prediction.leaf
-    if (truth.lesion == IGNORE).all() or (truth.leaf == IGNORE).all():
-        return math.nan, math.nan
-    of_truth = severity(truth.lesion, truth.leaf)
-    of_prediction = None
-    if leaf is not None:
-        lesion = np.where(truth.lesion == IGNORE, truth.lesion, prediction.lesion)
-        leaf = np.where(truth.leaf == IGNORE, truth.leaf, leaf)
-        of_prediction = severity(lesion, leaf)
-    return (
-        math.nan if of_truth is None else of_truth,
-        math.nan if of_prediction is None else of_prediction,
-    )
+
+    severity: Severity
+    pairs: list[tuple[float, float]] = field(default_factory=list)
+
+    def update(self, truth: Sample, prediction: Prediction) -> None:
+        """Add an image."""
+        self.pairs.append(self._severities(truth, prediction))
+
+    def merge(self, other: "SeverityAgreement") -> None:
+        """Add the images of another object, after those of this one."""
+        self.pairs += other.pairs
+
+    def compute(self) -> Agreement:
+        """Return the agreement over the images with both values."""
+        return severity_agreement(*self._columns.T)
+
+    @property
+    def n_without(self) -> int:
+        """Images with a true severity but no predicted one."""
+        defined = ~np.isnan(self._columns)
+        return int((defined[:, 0] & ~defined[:, 1]).sum())
+
+    def rho_c(self, groups: Sequence[str], *, seed: int = 0) -> Estimate:
+        """Return Lin's concordance with its interval.
+
+        Args:
+            groups: Group of each image.
+            seed: Seed of the interval.
+        """
+        usable = ~np.isnan(self._columns).any(axis=1)
+
+        def statistic(resampled: Float64[np.ndarray, "n 2"]) -> float:
+            return concordance(resampled[:, 0], resampled[:, 1])
+
+        interval = bootstrap_rows(
+            self._columns[usable],
+            [group for group, use in zip(groups, usable, strict=True) if use],
+            statistic,
+            seed=seed,
+        )
+        return Estimate(self.compute().rho_c, *interval)
+
+    @property
+    def _columns(self) -> Float64[np.ndarray, "n 2"]:
+        return np.array(self.pairs, np.float64).reshape(-1, 2)
+
+    def _severities(self, truth: Sample, prediction: Prediction) -> tuple[float, float]:
+        """Return true and predicted severity; NaN where undefined."""
+        leaf = prediction.leaf
+        if (truth.lesion == IGNORE).all() or (truth.leaf == IGNORE).all():
+            return math.nan, math.nan
+        of_truth = self.severity(truth.lesion, truth.leaf)
+        of_prediction = None
+        if leaf is not None:
+            lesion = np.where(truth.lesion == IGNORE, truth.lesion, prediction.lesion)
+            leaf = np.where(truth.leaf == IGNORE, truth.leaf, leaf)
+            of_prediction = self.severity(lesion, leaf)
+        return (
+            math.nan if of_truth is None else of_truth,
+            math.nan if of_prediction is None else of_prediction,
+        )
 
 
 def _is_constant(values: Float64[np.ndarray, " n"]) -> bool:
