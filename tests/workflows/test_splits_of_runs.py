@@ -13,6 +13,7 @@ from conftest import FEW, TINY
 from plantseg_next import api
 from plantseg_next.data import image_io
 from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.quality import near_duplicates
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.workflows.training_data import DataSources, TrainingData, build_manifest
 
@@ -71,6 +72,22 @@ def test_check_and_train_have_the_same_splits(leaves, tmp_path):
     assert len(copies) == 10
     assert all(split_of[k] == split_of[k.removesuffix("_mirrored")] for k in copies)
     assert "17 groups merged with another that shows the same scene" in lines[0]
+
+
+def test_check_searches_near_duplicates_once(leaves, drawn_folder, tmp_path):
+    search = near_duplicates._find_pairs
+    search.cache_clear()
+    api.check(leaves)
+    assert (search.cache_info().misses, search.cache_info().hits) == (1, 1)
+    other = tmp_path / "other"
+    for i, path in enumerate(sorted((drawn_folder / "images").iterdir())):
+        pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
+        for kind, content in (("images", pixels), ("masks", pixels[..., 0] % 2)):
+            (other / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(content).save(other / kind / f"{path.stem}.png")
+    search.cache_clear()
+    api.check(DataSources([leaves, other]))
+    assert (search.cache_info().misses, search.cache_info().hits) == (1, 2)
 
 
 def test_check_reports_near_duplicates_that_train_groups_itself(leaves):
