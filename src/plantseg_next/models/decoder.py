@@ -148,11 +148,11 @@ class Decoder(nn.Module):
             lateral(c) for lateral, c in zip(self.lateral, (c2, c3, c4, c5), strict=True)
         )
         p4, p5 = self._attend(p4, p5)
-        p4 = p4 + _resize_to(p5, p4)
-        p3 = p3 + _resize_to(p4, p3)
-        p2 = p2 + _resize_to(p3, p2)
+        p4 = p4 + resize_to(p5, p4)
+        p3 = p3 + resize_to(p4, p3)
+        p2 = p2 + resize_to(p3, p2)
         levels = [s(p) for s, p in zip(self.smooth, (p2, p3, p4, p5), strict=True)]
-        fused = levels[0] + sum(_resize_to(p, p2) for p in levels[1:])
+        fused = levels[0] + sum(resize_to(p, p2) for p in levels[1:])
         return self.dropout(fused)
 
     def _attend(self, p4: Tensor, p5: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,5 +179,6 @@ class Decoder(nn.Module):
         return p4, p5
 
 
-def _resize_to(x: Tensor, like: Tensor) -> Tensor:
+def resize_to(x: Tensor, like: Tensor) -> Tensor:
+    """Return the maps resized to the rows and columns of others, bilinearly."""
     return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=False)

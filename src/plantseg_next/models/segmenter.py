@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from plantseg_next.models.cpu_backward import GroupNorm
-from plantseg_next.models.decoder import Decoder, SeparableConv
+from plantseg_next.models.decoder import Decoder, SeparableConv, resize_to
 from plantseg_next.models.encoders import Encoder, build_encoder
 from plantseg_next.settings import Checkpointable, ModelSettings
 from plantseg_next.structures import ClassMap
@@ -185,9 +185,7 @@ class Segmenter(nn.Module):
         whole = self.global_stats(*stages)
         fused = self._maybe_checkpoint("decoder", self.decoder, *stages)
         # Checkpointed one by one: the backward pass then holds one of them at a time.
-        detail = self._maybe_checkpoint(
-            "fine", self.stem_stride2, x
-        )  # (b, 24, h / 2, w / 2)
+        detail = self._maybe_checkpoint("fine", self.stem_stride2, x)  # (b, 24, h/2, w/2)
         joint = self._maybe_checkpoint("fine", self._fuse_with_stem, fused, detail)
         joint = self._maybe_checkpoint("fine", self.fuse[1], joint)
         lesion = (
@@ -242,11 +240,7 @@ class Segmenter(nn.Module):
         for stage, gradient in zip(stages, gradients, strict=False):
             map_ = (gradient.relu() * stage).sum(1, keepdim=True).relu().float()
             map_ = map_ / map_.amax((2, 3), keepdim=True).clamp_min(1e-12)
-            maps.append(
-                F.interpolate(
-                    map_, stages[0].shape[2:], mode="bilinear", align_corners=False
-                )
-            )
+            maps.append(resize_to(map_, stages[0]))
         cam: Tensor = torch.cat(maps, 1).mean(1)
         return cam
 
@@ -257,9 +251,7 @@ class Segmenter(nn.Module):
 
     def _fuse_with_stem(self, fused: Tensor, detail: Tensor) -> Float[Tensor, "b c h w"]:
         """Return the fused map combined with the stem's map, at stride 2."""
-        fused = F.interpolate(
-            self.reduce(fused), detail.shape[2:], mode="bilinear", align_corners=False
-        )
+        fused = resize_to(self.reduce(fused), detail)
         joint: Tensor = self.fuse[0](torch.cat([fused, detail], dim=1))
         return joint
 
