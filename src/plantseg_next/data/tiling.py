@@ -6,7 +6,6 @@ pixel without seams. Both operate on arrays, without a network.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import cv2
 import numpy as np
@@ -80,6 +79,7 @@ class TileGrid:
             First row and weighted mean of the scores, ``(k, rows, w)``.
         """
         height, width = self.image_hw
+        down, across = self._windows(self.tops), self._windows(self.lefts)
         scores = iter(scores)
         total = np.zeros((0, 0, 0), np.float32)
         weight = np.zeros((0, 0), np.float32)
@@ -92,7 +92,7 @@ class TileGrid:
                     total = np.zeros((len(score), self.tile_px, width), np.float32)
                     weight = np.zeros((self.tile_px, width), np.float32)
                 columns = min(self.tile_px, width - left)
-                window = np.outer(self._rows[i][:rows], self._columns[j][:columns])
+                window = np.outer(down[i][:rows], across[j][:columns])
                 here = np.s_[:rows, left : left + columns]
                 total[:, *here] += score[:, :rows, :columns] * window
                 weight[here] += window
@@ -102,14 +102,6 @@ class TileGrid:
             done += ready
             _shift_up(total, ready)
             _shift_up(weight, ready)
-
-    @cached_property
-    def _rows(self) -> list[Float32[np.ndarray, " tile"]]:
-        return self._windows(self.tops)
-
-    @cached_property
-    def _columns(self) -> list[Float32[np.ndarray, " tile"]]:
-        return self._windows(self.lefts)
 
     def _windows(self, starts: tuple[int, ...]) -> list[Float32[np.ndarray, " tile"]]:
         return [
