@@ -325,7 +325,7 @@ class LabelStats(NamedTuple):
 
 
 def count_pixels(
-    manifest: Manifest, *, on_progress: Callable[[int, int], None] | None = None
+    manifest: Manifest, *, on_progress: Callable[[int, int], None] = lambda *_: None
 ) -> LabelStats:
     """Return the statistics of the masks.
 

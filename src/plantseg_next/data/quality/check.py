@@ -36,7 +36,7 @@ _RATIO_TOLERANCE = 0.02
 
 
 def check(
-    manifest: Manifest, *, on_progress: Callable[[int, int], None] | None = None
+    manifest: Manifest, *, on_progress: Callable[[int, int], None] = lambda *_: None
 ) -> CheckReport:
     """Return all errors, warnings and notes about a manifest.
 

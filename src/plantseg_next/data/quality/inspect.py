@@ -187,7 +187,7 @@ class ImageStats:
 
 def inspect(
     manifest: Manifest,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
     *,
     masks: bool = True,
 ) -> list[ImageStats]:
@@ -204,8 +204,7 @@ def inspect(
             lambda row: _inspect_row(row, manifest, index, masks=masks), manifest.rows
         ):
             all_stats.append(stats)
-            if on_progress is not None:
-                on_progress(len(all_stats), len(manifest))
+            on_progress(len(all_stats), len(manifest))
     return all_stats
 
 
