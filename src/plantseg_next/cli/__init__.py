@@ -25,11 +25,8 @@ def main() -> None:
         same = " without --restart" if "--restart" in sys.argv else ""
         print(f"{stopped.came} The same command{same} resumes from here.", file=sys.stderr)
         sys.exit(stopped.exit_code)
-    except PlantSegError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except Exception as error:
-        explained = _explained(error)
+        explained = error if isinstance(error, PlantSegError) else _explained(error)
         if explained is None:
             raise
         print(f"error: {explained}", file=sys.stderr)

@@ -39,27 +39,21 @@ def bars() -> Iterator["Bar"]:
 
 @contextmanager
 def progress_bars() -> Iterator["Progress"]:
-    """Yield a progress callback for ``api`` that shows bars."""
+    """Yield ``task_bars`` of a new display."""
     with bars() as bar:
-        yield TaskBars(bar)
+        yield task_bars(bar)
 
 
-class TaskBars:
-    """Progress callback that shows one bar per task.
+def task_bars(bar: "Bar") -> "Progress":
+    """Return a progress callback for ``api`` that shows one bar per task."""
+    tasks: dict[str, TaskID] = {}
 
-    Args:
-        bar: The display.
-    """
+    def show(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done, visible=done < total)
 
-    def __init__(self, bar: "Bar") -> None:
-        self._bar = bar
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Update the bar of this task."""
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total)
-        self._bar.update(self._tasks[what], completed=done, visible=done < total)
+    return show
 
 
 class TrainingBar(Callback):

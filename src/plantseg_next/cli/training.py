@@ -17,7 +17,7 @@ from plantseg_next.cli.app import (
     app,
     settings_of,
 )
-from plantseg_next.cli.progress import TaskBars, TrainingBar, bars
+from plantseg_next.cli.progress import TrainingBar, bars, progress_bars, task_bars
 from plantseg_next.errors import UsageError
 from plantseg_next.files import parse_bytes
 from plantseg_next.training.callbacks.callback import Callback
@@ -66,7 +66,6 @@ def plan(
     the file that --out wrote.
     """
     from plantseg_next import api
-    from plantseg_next.cli.progress import progress_bars
     from plantseg_next.runtime import Device
 
     device = Device("cuda", "a GPU", has_bfloat16=True) if gpu else None
@@ -170,7 +169,7 @@ def train(
             restart=restart,
             callbacks=[TrainingBar(bar), *loggers],
             log=bar.console.print,
-            progress=TaskBars(bar),
+            progress=task_bars(bar),
         )
     summary = trained.summary
     print(
@@ -208,7 +207,7 @@ def self_train(
             rounds=rounds,
             callbacks=[TrainingBar(bar)],
             log=bar.console.print,
-            progress=TaskBars(bar),
+            progress=task_bars(bar),
         )
     for run in runs:
         print(f"{run.folder}: best on the validation split: {run.summary.best}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Never
 import typer
 
 from plantseg_next.cli.app import AsJson, Classes, Images, Model, Out, app
-from plantseg_next.cli.progress import TaskBars, TrainingBar, bars, progress_bars
+from plantseg_next.cli.progress import TrainingBar, bars, progress_bars, task_bars
 from plantseg_next.errors import UsageError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def demo(
             on_measured=lambda table, _: bar.console.print(
                 "measured by the starter model, before any training:\n" + _table(table)
             ),
-            progress=TaskBars(bar),
+            progress=task_bars(bar),
         )
     print("measured by the refined model:\n" + _table(done.refined))
     print(_comparison(done))
