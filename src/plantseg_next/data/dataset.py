@@ -6,7 +6,7 @@ run can resume at any sample, with any number of workers, and get the same sampl
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -193,6 +193,7 @@ class TileDataset(Dataset[Batch]):
         )
 
 
+@dataclass(frozen=True)
 class ViewDataset(Dataset[UnlabeledBatch]):
     """Weak and strong views of tiles without masks, by sample index.
 
@@ -202,17 +203,16 @@ class ViewDataset(Dataset[UnlabeledBatch]):
         strong: Photometric augmentation of the strong views.
     """
 
-    def __init__(self, tiles: TileDataset, *, n_strong: int, strong: Photometry) -> None:
-        self._tiles = tiles
-        self._n_strong = n_strong
-        self._strong = strong
+    tiles: TileDataset
+    n_strong: int
+    strong: Photometry
 
     def __getitem__(self, index: int) -> UnlabeledBatch:
         """Return the views of one tile of one sampled image."""
-        sample, placement, rng, skipped = self._tiles.sample(index)
-        size = self._tiles.settings.tile_px
+        sample, placement, rng, skipped = self.tiles.sample(index)
+        size = self.tiles.settings.tile_px
         image = draw_tile(sample, placement, size).image
-        strong = [self._strong.apply(image, rng) for _ in range(self._n_strong)]
+        strong = [self.strong.apply(image, rng) for _ in range(self.n_strong)]
         valid = covered(sample.image.shape[:2], placement, size)
         return UnlabeledBatch(
             UNCHANGED.apply(image, rng)[None],
@@ -242,6 +242,7 @@ class TrainBatch(NamedTuple):
         return self.labeled.skipped + (views.skipped if views is not None else ())
 
 
+@dataclass(frozen=True)
 class MixedDataset(Dataset[TrainBatch]):
     """One labeled tile and ``ratio`` unlabeled tiles per index.
 
@@ -251,22 +252,19 @@ class MixedDataset(Dataset[TrainBatch]):
         ratio: Unlabeled tiles per labeled tile.
     """
 
-    def __init__(
-        self, labeled: TileDataset, unlabeled: ViewDataset | None = None, ratio: int = 1
-    ) -> None:
-        self._labeled = labeled
-        self._unlabeled = unlabeled
-        self._ratio = ratio
+    labeled: TileDataset
+    unlabeled: ViewDataset | None = None
+    ratio: int = 1
 
     def __getitem__(self, index: int) -> TrainBatch:
         """Return the labeled tile and the unlabeled views of an index."""
         views = None
-        if self._unlabeled is not None:
-            first = index * self._ratio
+        if self.unlabeled is not None:
+            first = index * self.ratio
             views = collate_views(
-                [self._unlabeled[i] for i in range(first, first + self._ratio)]
+                [self.unlabeled[i] for i in range(first, first + self.ratio)]
             )
-        return TrainBatch(self._labeled[index], views)
+        return TrainBatch(self.labeled[index], views)
 
 
 def collate(batches: Sequence[Batch]) -> Batch:
