@@ -4,6 +4,7 @@ Axes: h row, w column.
 """
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 
 import cv2
 import numpy as np
@@ -43,10 +44,9 @@ def class_colors(n: int) -> tuple[Color, ...]:
     The seven of Okabe and Ito come first, then their light and their dark shades, which
     are harder to distinguish.
     """
-    light = [tuple((c + 255) // 2 for c in color) for color in OKABE_ITO]
-    dark = [tuple(c // 2 for c in color) for color in OKABE_ITO]
-    wheel = (*OKABE_ITO, *light, *dark)
-    return tuple((r, g, b) for r, g, b in (wheel[i % len(wheel)] for i in range(n)))
+    light = [((r + 255) // 2, (g + 255) // 2, (b + 255) // 2) for r, g, b in OKABE_ITO]
+    dark = [(r // 2, g // 2, b // 2) for r, g, b in OKABE_ITO]
+    return tuple(islice(cycle((*OKABE_ITO, *light, *dark)), n))
 
 
 def summary(assessment: Assessment) -> str:

@@ -82,7 +82,8 @@ class Predictor:
         diseases: "DiseaseVote",
     ) -> Iterator[Float32[np.ndarray, "k1 tile tile"]]:
         """Yield the probabilities of each tile: of the lesion classes, then of leaf."""
-        for batch in _in_batches(grid.cut(image), self.tiles_at_once):
+        tiles = grid.cut(image)
+        while batch := list(islice(tiles, self.tiles_at_once)):
             logits = self.backend(np.stack(batch))
             for lesion, leaf, disease in zip(*logits, strict=True):
                 tile = tile_probabilities(lesion, leaf)
@@ -143,13 +144,6 @@ class DiseaseVote:
     def result(self) -> tuple[float, ...]:
         """Return the probability of each disease; empty if there are none."""
         return tuple(float(p) for p in self._total / max(self._weight, 1e-12))
-
-
-def _in_batches(
-    tiles: Iterator[UInt8[np.ndarray, "tile tile 3"]], at_once: int
-) -> Iterator[list[UInt8[np.ndarray, "tile tile 3"]]]:
-    while batch := list(islice(tiles, at_once)):
-        yield batch
 
 
 def _resize(

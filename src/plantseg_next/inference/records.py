@@ -145,13 +145,13 @@ class RecordWriter:
         """Create the tables and write their headers."""
         with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._tables = (
-                self._partial("severity.csv").open("w", encoding="utf-8", newline="\n"),
-                self._partial("lesions.csv").open("w", encoding="utf-8", newline="\n"),
-                self._partial("records.jsonl").open("w", encoding="utf-8", newline="\n"),
-            )
-            self._append(self._tables[0], csv_line(self._columns))
-            self._append(self._tables[1], csv_line(LESION_COLUMNS))
+            images, lesions, lines = (
+                self._partial(name).open("w", buffering=1, encoding="utf-8", newline="\n")
+                for name in ("severity.csv", "lesions.csv", "records.jsonl")
+            )  # buffered by line: every row is on disk at once
+            self._tables = images, lesions, lines
+            images.write(csv_line(self._columns))
+            lesions.write(csv_line(LESION_COLUMNS))
         return self
 
     def __exit__(
@@ -235,11 +235,11 @@ class RecordWriter:
         rows = (
             [{"image": image, **record}[c] for c in LESION_COLUMNS] for record in records
         )
-        self._append(lesion_table, "".join(map(csv_line, rows)))
-        self._append(images, csv_line(row.get(c) for c in self._columns))
+        lesion_table.write("".join(map(csv_line, rows)))
+        images.write(csv_line(row.get(c) for c in self._columns))
         whole = {column: row.get(column) for column in self._columns}
         text = json.dumps({**whole, "lesions": records}, ensure_ascii=False)
-        self._append(lines, text + "\n")
+        lines.write(text + "\n")
 
     def _write_json(self) -> None:
         header = {"format": FORMAT, "model": self.model, "classes": asdict(self.classes)}
@@ -259,10 +259,6 @@ class RecordWriter:
     def _partial(self, name: str) -> Path:
         path = self.folder / name
         return path.with_name(f"{path.stem}.partial{path.suffix}")
-
-    def _append(self, table: TextIO, text: str) -> None:
-        table.write(text)
-        table.flush()
 
     def _refuse_name(self, name: str) -> None:
         parts = PurePosixPath(name).parts
