@@ -4,7 +4,6 @@ Weights are loaded without running code from their file, verified by digest if t
 a package, and converted by the names or the order of their tensors.
 """
 
-import hashlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pydantic import ConfigDict, with_config
 from torch import nn
 
 from plantseg_next.errors import DataError, UsageError
+from plantseg_next.files import sha256_of
 from plantseg_next.json_files import JsonFormat
 
 
@@ -161,7 +161,7 @@ def _load_state(
     packages have other names, in the same order and with the same shapes.
     """
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = sha256_of(path)
         if path.suffix == ".safetensors":
             import safetensors.torch
 
