@@ -70,8 +70,8 @@ def evaluate(
     eval_classes = pipeline.card.classes
     if eval_classes.lesions != rows.classes.lesions:
         eval_classes = replace(eval_classes, lesions=ANY_LESION)
-    report = report_on(pipeline, rows, eval_classes, progress=progress)
-    return replace(report, notes=notes)
+    evaluated = report_on(pipeline, rows, eval_classes, progress=progress)
+    return replace(evaluated, notes=notes)
 
 
 def report_on(

@@ -8,7 +8,6 @@
 A person may correct any mask, or delete its row: the next run reads the files again.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +27,6 @@ from plantseg_next.files import (
     write_atomically,
 )
 from plantseg_next.inference.pipeline import load_pipeline
-from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.records import PredictionTable, Value, csv_line, write_mask
 from plantseg_next.settings import SemiSettings
 from plantseg_next.structures import IGNORE, ClassMap, Prediction, SkippedImage, is_lesion
@@ -56,7 +54,8 @@ def pseudo_label(
         model: A run, or one of its models.
         images: An image, or a folder of images in any layout; of a data set or a run,
             the images without a mask, or with a mask hidden from the run.
-        out: New folder; see ``workflows.pseudo_label``.
+        out: New folder; see ``workflows.pseudo_label``. Masks have the names of their
+            images + .png, see ``short_names``.
         threshold: Smallest probability accepted.
         progress: Called after every image.
 
@@ -67,24 +66,52 @@ def pseudo_label(
     """
     refuse_threshold(threshold)
     images, out = Path(images), Path(out)
-    manifest = refuse_names(read_folder(images))
-    without_masks = manifest.only(
-        row for row in manifest.rows if row.split == "unlabeled" or row.mask is None
-    )
-    if not len(without_masks):
-        raise UsageError(
-            f"Every image of `{images}` has a mask.",
-            needed="images without masks",
-            fix="name a folder that holds images only",
-        )
-    return write_pseudo_labels(
-        load_pipeline(model).predictor,
-        without_masks,
-        out,
-        name=name_within(images),
-        threshold=threshold,
+    manifest, name = _images_without_masks(images), name_within(images)
+    predictor = load_pipeline(model).predictor
+    classes = predictor.classes
+    coding = coding_of(classes)
+    names = list(coding.meaning.values())[1:-1]  # without background and ignore
+    prepare_output(out)
+    rows: list[dict[str, Value]] = []
+    kept: list[Row] = []
+    skipped: list[SkippedImage] = []
+    for row, image in read_each(
+        manifest,
+        lambda row: read_image(row.image),
+        skipped=skipped,
+        name=name,
         on_progress=progress_for(progress, "labeling"),
-    )
+    ):
+        mask, confidence = sure_mask(
+            predictor(image), threshold=threshold, has_leaf=classes.has_leaf
+        )
+        file_name = f"{short_names(name(row))}.png"
+        mask_path = out / "masks" / file_name
+        with explained(out):
+            write_mask(mask_path, mask, names)
+            _write_gray(out / "confidence" / file_name, confidence)
+        trusted = mask != IGNORE
+        rows.append(
+            {
+                "image": str(row.image),
+                "mask": f"masks/{file_name}",
+                "mask_pct": 100 * float(trusted.mean()),
+                "lesion_pct": 100 * float((trusted & (mask > classes.has_leaf)).mean()),
+                "mean_confidence": float(confidence.mean()),
+                "threshold": threshold,
+            }
+        )
+        kept.append(
+            replace(row, mask=mask_path, mask_sha256="", split="train", disease=None)
+        )
+    codings = dict.fromkeys({row.source for row in kept}, coding)
+    table = csv_line(COLUMNS) + "".join(csv_line(r[c] for c in COLUMNS) for r in rows)
+    with explained(out):
+        write_atomically(out / TABLE, table.encode())
+        Manifest(tuple(kept), replace(classes, diseases=()), codings).write(
+            out / MANIFEST_FILE
+        )
+    return PredictionTable(tuple(rows), tuple(skipped))
 
 
 def refuse_threshold(threshold: float) -> None:
@@ -136,73 +163,23 @@ def sure_mask(
     return np.where(confidence >= threshold, mask, IGNORE).astype(np.uint8), confidence
 
 
-def write_pseudo_labels(
-    predictor: Predictor,
-    manifest: Manifest,
-    out: Path,
-    *,
-    name: Callable[[Row], str],
-    threshold: float,
-    on_progress: Callable[[int, int], None] = lambda *_: None,
-) -> PredictionTable:
-    """Write masks, confidence, table and manifest of every image.
-
-    Args:
-        predictor: Predictor of the model.
-        manifest: The images.
-        out: New folder.
-        name: Returns the path of an image within the folder; its mask is that path + .png,
-            see ``short_names``.
-        threshold: Smallest probability accepted, in (0.5, 1).
-        on_progress: Called after every image, with the number done and the total.
+def _images_without_masks(images: Path) -> Manifest:
+    """Return the images without a mask, or with a mask hidden from a run.
 
     Raises:
-        OutputError: If ``out`` holds something already or cannot be written.
+        UsageError: If there are none.
     """
-    classes = predictor.classes
-    coding = coding_of(classes)
-    names = [coding.meaning[value] for value in sorted(map(int, coding.meaning))[1:-1]]
-    prepare_output(out)
-    rows: list[dict[str, Value]] = []
-    kept: list[Row] = []
-    skipped: list[SkippedImage] = []
-    for row, image in read_each(
-        manifest,
-        lambda row: read_image(row.image),
-        skipped=skipped,
-        name=name,
-        on_progress=on_progress,
-    ):
-        mask, confidence = sure_mask(
-            predictor(image), threshold=threshold, has_leaf=classes.has_leaf
+    manifest = refuse_names(read_folder(images))
+    without_masks = manifest.only(
+        row for row in manifest.rows if row.split == "unlabeled" or row.mask is None
+    )
+    if not len(without_masks):
+        raise UsageError(
+            f"Every image of `{images}` has a mask.",
+            needed="images without masks",
+            fix="name a folder that holds images only",
         )
-        file_name = f"{short_names(name(row))}.png"
-        mask_path = out / "masks" / file_name
-        with explained(out):
-            write_mask(mask_path, mask, names)
-            _write_gray(out / "confidence" / file_name, confidence)
-        trusted = mask != IGNORE
-        rows.append(
-            {
-                "image": str(row.image),
-                "mask": mask_path.relative_to(out).as_posix(),
-                "mask_pct": 100 * float(trusted.mean()),
-                "lesion_pct": 100 * float((trusted & (mask > classes.has_leaf)).mean()),
-                "mean_confidence": float(confidence.mean()),
-                "threshold": threshold,
-            }
-        )
-        kept.append(
-            replace(row, mask=mask_path, mask_sha256="", split="train", disease=None)
-        )
-    codings = dict.fromkeys({row.source for row in kept}, coding)
-    table = csv_line(COLUMNS) + "".join(csv_line(r[c] for c in COLUMNS) for r in rows)
-    with explained(out):
-        write_atomically(out / TABLE, table.encode())
-        Manifest(tuple(kept), replace(classes, diseases=()), codings).write(
-            out / MANIFEST_FILE
-        )
-    return PredictionTable(tuple(rows), tuple(skipped))
+    return without_masks
 
 
 def _write_gray(path: Path, confidence: Float32[np.ndarray, "h w"]) -> None:
