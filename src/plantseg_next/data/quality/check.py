@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from plantseg_next.data.class_names import alike
-from plantseg_next.data.manifest import SPLITS, Manifest
-from plantseg_next.data.quality.inspect import HARDLY_GREEN, ImageStats, inspect
+from plantseg_next.data.manifest import SPLITS, Manifest, Row
+from plantseg_next.data.quality.inspect import HARDLY_GREEN, ImageFile, ImageStats, inspect
 from plantseg_next.data.quality.issues import (
     CheckReport,
     Issue,
@@ -203,47 +203,46 @@ def _pairing(manifest: Manifest) -> Iterator[Issue]:
 
 def _stated(manifest: Manifest, all_stats: Sequence[ImageStats]) -> Iterator[Issue]:
     """Yield contradictions between the index of a data set and its files."""
-    wrong_label, wrong_size, wrong_ratio = [], [], []
-    for stats in all_stats:
-        mask, label = stats.mask, stats.row.disease
-        if mask and label in manifest.classes.lesions and mask.lesion_px:
-            wrong_label += [] if label in mask.lesion_px else [stats]
-        if not _agrees_on_size(stats):
-            wrong_size.append(stats)
-        if not _agrees_on_ratio(stats):
-            wrong_ratio.append(stats)
+    lesions = manifest.classes.lesions
+    masked = [(stats, stats.mask.lesion_px) for stats in all_stats if stats.mask]
+    wrong_label = [
+        (stats, shown)
+        for stats, shown in masked
+        if shown and stats.row.disease in lesions and stats.row.disease not in shown
+    ]
     if wrong_label:
-        first = wrong_label[0]
-        shows = shorten(list(first.mask.lesion_px)) if first.mask else ""
+        first, shown = wrong_label[0]
         yield Issue(
             "label-contradicts-mask",
             "warning",
             "Images labeled with one disease whose mask shows another: "
-            f"{len(wrong_label)}. The first: labeled {first.row.disease}, mask {shows}.",
+            f"{len(wrong_label)}. The first: labeled {first.row.disease}, mask "
+            f"{shorten(list(shown))}.",
             "correct the index or the mask; segmentation is trained on the mask, "
             "classification on the label",
-            tuple(stats.row.image for stats in wrong_label),
+            tuple(stats.row.image for stats, _ in wrong_label),
         )
+    readable = [(stats, stats.file) for stats in all_stats if stats.file]
+    wrong_size = [
+        (s, file.size_hw) for s, file in readable if not _agrees_on_size(s.row, file)
+    ]
     if wrong_size:
-        first = wrong_size[0]
-        h, w = first.file.size_hw if first.file else (0, 0)
+        first, (h, w) = wrong_size[0]
         yield Issue(
             "resolution-contradicts-index",
             "warning",
             f"Images of another size than the index states: {len(wrong_size)}. The "
             f"first: {w} x {h}, stated {first.row.stated['resolution']}.",
             "check whether these are the right files",
-            tuple(stats.row.image for stats in wrong_size),
+            tuple(stats.row.image for stats, _ in wrong_size),
         )
-    if wrong_ratio:
-        yield Issue(
-            "mask-ratio-contradicts-index",
-            "warning",
-            "Masks that cover another fraction of their image than the index states: "
-            f"{len(wrong_ratio)}.",
-            "check whether these are the right masks",
-            tuple(_mask(stats) for stats in wrong_ratio),
-        )
+    yield from _issue(
+        [stats for stats in all_stats if not _agrees_on_ratio(stats)],
+        "mask-ratio-contradicts-index",
+        "warning",
+        "Masks that cover another fraction of their image than the index states",
+        "check whether these are the right masks",
+    )
 
 
 def _names(
@@ -366,14 +365,13 @@ def _issue(
 ) -> Iterator[Issue]:
     """Yield one issue about all these rows, if there are any."""
     if all_stats:
-        files = tuple(stats.row.mask or stats.row.image for stats in all_stats)
+        files = tuple(map(_mask, all_stats))
         yield Issue(code, severity, f"{what}: {len(all_stats)}.", fix, files)
 
 
-def _agrees_on_size(stats: ImageStats) -> bool:
-    stated = re.fullmatch(r"(\d+)\s*[xX*]\s*(\d+)", stats.row.stated.get("resolution", ""))
-    file = stats.file
-    if not stated or file is None:
+def _agrees_on_size(row: Row, file: ImageFile) -> bool:
+    stated = re.fullmatch(r"(\d+)\s*[xX*]\s*(\d+)", row.stated.get("resolution", ""))
+    if not stated:
         return True
     w, h = int(stated[1]), int(stated[2])
     # The index may state the size before the EXIF orientation.
