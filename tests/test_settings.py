@@ -83,6 +83,18 @@ def test_wrong_value_is_explained(pair, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("data.weights={x:2}", "`data.weights` contains None"),
+        ("data.scale=[a, 2]", "`data.scale` contains 'a'"),
+    ],
+)
+def test_wrong_part_of_a_value_is_explained_by_its_setting(pair, message):
+    with pytest.raises(UsageError, match=message):
+        Settings().with_settings([pair])
+
+
 def test_file_without_a_tree_is_explained(tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_bytes(b"\xff\xfe\x00")

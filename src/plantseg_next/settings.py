@@ -434,10 +434,14 @@ def _marks(
 def _explain(error: ValidationError, origin: str) -> UsageError:
     first = error.errors()[0]
     name = ".".join(map(str, first["loc"]))
+    known = setting_names()
     if first["type"] == "extra_forbidden":
-        return unknown_setting(name, setting_names(), origin)
+        return unknown_setting(name, known, origin)
+    came = f"`{name}` is" if name else "the content is"
+    if name not in known and (whole := [k for k in known if name.startswith(f"{k}.")]):
+        came = f"`{whole[0]}` contains"  # a part of a list or a mapping
     return UsageError(
-        f"{origin}: {f'`{name}`' if name else 'the content'} is {first['input']!r}.",
+        f"{origin}: {came} {first['input']!r}.",
         needed=first["msg"].removeprefix("Value error, "),
         fix="correct the value, or leave it out for its default",
     )

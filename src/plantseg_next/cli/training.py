@@ -196,7 +196,11 @@ def self_train(
     unlabeled: Unlabeled = None,
     class_names: ClassNames = None,
 ) -> None:
-    """Train, label the images without masks, train on both, and repeat."""
+    """Train, label images without masks, train again.
+
+    The labels of the images without masks are learned from beside the masks; this may be
+    repeated.
+    """
     from plantseg_next import api
 
     with bars() as bar:
@@ -227,7 +231,10 @@ def watch(
     run: Run,
     every: Annotated[float, typer.Option(min=0.5, help="Seconds between updates.")] = 2.0,
 ) -> None:
-    """Show the state of a run until it ends; Ctrl-C does not stop the run."""
+    """Show the state of a run until it ends.
+
+    Ctrl-C does not stop the run.
+    """
     import time
 
     from rich.console import Console
@@ -250,7 +257,7 @@ def watch(
 
 @app.command()
 def verify(run: Run) -> None:
-    """Repeat the first steps of a run and compare them bit for bit.
+    """Repeat the first steps of a run, bit for bit.
 
     Exit code 1 if they differ.
     """

@@ -123,7 +123,10 @@ def demo(
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 200,
     leaves: Annotated[int, typer.Option(min=40, help="Leaves to draw.")] = 200,
 ) -> None:
-    """Measure synthetic leaves, refine the starter model on 20 masks, measure again."""
+    """Measure synthetic leaves before and after training.
+
+    The starter model measures them, is refined on 20 masks, and measures them again.
+    """
     from plantseg_next import api
 
     with bars() as bar:

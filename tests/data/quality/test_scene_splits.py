@@ -43,6 +43,7 @@ def test_add_datasets_excludes_duplicates_and_unreadable_images(drawn_folder, tm
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "m.jpg", quality=80)
     shutil.copy(train, folder / "again.jpg")
     (folder / "broken.jpg").write_bytes(b"not an image")
+    (folder / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
     joined, excluded = add_datasets(manifest, [read_folder(folder)], masks=False)
     assert len(joined) == len(manifest) + 4
     reasons = {image.row.image.name: image.reason for image in excluded}
@@ -50,10 +51,11 @@ def test_add_datasets_excludes_duplicates_and_unreadable_images(drawn_folder, tm
         "m.jpg": "also evaluated",
         "again.jpg": "also labeled",
         "broken.jpg": "unreadable",
+        "lost.jpg": "unreadable",
     }
     lines = list(describe_excluded(excluded))
     assert lines[0].startswith(
-        "images excluded, because they cannot be read: 1; the first is "
+        "images excluded, because they cannot be read: 2; the first is "
     )
     assert "broken.jpg" in lines[0]
 

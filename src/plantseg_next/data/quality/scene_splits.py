@@ -10,7 +10,7 @@ from plantseg_next.data.manifest import Manifest, Row, Split, common_classes
 from plantseg_next.data.quality.inspect import ImageStats, inspect
 from plantseg_next.data.quality.leaks import same_scenes
 from plantseg_next.data.quality.near_duplicates import Fingerprint, near_duplicates
-from plantseg_next.errors import DataError, count_of
+from plantseg_next.errors import count_of
 
 Reason = Literal["unreadable", "also labeled", "also evaluated"]
 
@@ -162,8 +162,7 @@ def add_datasets(
     excluded = [
         ExcludedImage(stats.row, "unreadable")
         for stats in all_stats[len(own) :]
-        for failure in stats.failures
-        if isinstance(failure.error, DataError)
+        if stats.file is None
     ]
     n_own = sum(stats.file is not None for stats in all_stats[: len(own)])
     rows, prints = _readable(all_stats)
