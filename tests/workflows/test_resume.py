@@ -25,7 +25,8 @@ from plantseg_next.training.callbacks.callback import Callback
 from plantseg_next.training.callbacks.status import read_status
 from plantseg_next.training.checkpoints import Checkpoints
 from plantseg_next.training.run_record import run_lock
-from plantseg_next.workflows.training_data import DataSources, TrainingData
+from plantseg_next.training.trainer import Trainer
+from plantseg_next.workflows.training_data import DataSources
 
 pytestmark = pytest.mark.integration
 COMMAND = "import toy_encoder, plantseg_next.cli; plantseg_next.cli.main()"
@@ -252,12 +253,21 @@ def test_restart_archives_the_earlier_run(drawn_folder, stopped_run, tmp_path):
     assert Settings.read(out / "settings.yaml") == other
 
 
-def test_restart_that_cannot_start_leaves_the_run_as_it_was(
-    drawn_folder, stopped_run, tmp_path
+@pytest.fixture
+def files_before(stopped_run):
+    """The files of a run, which an unsuccessful call must not change."""
+    return {path: path.read_bytes() for path in stopped_run.rglob("*") if path.is_file()}
+
+
+def assert_unchanged(run: Path, before: dict[Path, bytes]) -> None:
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    assert list(run.parent.glob("run.*")) == []
+
+
+def test_restart_that_is_refused_leaves_the_run_as_it_was(
+    drawn_folder, stopped_run, files_before, tmp_path
 ):
-    out = stopped_run
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    lines: list[str] = []
+    out, lines = stopped_run, []
     other = FEW.with_settings(["data.weights={leafs: 2}"])
     with pytest.raises(UsageError, match="there is no such data set"):
         api.train(drawn_folder, out, other, restart=True, log=lines.append)
@@ -265,29 +275,78 @@ def test_restart_that_cannot_start_leaves_the_run_as_it_was(
         api.train(tmp_path / "nowhere", out, FEW, restart=True)
     with pytest.raises(UsageError, match="does not fit into 1 MB"):
         api.train(drawn_folder, out, FEW, restart=True, memory=10**6)
-    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
-    assert list(tmp_path.glob("run.*")) == []
-    assert lines[-1] == f"the run could not start: {out} is as it was before"
+    assert_unchanged(out, files_before)
+    assert not any("is now in" in line for line in lines)
 
 
-@pytest.mark.parametrize("restart", [False, True])
-def test_run_that_fails_before_its_first_step_does_not_refuse_other_settings(
-    drawn_folder, tmp_path, monkeypatch, restart
+@pytest.mark.parametrize("place", ["build_trainer", "RunRecord.write", "Trainer._begin"])
+def test_restart_that_fails_before_a_step_is_undone(
+    drawn_folder, stopped_run, files_before, monkeypatch, place
+):
+    module = "training.trainer" if place.startswith("Trainer") else "workflows.train"
+    monkeypatch.setattr(f"plantseg_next.{module}.{place}", _fail)
+    lines: list[str] = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        api.train(drawn_folder, stopped_run, FEW, restart=True, log=lines.append)
+    assert_unchanged(stopped_run, files_before)
+    assert lines[-1] == f"the run could not start: {stopped_run} is as it was before"
+
+
+def test_restart_in_a_folder_that_another_process_takes_deletes_nothing(
+    drawn_folder, stopped_run, tmp_path, monkeypatch
+):
+    """Another process starts a run while the earlier one is being archived."""
+    archive = run_record.archive_run
+
+    def archive_and_lose(folder):
+        archived = archive(folder)
+        folder.mkdir()
+        (folder / "run.json").write_text("{}")
+        return archived
+
+    monkeypatch.setattr("plantseg_next.workflows.train.archive_run", archive_and_lose)
+    monkeypatch.setattr("plantseg_next.workflows.train.run_lock", _fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        api.train(drawn_folder, stopped_run, FEW, restart=True)
+    assert (stopped_run / "run.json").read_text() == "{}"
+    assert (tmp_path / "run.1" / "run.json").is_file()
+
+
+def test_restart_with_images_in_the_folder_is_refused(drawn_folder, tmp_path):
+    run = tmp_path / "run"
+    data = shutil.copytree(drawn_folder, run / "leaves")
+    with pytest.raises(UsageError, match="which --restart would rename"):
+        api.train(data, run, TINY, restart=True)
+    assert data.is_dir()
+
+
+def test_restart_in_the_current_folder_works(drawn_folder, stopped_run, monkeypatch):
+    monkeypatch.chdir(stopped_run)
+    api.train(drawn_folder, ".", TINY, restart=True)
+    assert (stopped_run / "best" / "model.json").is_file()
+    assert (stopped_run.parent / "run.1" / "run.json").is_file()
+
+
+@pytest.mark.parametrize("place", ["_validate_and_save", "_step", "_begin"])
+def test_run_without_a_step_does_not_refuse_other_settings(
+    drawn_folder, tmp_path, monkeypatch, place
 ):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("plantseg_next.workflows.train.build_trainer", _fail)
+        patch.setattr(Trainer, place, _fail)
+        if place == "_validate_and_save":
+            patch.setattr(Trainer, "_save", _fail)  # the disk is full from the start
         with pytest.raises(RuntimeError, match="out of memory"):
-            api.train(drawn_folder, out, TINY, restart=restart)
+            api.train(drawn_folder, out, TINY)
     smaller = TINY.with_settings(["training.batch=1"])
-    assert api.train(drawn_folder, out, smaller, restart=restart).summary.steps == 6
+    assert api.train(drawn_folder, out, smaller).summary.steps == 6
+    assert (tmp_path / "run.1" / "run.json").is_file()
 
 
-def test_run_killed_while_it_draws_masks_starts_again(tmp_path, monkeypatch):
+def test_run_killed_while_it_copies_masks_starts_again(tmp_path, monkeypatch):
     folder = write_outlines(tmp_path / "data", 12)
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingData, "create", _fail)
-        patch.setattr("plantseg_next.workflows.train.forget_run", lambda _: None)
+        patch.setattr(run_record.RunRecord, "write", _fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             api.train(folder, tmp_path / "run", TINY)
     assert any((tmp_path / "run" / "masks").rglob("*.png"))

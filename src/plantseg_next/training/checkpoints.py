@@ -163,6 +163,10 @@ class Checkpoints:
         complete = [p for p in self._newest_first() if _sidecar(p).name in names]
         return [_step(path) for path in reversed(complete)]
 
+    def has_progress(self) -> bool:
+        """Return whether the run took a step that is not lost when it starts again."""
+        return any(self.steps()) or has_trained(self.folder.parent)
+
     def _prune(self, also_keep: int) -> None:
         files = self._newest_first()
         keep = set(files[:KEPT])
@@ -174,7 +178,9 @@ class Checkpoints:
                 _sidecar(path).unlink(missing_ok=True)
 
     def _newest_first(self) -> list[Path]:
-        files = [self.folder / name for name in self._names() if _NAME.fullmatch(name)]
+        paths = [self.folder / name for name in self._names() if _NAME.fullmatch(name)]
+        # A pipe of that name would be read for ever.
+        files = [path for path in paths if not path.is_fifo()]
         return sorted(files, key=_number, reverse=True)
 
     def _names(self) -> set[str]:

@@ -10,7 +10,6 @@ without the other, training had not started.
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -19,9 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 
 from plantseg_next import __version__
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
@@ -48,7 +47,7 @@ class _RunFile(BaseModel, extra="allow"):
     """The content of ``run.json``; other fields are the environment."""
 
     sources: dict[str, Any]
-    pixels: tuple[NonNegativeInt, ...]
+    pixels: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
     threads: PositiveInt
     command: tuple[str, ...] = ()
 
@@ -219,19 +218,6 @@ def archive_run(folder: Path) -> Path | None:
     with explained(folder):
         folder.rename(archive)
     return archive
-
-
-def restore_run(folder: Path, archive: Path) -> None:
-    """Undo ``archive_run``; what a new run has written into the folder is deleted."""
-    with explained(archive):
-        shutil.rmtree(folder, ignore_errors=True)
-        archive.rename(folder)
-
-
-def forget_run(folder: Path) -> None:
-    """Mark a folder as one of a run in which training had not started."""
-    with explained(folder):
-        (folder / MANIFEST_FILE).unlink(missing_ok=True)
 
 
 @contextmanager

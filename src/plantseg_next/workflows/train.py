@@ -4,11 +4,12 @@ The same call starts and resumes: in a folder that holds a run of the same confi
 training resumes from the newest checkpoint.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -31,14 +32,11 @@ from plantseg_next.training.run_record import (
     FIRST_STEPS,
     MASKS,
     PLAN,
-    RECORD,
     RunRecord,
     archive_run,
     environment_info,
-    forget_run,
     prepare_run,
     refuse_other_configuration,
-    restore_run,
     run_lock,
 )
 from plantseg_next.training.time_budget import few_steps
@@ -113,81 +111,138 @@ def train(  # noqa: PLR0913 - the options of a user
         TrainingError: If learning breaks down.
         StoppedError: If the user stopped the run; it can be resumed.
     """
-    import torch
-
     from plantseg_next.training.callbacks.callback import Event
 
     sources = DataSources.of(data)
     out = Path(out)
+    if out.name in ("", ".."):
+        out = out.resolve()  # "." would follow a folder that is renamed
     settings = settings or Settings()
     settings = settings.model_copy(update={"model": absolute_start(settings.model)})
-    if restart or not (out / RECORD).is_file():
-        _refuse_bad_start(settings)
-    record = None if restart else RunRecord.read(out)
-    if record is None:
-        with ExitStack() as until_started:
-            model = settings.model
-            if restart:
-                model = _archived(out, model, until_started, log)
-            settings = settings.model_copy(update={"model": with_start(model)})
-            on_progress = partial(progress_for, progress)
-            manifest = build_manifest(
-                sources, settings, log=log, on_progress=on_progress("comparing images")
-            )
-            planned = (
-                None if memory is None else plan_for(manifest, settings, memory, ram=ram)
-            )
-            prepare_run(out)
-            with run_lock(out):
-                until_started.callback(forget_run, out)
-                if planned is not None:
-                    settings = planned.settings
-                    log(planned.to_text())
-                images = _write_new_run(
-                    sources, manifest, settings, out, on_progress("reading masks")
-                )
-                if planned is not None:
-                    planned.write(out / PLAN)
-                trainer = build_trainer(images, out, callbacks=callbacks, log=log)
-                until_started.pop_all()
-                return _run(trainer, images, out, log)
-    model = _with_started_shape(settings.model, record.settings.model, out)
-    settings = settings.model_copy(update={"model": model})
-    if memory is not None:
-        settings = record.planned(settings, memory)
-    different, allowed = record.differences(settings, sources.plain())
-    refuse_other_configuration(out, different)
-    threads_before = record.environment["threads"]
-    with run_lock(out), use_threads(threads_before):
-        images = TrainingData.of_run(out, settings, record.pixels, str(sources))
-        threads_now = torch.get_num_threads()
-        threads = (
-            ""
-            if threads_now == threads_before
-            else f"threads: {threads_before} then, {threads_now} now"
-        )
+    known = None if restart else _run_to_resume(out, settings, sources, memory)
+    if known is not None:
+        record, allowed = known
+        with run_lock(out), use_threads(record.environment["threads"]):
+            images = TrainingData.of_run(out, record.settings, record.pixels, str(sources))
+            trainer = build_trainer(images, out, callbacks=callbacks, log=log)
+            for change in [*allowed, *_changes(images.manifest)]:
+                text = f"The run resumes under changed conditions: {change}"
+                trainer.emit(Event("changed", text))
+            return _run(trainer, images, out, log)
+    # Whatever can be refused is refused before a file is written or moved.
+    _refuse_bad_start(settings)
+    settings = settings.model_copy(update={"model": with_start(settings.model)})
+    on_progress = partial(progress_for, progress)
+    manifest = build_manifest(
+        sources, settings, log=log, on_progress=on_progress("comparing images")
+    )
+    planned = None if memory is None else plan_for(manifest, settings, memory, ram=ram)
+    if planned is not None:
+        settings = planned.settings
+        log(planned.to_text())
+    images = TrainingData.create(
+        manifest, settings, str(sources), on_progress=on_progress("reading masks")
+    )
+    archive = restart or RunRecord.read(out) is not None
+    if archive:
+        _refuse_images_within(out, images.manifest)
+    with _new_run(out, archive=archive, log=log) as earlier:
+        if earlier is not None:
+            model = moved_start(settings.model, out, earlier)
+            settings = settings.model_copy(update={"model": model})
+        images = _write_new_run(sources, replace(images, settings=settings), out)
+        if planned is not None:
+            planned.write(out / PLAN)
         trainer = build_trainer(images, out, callbacks=callbacks, log=log)
-        for change in filter(None, [*allowed, threads, *_changes(images.manifest)]):
-            text = f"The run resumes under changed conditions: {change}"
-            trainer.emit(Event("changed", text))
         return _run(trainer, images, out, log)
 
 
-def _archived(
-    out: Path, model: ModelSettings, until_started: ExitStack, log: Callable[[str], None]
-) -> ModelSettings:
-    """Archive what is in a folder; it is moved back if the new run cannot start.
+@contextmanager
+def _new_run(
+    out: Path, *, archive: bool, log: Callable[[str], None]
+) -> Iterator[Path | None]:
+    """Make the folder of a new run, and lock it.
+
+    Yields:
+        Where ``archive`` moved what was in the folder. It is moved back if an error ends
+        the new run before a step that can be resumed.
+    """
+    earlier = archive_run(out) if archive else None
+    if earlier is not None:
+        log(f"what was in {out} is now in {earlier}")
+    try:
+        prepare_run(out)
+        with run_lock(out):
+            try:
+                yield earlier
+            except StoppedError:
+                raise
+            except BaseException:
+                if earlier is not None and not _has_progress(out):
+                    rmtree(out)
+                raise
+    finally:
+        # Fails if the new run is kept, or another process has begun one meanwhile.
+        if earlier is not None and _is_missing_or_empty(out):
+            earlier.rename(out)
+            log(f"the run could not start: {out} is as it was before")
+
+
+def _has_progress(out: Path) -> bool:
+    from plantseg_next.training.checkpoints import Checkpoints
+
+    return Checkpoints(out).has_progress()
+
+
+def _is_missing_or_empty(folder: Path) -> bool:
+    return not folder.exists() or not any(folder.iterdir())
+
+
+def _run_to_resume(
+    out: Path, settings: Settings, sources: DataSources, memory: int | None
+) -> tuple[RunRecord, list[str]] | None:
+    """Return the record of the run in a folder, and how the conditions have changed.
 
     Returns:
-        The model settings, with the path of a model to start from that was moved.
+        With the settings of this call where they may differ. ``None`` if there is no run,
+        or a run of another configuration of which no step would be resumed, for example
+        because memory ran out in its first one.
+
+    Raises:
+        UsageError: If it is a run of another configuration.
     """
-    earlier = archive_run(out)
-    if earlier is None:
-        return model
-    log(f"what was in {out} is now in {earlier}")
-    until_started.callback(log, f"the run could not start: {out} is as it was before")
-    until_started.callback(restore_run, out, earlier)
-    return moved_start(model, out, earlier)
+    import torch
+
+    record = RunRecord.read(out)
+    if record is None:
+        return None
+    try:
+        model = _with_started_shape(settings.model, record.settings.model, out)
+        settings = settings.model_copy(update={"model": model})
+        if memory is not None:
+            settings = record.planned(settings, memory)
+        different, allowed = record.differences(settings, sources.plain())
+        refuse_other_configuration(out, different)
+    except UsageError:
+        if _has_progress(out):
+            raise
+        return None
+    before, now = record.environment["threads"], torch.get_num_threads()
+    if now != before:
+        allowed.append(f"threads: {before} then, {now} now")
+    return replace(record, settings=settings), allowed
+
+
+def _refuse_images_within(out: Path, manifest: Manifest) -> None:
+    """Refuse to archive a folder that holds images of the new run."""
+    folder = out.resolve()
+    for row in manifest.rows:
+        if row.image.resolve().is_relative_to(folder):
+            raise UsageError(
+                f"`{row.image}` is in `{out}`, which --restart would rename.",
+                needed="images outside the folder of the run",
+                fix="choose another --out",
+            )
 
 
 def _with_started_shape(
@@ -217,25 +272,19 @@ def _refuse_bad_start(settings: Settings) -> None:
     starting_network(with_start(settings.model), ClassMap(("lesion",)))
 
 
-def _write_new_run(
-    sources: DataSources,
-    manifest: Manifest,
-    settings: Settings,
-    out: Path,
-    on_progress: Callable[[int, int], None],
-) -> TrainingData:
-    """Write the record of a new run, and return its data."""
+def _write_new_run(sources: DataSources, images: TrainingData, out: Path) -> TrainingData:
+    """Write the record of a new run, and return its data with the masks in its folder."""
     import torch
 
+    settings = images.settings
     environment = environment_info(
         find_device(settings.device).name, torch.get_num_threads()
     )
-    record = RunRecord(settings, sources.plain(), (), environment)
+    record = RunRecord(settings, sources.plain(), images.pixels, environment)
     record.announce(out)
-    manifest = save_rasterized_masks(manifest, out / MASKS)
-    images = TrainingData.create(manifest, settings, str(sources), on_progress=on_progress)
-    replace(record, pixels=images.pixels).write(out, images.manifest)
-    return images
+    manifest = save_rasterized_masks(images.manifest, out / MASKS)
+    record.write(out, manifest)
+    return replace(images, manifest=manifest)
 
 
 def _changes(manifest: Manifest) -> list[str]:
