@@ -62,7 +62,7 @@ def test_unknown_key_in_a_file_names_the_file(tmp_path):
         ("rate", "key=value"),
         ("training.lr=[", "--set training.lr: '[' is not a value"),
         ("data.scale=[2, 0.5]", "the smallest magnification must come first"),
-        ("data.scale=[0, 1]", "greater than 0"),
+        ("data.scale=[0, 1]", "greater than or equal to 0.05"),
         ("seed=5000000000", "less than 4294967296"),
         ("seed=true", "`seed` is True.\n  needed: a value other than true or false"),
         ("training.minutes=on", "`training.minutes` is True"),
@@ -81,6 +81,29 @@ def test_wrong_value_is_explained(pair, message):
     with pytest.raises(UsageError) as caught:
         Settings().with_settings([pair])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "data.tile_px=1000000000000",
+        "data.scale=[1e-9, 1]",
+        "data.workers=10000000000",
+        "training.batch=1000000000",
+        "training.steps=99999999999999999999999",
+        "model.width=1000000000",
+        "model.layers=100000",
+    ],
+)
+def test_sizes_that_no_machine_has_are_refused(pair):
+    with pytest.raises(UsageError, match=r"--set: `.*` (is|contains)") as refused:
+        Settings().with_settings([pair])
+    assert "should be" in refused.value.needed
+
+
+def test_value_that_contains_itself_is_refused():
+    with pytest.raises(UsageError, match="--set: a value contains itself"):
+        Settings().with_settings(["training.steps=&a [*a]"])
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,9 @@ PathInFile = Annotated[Path, PlainValidator(_joined), PlainSerializer(_relative)
 def _distinct(classes: ClassMap) -> ClassMap:
     for kind in ("lesions", "diseases"):
         names = getattr(classes, kind)
+        if unfit := [name for name in names if not (name.strip() and name.isprintable())]:
+            about = {"kind": kind, "name": repr(unfit[0])}
+            raise PydanticCustomError("unfit", "{kind} states the name {name}", about)
         if repeated := [name for name in names if names.count(name) > 1]:
             text = "{kind} states {name} more than once"
             about = {"kind": kind, "name": repeated[0]}
@@ -51,7 +54,7 @@ def _distinct(classes: ClassMap) -> ClassMap:
 
 
 ClassMapInFile = Annotated[ClassMap, AfterValidator(_distinct)]
-"""Class names, each stated once."""
+"""Class names, each stated once, and readable."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PositiveFloat,
     ValidationError,
     field_serializer,
     field_validator,
@@ -30,6 +29,7 @@ from plantseg_next.yaml_files import commented_yaml, has_bool, load_yaml
 
 Checkpointable = Literal["stage_1", "stage_2", "stage_3", "stage_4", "decoder", "fine"]
 """Parts of the network whose activations may be recomputed in the backward pass."""
+Magnification = Annotated[float, Field(ge=0.05, le=20)]
 Weight = float | tuple[float, float, int]
 """Sampling weight of a data set: a number, or (first, last, samples), which changes
 linearly from the first weight to the last over that many samples."""
@@ -70,7 +70,7 @@ class DataSettings(_Part):
     labeled_fraction: float = Field(1.0, gt=0, le=1)
     """Fraction of the training masks that is used; the other images are treated as
     unlabeled."""
-    tile_px: Annotated[int, Mark.PLANNED] = Field(192, ge=64, multiple_of=32)
+    tile_px: Annotated[int, Mark.PLANNED] = Field(192, ge=64, le=8192, multiple_of=32)
     """Side of a tile in pixels, in training and in prediction; a multiple of 32."""
     long_side_px: int | None = Field(1024, ge=64)
     """Larger images are reduced to this long side, in training and in prediction; null
@@ -80,10 +80,12 @@ class DataSettings(_Part):
     weights: Weights = ()
     """How often the images of a data set are sampled, relative to the others: {field: 2.0}.
     {village: [1.0, 0.2, 20000]} goes from 1 to 0.2 over the first 20,000 samples."""
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.4, 2.0)
+    scale: tuple[Magnification, Magnification] = (0.4, 2.0)
     """Smallest and largest magnification of a training tile."""
 
-    workers: Annotated[int | None, Mark.MAY_CHANGE, Mark.PLANNED] = Field(None, ge=0)
+    workers: Annotated[int | None, Mark.MAY_CHANGE, Mark.PLANNED] = Field(
+        None, ge=0, le=256
+    )
     """Processes that read images; 0 reads in the main process. null: as many as there
     are cores beyond two, at most 4."""
     prefetch: Annotated[int, Mark.MAY_CHANGE, Mark.PLANNED] = Field(4, ge=1)
@@ -132,9 +134,9 @@ class ModelSettings(_Part):
     model that also learned from plants on soil (CC BY-SA 4.0). imagenet: ImageNet weights
     in the encoder, random weights elsewhere. random: random weights. Or the path of a run
     or a model: all its weights, with its encoder, width and layers."""
-    width: int = Field(96, ge=32, multiple_of=32)
+    width: int = Field(96, ge=32, le=4096, multiple_of=32)
     """Channels of the decoder; a multiple of 32."""
-    layers: int = Field(2, ge=0)
+    layers: int = Field(2, ge=0, le=64)
     """Attention layers over the coarse scales; 0 is a plain feature pyramid."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout probability in the decoder."""
@@ -227,9 +229,9 @@ class TrainingSettings(_Part):
     minutes: float | None = Field(12.0, gt=0)
     """Length of the run in minutes; it becomes a number of steps once the first steps are
     timed. null: training.steps decides."""
-    steps: int = Field(100_000, ge=1)
+    steps: int = Field(100_000, ge=1, le=10**9)
     """Largest number of optimizer steps."""
-    batch: int = Field(8, ge=1)
+    batch: int = Field(8, ge=1, le=4096)
     """Labeled tiles per optimizer step."""
     micro_batch: Annotated[int | None, Mark.MAY_CHANGE, Mark.PLANNED] = Field(None, ge=1)
     """Labeled tiles per forward pass; gradients are accumulated over the batch. null: all.
@@ -362,6 +364,12 @@ class Settings(_Part):
             return cls.model_validate(tree)
         except ValidationError as error:
             raise _explain(error, origin) from error
+        except RecursionError as error:
+            raise UsageError(
+                f"{origin}: a value contains itself.",
+                needed="plain values",
+                fix="leave out the alias (*) in the YAML",
+            ) from error
 
     def with_settings(self, pairs: list[str], *, origin: str = "--set") -> "Settings":
         """Return the tree with ``part.name=value`` applied.

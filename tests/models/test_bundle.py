@@ -157,6 +157,15 @@ def test_card_with_a_name_stated_twice_is_refused(bundle, tmp_path, kind):
     assert caught.value.fix == "take another copy of the model, or train it again"
 
 
+@pytest.mark.parametrize("name", ["", " ", "ro\nst", "\ud800"])
+def test_card_with_an_unreadable_name_is_refused(bundle, tmp_path, name):
+    tree = json.loads((bundle[0] / CARD).read_text("utf-8"))
+    tree["classes"]["lesions"][0] = name
+    (tmp_path / CARD).write_text(json.dumps(tree))
+    with pytest.raises(DataError, match="is not a model card: `classes"):
+        read_card(tmp_path)
+
+
 def test_list_of_images_that_the_card_does_not_state_is_refused(bundle, tmp_path):
     _, network, card = bundle
     write(tmp_path, network, card, IMAGES)

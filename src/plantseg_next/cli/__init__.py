@@ -54,9 +54,9 @@ def _explained(error: Exception) -> PlantSegError | None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out in Python, in loading a library, or in OpenCV."""
+    """Return whether memory ran out in Python, a library that loads, OpenCV, PyTorch."""
     return (
         isinstance(error, MemoryError)
         or (isinstance(error, ImportError) and "map segment" in str(error))
-        or "Insufficient memory" in str(error)
+        or any(text in str(error) for text in ("Insufficient memory", "allocate memory"))
     )

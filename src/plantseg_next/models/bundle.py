@@ -92,7 +92,7 @@ class ModelCard:
 
     classes: ClassMapInFile
     model: ModelSettings
-    tile_px: Annotated[int, Field(ge=32, multiple_of=32)]
+    tile_px: Annotated[int, Field(ge=32, le=8192, multiple_of=32)]
     long_side_px: Annotated[int, Field(ge=32)] | None
     weights_origin: str = "random"
     weights_license: str = "none"

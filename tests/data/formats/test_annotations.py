@@ -102,7 +102,8 @@ def test_rasterize_polygon_preserves_area(radii):
     around = np.hypot(*(points - np.roll(points, 1, 0)).T).sum()
     assert abs(mask.sum() - area) < 0.25 * around
     rim = (mask == 1) ^ inside(points, (40, 40))
-    assert rim.sum() < 0.3 * around
+    # 0.311 for the worst of 3,000 regular polygons; two rules for pixels on the outline.
+    assert rim.sum() < 0.32 * around
 
 
 def test_rasterize_polygons_have_no_area_bias():

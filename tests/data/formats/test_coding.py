@@ -61,6 +61,13 @@ def test_read_coding_invalid_file_is_refused(tmp_path, text):
         read_coding(path)
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_class_file_that_is_no_file_is_refused(tmp_path, make):
+    make(tmp_path / "classes.yaml")
+    with pytest.raises(DataError, match=r"classes\.yaml` is not a file"):
+        find_coding(tmp_path, [])
+
+
 def test_read_coding_without_classes_is_refused(tmp_path):
     path = write(tmp_path / "classes.yaml", "0: background\n1: ignore\n")
     with pytest.raises(DataError, match="name 0 lesion classes"):

@@ -137,6 +137,15 @@ def test_index_invalid_columns_or_split_is_refused(tmp_path, table, sentence):
         read_folder(tmp_path)
 
 
+def test_index_with_two_rows_for_an_image_is_refused(tmp_path):
+    make_image(tmp_path / "a.png")
+    text(tmp_path / "index.csv", "name,split\na,train\na,train\n")
+    assert read_folder(tmp_path).rows[0].split == "train"
+    text(tmp_path / "index.csv", "name,split\na,train\na.png,val\n")
+    with pytest.raises(DataError, match=r"two different rows for `a\.png`"):
+        read_folder(tmp_path)
+
+
 def test_index_not_utf8_is_refused(tmp_path):
     make_image(tmp_path / "a.jpg")
     (tmp_path / "index.csv").write_bytes("name\nä\n".encode("latin-1"))

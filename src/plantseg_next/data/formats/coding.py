@@ -71,9 +71,22 @@ def find_coding(
 
 
 def stated_classes(folder: Path) -> Path | None:
-    """Return the class file of a folder, if it has one."""
-    paths = (folder / name for name in CLASS_FILES)
-    return next((path for path in paths if path.is_file()), None)
+    """Return the class file of a folder, if it has one.
+
+    Raises:
+        DataError: If something else has its name; the meaning of the values is then
+            stated somewhere, and must not be inferred.
+    """
+    for path in (folder / name for name in CLASS_FILES):
+        if path.is_file():
+            return path
+        if path.is_symlink() or path.exists():
+            raise DataError(
+                f"`{path}` is not a file, or a link that leads nowhere.",
+                needed="a class file: mask values and their meanings",
+                fix="restore or remove it",
+            )
+    return None
 
 
 def read_coding(path: Path) -> MaskCoding:

@@ -31,7 +31,8 @@ def add_index(rows: Iterable[Row], path: Path) -> tuple[list[Row], list[str]]:
         path: The index.
 
     Raises:
-        DataError: If it has no column of names, or an unknown split.
+        DataError: If it has no column of names, an unknown split, or two different rows
+            for one image.
     """
     entries = read_index(path)
     column = next((c for c in _NAME_COLUMNS if entries and c in entries[0]), None)
@@ -41,7 +42,14 @@ def add_index(rows: Iterable[Row], path: Path) -> tuple[list[Row], list[str]]:
             needed="a column `name` with the names of the images",
             fix="name the column, or rename the file if it has another purpose",
         )
-    by_name = {same_name(entry[column]): entry for entry in entries}
+    by_name: dict[str, dict[str, str]] = {}
+    for entry in entries:
+        if by_name.setdefault(same_name(entry[column]), entry) != entry:
+            raise DataError(
+                f"`{path}` has two different rows for `{entry[column]}`.",
+                needed="one row for each image",
+                fix="remove one of them; if two images share the name, state their paths",
+            )
     used: set[str] = set()
     updated = []
     for row in rows:
