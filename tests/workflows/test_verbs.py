@@ -68,7 +68,10 @@ def test_train_writes_the_files_of_a_run(drawn_folder, tmp_path):
     assert api.check(drawn_folder).spoils_training is False
 
 
-def test_train_into_a_folder_with_other_files_is_refused(drawn_folder, tmp_path):
+def test_train_into_a_folder_with_other_files_is_refused_before_it_reads(
+    drawn_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("plantseg_next.workflows.train.build_manifest", None)
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(OutputError, match=r"already holds thesis\.txt") as caught:
         api.train(drawn_folder, tmp_path, TINY)

@@ -130,6 +130,8 @@ def train(  # noqa: PLR0913 - the options of a user
                 trainer.emit(Event("changed", text))
             return _run(trainer, images, out, log)
     # Whatever can be refused is refused before a file is written or moved.
+    if out.exists() and not restart:
+        prepare_run(out)
     _refuse_bad_start(settings)
     settings = settings.model_copy(update={"model": with_start(settings.model)})
     on_progress = partial(progress_for, progress)
@@ -179,10 +181,10 @@ def _new_run(
                 raise
             except BaseException:
                 if earlier is not None and not _has_progress(out):
-                    rmtree(out)
+                    rmtree(out, ignore_errors=True)
                 raise
     finally:
-        # Fails if the new run is kept, or another process has begun one meanwhile.
+        # Not if the new run is kept, or another process has begun one meanwhile.
         if earlier is not None and _is_missing_or_empty(out):
             earlier.rename(out)
             log(f"the run could not start: {out} is as it was before")
