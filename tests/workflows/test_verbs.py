@@ -79,6 +79,16 @@ def test_train_into_a_folder_with_other_files_is_refused_before_it_reads(
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_train_into_a_folder_whose_name_is_not_utf8_is_refused(drawn_folder, tmp_path):
+    out = Path(os.fsdecode(os.fsencode(tmp_path) + b"/o\xff"))
+    with pytest.raises(
+        DataError, match=r"/o\\xff` has a name that is not UTF-8"
+    ) as refused:
+        api.train(drawn_folder, out, TINY)
+    assert refused.value.fix == "choose another --out"
+    assert not out.exists()
+
+
 def test_evaluate_uses_the_test_images_of_the_run(finished_run):
     report = api.evaluate(finished_run)
     test = Manifest.read(finished_run / "manifest.json").split("test")

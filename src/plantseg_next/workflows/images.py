@@ -62,13 +62,24 @@ def refuse_names(manifest: Manifest) -> Manifest:
         DataError: If the name of an image is not UTF-8.
     """
     for row in manifest.rows:
-        if (path := _escaped(str(row.image))) != str(row.image):
-            raise DataError(
-                f"`{path}` has a name that is not UTF-8.",
-                needed="names in UTF-8, so that a manifest can state them",
-                fix="rename the file or its folder; `predict` measures it as it is",
-            )
+        refuse_name(
+            row.image, "rename the file or its folder; `predict` measures it as it is"
+        )
     return manifest
+
+
+def refuse_name(path: Path, fix: str) -> None:
+    """Refuse a path that is not UTF-8.
+
+    Raises:
+        DataError: With what to do about it.
+    """
+    if (escaped := _escaped(str(path))) != str(path):
+        raise DataError(
+            f"`{escaped}` has a name that is not UTF-8.",
+            needed="names in UTF-8, so that a manifest can state them",
+            fix=fix,
+        )
 
 
 def name_within(images: Path) -> Callable[[Row], str]:

@@ -40,6 +40,7 @@ from plantseg_next.training.run_record import (
     run_lock,
 )
 from plantseg_next.training.time_budget import few_steps
+from plantseg_next.workflows.images import refuse_name
 from plantseg_next.workflows.plan import plan_for
 from plantseg_next.workflows.progress import Progress, progress_for
 from plantseg_next.workflows.setup import build_trainer
@@ -117,6 +118,7 @@ def train(  # noqa: PLR0913 - the options of a user
     out = Path(out)
     if out.name in ("", ".."):
         out = out.resolve()  # "." would follow a folder that is renamed
+    refuse_name(out.absolute(), "choose another --out")
     settings = settings or Settings()
     settings = settings.model_copy(update={"model": absolute_start(settings.model)})
     known = None if restart else _run_to_resume(out, settings, sources, memory)
