@@ -32,10 +32,11 @@ def write_scenes(
         size_hw: Rows and columns of each image, at least 32 each.
 
     Raises:
-        UsageError: If ``seed`` or ``size_hw`` is outside the range stated above.
+        UsageError: If ``n``, ``seed`` or ``size_hw`` is outside the range stated above.
         OutputError: If the folder already holds images or an index.
     """
-    make_folder(folder, ("background", "leaf", *LESION_KINDS, "no lesion"))
+    meanings = ("background", "leaf", *LESION_KINDS, "no lesion")
+    make_folder(folder, meanings, n=n, seed=seed, size_hw=size_hw)
     names, diseases = [], []
     for k in range(n):
         scene = draw_scene(seed * 1_000_003 + k, size_hw=size_hw)

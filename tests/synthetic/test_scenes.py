@@ -135,3 +135,10 @@ def test_folder_of_scenes_is_read_as_drawn(tmp_path):
         lesion, leaf = decode_mask(values, coding, manifest.classes)
         np.testing.assert_array_equal(leaf, scene.leaf)
         np.testing.assert_array_equal(lesion > 0, scene.lesion > 0)
+
+
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"seed": -1}, {"size_hw": (16, 64)}])
+def test_folder_of_scenes_that_cannot_be_drawn_is_not_begun(tmp_path, wrong):
+    with pytest.raises(UsageError):
+        write_scenes(tmp_path / "s", **{"n": 2, **wrong})
+    assert not (tmp_path / "s").exists()

@@ -44,23 +44,31 @@ def write_drawn_folder(
         UsageError: If ``n``, ``seed`` or ``size_hw`` is outside the range stated above.
         OutputError: If the folder already holds images or an index.
     """
-    if n < 1:
-        raise UsageError(f"`n` is {n}.", needed="1 image or more", fix="ask for more")
-    refuse_impossible(seed, size_hw, None, None)
-    make_folder(folder, ("background", "leaf", *LESION_KINDS))
+    make_folder(
+        folder, ("background", "leaf", *LESION_KINDS), n=n, seed=seed, size_hw=size_hw
+    )
     write_index(folder, _write_leaves(folder, n, seed, size_hw))
 
 
-def make_folder(folder: Path, names: Iterable[str]) -> None:
-    """Make the folders of a data set, and its class file.
+def make_folder(
+    folder: Path, names: Iterable[str], *, n: int, seed: int, size_hw: tuple[int, int]
+) -> None:
+    """Make the folders of a data set, and its class file, if its images can be drawn.
 
     Args:
         folder: Created if missing.
         names: Meaning of the mask values from 0 on.
+        n: Images that will be drawn, as ``seed`` and ``size_hw`` in ``write_drawn_folder``.
+        seed: Likewise.
+        size_hw: Likewise.
 
     Raises:
+        UsageError: If ``n``, ``seed`` or ``size_hw`` is out of range.
         OutputError: If the folder already holds images or an index.
     """
+    if n < 1:
+        raise UsageError(f"`n` is {n}.", needed="1 image or more", fix="ask for more")
+    refuse_impossible(seed, size_hw, None, None)
     for path in (folder / "images", folder / "masks", folder / "index.csv"):
         if path.exists():
             raise OutputError(
