@@ -34,6 +34,15 @@ def leaves(drawn_folder, tmp_path_factory):
     return folder
 
 
+def state_splits(folder, split_of):
+    """Write an index with the split of each image, by its number in the order of names."""
+    with (folder / "index.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("name", "split"))
+        for i, path in enumerate(sorted((folder / "images").iterdir())):
+            table.writerow((path.stem, split_of(i)))
+
+
 class Decoded:
     """Count the images and the masks that are decoded."""
 
@@ -134,22 +143,14 @@ def test_masks_without_a_lesion_are_refused(leaves, tmp_path):
 
 def test_check_reports_a_test_split_without_masks(leaves, tmp_path):
     folder = shutil.copytree(leaves, tmp_path / "leaves")
-    with (folder / "index.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(("name", "split"))
-        for i, path in enumerate(sorted((folder / "images").iterdir())):
-            table.writerow((path.stem, "val" if i > 40 else "train"))
+    state_splits(folder, lambda i: "val" if i > 40 else "train")
     issues = {issue.code: issue.severity for issue in api.check(folder).issues}
     assert issues["no-masks-in-test"] == "warning"
 
 
 def test_check_of_stated_splits_still_reports_leaks(leaves, tmp_path):
     folder = shutil.copytree(leaves, tmp_path / "leaves")
-    with (folder / "index.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(("name", "split"))
-        for i, path in enumerate(sorted((folder / "images").iterdir())):
-            table.writerow((path.stem, ("train", "val", "test")[i % 3]))
+    state_splits(folder, lambda i: ("train", "val", "test")[i % 3])
     issues = {issue.code: issue.severity for issue in api.check(folder).issues}
     assert issues["near-duplicate-across-splits"] == "error"
 

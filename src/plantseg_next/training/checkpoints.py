@@ -34,8 +34,8 @@ KEPT = 3
 """Number of newest checkpoints that are kept."""
 _NO_DIGEST = "it has no digest file, so it may be incomplete"
 _KEY = "plantseg_next"
-_NAME = re.compile(r"\d+-step-\d+\.safetensors")
 """Key of the head among the metadata of the tensors."""
+_NAME = re.compile(r"\d+-step-\d+\.safetensors")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,7 +57,7 @@ def logger(kind: str, run: Path, settings: Settings) -> Callback:
     return MLflow(run.resolve().parent / "mlflow.db", run.name, settings)
 
 
-class _MetricLogger(Callback):
+class _MetricLogger(Callback, ABC):
     """Log the parts of the loss every ``EVERY`` steps, and the metrics."""
 
     def on_step(self, info: StepInfo) -> Sequence[Event]:
@@ -77,9 +78,9 @@ class _MetricLogger(Callback):
         self._log(step, "teacher", validation.extra_metrics)
         return ()
 
+    @abstractmethod
     def _log(self, step: int, group: str, values: Mapping[str, float]) -> None:
         """Log values by name, in a group of names."""
-        raise NotImplementedError
 
 
 class TensorBoard(_MetricLogger):
