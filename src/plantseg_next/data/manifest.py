@@ -103,6 +103,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class UnusedFiles:
+    """Files of a data set that were seen and not used.
+
+    Args:
+        reason: Why, and what they are: "annotations of VIA, which are not read".
+        files: Their paths.
+        harmless: Whether no label or image can be lost with them: a README, a thumbnail.
+    """
+
+    reason: str
+    files: tuple[str, ...]
+    harmless: bool = False
+
+
+@dataclass(frozen=True)
 class Origin:
     """How a source was read from disk, for reports and checks.
 
@@ -111,12 +126,14 @@ class Origin:
         masks_without_image: Mask files without an image.
         names_without_image: Names in the index of the source without an image.
         doubts: Descriptions of other data that could not be used.
+        unused: Files that were seen and not used.
     """
 
     layout: str
     masks_without_image: tuple[str, ...] = ()
     names_without_image: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    unused: tuple[UnusedFiles, ...] = ()
 
 
 @dataclass(frozen=True)
