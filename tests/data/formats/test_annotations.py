@@ -16,14 +16,14 @@ from pycocotools.coco import COCO
 from skimage.draw import polygon as polygon_of
 
 from plantseg_next.data.formats import read_folder
-from plantseg_next.data.formats.annotations import (
+from plantseg_next.data.formats.annotations import save_rasterized_masks
+from plantseg_next.data.formats.rasterize import (
     Annotation,
     ellipse,
-    patch,
     rasterize,
     rectangle,
-    save_rasterized_masks,
 )
+from plantseg_next.data.formats.run_lengths import place
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.quality.check import check

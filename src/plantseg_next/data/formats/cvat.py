@@ -1,142 +1,184 @@
-"""CVAT for images 1.1: one XML file for all images.
+"""CVAT for images 1.1: an XML file for all images of a task.
 
 The format is described at https://docs.cvat.ai/docs/dataset_management/formats/. CVAT's
 "Segmentation mask 1.1" is the Pascal VOC layout, which is read as images and masks.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
+from jaxtyping import Bool
 
 from plantseg_next.data.formats.annotations import (
     AnnotatedImage,
-    Annotation,
-    ellipse,
     in_words,
-    patch,
     read_annotations,
-    rectangle,
 )
-from plantseg_next.data.formats.folders import SPLIT_NAMES, split_of, unique_names
-from plantseg_next.data.manifest import Manifest, Origin
+from plantseg_next.data.formats.folders import SPLIT_NAMES, FolderFiles, split_of
+from plantseg_next.data.formats.names import ImageNames
+from plantseg_next.data.formats.numbers import finite, finite_array, whole
+from plantseg_next.data.formats.rasterize import Annotation, Polygon, ellipse, rectangle
+from plantseg_next.data.formats.run_lengths import decode_row_runs
+from plantseg_next.data.manifest import Manifest, Origin, Split
 from plantseg_next.errors import DataError
 
-HEAD_BYTES = 300
-_KINDS = {"polygon", "box", "ellipse", "mask", "polyline", "points"}
 
+@dataclass
+class _Item:
+    """What the files say about one image."""
 
-def is_cvat(file: Path) -> bool:
-    """Return whether an XML file begins like one of CVAT."""
-    with file.open("rb") as opened:
-        return b"<annotations>" in opened.read(HEAD_BYTES)
+    size_hw: tuple[int, int]
+    split: Split | None
+    areas: list[Annotation] = field(default_factory=list)
+    unusable: Counter[str] = field(default_factory=Counter)
+    tags: list[str] = field(default_factory=list)
 
 
 def read_cvat(
-    folder: Path,
-    images: Sequence[Path],
-    file: Path,
+    files: FolderFiles,
+    xml_files: Sequence[Path],
     source: str,
     classes: Path | None = None,
 ) -> Manifest:
-    """Return images with masks drawn from the shapes of a CVAT file.
+    """Return images with masks drawn from the shapes of CVAT files.
 
     An image that is listed without a shape counts as not annotated, because CVAT lists
-    every image of a task. A tag is an image-level label.
+    every image of a task. A tag is an image-level label. Several files may list an image.
 
     Args:
-        folder: The data set.
-        images: All images in it.
-        file: The XML file of CVAT.
+        files: The data set.
+        xml_files: Its CVAT files.
         source: Name of the data set.
         classes: A class file with the meaning of each label.
 
     Raises:
-        DataError: If the file is not in the CVAT format.
+        DataError: If a file is not in the CVAT format.
+        UsageError: If a name fits several images.
     """
-    trouble = Counter[str]()
-    try:
-        tree = ET.parse(file).getroot()  # noqa: S314 - expat limits entity expansion
-        names = [label.findtext("name", "") for label in tree.iterfind("meta//label")]
-        entries = {}
-        for entry in tree.iterfind("image"):
-            size_hw = (int(entry.attrib["height"]), int(entry.attrib["width"]))
-            areas = []
-            for shape in entry:
-                if shape.tag == "tag":
-                    continue
-                if shape.tag in _KINDS:
-                    areas.append(_area(shape, size_hw))
-                else:
-                    trouble[f"shapes of the kind {shape.tag}, not used"] += 1
-            entries[entry.attrib["name"]] = (entry, areas, size_hw)
-    except (ET.ParseError, LookupError, ValueError) as error:
-        raise DataError(
-            f"`{file}` is not in the CVAT format: {error!r}.",
-            needed="images with name, width and height, and shapes with label and points",
-            fix='export the task again as "CVAT for images 1.1"',
-        ) from error
+    names = ImageNames(files.images, files.root)
+    labels: dict[str, None] = {}
+    items: dict[Path, _Item] = {}
+    for file in xml_files:
+        files.used.add(file)
+        try:
+            root = ET.parse(file).getroot()  # noqa: S314 - expat limits entity expansion
+            labels |= dict.fromkeys(
+                label.findtext("name", "") for label in root.iterfind("meta//label")
+            )
+            for entry in root.iterfind("image"):
+                if image := names.find(entry.attrib["name"], file.parent):
+                    _add(items, image, entry)
+        except (ET.ParseError, LookupError, ValueError) as error:
+            raise DataError(
+                f"`{file}` is not in the CVAT format: {error!r}.",
+                needed="images with name, width and height, and shapes with label and "
+                "points",
+                fix='export the task again as "CVAT for images 1.1"',
+            ) from error
+    names.refuse_ambiguous()
+    noticed = Counter[str]()
+    bare = sum(
+        image not in items or not (items[image].areas or items[image].unusable)
+        for image in files.images
+    )
+    if bare:
+        noticed["images without a shape, treated as unlabeled"] = bare
+    if several := sum(len(set(item.tags)) > 1 for item in items.values()):
+        noticed["images with several different tags, of which the first is used"] = several
+    origin = Origin(
+        "CVAT for images: an XML file", (), tuple(names.missing), in_words(noticed)
+    )
+    return read_annotations(
+        _annotated(files, items),
+        files.root,
+        source,
+        origin,
+        names=tuple(labels),
+        classes=classes,
+    )
 
-    by_path = {p.relative_to(folder).as_posix(): p for p in images}
-    by_name = unique_names(images)
-    annotated: dict[Path, AnnotatedImage] = {}
-    missing = []
-    for name, (entry, areas, size_hw) in entries.items():
-        image = by_path.get(name) or by_path.get(f"images/{name}")
-        image = image or by_name.get(Path(name).name)
-        if image is None:
-            missing.append(name)
+
+def _add(items: dict[Path, _Item], image: Path, entry: ET.Element) -> None:
+    """Add what a file says about an image."""
+    size_hw = (
+        whole(entry.attrib["height"], "the height", 1),
+        whole(entry.attrib["width"], "the width", 1),
+    )
+    split = SPLIT_NAMES.get(entry.get("subset", "").lower())
+    item = items.setdefault(image, _Item(size_hw, split))
+    if item.size_hw != size_hw:
+        raise ValueError(f"`{entry.attrib['name']}` has another size in another file")
+    for shape in entry:
+        if shape.tag == "tag":
+            item.tags.append(shape.attrib["label"])
+        elif (area := _area(shape)) is None:
+            item.unusable[f"shapes of the kind {shape.tag}, not used"] += 1
+        else:
+            item.areas.append(area)
+
+
+def _annotated(files: FolderFiles, items: Mapping[Path, _Item]) -> Iterator[AnnotatedImage]:
+    for image in files.images:
+        folder_split = split_of(image.relative_to(files.root))
+        if (item := items.get(image)) is None:
+            yield AnnotatedImage(image, None, None, folder_split)
             continue
-        tag = entry.find("tag")
-        annotated[image] = AnnotatedImage(
+        yield AnnotatedImage(
             image,
-            areas or None,
-            size_hw,
-            SPLIT_NAMES.get(entry.get("subset", "").lower())
-            or split_of(image.relative_to(folder)),
-            None if tag is None else tag.get("label"),
+            item.areas or None,
+            item.size_hw,
+            item.split or folder_split,
+            next(iter(item.tags), None),
+            item.unusable,
         )
-    rows = [annotated.get(image, AnnotatedImage(image, None)) for image in images]
-    if bare := sum(row.annotations is None for row in rows):
-        trouble["images without a shape, treated as unlabeled"] = bare
-    origin = Origin("CVAT for images: an XML file", (), tuple(missing), in_words(trouble))
-    return read_annotations(rows, folder, source, origin, names=names, classes=classes)
 
 
-def _area(shape: ET.Element, size_hw: tuple[int, int]) -> Annotation:
-    name = shape.attrib["label"]
+def _area(shape: ET.Element) -> Annotation | None:
+    """Return the area of a shape; ``None`` for a kind that is not read."""
+    name, z = shape.attrib.get("label", ""), whole(shape.get("z_order", 0), "z", -(2**31))
+    degrees = finite(shape.get("rotation", 0), "the rotation")
 
     def numbers(*names: str) -> list[float]:
-        return [float(shape.attrib[name]) for name in names]
+        return [finite(shape.attrib[name], name) for name in names]
 
     match shape.tag:
         case "polygon":
-            return Annotation(name, (_points(shape),))
+            return Annotation(name, (_points(shape),), z=z)
         case "box":
-            return Annotation(name, (rectangle(*numbers("xtl", "ytl", "xbr", "ybr")),))
+            corners = rectangle(*numbers("xtl", "ytl", "xbr", "ybr"), degrees)
+            return Annotation(name, (corners,), z=z)
         case "ellipse":
-            return Annotation(name, (ellipse(*numbers("cx", "cy", "rx", "ry")),))
+            outline = ellipse(*numbers("cx", "cy", "rx", "ry"), degrees)
+            return Annotation(name, (outline,), z=z)
         case "mask":
-            return Annotation(name, rle=_painted(shape, size_hw))
+            return Annotation(name, bitmap=partial(_painted, dict(shape.attrib)), z=z)
         case "points":
             return Annotation(name, scribbles=tuple(_points(shape)[:, None]))
-        case _:
+        case "polyline":
             return Annotation(name, scribbles=(_points(shape),))
+        case _:
+            return None
 
 
-def _painted(shape: ET.Element, size_hw: tuple[int, int]) -> Mapping[str, Any]:
-    """Return a brush mask: row-wise run lengths, beginning with background."""
-    left, top, width, height = (
-        int(shape.attrib[name]) for name in ("left", "top", "width", "height")
-    )
-    runs = [int(text) for text in shape.attrib["rle"].split(",")]
-    inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
-    return patch(inside, left, top, size_hw)
+def _painted(
+    attributes: Mapping[str, str], size_hw: tuple[int, int]
+) -> Bool[np.ndarray, "h w"]:
+    """Return a brush mask: run lengths by rows, beginning with background."""
+    missing = {"rle", "left", "top", "width", "height"} - attributes.keys()
+    if missing:
+        raise ValueError(f"a mask without {', '.join(sorted(missing))}")
+    place = (attributes[name] for name in ("left", "top", "width", "height"))
+    return decode_row_runs(attributes["rle"], *place, size_hw)
 
 
-def _points(shape: ET.Element) -> np.ndarray:
+def _points(shape: ET.Element) -> Polygon:
     pairs = [pair.split(",") for pair in shape.attrib["points"].split(";")]
-    return np.array(pairs, float)
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"points of {shape.attrib['label']} that are not pairs")
+    numbers = finite_array([number for pair in pairs for number in pair], "the points")
+    return numbers.reshape(-1, 2)

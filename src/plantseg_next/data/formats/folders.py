@@ -2,9 +2,12 @@
 
 import csv
 import os
+import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from plantseg_next.data.manifest import Split
@@ -14,8 +17,18 @@ from plantseg_next.files import read_text
 # HEIC is not readable, but is listed so that reading it raises an error with the reason.
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"),
-    *(".gif", ".avif", ".ppm", ".pgm", ".pbm", ".heic", ".heif"),
+    *(".gif", ".avif", ".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".heic", ".heif"),
 )
+DANGLING = "links that lead nowhere"
+RESULTS = "folders with results of plantseg-next"
+RESULT_FILES = (
+    frozenset({"run.json", "manifest.json"}),
+    frozenset({"run.json", "checkpoints"}),
+    frozenset({"severity.csv", "records.jsonl"}),
+    frozenset({"report.json", "report.txt", "images.csv"}),
+    frozenset({"pseudo_labels.csv", "manifest.json"}),
+)
+"""Files that together show that a folder holds results of this program."""
 SPLIT_NAMES: Mapping[str, Split] = {
     "train": "train",
     "training": "train",
@@ -34,22 +47,56 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_ENDINGS and not _is_hidden(path.name)
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Return all images below a folder, sorted by path; see ``find_files``."""
-    return find_files(folder, *IMAGE_ENDINGS)
+@dataclass(frozen=True)
+class FolderFiles:
+    """All files below a folder, found in one walk.
 
-
-def find_files(folder: Path, *endings: str) -> list[Path]:
-    """Return all files below a folder with one of these endings, sorted by path.
-
-    Hidden files and folders, and those of macOS (``._x``, ``__MACOSX``), are skipped.
-    Symbolic links are followed, each folder once, so a loop ends.
+    Hidden files and folders, and those of macOS (``._x``, ``__MACOSX``), are left out.
 
     Args:
-        folder: The folder to search.
-        endings: In lower case, with the dot; case of the files is ignored.
+        root: The folder.
+        files: Regular files, and links with the name of an image that lead nowhere, so
+            that reading them raises an error. Sorted by path.
+        left_out: What is no file to read, by the reason.
+        used: Files that a reader has used; it adds them.
+    """
+
+    root: Path
+    files: tuple[Path, ...]
+    left_out: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    used: set[Path] = field(default_factory=set)
+
+    @cached_property
+    def images(self) -> list[Path]:
+        """Files with the name of an image."""
+        return self.ending(*IMAGE_ENDINGS)
+
+    def ending(self, *endings: str) -> list[Path]:
+        """Return the files with one of these endings, given in lower case with the dot."""
+        return [path for path in self.files if path.name.lower().endswith(endings)]
+
+    def named(self, *names: str) -> list[Path]:
+        """Return the files with one of these names, given in lower case, nearest first."""
+        chosen = [path for path in self.files if path.name.lower() in names]
+        return sorted(chosen, key=lambda path: (len(path.parts), path))
+
+    def below(self, folder: Path) -> "FolderFiles":
+        """Return the files below one of its folders; what is used there is used here."""
+        files = tuple(path for path in self.files if folder in path.parents)
+        return FolderFiles(folder, files, self.left_out, self.used)
+
+
+def scan(folder: Path) -> FolderFiles:
+    """Return all files below a folder.
+
+    Symbolic links are followed, each folder once, so a loop ends. Links that lead
+    nowhere, pipes, devices, and results of this program are not entered or opened.
+
+    Raises:
+        DataError: If a folder cannot be read: its files must not be lost unnoticed.
     """
     files: list[Path] = []
+    left_out: dict[str, list[Path]] = {}
     seen: set[Path] = set()
     pending = [folder]
     while pending:
@@ -57,20 +104,55 @@ def find_files(folder: Path, *endings: str) -> list[Path]:
         if (real := current.resolve()) in seen:
             continue
         seen.add(real)
-        with os.scandir(current) as entries:  # has the file types, without another stat
-            for entry in entries:
-                if _is_hidden(entry.name):
-                    continue
-                path = current / entry.name
-                # For a link to itself, an entry raises an error, a path does not.
-                item = path if entry.is_symlink() else entry
-                if item.is_dir():
-                    pending.append(path)
-                elif entry.name.lower().endswith(endings) and (
-                    item.is_file() or not path.exists()  # reading it raises an error
-                ):
-                    files.append(path)
-    return sorted(files)
+        entries = _entries(current)
+        names = {entry.name for entry in entries}
+        if current != folder and any(marks <= names for marks in RESULT_FILES):
+            left_out.setdefault(RESULTS, []).append(current)
+            continue
+        for entry in entries:
+            if _is_hidden(entry.name):
+                continue
+            path = current / entry.name
+            reason = _why_not_a_file(entry, path, pending)
+            if reason == "" or (reason == DANGLING and is_image(path)):
+                files.append(path)
+            elif reason:
+                left_out.setdefault(reason, []).append(path)
+    return FolderFiles(
+        folder,
+        tuple(sorted(files, key=str)),
+        {reason: tuple(sorted(paths)) for reason, paths in left_out.items()},
+    )
+
+
+def holds_results(folder: Path) -> bool:
+    """Return whether a folder holds results that this program wrote."""
+    names = {entry.name for entry in _entries(folder)}
+    return any(marks <= names for marks in RESULT_FILES)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:  # has the file types, without another stat
+            return list(entries)
+    except OSError as error:
+        raise DataError(
+            f"The folder `{folder}` cannot be read: {error.strerror}.",
+            needed="permission to read every folder of the data set",
+            fix="correct its permissions, or move it out of the data set",
+        ) from error
+
+
+def _why_not_a_file(entry: os.DirEntry[str], path: Path, pending: list[Path]) -> str | None:
+    """Return "" for a file, ``None`` for a folder (now pending), or else a reason."""
+    try:
+        mode = entry.stat().st_mode
+    except OSError:  # also of a link to itself
+        return DANGLING if entry.is_symlink() else "files that cannot be looked at"
+    if stat.S_ISDIR(mode):
+        pending.append(path)
+        return None
+    return "" if stat.S_ISREG(mode) else "pipes, devices and sockets"
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -121,35 +203,6 @@ def tidy_name(name: str) -> str:
         'early blight'
     """
     return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").lower().split())
-
-
-def same_name(name: str) -> str:
-    """Return a file name without ending, in the form used for comparison.
-
-    Accents are normalized (NFC), and the ending of the image is removed from a mask too.
-
-    Example:
-        >>> same_name("leaf 1.JPG.png")
-        'leaf 1'
-    """
-    stem = unicodedata.normalize("NFC", name)
-    while ending := next((e for e in IMAGE_ENDINGS if stem.lower().endswith(e)), ""):
-        stem = stem[: -len(ending)]
-    return stem
-
-
-def unique_names(
-    images: Iterable[Path], name_of: Callable[[str], str] = str
-) -> dict[str, Path]:
-    """Return the images whose name is unique.
-
-    Args:
-        images: The images.
-        name_of: Maps a file name to the name that is compared.
-    """
-    named = [(name_of(image.name), image) for image in images]
-    count = Counter(name for name, _ in named)
-    return {name: image for name, image in named if count[name] == 1}
 
 
 def read_index(path: Path) -> list[dict[str, str]]:

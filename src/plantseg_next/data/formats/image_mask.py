@@ -8,14 +8,14 @@ from pathlib import Path
 from plantseg_next.data.formats.coding import find_coding
 from plantseg_next.data.formats.folders import (
     SPLIT_NAMES,
-    find_images,
+    FolderFiles,
     keys_of,
-    same_name,
     split_of,
     subfolder,
     subfolders,
 )
 from plantseg_next.data.formats.index import INDEX_FILE, add_index
+from plantseg_next.data.formats.names import same_name
 from plantseg_next.data.manifest import Manifest, Origin, Row, Split, common_classes
 from plantseg_next.errors import UsageError
 from plantseg_next.files import read_text
@@ -45,7 +45,7 @@ class Pairs:
     mask_root: Path
 
 
-def find_pairs(folder: Path, images: list[Path]) -> list[Pairs]:
+def find_pairs(folder: Path, files: FolderFiles) -> list[Pairs]:
     """Return the folders of images and masks; empty if this is another layout.
 
     Either two folders, ``images`` and ``masks`` or similar, directly inside or in each
@@ -54,7 +54,7 @@ def find_pairs(folder: Path, images: list[Path]) -> list[Pairs]:
 
     Args:
         folder: The data set.
-        images: All images below it.
+        files: All files below it.
     """
     places = [folder, *(p for p in subfolders(folder) if p.name.lower() in SPLIT_NAMES)]
     pairs = []
@@ -62,12 +62,13 @@ def find_pairs(folder: Path, images: list[Path]) -> list[Pairs]:
         mask_root = subfolder(place, MASK_FOLDERS)
         if mask_root is None:
             continue
-        masks = find_images(mask_root)
+        masks = files.below(mask_root).images
         image_root = subfolder(place, IMAGE_FOLDERS) or place
-        image_files = [p for p in find_images(image_root) if mask_root not in p.parents]
+        inside = files.below(image_root).images
+        image_files = [path for path in inside if mask_root not in path.parents]
         if image_files and masks:
             pairs.append(Pairs(tuple(image_files), tuple(masks), image_root, mask_root))
-    return pairs or _side_by_side(folder, images)
+    return pairs or _side_by_side(folder, files.images)
 
 
 def read_image_mask(

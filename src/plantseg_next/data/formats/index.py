@@ -7,9 +7,9 @@ from pathlib import Path
 from plantseg_next.data.formats.folders import (
     SPLIT_NAMES,
     read_index,
-    same_name,
     tidy_name,
 )
+from plantseg_next.data.formats.names import same_name
 from plantseg_next.data.manifest import Row, Split
 from plantseg_next.errors import DataError
 

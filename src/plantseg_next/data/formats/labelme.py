@@ -1,115 +1,153 @@
-"""LabelMe: one JSON file next to every annotated image.
+"""LabelMe: one JSON file for every annotated image.
 
 The program is https://github.com/wkentaro/labelme (GPL-3.0; none of it is used here). Its
 shapes are polygons, rectangles, circles, masks, lines and points; the last two are read
-as scribbles.
+as scribbles. Files of versions before 2018 lack the size of the image and the kind of a
+shape: the first is read from the image, the second is a polygon. X-AnyLabeling writes the
+same files, with further kinds of polygons.
 """
 
-import base64
-import binascii
-import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Bool
 
-from plantseg_next.data.formats.annotations import (
-    AnnotatedImage,
-    Annotation,
-    ellipse,
-    every,
-    in_words,
-    patch,
-    read_annotations,
-    rectangle,
-)
-from plantseg_next.data.formats.folders import same_name, unique_names
+from plantseg_next.data.formats.annotations import AnnotatedImage, read_annotations
+from plantseg_next.data.formats.folders import FolderFiles, split_of
+from plantseg_next.data.formats.json_trees import read_tree
+from plantseg_next.data.formats.names import ImageNames
+from plantseg_next.data.formats.numbers import finite_array, whole
+from plantseg_next.data.formats.rasterize import Annotation, ellipse, rectangle
+from plantseg_next.data.formats.run_lengths import decode_png_mask, place
 from plantseg_next.data.manifest import Manifest, Origin
-from plantseg_next.errors import DataError
+from plantseg_next.errors import DataError, UsageError
 
-
-def is_labelme(tree: object) -> bool:
-    """Return whether the content of a JSON file is in the LabelMe format."""
-    return isinstance(tree, dict) and isinstance(tree.get("shapes"), list)
+_POLYGONS = {None, "polygon", "rotation", "oriented_rectangle", "quadrilateral"}
+_SCRIBBLES = {"point", "points", "line", "linestrip"}
 
 
 def read_labelme(
-    folder: Path,
-    images: Sequence[Path],
-    trees: Mapping[Path, Any],
+    files: FolderFiles,
+    trees: Sequence[Path],
     source: str,
     classes: Path | None = None,
 ) -> Manifest:
     """Return images with masks drawn from LabelMe files.
 
-    An image without a file is not annotated; a file without shapes means no lesions.
+    An image without a file is not annotated; a file without shapes means no lesions. A
+    file is of the image of its own name, or else of the one that its ``imagePath`` names.
 
     Args:
-        folder: The data set.
-        images: All images in it.
-        trees: Content of its JSON files.
+        files: The data set.
+        trees: Its LabelMe files.
         source: Name of the data set.
         classes: A class file with the meaning of each label.
 
     Raises:
         DataError: If a file is not in the LabelMe format.
+        UsageError: If a file fits several images, or an image several files.
     """
-    trouble = Counter[str]()
-    by_place = {(p.parent, same_name(p.name)): p for p in images}
-    anywhere = unique_names(images, same_name)
-    annotations: dict[Path, AnnotatedImage] = {}
-    missing = []
-    for file, tree in trees.items():
-        image = by_place.get((file.parent, file.stem)) or anywhere.get(file.stem)
-        if image is None:
-            missing.append(file.name)
+    names = ImageNames(files.images, files.root)
+    file_of: dict[Path, Path] = {}
+    for file in trees:
+        files.used.add(file)
+        image = _image_of(file, names)
+        if image is not None and file_of.setdefault(image, file) != file:
+            shown = [f.relative_to(files.root).as_posix() for f in (file_of[image], file)]
+            raise UsageError(
+                f"`{shown[0]}` and `{shown[1]}` both annotate "
+                f"`{image.relative_to(files.root)}`.",
+                needed="one LabelMe file for each image",
+                fix="remove one of them, or move it out of the folder",
+            )
+    names.refuse_ambiguous()
+    origin = Origin("LabelMe: one JSON file per image", (), tuple(names.missing))
+    annotated = _annotated(files, file_of)
+    return read_annotations(annotated, files.root, source, origin, classes=classes)
+
+
+def _image_of(file: Path, names: ImageNames) -> Path | None:
+    """Return the image of a file by its name, or else by what it states."""
+    own = names.candidates(file.stem, file.parent)
+    if len(own) == 1:
+        return own[0]
+    stated = read_tree(file).get("imagePath")
+    if isinstance(stated, str) and stated:
+        image = names.candidates(stated, file.parent)
+        if len(image) == 1 and (not own or image[0] in own):
+            return image[0]
+    return names.find(file.stem, file.parent)
+
+
+def _annotated(
+    files: FolderFiles, file_of: Mapping[Path, Path]
+) -> Iterator[AnnotatedImage]:
+    for image in files.images:
+        split = split_of(image.relative_to(files.root))
+        file = file_of.get(image)
+        if file is None:
+            yield AnnotatedImage(image, None, None, split)
             continue
         try:
-            size_hw = (int(tree["imageHeight"]), int(tree["imageWidth"]))
-            areas = []
+            tree = read_tree(file)
+            size = (tree.get("imageHeight"), tree.get("imageWidth"))
+            size_hw = None
+            if None not in size:
+                size_hw = whole(size[0], "the height", 1), whole(size[1], "the width", 1)
+            areas: list[Annotation] = []
+            unusable = Counter[str]()
             for shape in tree["shapes"]:
-                area = _area(shape, size_hw)
-                if area is None:
-                    trouble[f"shapes of the kind {shape.get('shape_type')}, not used"] += 1
+                area = _area(shape)
+                if isinstance(area, str):
+                    unusable[area] += 1
                 else:
                     areas.append(area)
-        except (
-            *(ValueError, KeyError, TypeError, IndexError, binascii.Error),
-            UnidentifiedImageError,
-        ) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"`{file}` is not in the LabelMe format: {error!r}.",
                 needed="shapes with label, points and shape_type; imageHeight, imageWidth",
                 fix="open the image in LabelMe and save it again, or remove the file",
             ) from error
-        annotations[image] = AnnotatedImage(image, areas, size_hw)
-    annotated = every(images, annotations, folder)
-    origin = Origin(
-        "LabelMe: one JSON file per image", (), tuple(missing), in_words(trouble)
-    )
-    return read_annotations(annotated, folder, source, origin, classes=classes)
+        yield AnnotatedImage(image, areas, size_hw, split, None, unusable)
 
 
-def _area(shape: dict[str, Any], size_hw: tuple[int, int]) -> Annotation | None:
-    name = str(shape["label"])
-    points = np.asarray(shape["points"], float).reshape(-1, 2)
-    match shape.get("shape_type", "polygon"):
-        case "polygon":
+def _area(shape: dict[str, Any]) -> Annotation | str:
+    """Return the area of a shape, or why it cannot be used."""
+    name, kind = shape["label"], shape.get("shape_type")
+    if not isinstance(name, str | int) or not str(name).strip():
+        return "shapes without a label, not used"
+    name = str(name)
+    numbers = finite_array([n for point in shape["points"] for n in point], "a shape")
+    if len(numbers) != 2 * len(shape["points"]):
+        return "shapes whose points are not pairs of numbers, not used"
+    points = numbers.reshape(-1, 2)
+    few = f"shapes of the kind {kind} with {len(points)} points, not used"
+    if kind in _POLYGONS:
+        return Annotation(name, (points,)) if len(points) else few
+    if kind in _SCRIBBLES:
+        return Annotation(name, scribbles=(points,)) if len(points) else few
+    if kind == "rectangle":
+        if len(points) not in {2, 4}:
+            return few
+        if len(points) == 4:  # as X-AnyLabeling writes them, perhaps rotated
             return Annotation(name, (points,))
-        case "rectangle":
-            return Annotation(name, (rectangle(*points.min(0), *points.max(0)),))
-        case "circle":
-            (x, y), rim = points[0], points[1] - points[0]
-            radius = float(np.hypot(*rim))
-            return Annotation(name, (ellipse(x, y, radius, radius),))
-        case "mask":
-            inside = np.array(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))))
-            left, top = (round(v) for v in points[0])
-            return Annotation(name, rle=patch(inside > 0, left, top, size_hw))
-        case "point" | "points" | "line" | "linestrip":
-            return Annotation(name, scribbles=(points,))
-        case _:
-            return None
+        return Annotation(name, (rectangle(*points.min(0), *points.max(0)),))
+    if kind == "circle":
+        if len(points) != 2:
+            return few
+        (x, y), rim = points[0], points[1] - points[0]
+        radius = float(np.hypot(*rim))
+        return Annotation(name, (ellipse(x, y, radius, radius),))
+    if kind == "mask":
+        if not len(points):
+            return few
+        left, top = (round(v) for v in points[0])
+
+        def bitmap(size_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+            return place(decode_png_mask(shape.get("mask")), left, top, size_hw)
+
+        return Annotation(name, bitmap=bitmap)
+    return f"shapes of the kind {kind}, not used"

@@ -13,9 +13,9 @@ import numpy as np
 
 from plantseg_next.data.formats.coding import read_coding
 from plantseg_next.data.formats.folders import (
-    find_images,
     keys_of,
     read_index,
+    scan,
     split_of,
     subfolder,
     tidy_name,
@@ -65,8 +65,8 @@ def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Man
         )
     image_root, mask_root, table = parts
     pair = Pairs(
-        tuple(find_images(image_root)),
-        tuple(find_images(mask_root)),
+        tuple(scan(image_root).images),
+        tuple(scan(mask_root).images),
         image_root,
         mask_root,
     )

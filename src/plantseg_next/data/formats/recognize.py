@@ -1,8 +1,8 @@
 """Recognition of the layout of a folder, and reading it."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,35 @@ from plantseg_next.data.formats.class_folders import (
     color_folder,
     read_class_folders,
 )
-from plantseg_next.data.formats.coco import is_coco, read_coco
+from plantseg_next.data.formats.coco import read_coco
 from plantseg_next.data.formats.coding import CLASS_FILES, stated_classes
-from plantseg_next.data.formats.cvat import is_cvat, read_cvat
+from plantseg_next.data.formats.cvat import read_cvat
 from plantseg_next.data.formats.folders import (
+    RESULTS,
     SPLIT_NAMES,
-    find_files,
-    find_images,
+    FolderFiles,
+    holds_results,
     is_image,
+    scan,
     subfolders,
 )
 from plantseg_next.data.formats.image_mask import Pairs, find_pairs, read_image_mask
 from plantseg_next.data.formats.index import INDEX_FILE
-from plantseg_next.data.formats.labelme import is_labelme, read_labelme
+from plantseg_next.data.formats.json_trees import read_tree
+from plantseg_next.data.formats.labelme import read_labelme
 from plantseg_next.data.formats.plain import read_plain
 from plantseg_next.data.formats.plantseg import is_plantseg, read_plantseg
+from plantseg_next.data.formats.tools import (
+    COCO,
+    CVAT,
+    LABELME,
+    tool_of_json,
+    tool_of_xml,
+)
+from plantseg_next.data.formats.unused import unused_files
 from plantseg_next.data.formats.yolo import label_files, read_yolo
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, merge
-from plantseg_next.errors import DataError, UsageError, missing_path
-from plantseg_next.files import read_text
+from plantseg_next.errors import UsageError, missing_path
 
 
 def read_folders(paths: Sequence[Path], *, classes: Path | None = None) -> Manifest:
@@ -103,13 +113,21 @@ def read_folder(
     if (path / MANIFEST_FILE).is_file():
         return Manifest.read(path / MANIFEST_FILE)
 
+    if holds_results(path):
+        raise UsageError(
+            f"`{path}` holds results of plantseg-next, no data set.",
+            needed="a folder of images",
+            fix="name the folder of the images that were measured",
+        )
     source = source or path.resolve().name or "images"
-    folder = color_folder(_unwrapped(path))
-    images = find_images(folder)
-    if not images:
-        raise _no_images(path)
-    return _read_masks(folder, images, source, classes) or _read_labels(
-        folder, images, source
+    files = scan(color_folder(_unwrapped(path)))
+    if not files.images:
+        raise _no_images(path, files)
+    manifest = _read_masks(files, source, classes) or _read_labels(files, source)
+    origin = manifest.origins[source]
+    return replace(
+        manifest,
+        origins={source: replace(origin, unused=unused_files(manifest, files))},
     )
 
 
@@ -130,19 +148,20 @@ def _name_with_parent(path: Path) -> str:
     return f"{absolute.parent.name}-{absolute.name}"
 
 
-def _read_masks(
-    folder: Path, images: list[Path], source: str, classes: Path | None
-) -> Manifest | None:
+def _read_masks(files: FolderFiles, source: str, classes: Path | None) -> Manifest | None:
     """Return the images of a data set with masks or annotations, else ``None``."""
+    folder = files.root
+    _use_class_files(files)
     if is_plantseg(folder):
         return read_plantseg(folder, source, classes)
-    if pairs := find_pairs(folder, images):
+    if pairs := find_pairs(folder, files):
         return read_image_mask(folder, pairs, source, classes)
-    return _read_annotated(folder, images, source, classes)
+    return _read_annotated(files, source, classes)
 
 
-def _read_labels(folder: Path, images: list[Path], source: str) -> Manifest:
+def _read_labels(files: FolderFiles, source: str) -> Manifest:
     """Return the images of a data set with image-level labels or without labels."""
+    folder, images = files.root, files.images
     if (folder / INDEX_FILE).is_file():
         pairs = [Pairs(tuple(images), (), folder, folder)]
         return read_image_mask(folder, pairs, source)
@@ -151,45 +170,36 @@ def _read_labels(folder: Path, images: list[Path], source: str) -> Manifest:
     return read_plain(images, folder, source)
 
 
+def _use_class_files(files: FolderFiles) -> None:
+    names = (*CLASS_FILES, INDEX_FILE)
+    files.used.update(files.root / name for name in names)
+
+
 def _read_annotated(
-    folder: Path, images: list[Path], source: str, classes: Path | None
+    files: FolderFiles, source: str, classes: Path | None
 ) -> Manifest | None:
     """Return images with the files of an annotation tool; ``None`` if there are none."""
-    classes = classes or stated_classes(folder)
-    trees = {
-        path: _tree(path)
-        for path in find_files(folder, ".json")
-        if path.name not in (*CLASS_FILES, MANIFEST_FILE)
-    }
-    if coco := {path: tree for path, tree in trees.items() if is_coco(tree)}:
-        return read_coco(folder, images, coco, source, classes)
-    if labelme := {path: tree for path, tree in trees.items() if is_labelme(tree)}:
-        return read_labelme(folder, images, labelme, source, classes)
-    if cvat := [path for path in sorted(folder.glob("*.xml")) if is_cvat(path)]:
-        return read_cvat(folder, images, cvat[0], source, classes)
-    if yolo := label_files(folder):
-        return read_yolo(folder, images, yolo, source, classes)
+    classes = classes or stated_classes(files.root)
+    coco: dict[Path, Any] = {}
+    labelme: list[Path] = []
+    for path in files.ending(".json"):
+        if path.name in (*CLASS_FILES, MANIFEST_FILE):
+            continue
+        tree = read_tree(path)
+        tool = tool_of_json(tree)
+        if tool == COCO:
+            coco[path] = tree
+        elif tool == LABELME:
+            labelme.append(path)
+    if coco:
+        return read_coco(files, coco, source, classes)
+    if labelme:
+        return read_labelme(files, labelme, source, classes)
+    if cvat := [path for path in files.ending(".xml") if tool_of_xml(path) == CVAT]:
+        return read_cvat(files, cvat, source, classes)
+    if texts := label_files(files):
+        return read_yolo(files, texts, source, classes)
     return None
-
-
-def _tree(path: Path) -> Any:  # noqa: ANN401
-    """Return the content of a JSON file, without LabelMe's copy of the image.
-
-    Raises:
-        DataError: If it is not JSON; skipping it would silently lose annotations.
-    """
-    try:
-        tree = json.loads(read_text(path))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"`{path}` is not JSON, or truncated: {error}.",
-            needed="a complete file of an annotation tool",
-            fix="export it again; or remove it from the folder if it does not describe "
-            "the images",
-        ) from error
-    if isinstance(tree, dict):
-        tree.pop("imageData", None)
-    return tree
 
 
 def _read_file(path: Path) -> Manifest:
@@ -214,9 +224,11 @@ def _unwrapped(folder: Path) -> Path:
     return folder if "___" in name or name in SPLIT_NAMES else inside[0]
 
 
-def _no_images(path: Path) -> UsageError:
-    kinds = sorted({p.suffix for p in path.rglob("*") if p.is_file() and p.suffix})
+def _no_images(path: Path, files: FolderFiles) -> UsageError:
+    kinds = sorted({p.suffix for p in files.files if p.suffix})
     holds = f"only files ending in {', '.join(kinds[:5])}" if kinds else "no files"
+    if results := files.left_out.get(RESULTS):
+        holds += f", and results of plantseg-next in `{results[0].name}`"
     return UsageError(
         f"`{path}` holds no images, {holds}.",
         needed="a folder with .jpg, .png, .tif or other images, at any depth",

@@ -1,51 +1,57 @@
 """YOLO segmentation: one text file per image, one polygon per line, in relative units.
 
 The format is described at https://docs.ultralytics.com/datasets/segment/. A line of five
-numbers is a box: it does not give the shape of a lesion and is not used.
+numbers is a box: it does not give the shape of a lesion, and is not used.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import yaml
 
-from plantseg_next.data.formats.annotations import (
-    AnnotatedImage,
-    Annotation,
-    every,
-    in_words,
-    read_annotations,
-)
-from plantseg_next.data.formats.folders import find_files, same_name
+from plantseg_next.data.formats.annotations import AnnotatedImage, read_annotations
+from plantseg_next.data.formats.folders import FolderFiles, split_of
+from plantseg_next.data.formats.names import ImageNames, same_name
+from plantseg_next.data.formats.numbers import finite_array, whole
+from plantseg_next.data.formats.rasterize import Annotation
 from plantseg_next.data.image_io import read_size
 from plantseg_next.data.manifest import Manifest, Origin
-from plantseg_next.errors import DataError
+from plantseg_next.errors import DataError, PlantSegError, UsageError
 from plantseg_next.files import read_text
 from plantseg_next.yaml_files import load_yaml
 
-NAMES_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt")
+NAME_LISTS = ("classes.txt", "obj.names", "_darknet.labels")
+"""Files with one class name a line."""
+NAMES_FILES = ("data.yaml", "data.yml", "dataset.yaml", *NAME_LISTS)
 _BOX_NUMBERS = 5
+_BOX = "lines with a box instead of a polygon, not used"
 
 
-def label_files(folder: Path) -> list[Path]:
+def label_files(files: FolderFiles) -> list[Path]:
     """Return the label files of a YOLO data set; empty if it is another layout.
 
-    They are in folders named ``labels`` and have the names of the images.
+    They are in folders named ``labels``, or beside their images, and have the names of
+    the images.
     """
-    files = [
+    texts = [p for p in files.ending(".txt") if p.name.lower() not in NAME_LISTS]
+    folders = [
         path
-        for path in find_files(folder, ".txt")
-        if "labels" in (part.lower() for part in path.relative_to(folder).parts[:-1])
+        for path in texts
+        if "labels" in (part.lower() for part in path.relative_to(files.root).parts[:-1])
     ]
-    return [path for path in files if path.name != "classes.txt"]
+    if folders:
+        return folders
+    beside = {(image.parent, same_name(image.name)) for image in files.images}
+    named = [path for path in texts if (path.parent, same_name(path.stem)) in beside]
+    labels = [path for path in named if _looks_like_labels(path)]
+    empty = [path for path in named if labels and not path.stat().st_size]
+    return sorted(labels + empty)
 
 
 def read_yolo(
-    folder: Path,
-    images: Sequence[Path],
-    files: Sequence[Path],
+    files: FolderFiles,
+    texts: Sequence[Path],
     source: str,
     classes: Path | None = None,
 ) -> Manifest:
@@ -54,89 +60,142 @@ def read_yolo(
     An image without a label file is not annotated; an empty file means no lesions.
 
     Args:
-        folder: The data set; its ``data.yaml`` or ``classes.txt`` names the classes.
-        images: All images in it.
-        files: Label files.
+        files: The data set; a ``data.yaml`` or ``classes.txt`` in it names the classes.
+        texts: Its label files.
         source: Name of the data set.
         classes: A class file with the meaning of each name.
 
     Raises:
-        DataError: If a line is not in the YOLO format.
+        DataError: If a line is not in the YOLO format, or two files name the classes
+            differently.
+        UsageError: If a label file fits several images, or an image several files.
     """
-    names = _names(folder)
-    trouble = Counter[str]()
-    by_name: dict[str, list[Path]] = {}
-    for image in images:
-        by_name.setdefault(same_name(image.name), []).append(image)
-    annotations: dict[Path, AnnotatedImage] = {}
-    missing = []
-    for file in files:
-        place = tuple(p for p in file.parent.parts if p.lower() != "labels")
-        same = [
-            image
-            for image in by_name.get(file.stem, ())
-            if tuple(p for p in image.parent.parts if p.lower() != "images") == place
-        ] or by_name.get(file.stem, [])
-        if len(same) != 1:
-            missing.append(file.name)
-            continue
-        size_hw = read_size(same[0])
-        areas = []
-        for number, line in enumerate(read_text(file).splitlines(), 1):
-            if not line.strip():
-                continue
-            area = _area(line, names, size_hw, f"`{file}`, line {number}")
-            if area is None:
-                trouble["lines with a box instead of a polygon, not used"] += 1
-            else:
-                areas.append(area)
-        annotations[same[0]] = AnnotatedImage(same[0], areas, size_hw)
-    annotated = every(images, annotations, folder)
+    class_names = _class_names(files)
+    names = ImageNames(files.images, files.root)
+    file_of: dict[Path, Path] = {}
+    for file in texts:
+        files.used.add(file)
+        image = names.find(file.stem, file.parent)
+        if image is not None and file_of.setdefault(image, file) != file:
+            shown = [f.relative_to(files.root).as_posix() for f in (file_of[image], file)]
+            raise UsageError(
+                f"`{shown[0]}` and `{shown[1]}` both label "
+                f"`{image.relative_to(files.root)}`.",
+                needed="one label file for each image",
+                fix="remove one of them, or move it out of the folder",
+            )
+    names.refuse_ambiguous()
     origin = Origin(
-        "YOLO segmentation: one text file per image", (), tuple(missing), in_words(trouble)
+        "YOLO segmentation: one text file per image",
+        (),
+        tuple(names.missing),
+        () if class_names else ("no file names the classes, which are called class N",),
     )
     return read_annotations(
-        annotated,
-        folder,
+        _annotated(files, file_of, class_names),
+        files.root,
         source,
         origin,
-        names=[names[i] for i in sorted(names)],
+        names=[class_names[i] for i in sorted(class_names)],
         classes=classes,
     )
 
 
-def _names(folder: Path) -> dict[int, str]:
-    path = next((folder / n for n in NAMES_FILES if (folder / n).is_file()), None)
-    if path is None:
-        return {}
+def _annotated(
+    files: FolderFiles, file_of: Mapping[Path, Path], class_names: Mapping[int, str]
+) -> Iterator[AnnotatedImage]:
+    for image in files.images:
+        split = split_of(image.relative_to(files.root))
+        file = file_of.get(image)
+        if file is None:
+            yield AnnotatedImage(image, None, None, split)
+            continue
+        lines = read_text(file).splitlines()
+        try:
+            size_hw = read_size(image)
+        except PlantSegError:  # `check` reports the image
+            yield AnnotatedImage(image, None, None, split)
+            continue
+        areas: list[Annotation] = []
+        unusable = Counter[str]()
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                area = _area(line, class_names, size_hw, f"`{file}`, line {number}")
+                if isinstance(area, str):
+                    unusable[area] += 1
+                else:
+                    areas.append(area)
+        yield AnnotatedImage(image, areas, size_hw, split, None, unusable)
+
+
+def _class_names(files: FolderFiles) -> dict[int, str]:
+    """Return the names that the files of a data set state for its class numbers."""
+    stated: dict[int, str] = {}
+    origin: Path | None = None
+    for path in files.named(*NAMES_FILES):
+        files.used.add(path)
+        names = _names_in(path)
+        if stated and names != stated:
+            raise DataError(
+                f"`{origin}` and `{path}` name the classes differently.",
+                needed="one list of class names for the data set",
+                fix="remove the wrong file; or use the folders as separate data sets",
+            )
+        stated, origin = names, path
+    return stated
+
+
+def _names_in(path: Path) -> dict[int, str]:
     try:
         text = read_text(path)
-        if path.suffix == ".txt":
-            return dict(enumerate(line.strip() for line in text.splitlines() if line))
-        names = load_yaml(text)["names"]
+        if path.name.lower() in NAME_LISTS:
+            lines = enumerate(line.strip() for line in text.rstrip().splitlines())
+            return {i: name or f"class {i}" for i, name in lines}
+        tree = load_yaml(text)
+        if "kpt_shape" in tree:
+            raise ValueError("`kpt_shape` says that the labels are key points")
+        names = tree["names"]
         pairs = names.items() if isinstance(names, dict) else enumerate(names)
-        return {int(i): str(name) for i, name in pairs}
+        return {whole(i, "a class number"): str(name).strip() for i, name in pairs}
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise DataError(
             f"`{path}` does not name the classes: {error!r}.",
-            needed="`names:` with a name for each number",
+            needed="`names:` with a name for each number, of a data set for segmentation",
             fix="use the file that the annotation tool wrote",
         ) from error
 
 
 def _area(
-    line: str, names: dict[int, str], size_hw: tuple[int, int], where: str
-) -> Annotation | None:
+    line: str, names: Mapping[int, str], size_hw: tuple[int, int], where: str
+) -> Annotation | str:
+    """Return the area of a line, or why it cannot be used."""
     words = line.split()
     try:
-        number, values = int(float(words[0])), np.array(words[1:], float)
+        number = whole(words[0], "the class")
+        values = finite_array(words[1:], "the line")
         if len(words) == _BOX_NUMBERS:
-            return None
-        points = values.reshape(-1, 2) * (size_hw[1], size_hw[0])
+            return _BOX
+        if len(values) % 2 or len(values) < 6:
+            raise ValueError("not pairs of x and y")
     except ValueError as error:
         raise DataError(
             f"{where}: {line[:60]!r}.",
             needed="the number of a class and pairs of x and y relative to the image size",
-            fix="export the labels again for segmentation, or remove the line",
+            fix="export the labels again for segmentation, without confidences; or "
+            "remove the line",
         ) from error
+    if names and number not in names:
+        return "lines with the number of a class that has no name, not used"
+    points = values.reshape(-1, 2) * (size_hw[1], size_hw[0])
     return Annotation(names.get(number, f"class {number}"), (points,))
+
+
+def _looks_like_labels(path: Path) -> bool:
+    """Return whether the first line of a text is that of a label file."""
+    try:
+        first = next((line for line in read_text(path).splitlines() if line.strip()), "")
+        words = first.split()
+        whole(words[0] if words else "", "the class")
+        return len(words) >= _BOX_NUMBERS and bool(len(finite_array(words[1:], "a line")))
+    except (ValueError, PlantSegError):
+        return False

@@ -1,0 +1,137 @@
+"""Files of a data set that no reader has used, with the reason.
+
+A folder may hold annotations of a tool that is not read, camera files, archives. None of
+them may vanish unnoticed: half of a data set can be in them.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from plantseg_next.data.formats.folders import RESULTS, FolderFiles, is_image
+from plantseg_next.data.formats.tools import tool_of_json, tool_of_xml
+from plantseg_next.data.manifest import Manifest, UnusedFiles
+from plantseg_next.errors import PlantSegError
+
+_BY_ENDING = {
+    "photographs in the raw format of a camera: export them as JPEG or TIFF": (
+        *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".dng", ".orf"),
+        *(".rw2", ".raf", ".pef", ".srw", ".3fr", ".iiq", ".x3f", ".raw", ".gpr"),
+    ),
+    "archives: unpack them": (
+        *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"),
+    ),
+    "videos: export their frames as images": (
+        *(".mp4", ".mov", ".avi", ".mkv", ".m4v", ".wmv", ".webm", ".mts"),
+    ),
+    "arrays of numbers: save them as PNG": (
+        *(".npy", ".npz", ".mat", ".h5", ".hdf5", ".pt", ".pkl", ".tfrecord", ".tfrecords"),
+    ),
+    "medical or microscopy images: export them as PNG or TIFF": (
+        *(".nii", ".dcm", ".nrrd", ".mha", ".mhd", ".svs", ".ndpi", ".czi", ".lif"),
+    ),
+    "files of drawing programs: export them as PNG": (
+        *(".psd", ".xcf", ".ai", ".svg", ".eps", ".kra", ".pdn", ".clip"),
+    ),
+    "spreadsheets: save what they say about the images as index.csv": (
+        *(".xlsx", ".xls", ".ods", ".numbers"),
+    ),
+    "downloads that did not finish": (".part", ".crdownload", ".partial", ".download"),
+}
+_HARMLESS = {
+    "descriptions, programs and settings": (
+        *(".md", ".rst", ".pdf", ".doc", ".docx", ".html", ".htm", ".css", ".log", ".bib"),
+        *(".py", ".ipynb", ".r", ".m", ".sh", ".bat", ".js", ".ini", ".toml", ".cfg"),
+        *(".yaml", ".yml", ".license", ".url", ".lnk"),
+    ),
+    "files of the operating system": (".db", ".ds_store", ".thumbs"),
+}
+_IMAGE_HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"RIFF", b"BM")
+_WHOLE_JSON_BYTES = 1 << 26
+_DOCUMENTS = (
+    "readme",
+    "license",
+    "licence",
+    "citation",
+    "notice",
+    "changelog",
+    "requirements",
+)
+
+
+def unused_files(manifest: Manifest, files: FolderFiles) -> tuple[UnusedFiles, ...]:
+    """Return the files of a folder that are in no row and that no reader has used.
+
+    Args:
+        manifest: What was read.
+        files: All files; ``used`` states what readers used beside images and masks.
+    """
+    used = set(files.used)
+    for row in manifest.rows:
+        used.add(row.image)
+        if row.mask is not None:
+            used.add(row.mask)
+    for origin in manifest.origins.values():
+        used |= {Path(name) for name in origin.masks_without_image}
+    layout = next(iter(manifest.origins.values())).layout if manifest.origins else ""
+    reasons: dict[tuple[str, bool], list[str]] = {}
+    for path in files.files:
+        if path not in used:
+            reasons.setdefault(_reason(path, layout), []).append(str(path))
+    for reason, paths in files.left_out.items():
+        is_harmless = reason == RESULTS
+        reasons.setdefault((reason, is_harmless), []).extend(map(str, paths))
+    return tuple(
+        UnusedFiles(reason, tuple(paths), harmless)
+        for (reason, harmless), paths in sorted(reasons.items(), key=lambda r: r[0][1])
+    )
+
+
+def _reason(path: Path, layout: str) -> tuple[str, bool]:
+    """Return why a file was not used, and whether nothing is lost with it."""
+    name = path.name.lower()
+    if name.startswith("~$") or name in {"desktop.ini", "thumbs.db"}:
+        return "files of the operating system", True
+    if is_image(path):
+        return f"images outside the folders of the layout ({layout})", False
+    for reason, endings in _BY_ENDING.items():
+        if name.endswith(endings):
+            return reason, False
+    if name.startswith(_DOCUMENTS) and path.suffix != ".json":
+        return "descriptions, programs and settings", True
+    for reason, endings in _HARMLESS.items():
+        if name.endswith(endings):
+            return reason, True
+    if name.endswith((".json", ".ndjson", ".jsonl", ".geojson", ".xml")):
+        tool = _tool(path)
+        kind = path.suffix.lower().removeprefix(".").upper()
+        return (f"annotations of {tool}" if tool else f"{kind} of no known tool"), False
+    if name.endswith((".txt", ".csv", ".tsv")):
+        return f"{path.suffix.lower()} files that are part of no known layout", False
+    if _is_image_by_content(path):
+        return "images whose names do not end like those of images: rename them", False
+    ending = path.suffix or "no ending"
+    return f"files of an unknown kind ({ending})", False
+
+
+def _tool(path: Path) -> str | None:
+    if path.suffix.lower() == ".xml":
+        return tool_of_xml(path)
+    try:
+        if path.stat().st_size > _WHOLE_JSON_BYTES:
+            return None
+        text = path.read_text("utf-8-sig")
+        if path.suffix.lower() in {".ndjson", ".jsonl"}:
+            lines: Iterable[str] = text.splitlines()
+            return tool_of_json([json.loads(next(line for line in lines if line.strip()))])
+        return tool_of_json(json.loads(text))
+    except (OSError, ValueError, RecursionError, StopIteration, PlantSegError):
+        return None
+
+
+def _is_image_by_content(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(8).startswith(_IMAGE_HEADS)
+    except OSError:
+        return False
