@@ -75,6 +75,12 @@ def doubts_of(manifest):
     return next(iter(manifest.origins.values())).doubts
 
 
+def unlabeled(*names):
+    """Return what a manifest says of images with an annotation that cannot be used."""
+    what = "images with an annotation that could not be used, treated as unlabeled"
+    return f"{what}: {len(names)} ({', '.join(names)})"
+
+
 def sample_of(manifest: Manifest, key):
     row = next(row for row in manifest.rows if row.key == key)
     return load_sample(row, manifest)
@@ -190,7 +196,7 @@ def test_coco_masks_match_outlines(tmp_path, kind):
     "counts",
     [[50, 49], [5, 10**6], [5, -3, H * W - 2], ["five"], "11", "0" * 50, "zzzzzzz", 7],
 )
-def test_coco_invalid_run_lengths_are_skipped(tmp_path, counts):
+def test_coco_image_with_invalid_run_lengths_is_unlabeled(tmp_path, counts):
     """Too short, too long or not numbers: uninitialized memory must not become a lesion."""
     images(tmp_path / "d", "images/a.png")
     leaf, blight, _ = (compressed(inside(points)) for points in OUTLINES.values())
@@ -200,9 +206,11 @@ def test_coco_invalid_run_lengths_are_skipped(tmp_path, counts):
     )
     manifest = read_folder(tmp_path / "d")
     (origin,) = manifest.origins.values()
-    assert origin.doubts == ("run lengths that do not fill their image: 1",)
-    lesion = sample_of(manifest, manifest.rows[0].key).lesion > 0
-    assert (lesion == inside(BLIGHT)).all()
+    assert origin.doubts == (
+        "masks or run lengths that cannot be decoded, not used: 1",
+        unlabeled("images/a.png"),
+    )
+    assert [row.mask for row in manifest.rows] == [None]
 
 
 def labelme_tree(shapes):
@@ -240,15 +248,21 @@ def test_labelme_all_shape_types_are_read(tmp_path):
         shape("Leaf", [[76, 54], [4, 6]], "rectangle"),
         shape("spot", [[30, 30], [30, 38]], "circle"),
         shape("rust", [[52, 20], [65, 37]], "mask", mask=encoded),
-        shape("cube", [[1, 1]], "cuboid"),
     ]
     as_json(tmp_path / "d/a.json", labelme_tree(shapes))
+    images(tmp_path / "d", "b.png")
+    cube = shape("cube", [[1, 1]], "cuboid")
+    as_json(tmp_path / "d/b.json", labelme_tree([shapes[0], cube]))
     manifest = read_folder(tmp_path / "d")
     sample = sample_of(manifest, "a")
     assert overlap(sample.leaf == 1, inside(LEAF)) == 1
     assert overlap(sample.lesion == 2, inside(RUST)) == 1
     assert (sample.lesion == 1).sum() == pytest.approx(np.pi * 64, rel=0.02)
-    assert doubts_of(manifest) == ("shapes of the kind cuboid, not used: 1",)
+    assert manifest.rows[1].mask is None
+    assert doubts_of(manifest) == (
+        "shapes of the kind cuboid, not used: 1",
+        unlabeled("b.png"),
+    )
 
 
 def cvat_file(path, body, labels=NAMES):
@@ -261,7 +275,7 @@ def cvat_file(path, body, labels=NAMES):
 
 
 def test_cvat_masks_match_outlines(tmp_path):
-    images(tmp_path / "d", "images/a.png", "images/b.png")
+    images(tmp_path / "d", "images/a.png", "images/b.png", "images/c.png")
     rust = inside(RUST)[20:38, 52:66].ravel().astype(int)
     ends = np.flatnonzero(np.diff(rust)) + 1
     runs = np.diff([0, *ends, rust.size]).tolist()
@@ -273,40 +287,47 @@ def test_cvat_masks_match_outlines(tmp_path):
         f'<tag label="Late_Blight"/><polygon label="Leaf" points="{points}"/>'
         '<ellipse label="Early_Blight" cx="30" cy="30" rx="9" ry="14"/>'
         f'<mask label="rust" left="52" top="20" width="14" height="18" '
-        f'rle="{", ".join(map(str, runs))}"/><skeleton label="x"/></image>'
-        f'<image id="1" name="b.png" width="{W}" height="{H}"></image>',
+        f'rle="{", ".join(map(str, runs))}"/></image>'
+        f'<image id="1" name="b.png" width="{W}" height="{H}"></image>'
+        f'<image id="2" name="c.png" width="{W}" height="{H}">'
+        f'<polygon label="Leaf" points="{points}"/><skeleton label="x"/></image>',
     )
     manifest = read_folder(tmp_path / "d")
     assert layout_of(manifest) == "CVAT for images: an XML file"
     assert_as_outlined(manifest, "images/a")
-    a, b = manifest.rows
+    a, b, c = manifest.rows
     assert (a.disease, a.split) == ("late blight", "train")
-    assert b.mask is None
+    assert b.mask is c.mask is None
     assert doubts_of(manifest) == (
-        "shapes of the kind skeleton, not used: 1",
         "images without a shape, treated as unlabeled: 1",
+        "shapes of the kind skeleton, not used: 1",
+        unlabeled("images/c.png"),
     )
 
 
 @pytest.mark.parametrize("inner", [True, False])
 def test_yolo_masks_match_outlines(tmp_path, inner):
     place, labels = ("images/val", "labels/val") if inner else ("val/images", "val/labels")
-    folder = images(tmp_path / "d", f"{place}/a.png", f"{place}/b.png", f"{place}/c.png")
+    folder = images(tmp_path / "d", *(f"{place}/{name}.png" for name in "abcd"))
     lines = [
         f"{i} " + " ".join(f"{v:.6f}" for v in (points / (W, H)).ravel())
         for i, points in enumerate(OUTLINES.values())
     ]
     (folder / labels).mkdir(parents=True)
-    (folder / labels / "a.txt").write_text("\n".join([*lines, "1 .5 .5 .1 .1"]))
+    (folder / labels / "a.txt").write_text("\n".join(lines))
+    (folder / labels / "d.txt").write_text("\n".join([*lines, "1 .5 .5 .1 .1"]))
     (folder / labels / "b.txt").write_text("")
     (folder / "data.yaml").write_text(yaml.safe_dump({"names": dict(enumerate(NAMES))}))
     manifest = read_folder(folder)
     assert layout_of(manifest) == "YOLO segmentation: one text file per image"
     assert_as_outlined(manifest, f"{place}/a")
-    assert [row.split for row in manifest.rows] == ["val"] * 3
+    assert [row.split for row in manifest.rows] == ["val"] * 4
     assert (sample_of(manifest, f"{place}/b").lesion == 0).all()
-    assert manifest.rows[2].mask is None
-    assert doubts_of(manifest) == ("lines with a box instead of a polygon, not used: 1",)
+    assert manifest.rows[2].mask is manifest.rows[3].mask is None
+    assert doubts_of(manifest) == (
+        "lines with a box instead of a polygon, not used: 1",
+        unlabeled(f"{place}/d.png"),
+    )
 
 
 def test_pascal_voc_from_cvat_is_read(tmp_path):
@@ -337,14 +358,15 @@ def test_pascal_voc_from_cvat_is_read(tmp_path):
 
 def test_coco_of_published_plantseg_is_read(tmp_path):
     """Annotations of images not listed, outlines beyond the image, no categories."""
-    folder = images(tmp_path / "d", "images/a.png", "images/b.png")
+    folder = images(tmp_path / "d", *(f"images/{name}.png" for name in "abc"))
     tree = coco_tree([[rectangle(70.0, 50.0, 90.0, 70.0).ravel().tolist()]])
     tree["images"] += [
         {"id": 8, "file_name": "b.png", "height": H, "width": W},
         {"id": 9, "file_name": "gone.png", "height": H, "width": W},
+        {"id": 10, "file_name": "c.png", "height": H, "width": W},
     ]
     foreign = {"id": 5, "image_id": 99, "category_id": 3, "segmentation": []}
-    outside = {**tree["annotations"][0], "id": 6}
+    outside = {**tree["annotations"][0], "id": 6, "image_id": 10}
     outside["segmentation"] = [rectangle(200.0, 200.0, 210.0, 210.0).ravel().tolist()]
     tree["annotations"] += [foreign, outside]
     tree["categories"] = []
@@ -352,36 +374,49 @@ def test_coco_of_published_plantseg_is_read(tmp_path):
     manifest = read_folder(folder)
     assert manifest.classes.lesions == ("class 3",)
     assert (sample_of(manifest, "images/a").lesion == 1).sum() == 100
-    assert manifest.rows[1].mask is None
+    assert manifest.rows[1].mask is manifest.rows[2].mask is None
     assert set(doubts_of(manifest)) == {
         "annotations of images that the file does not list: 1",
         "annotations whose category the file does not name: 2",
         "images that are listed without an annotation, treated as unlabeled: 1",
         "outlines that extend beyond their image, clipped: 2",
         "annotations without a pixel in their image, not used: 1",
+        unlabeled("images/c.png"),
     }
     report = check(manifest)
     found = [f.text for f in report.issues if f.code == "annotation-doubtful"]
-    assert len(found) == 5
+    assert len(found) == 6
     names = [f.text for f in report.issues if f.code == "name-without-image"]
     assert names == ["Names in the index without an image: gone.png."]
 
 
-@pytest.mark.parametrize("corner", [1e30, -1e9, float("nan")])
-def test_outline_far_outside_image_is_skipped(tmp_path, corner):
-    """Drawing it would exhaust memory."""
-    images(tmp_path / "d", "images/a.png")
+def far_outline(folder, corner):
+    images(folder, "images/a.png")
     far = [[corner, 0.0], [1.0, 1.0], [0.0, 9.0]]
     spots = [rectangle(1.0, 1.0, 5.0, 5.0).tolist(), [*far, *far]]
     tree = coco_tree(
         [[np.ravel(points).tolist()] for points in spots], names=("rust", "rot")
     )
-    as_json(tmp_path / "d/train.json", tree)
-    manifest = read_folder(tmp_path / "d")
+    as_json(folder / "train.json", tree)
+    return folder
+
+
+@pytest.mark.parametrize("corner", [1e8, -1e9])
+def test_image_with_outline_far_outside_is_unlabeled(tmp_path, corner):
+    """Drawing it would exhaust memory."""
+    manifest = read_folder(far_outline(tmp_path / "d", corner))
     assert set(doubts_of(manifest)) == {
-        "outlines that extend 10 times the size of their image beyond it, not used: 1"
+        "outlines that extend 10 times the size of their image beyond it, not used: 1",
+        unlabeled("images/a.png"),
     }
-    assert (sample_of(manifest, "images/a").lesion > 0).sum() == 16
+    assert manifest.rows[0].mask is None
+
+
+@pytest.mark.parametrize("corner", [1e30, float("nan"), float("-inf")])
+def test_outline_of_no_finite_number_is_refused(tmp_path, corner):
+    with pytest.raises(DataError, match=r"train.json` is not ") as caught:
+        read_folder(far_outline(tmp_path / "d", corner))
+    assert "to do:  export it again" in str(caught.value)
 
 
 @pytest.mark.parametrize("height", [0, -60, 10**9])
@@ -395,8 +430,8 @@ def test_annotation_invalid_image_size_is_refused(tmp_path, height):
     assert "correct the height and the width" in str(caught.value)
 
 
-def test_patch_partly_outside_image_is_clipped():
-    decoded = run_lengths.decode(patch(np.ones((5, 5), bool), -3, -2, (10, 10)))
+def test_bitmap_partly_outside_image_is_clipped():
+    decoded = place(np.ones((5, 5), bool), -3, -2, (10, 10))
     assert decoded[:3, :2].all()
     assert decoded.sum() == 6
 
@@ -411,9 +446,9 @@ def test_coco_missing_images_are_refused(tmp_path):
 def test_coco_missing_field_is_refused(tmp_path):
     folder = images(tmp_path / "d", "a.png")
     tree = coco_tree([])
-    del tree["images"][0]["height"]
+    del tree["images"][0]["file_name"]
     as_json(folder / "train.json", tree)
-    with pytest.raises(DataError, match=r"is not in the COCO format: KeyError\('height'\)"):
+    with pytest.raises(DataError, match=r"in the COCO format: KeyError\('file_name'\)"):
         read_folder(folder)
 
 

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 from PIL import Image
 
 from plantseg_next.data.formats.coding import MAX_CLASSES, read_meanings, role_of
-from plantseg_next.data.formats.folders import keys_of, split_of, tidy_name
+from plantseg_next.data.formats.folders import keys_of, tidy_name
 from plantseg_next.data.formats.index import INDEX_FILE, add_index
 from plantseg_next.data.formats.rasterize import Annotation, Doubts, rasterize
 from plantseg_next.data.image_io import MAX_PIXELS, read_size
@@ -88,7 +88,8 @@ def read_annotations(
             index is invalid.
     """
     meanings = _Meanings(names, classes)
-    folder = Path(_temporary_folder().name) / source
+    # Data sets of one name may be read in one process.
+    folder = Path(mkdtemp(dir=_temporary_folder().name)) / source
     items: list[AnnotatedImage] = []
     masks: dict[Path, tuple[Path, bool]] = {}
     doubts, without_mask = Doubts(), list[Path]()
@@ -141,19 +142,6 @@ def read_annotations(
     return Manifest(tuple(rows), common_classes(rows, codings), codings, {source: origin})
 
 
-def every(
-    images: Sequence[Path], annotated: Mapping[Path, AnnotatedImage], root: Path
-) -> list[AnnotatedImage]:
-    """Return each image with its annotations, if any, and the split of its folder."""
-    return [
-        replace(
-            annotated.get(image, AnnotatedImage(image, None)),
-            split=split_of(image.relative_to(root)),
-        )
-        for image in images
-    ]
-
-
 def in_words(trouble: Mapping[str, int]) -> tuple[str, ...]:
     """Return the counts as text, for ``Origin.doubts``."""
     return tuple(f"{what}: {n}" for what, n in trouble.items())
@@ -167,7 +155,8 @@ def save_rasterized_masks(manifest: Manifest, folder: Path) -> Manifest:
     rows = []
     for row in manifest.rows:
         if row.mask is not None and row.mask.is_relative_to(temporary):
-            path = folder / row.mask.relative_to(temporary)
+            _, *parts = row.mask.relative_to(temporary).parts
+            path = folder.joinpath(*parts)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(row.mask.read_bytes())
             row = replace(row, mask=path)  # noqa: PLW2901

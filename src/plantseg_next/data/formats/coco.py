@@ -125,7 +125,7 @@ class _Reader:
         self.class_names |= dict.fromkeys(
             name for i, name in categories.items() if i in used or name not in groups
         )
-        items = {}
+        items: dict[str, _Item | None] = {}
         for entry in tree["images"]:
             key = _id(entry["id"])
             if items.setdefault(key, item := self._item(entry, file)) is not item:

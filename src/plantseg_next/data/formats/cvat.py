@@ -116,6 +116,8 @@ def _add(items: dict[Path, _Item], image: Path, entry: ET.Element) -> None:
     for shape in entry:
         if shape.tag == "tag":
             item.tags.append(shape.attrib["label"])
+        elif not shape.get("label"):
+            item.unusable["shapes without a label, not used"] += 1
         elif (area := _area(shape)) is None:
             item.unusable[f"shapes of the kind {shape.tag}, not used"] += 1
         else:
@@ -140,21 +142,10 @@ def _annotated(files: FolderFiles, items: Mapping[Path, _Item]) -> Iterator[Anno
 
 def _area(shape: ET.Element) -> Annotation | None:
     """Return the area of a shape; ``None`` for a kind that is not read."""
-    name, z = shape.attrib.get("label", ""), whole(shape.get("z_order", 0), "z", -(2**31))
-    degrees = finite(shape.get("rotation", 0), "the rotation")
-
-    def numbers(*names: str) -> list[float]:
-        return [finite(shape.attrib[name], name) for name in names]
-
+    name, z = shape.attrib["label"], whole(shape.get("z_order", 0), "z", -(2**31))
     match shape.tag:
-        case "polygon":
-            return Annotation(name, (_points(shape),), z=z)
-        case "box":
-            corners = rectangle(*numbers("xtl", "ytl", "xbr", "ybr"), degrees)
-            return Annotation(name, (corners,), z=z)
-        case "ellipse":
-            outline = ellipse(*numbers("cx", "cy", "rx", "ry"), degrees)
-            return Annotation(name, (outline,), z=z)
+        case "polygon" | "box" | "ellipse":
+            return Annotation(name, (_outline(shape),), z=z)
         case "mask":
             return Annotation(name, bitmap=partial(_painted, dict(shape.attrib)), z=z)
         case "points":
@@ -165,6 +156,17 @@ def _area(shape: ET.Element) -> Annotation | None:
             return None
 
 
+def _outline(shape: ET.Element) -> Polygon:
+    """Return the outline of a shape, rotated as CVAT shows it."""
+    if shape.tag == "polygon":
+        return _points(shape)
+    sides = ("xtl", "ytl", "xbr", "ybr") if shape.tag == "box" else ("cx", "cy", "rx", "ry")
+    one, two, three, four = (finite(shape.attrib[name], name) for name in sides)
+    degrees = finite(shape.get("rotation", 0), "the rotation")
+    draw = rectangle if shape.tag == "box" else ellipse
+    return draw(one, two, three, four, degrees)
+
+
 def _painted(
     attributes: Mapping[str, str], size_hw: tuple[int, int]
 ) -> Bool[np.ndarray, "h w"]:
@@ -172,8 +174,8 @@ def _painted(
     missing = {"rle", "left", "top", "width", "height"} - attributes.keys()
     if missing:
         raise ValueError(f"a mask without {', '.join(sorted(missing))}")
-    place = (attributes[name] for name in ("left", "top", "width", "height"))
-    return decode_row_runs(attributes["rle"], *place, size_hw)
+    left, top, width, height = (attributes[n] for n in ("left", "top", "width", "height"))
+    return decode_row_runs(attributes["rle"], left, top, width, height, size_hw)
 
 
 def _points(shape: ET.Element) -> Polygon:

@@ -20,13 +20,27 @@ from plantseg_next.data.formats.folders import FolderFiles, split_of
 from plantseg_next.data.formats.json_trees import read_tree
 from plantseg_next.data.formats.names import ImageNames
 from plantseg_next.data.formats.numbers import finite_array, whole
-from plantseg_next.data.formats.rasterize import Annotation, ellipse, rectangle
+from plantseg_next.data.formats.rasterize import (
+    Annotation,
+    Polygon,
+    ellipse,
+    rectangle,
+)
 from plantseg_next.data.formats.run_lengths import decode_png_mask, place
 from plantseg_next.data.manifest import Manifest, Origin
 from plantseg_next.errors import DataError, UsageError
 
-_POLYGONS = {None, "polygon", "rotation", "oriented_rectangle", "quadrilateral"}
-_SCRIBBLES = {"point", "points", "line", "linestrip"}
+_SCRIBBLES = ("point", "points", "line", "linestrip")
+_POLYGONS = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")
+_MANY = 1 << 31
+_N_POINTS = {
+    **dict.fromkeys(_POLYGONS, range(1, _MANY)),
+    **dict.fromkeys(_SCRIBBLES, range(1, _MANY)),
+    "rectangle": (2, 4),  # 4 of X-AnyLabeling: the corners, perhaps rotated
+    "circle": (2,),
+    "mask": range(1, 3),
+}
+"""The kinds of shapes that are read, with the possible numbers of points."""
 
 
 def read_labelme(
@@ -116,38 +130,34 @@ def _annotated(
 
 def _area(shape: dict[str, Any]) -> Annotation | str:
     """Return the area of a shape, or why it cannot be used."""
-    name, kind = shape["label"], shape.get("shape_type")
+    name, kind = shape["label"], shape.get("shape_type") or "polygon"
     if not isinstance(name, str | int) or not str(name).strip():
         return "shapes without a label, not used"
-    name = str(name)
+    if kind not in _N_POINTS:
+        return f"shapes of the kind {kind}, not used"
     numbers = finite_array([n for point in shape["points"] for n in point], "a shape")
     if len(numbers) != 2 * len(shape["points"]):
         return "shapes whose points are not pairs of numbers, not used"
     points = numbers.reshape(-1, 2)
-    few = f"shapes of the kind {kind} with {len(points)} points, not used"
-    if kind in _POLYGONS:
-        return Annotation(name, (points,)) if len(points) else few
+    if len(points) not in _N_POINTS[kind]:
+        return f"shapes of the kind {kind} with {len(points)} points, not used"
+    return _annotation(str(name), kind, points, shape)
+
+
+def _annotation(name: str, kind: str, points: Polygon, shape: dict[str, Any]) -> Annotation:
     if kind in _SCRIBBLES:
-        return Annotation(name, scribbles=(points,)) if len(points) else few
-    if kind == "rectangle":
-        if len(points) not in {2, 4}:
-            return few
-        if len(points) == 4:  # as X-AnyLabeling writes them, perhaps rotated
-            return Annotation(name, (points,))
-        return Annotation(name, (rectangle(*points.min(0), *points.max(0)),))
-    if kind == "circle":
-        if len(points) != 2:
-            return few
-        (x, y), rim = points[0], points[1] - points[0]
-        radius = float(np.hypot(*rim))
-        return Annotation(name, (ellipse(x, y, radius, radius),))
+        return Annotation(name, scribbles=(points,))
     if kind == "mask":
-        if not len(points):
-            return few
         left, top = (round(v) for v in points[0])
 
         def bitmap(size_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
             return place(decode_png_mask(shape.get("mask")), left, top, size_hw)
 
         return Annotation(name, bitmap=bitmap)
-    return f"shapes of the kind {kind}, not used"
+    if kind == "circle":
+        (x, y), rim = points[0], points[1] - points[0]
+        radius = float(np.hypot(*rim))
+        points = ellipse(x, y, radius, radius)
+    elif kind == "rectangle" and len(points) == 2:
+        points = rectangle(*points.min(0), *points.max(0))
+    return Annotation(name, (points,))

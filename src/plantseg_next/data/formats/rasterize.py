@@ -114,10 +114,11 @@ def rasterize(
     """
     doubts = Doubts()
     mask = np.full(size_hw, ground, np.uint8)
-    drawn = []
-    for area in areas:
-        if (area.polygons or area.bitmap) and (runs := _runs(area, size_hw, doubts)):
-            drawn.append((area, runs))
+    drawn = [
+        (area, runs)
+        for area in areas
+        if (area.polygons or area.bitmap) and (runs := _runs(area, size_hw, doubts))
+    ]
     order = _order(drawn, meaning)
     for name, same in groupby((drawn[i] for i in order), key=lambda item: item[0].name):
         inside = run_lengths.decode(run_lengths.merge([runs for _, runs in same]))

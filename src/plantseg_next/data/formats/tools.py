@@ -4,109 +4,89 @@ A file of a tool that is not read must be named: its images would otherwise look
 nobody had annotated them.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 COCO, LABELME, CVAT = "COCO", "LabelMe", "CVAT for images"
 LABEL_STUDIO = "Label Studio"
-READ = frozenset({COCO, LABELME, CVAT})
-"""Tools whose files have a reader of their own."""
+VIA = "VIA, the VGG Image Annotator"
+_XML_TOOLS = {
+    ("annotations", "image"): CVAT,
+    ("annotations", "track"): "CVAT for video",
+    ("annotation", "bndbox"): "Pascal VOC, with boxes",
+    ("annotation", "polygon"): "the LabelMe website",
+    ("ASAP_Annotations", "Annotation"): "ASAP",
+    ("Annotations", "Annotation"): "Aperio ImageScope",
+}
+"""By the root of the file and an element in it."""
 
-_SETTINGS_KEYS = frozenset({"categories", "info"})
+_OBJECTS: tuple[tuple[str, Callable[[dict[str, Any]], bool]], ...] = (
+    (COCO, lambda tree: _has_lists(tree, "images", "annotations")),
+    (LABELME, lambda tree: _has_lists(tree, "shapes")),
+    (VIA, lambda tree: "_via_img_metadata" in tree or "_via_settings" in tree),
+    (VIA, lambda tree: {"filename", "regions"} <= _keys_of_first(tree)),
+    ("V7 Darwin", lambda tree: "item" in tree and _has_lists(tree, "annotations")),
+    ("SuperAnnotate", lambda tree: "metadata" in tree and _has_lists(tree, "instances")),
+    (
+        "Datumaro",
+        lambda tree: (
+            _has_lists(tree, "items")
+            and bool({"categories", "dm_format_version"} & {*tree})
+        ),
+    ),
+    ("ISAT", lambda tree: "info" in tree and _has_lists(tree, "objects")),
+    ("Supervisely", lambda tree: _has_lists(tree, "objects")),
+    ("Labelbox", lambda tree: bool({"data_row", "Labeled Data"} & {*tree})),
+    ("QuPath (GeoJSON)", lambda tree: tree.get("type") == "FeatureCollection"),
+    ("Hasty", lambda tree: "project_name" in tree and _has_lists(tree, "images")),
+    ("Segments.ai", lambda tree: "samples" in _keys_of(tree.get("dataset"))),
+    ("nnU-Net (its description)", lambda tree: "labels" in tree and "numTraining" in tree),
+    (f"{LABEL_STUDIO} (its classes)", lambda tree: {*tree} == {"categories", "info"}),
+)
+_LISTS: tuple[tuple[str, Callable[[dict[str, Any]], bool]], ...] = (
+    (LABEL_STUDIO, lambda entry: "data" in entry and _has_lists(entry, "annotations")),
+    (LABEL_STUDIO, lambda entry: "data" in entry and _has_lists(entry, "completions")),
+    (LABEL_STUDIO, lambda entry: "annotation_id" in entry and "image" in entry),
+    ("Labelbox", lambda entry: bool({"data_row", "Labeled Data"} & {*entry})),
+    ("Encord", lambda entry: bool({"data_units", "label_hash"} & {*entry})),
+    ("CreateML", lambda entry: "image" in entry and _has_lists(entry, "annotations")),
+    ("Ground Truth of SageMaker", lambda entry: "source-ref" in entry),
+)
 
 
 def tool_of_json(tree: object) -> str | None:
     """Return the tool that wrote the content of a JSON file; ``None`` if unknown."""
     if isinstance(tree, list):
-        return _tool_of_list(tree)
-    if not isinstance(tree, dict):
-        return None
-    keys = set(tree)
-    if _are_lists(tree, "images", "annotations"):
-        return COCO
-    if _are_lists(tree, "shapes"):
-        return LABELME
-    if keys & {"_via_img_metadata", "_via_settings"} or _is_via(tree):
-        return "VIA, the VGG Image Annotator"
-    if "item" in keys and _are_lists(tree, "annotations"):
-        return "V7 Darwin"
-    if _are_lists(tree, "instances") and "metadata" in keys:
-        return "SuperAnnotate"
-    if _are_lists(tree, "items") and keys & {"categories", "dm_format_version"}:
-        return "Datumaro"
-    if _are_lists(tree, "objects"):
-        return "ISAT" if "info" in keys else "Supervisely"
-    if keys & {"classTitle", "data_row"}:
-        return "Labelbox"
-    if tree.get("type") == "FeatureCollection":
-        return "GeoJSON, as QuPath writes it"
-    if _are_lists(tree, "images") and "project_name" in keys:
-        return "Hasty"
-    if (
-        "dataset" in keys
-        and isinstance(tree["dataset"], dict)
-        and "samples" in str(tree["dataset"].keys())
-    ):
-        return "Segments.ai"
-    if keys <= _SETTINGS_KEYS and "categories" in keys:
-        return "Label Studio's list of classes"
-    if "labels" in keys and keys & {"numTraining", "channel_names", "modality"}:
-        return "nnU-Net's description of a data set"
-    return None
-
-
-def _tool_of_list(entries: list[Any]) -> str | None:
-    first = entries[0] if entries else None
+        first, tools = (tree[0] if tree else None), _LISTS
+    else:
+        first, tools = tree, _OBJECTS
     if not isinstance(first, dict):
         return None
-    keys = set(first)
-    if "data" in keys and keys & {"annotations", "completions"}:
-        return LABEL_STUDIO
-    if keys & {"data_row", "Labeled Data"}:
-        return "Labelbox"
-    if keys & {"data_units", "label_hash"}:
-        return "Encord"
-    if "image" in keys and _are_lists(first, "annotations"):
-        return "CreateML"
-    if "task_id" in keys or "brushlabels" in str(keys):
-        return LABEL_STUDIO
-    return None
+    return next((tool for tool, is_of in tools if is_of(first)), None)
 
 
-def _are_lists(tree: dict[Any, Any], *names: str) -> bool:
+def _has_lists(tree: dict[str, Any], *names: str) -> bool:
     return all(isinstance(tree.get(name), list) for name in names)
 
 
-def _is_via(tree: dict[Any, Any]) -> bool:
-    first = next(iter(tree.values()), None)
-    return isinstance(first, dict) and {"filename", "regions"} <= first.keys()
+def _keys_of(tree: object) -> set[str]:
+    return set(tree) if isinstance(tree, dict) else set()
+
+
+def _keys_of_first(tree: dict[str, Any]) -> set[str]:
+    return _keys_of(next(iter(tree.values()), None))
 
 
 def tool_of_xml(path: Path) -> str | None:
-    """Return the tool that wrote an XML file, by its first elements; ``None`` if unknown."""
-    root = None
+    """Return the tool that wrote an XML file; ``None`` if unknown."""
+    root = ""
     try:
-        for event, element in ET.iterparse(path, ("start", "end")):  # noqa: S314
-            if root is None:
-                root = element.tag
-                continue
-            if event == "end":
-                continue
-            if root == "annotations":
-                if element.tag == "image":
-                    return CVAT
-                if element.tag == "track":
-                    return "CVAT for video"
-            elif root == "annotation":
-                if element.tag == "bndbox":
-                    return "Pascal VOC, with boxes"
-                if element.tag == "polygon":
-                    return "the LabelMe website"
-            elif root in {"Annotations", "ASAP_Annotations"}:
-                return "a pathology viewer (ASAP or ImageScope)"
-            else:
-                return None
+        for _, element in ET.iterparse(path, ("start",)):  # noqa: S314
+            root = root or element.tag
+            if tool := _XML_TOOLS.get((root, element.tag)):
+                return tool
     except (ET.ParseError, OSError, ValueError):
-        return None
+        pass
     return CVAT if root == "annotations" else None

@@ -44,7 +44,7 @@ _HARMLESS = {
         *(".py", ".ipynb", ".r", ".m", ".sh", ".bat", ".js", ".ini", ".toml", ".cfg"),
         *(".yaml", ".yml", ".license", ".url", ".lnk"),
     ),
-    "files of the operating system": (".db", ".ds_store", ".thumbs"),
+    "files of the operating system": ("thumbs.db", "desktop.ini", ".ds_store"),
 }
 _IMAGE_HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"RIFF", b"BM")
 _WHOLE_JSON_BYTES = 1 << 26
@@ -57,6 +57,10 @@ _DOCUMENTS = (
     "changelog",
     "requirements",
 )
+
+
+_TREES = {".json", ".ndjson", ".jsonl", ".geojson", ".xml"}
+_TEXTS = {".txt", ".csv", ".tsv"}
 
 
 def unused_files(manifest: Manifest, files: FolderFiles) -> tuple[UnusedFiles, ...]:
@@ -90,33 +94,38 @@ def unused_files(manifest: Manifest, files: FolderFiles) -> tuple[UnusedFiles, .
 def _reason(path: Path, layout: str) -> tuple[str, bool]:
     """Return why a file was not used, and whether nothing is lost with it."""
     name = path.name.lower()
-    if name.startswith("~$") or name in {"desktop.ini", "thumbs.db"}:
+    if name.startswith("~$"):
         return "files of the operating system", True
     if is_image(path):
         return f"images outside the folders of the layout ({layout})", False
     for reason, endings in _BY_ENDING.items():
         if name.endswith(endings):
             return reason, False
-    if name.startswith(_DOCUMENTS) and path.suffix != ".json":
-        return "descriptions, programs and settings", True
     for reason, endings in _HARMLESS.items():
         if name.endswith(endings):
             return reason, True
-    if name.endswith((".json", ".ndjson", ".jsonl", ".geojson", ".xml")):
-        tool = _tool(path)
-        kind = path.suffix.lower().removeprefix(".").upper()
-        return (f"annotations of {tool}" if tool else f"{kind} of no known tool"), False
-    if name.endswith((".txt", ".csv", ".tsv")):
-        return f"{path.suffix.lower()} files that are part of no known layout", False
+    if name.startswith(_DOCUMENTS) and path.suffix.lower() != ".json":
+        return "descriptions, programs and settings", True
+    return _reason_by_content(path), False
+
+
+def _reason_by_content(path: Path) -> str:
+    ending = path.suffix.lower()
+    if ending in _TREES:
+        tool = tool_of_xml(path) if ending == ".xml" else _tool_of_json_file(path)
+        return (
+            f"annotations of {tool}"
+            if tool
+            else f"{ending[1:].upper()} files of no known tool"
+        )
+    if ending in _TEXTS:
+        return f"{ending} files that are part of no known layout"
     if _is_image_by_content(path):
-        return "images whose names do not end like those of images: rename them", False
-    ending = path.suffix or "no ending"
-    return f"files of an unknown kind ({ending})", False
+        return "images whose names do not end like those of images: rename them"
+    return f"files of an unknown kind ({ending or 'no ending'})"
 
 
-def _tool(path: Path) -> str | None:
-    if path.suffix.lower() == ".xml":
-        return tool_of_xml(path)
+def _tool_of_json_file(path: Path) -> str | None:
     try:
         if path.stat().st_size > _WHOLE_JSON_BYTES:
             return None
