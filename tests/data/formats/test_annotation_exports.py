@@ -287,7 +287,7 @@ def test_coco_image_in_two_splits_is_refused(tmp_path):
     folder = save_images(tmp_path / "d", "a.png")
     for split in ("train", "val"):
         coco(folder / f"instances_{split}.json", ["a.png"], [outline()])
-    with pytest.raises(DataError, match="has the split train by `instances_train.json`"):
+    with pytest.raises(DataError, match=r"has the split train by `instances_train\.json`"):
         read_folder(folder)
 
 
