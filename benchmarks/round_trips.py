@@ -64,7 +64,7 @@ def write(root: Path) -> None:
     ):
         try:
             _write_datumaro(root, images, name, export)
-        except Exception as error:  # noqa: BLE001 - a format that this version lacks
+        except Exception as error:
             print(name, repr(error)[:200])
             shutil.rmtree(root / name, ignore_errors=True)
     _write_ultralytics(root, images)
@@ -117,7 +117,11 @@ def _write_datumaro(root: Path, images: list[Path], name: str, export: str) -> N
             media=dm.Image.from_file(path=str(path)),
             annotations=[
                 dm.Polygon(
-                    points.ravel().tolist(), label=CLASSES.index(c), id=k, group=k, z_order=k
+                    points.ravel().tolist(),
+                    label=CLASSES.index(c),
+                    id=k,
+                    group=k,
+                    z_order=k,
                 )
                 for k, (c, points) in enumerate(outlines(i), 1)
             ],

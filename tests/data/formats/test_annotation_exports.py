@@ -130,6 +130,17 @@ def test_set_of_boxes_only_is_refused_before_training(tmp_path):
     assert "nothing-to-learn" in [issue.code for issue in report.issues]
 
 
+def test_boxes_drawn_as_outlines_are_doubted(tmp_path):
+    folder = save_images(tmp_path / "d", "a.png")
+    rings = [outline((4 * i, 1, 4 * i + 3, 5)) for i in range(10)]
+    segmentations = [{**ring, "image_id": 1} for ring in rings]
+    coco(folder / "c.json", ["a.png"], segmentations)
+    _, origin = read(folder)
+    assert origin.doubts == (
+        "areas that are all boxes: drawn as they are, but lesions are rarely boxes: 10",
+    )
+
+
 def test_lesion_smaller_than_a_pixel_is_one_pixel(tmp_path):
     folder = save_images(tmp_path / "d", "a.png")
     speck = [[10.2, 20.2], [10.4, 20.2], [10.4, 20.4]]
@@ -606,6 +617,13 @@ def test_annotations_that_are_not_read_beside_masks_are_named(tmp_path):
         "archives": (1, False),
         "descriptions, programs and settings": (1, True),
     }
+
+
+def test_pictures_of_annotations_are_no_images(tmp_path):
+    folder = save_images(tmp_path / "d", "a.jpg", "a.jpg___fuse.png")
+    manifest, origin = read(folder)
+    assert [row.image.name for row in manifest.rows] == ["a.jpg"]
+    assert [u.reason for u in origin.unused] == ["pictures of annotations by SuperAnnotate"]
 
 
 def test_results_of_this_program_are_left_out(tmp_path):

@@ -22,7 +22,7 @@ from PIL import Image
 from plantseg_next.data.formats.coding import MAX_CLASSES, read_meanings, role_of
 from plantseg_next.data.formats.folders import keys_of, tidy_name
 from plantseg_next.data.formats.index import INDEX_FILE, add_index
-from plantseg_next.data.formats.rasterize import Annotation, Doubts, rasterize
+from plantseg_next.data.formats.rasterize import Annotation, Doubts, is_box, rasterize
 from plantseg_next.data.image_io import MAX_PIXELS, read_size
 from plantseg_next.data.manifest import (
     Manifest,
@@ -37,6 +37,8 @@ from plantseg_next.files import short_names
 
 IGNORED, UNMARKED = 255, 254
 """Mask values of "ignore" and "no lesion"."""
+MANY_BOXES = 10
+"""Number of areas from which it is told that they are all boxes."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,10 @@ def read_annotations(
     items: list[AnnotatedImage] = []
     masks: dict[Path, tuple[Path, bool]] = {}
     doubts, without_mask = Doubts(), list[Path]()
+    boxes = areas = 0
     for item in annotated:
+        areas += len(item.annotations or ())
+        boxes += sum(map(is_box, item.annotations or ()))
         items.append(replace(item, annotations=None))
         if item.unusable:
             doubts.unusable.update(item.unusable)
@@ -110,6 +115,9 @@ def read_annotations(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(mask).save(path)
                 masks[item.image] = path, _is_sparse(item.annotations)
+    if boxes == areas >= MANY_BOXES:
+        what = "areas that are all boxes: drawn as they are, but lesions are rarely boxes"
+        doubts.noticed[what] = boxes
     coding = meanings.coding()
     keys = keys_of([item.image for item in items], root)
     rows = []

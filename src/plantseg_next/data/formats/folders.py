@@ -19,6 +19,8 @@ IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"),
     *(".gif", ".avif", ".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".heic", ".heif"),
 )
+PICTURES_OF_ANNOTATIONS = ("___fuse.png", "___save.png", "___pixel.png")
+"""How names end that SuperAnnotate gives to pictures of its annotations."""
 DANGLING = "links that lead nowhere"
 RESULTS = "folders with results of plantseg-next"
 RESULT_FILES = (
@@ -68,8 +70,12 @@ class FolderFiles:
 
     @cached_property
     def images(self) -> list[Path]:
-        """Files with the name of an image."""
-        return self.ending(*IMAGE_ENDINGS)
+        """Files with the name of an image, without pictures of annotations."""
+        return [
+            path
+            for path in self.ending(*IMAGE_ENDINGS)
+            if not path.name.endswith(PICTURES_OF_ANNOTATIONS)
+        ]
 
     def ending(self, *endings: str) -> list[Path]:
         """Return the files with one of these endings, given in lower case with the dot."""

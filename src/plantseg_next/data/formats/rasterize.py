@@ -96,6 +96,14 @@ def rotated(points: Polygon, degrees: float) -> Polygon:
     return (points - center) @ matrix + center
 
 
+def is_box(area: Annotation) -> bool:
+    """Return whether an area is one upright rectangle."""
+    return len(area.polygons) == 1 and (
+        len(area.polygons[0]) == 4
+        and all(len(np.unique(column)) == 2 for column in area.polygons[0].T)
+    )
+
+
 def rasterize(
     areas: Sequence[Annotation],
     size_hw: tuple[int, int],

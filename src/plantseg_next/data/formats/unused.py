@@ -8,7 +8,12 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from plantseg_next.data.formats.folders import RESULTS, FolderFiles, is_image
+from plantseg_next.data.formats.folders import (
+    PICTURES_OF_ANNOTATIONS,
+    RESULTS,
+    FolderFiles,
+    is_image,
+)
 from plantseg_next.data.formats.tools import tool_of_json, tool_of_xml
 from plantseg_next.data.manifest import Manifest, UnusedFiles
 from plantseg_next.errors import PlantSegError
@@ -96,6 +101,8 @@ def _reason(path: Path, layout: str) -> tuple[str, bool]:
     name = path.name.lower()
     if name.startswith("~$"):
         return "files of the operating system", True
+    if path.name.endswith(PICTURES_OF_ANNOTATIONS):
+        return "pictures of annotations by SuperAnnotate", False
     if is_image(path):
         return f"images outside the folders of the layout ({layout})", False
     for reason, endings in _BY_ENDING.items():
