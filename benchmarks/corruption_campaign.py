@@ -183,8 +183,8 @@ def forked(command: list[str], output: Path) -> tuple[int | None, str]:
         try:
             cli.main()
             code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(bool(end.code))
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
         except BaseException:
             import traceback
 

@@ -1,11 +1,11 @@
 """Annotations written by the tools' own code, read here, and compared with their reading.
 
-    pip install datumaro labelme; pip install --no-deps ultralytics   # in another environment
+    pip install datumaro labelme ultralytics         # in another environment
     python benchmarks/round_trips.py write FOLDER    # there
     python benchmarks/round_trips.py read FOLDER     # here; adds rows to the CSV
 
 ``write`` draws outlines and masks of two classes, saves them with each tool, reads them
-back with the reader of the same tool, and stores its masks as arrays. ``read`` reads the
+back with the reader of the same tool, and stores its masks as JSON. ``read`` reads the
 folders with this package and reports the overlap (IoU) of every class.
 """
 
@@ -71,7 +71,10 @@ def write(root: Path) -> None:
 
 
 def _reference(root: Path, name: str, masks: dict[str, np.ndarray]) -> None:
-    np.savez(root / f"{name}.npz", **masks)
+    content = json.dumps({key: mask.tolist() for key, mask in masks.items()})
+    (root / f"{name}.json").write_text(content)
+        json.dumps({k: m.tolist() for k, m in masks.items()})
+    )
 
 
 def _write_labelme(root: Path, images: list[Path]) -> None:
@@ -91,7 +94,7 @@ def _write_labelme(root: Path, images: list[Path]) -> None:
             }
             for name, points in outlines(i)
         ]
-        tree = {
+        tree: dict[str, Any] = {
             "version": "6.3.1",
             "flags": {},
             "shapes": shapes,
@@ -163,7 +166,7 @@ def _write_ultralytics(root: Path, images: list[Path]) -> None:
     folder = root / name
     source = root / "coco for ultralytics"
     source.mkdir()
-    tree = {
+    tree: dict[str, list[Any]] = {
         "images": [
             {"id": i, "file_name": p.name, "height": H, "width": W}
             for i, p in enumerate(images, 1)
@@ -208,19 +211,19 @@ def read(root: Path) -> None:
     from plantseg_next.data.formats import read_folder
     from plantseg_next.data.image_io import load_sample
 
-    for file in sorted(root.glob("*.npz")):
+    for file in sorted(root.glob("*.json")):
         manifest = read_folder(root / file.stem)
-        masks = np.load(file)
+        masks = json.loads(file.read_text())
         overlaps = []
         for row in manifest.labeled.rows:
             lesion = load_sample(row, manifest).lesion
-            reference = masks[row.image.stem]
+            reference = np.array(masks[row.image.stem])
             for value, c in enumerate(CLASSES, 1):
                 mine = lesion == 1 + manifest.classes.lesions.index(c)
                 theirs = reference == value
                 overlaps.append((mine & theirs).sum() / (mine | theirs).sum())
         (origin,) = manifest.origins.values()
-        row = {
+        result = {
             "tool": file.stem,
             "layout": origin.layout,
             "images": len(manifest),
@@ -229,8 +232,8 @@ def read(root: Path) -> None:
             "mean_iou": round(float(np.mean(overlaps or [0])), 4),
             "unused": len(origin.unused),
         }
-        print(row)
-        results_table.append(RESULTS, row | results_table.stamp())
+        print(result)
+        results_table.append(RESULTS, result | results_table.stamp())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ from plantseg_next.data.formats.tools import tool_of_json, tool_of_xml
 from plantseg_next.data.manifest import Manifest, UnusedFiles
 from plantseg_next.errors import PlantSegError
 
+PICTURES = "pictures of annotations by SuperAnnotate"
 _BY_ENDING = {
+    PICTURES: PICTURES_OF_ANNOTATIONS,
     "photographs in the raw format of a camera: export them as JPEG or TIFF": (
         *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".dng", ".orf"),
         *(".rw2", ".raf", ".pef", ".srw", ".3fr", ".iiq", ".x3f", ".raw", ".gpr"),
@@ -51,12 +53,14 @@ _HARMLESS = {
     ),
     "files of the operating system": ("thumbs.db", "desktop.ini", ".ds_store"),
 }
+"""Files that hold neither images nor labels."""
 _IMAGE_HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"RIFF", b"BM")
 _WHOLE_JSON_BYTES = 1 << 26
 _DOCUMENTS = (
     "readme",
     "license",
     "licence",
+    "~$",
     "citation",
     "notice",
     "changelog",
@@ -99,20 +103,14 @@ def unused_files(manifest: Manifest, files: FolderFiles) -> tuple[UnusedFiles, .
 def _reason(path: Path, layout: str) -> tuple[str, bool]:
     """Return why a file was not used, and whether nothing is lost with it."""
     name = path.name.lower()
-    if name.startswith("~$"):
-        return "files of the operating system", True
-    if path.name.endswith(PICTURES_OF_ANNOTATIONS):
-        return "pictures of annotations by SuperAnnotate", False
+    if name.startswith(_DOCUMENTS) and path.suffix.lower() not in _TREES:
+        return "descriptions, programs and settings", True
+    for table in (_HARMLESS, _BY_ENDING):
+        for reason, endings in table.items():
+            if name.endswith(endings):
+                return reason, table is _HARMLESS
     if is_image(path):
         return f"images outside the folders of the layout ({layout})", False
-    for reason, endings in _BY_ENDING.items():
-        if name.endswith(endings):
-            return reason, False
-    for reason, endings in _HARMLESS.items():
-        if name.endswith(endings):
-            return reason, True
-    if name.startswith(_DOCUMENTS) and path.suffix.lower() != ".json":
-        return "descriptions, programs and settings", True
     return _reason_by_content(path), False
 
 
