@@ -73,8 +73,6 @@ def write(root: Path) -> None:
 def _reference(root: Path, name: str, masks: dict[str, np.ndarray]) -> None:
     content = json.dumps({key: mask.tolist() for key, mask in masks.items()})
     (root / f"{name}.json").write_text(content)
-        json.dumps({k: m.tolist() for k, m in masks.items()})
-    )
 
 
 def _write_labelme(root: Path, images: list[Path]) -> None:
