@@ -64,7 +64,12 @@ def test_older_file_is_converted(tmp_path):
         ("", "is not a leaf: JSONDecodeError('Expecting value: line 1 col", "draw it"),
         (b"\xff", "is not a leaf: UnicodeDecodeError(", "draw it"),
         ("[3]", "is not a leaf: it holds no object.", "draw it"),
-        ("[" * 100_000, "is not a leaf: RecursionError(", "draw it"),
+        ("[" * 100_000, "is not a leaf: line 1: more than 100 lists", "draw it"),
+        (
+            '{"format": 3, "name": "a",\n"name": "b"}',
+            "is not a leaf: line 2: `name`",
+            "draw",
+        ),
         ('{"format": "3"}', 'is not a leaf: `format` is "3", not a whole n', "draw it"),
         ('{"format": [3]}', "is not a leaf: `format` is [3], not a whole n", "draw it"),
         ('{"format": null}', "is not a leaf: `format` is null, not a whole", "draw it"),
