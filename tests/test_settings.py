@@ -102,9 +102,7 @@ def test_sizes_that_no_machine_has_are_refused(pair):
 
 
 def test_value_that_contains_itself_is_refused():
-    with pytest.raises(
-        UsageError, match=r"training\.steps: .*a value contains itself"
-    ):
+    with pytest.raises(UsageError, match=r"training\.steps: .*a value contains itself"):
         Settings().with_settings(["training.steps=&a [*a]"])
 
 

@@ -159,12 +159,22 @@ def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
     if size > limit:
         raise DataError(
             f"`{path}` has {size / 2**20:,.0f} MiB.",
-            needed=f"a file of its kind, of at most {limit // 2**20:,} MiB",
+            needed=f"a file of its kind, of at most {limit / 2**20:,.0f} MiB",
             fix="split it, or move it away if it is something else",
         )
+    return read_head(path, size)
+
+
+def read_head(path: Path, length: int) -> bytes:
+    """Return the first bytes of a file.
+
+    Raises:
+        DataError: If it is no regular file, or cannot be read.
+    """
+    size = regular_file(path)
     try:
         with path.open("rb") as file:
-            return file.read(size)
+            return file.read(min(length, size))  # memory is taken for all that is asked
     except OSError as error:
         raise DataError(
             f"`{path}` cannot be read: {error.strerror}.",
