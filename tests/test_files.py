@@ -14,6 +14,9 @@ from plantseg_next.files import (
     MAX_NAME_BYTES,
     parse_bytes,
     prepare_output,
+    read_bytes,
+    read_head,
+    read_text,
     remove_partials,
     short_names,
     write_atomically,
@@ -102,3 +105,116 @@ def test_parse_bytes_without_a_unit_is_refused(text):
     with pytest.raises(UsageError, match=r"The memory is") as refused:
         parse_bytes(text)
     assert "--memory 2GB" in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("é\r\nb\rc\n".encode(), "é\nb\nc\n"),
+        ("é".encode("utf-8-sig"), "é"),
+        ("é\r\nb".encode("utf-16"), "é\nb"),
+        (b"\xfe\xff" + "é".encode("utf-16-be"), "é"),
+        (b"", ""),
+    ],
+)
+def test_text_is_read_with_or_without_a_byte_order_mark(tmp_path, content, text):
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    assert read_text(path) == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Möhre".encode("cp1252"),
+        "叶片病".encode("gbk"),
+        b"\xff\xfea",
+        "é".encode("utf-32"),
+    ],
+)
+def test_text_in_another_encoding_is_refused_and_not_guessed(tmp_path, content):
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"a\.csv` is not text in UTF-8 \(byte \d"
+    ) as refused:
+        read_text(path)
+    assert refused.value.needed == "a text file in UTF-8"
+
+
+def make(path, kind):
+    """Make what has the name of a file and is none."""
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "socket":
+            import socket
+
+            # Its address must be short.
+            folder = os.open(path.parent, os.O_RDONLY)
+            with socket.socket(socket.AF_UNIX) as opened:
+                opened.bind(f"/proc/self/fd/{folder}/{path.name}")
+            os.close(folder)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "loop":
+            path.symlink_to(path.name)
+        case "dangling":
+            path.symlink_to("nowhere")
+        case "nul":
+            return Path(f"{path}\0")
+        case "long":
+            return path / ("a" * 300)
+    return path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes and devices of Unix")
+@pytest.mark.parametrize(
+    ("kind", "came"),
+    [
+        ("folder", "is a folder, not a file"),
+        ("pipe", "is a pipe, not a file"),
+        ("socket", "is a socket, not a file"),
+        ("device", "is a device, not a file"),
+        ("loop", "is a link that leads to itself"),
+        ("dangling", "is a link that leads nowhere"),
+        ("nul", "cannot be read: embedded null byte"),
+        ("long", "cannot be read: "),
+        ("nothing", "cannot be read: No such file or directory"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused_and_not_opened(tmp_path, kind, came):
+    path = make(tmp_path / "a", kind)
+    for read in (read_text, read_bytes, lambda p: read_head(p, 3)):
+        with pytest.raises(DataError, match=f"` {came}") as refused:
+            read(path)
+        assert refused.value.needed == "a regular file"
+        assert refused.value.fix.endswith(("remove it", "rename it"))
+
+
+def test_a_file_above_the_limit_of_its_kind_is_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    with path.open("wb") as file:
+        file.truncate(3 * 2**20 + 1)
+    with pytest.raises(DataError, match=r"a\.csv` has 3 MiB") as refused:
+        read_text(path, 3 * 2**20)
+    assert refused.value.needed == "a file of its kind, of at most 3 MiB"
+    assert len(read_bytes(path, 4 * 2**20)) == 3 * 2**20 + 1
+    assert read_head(path, 4) == bytes(4)
+
+
+def test_a_file_without_permission_is_refused_in_words(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    path.write_text("a")
+    if os.geteuid() == 0:  # root may read anything: raise the error instead
+
+        def refuse(*_args, **_kwargs):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("pathlib.Path.open", refuse)
+    path.chmod(0)
+    with pytest.raises(DataError, match=r"cannot be read: Permission denied") as refused:
+        read_text(path)
+    assert refused.value.fix == "change its permissions, or copy it again"

@@ -1,6 +1,7 @@
 """Versioned JSON files: what is written, what is read, and what is refused."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from pydantic import ConfigDict, with_config
 
 from plantseg_next.errors import DataError, UsageError
-from plantseg_next.json_files import JsonFormat, PathInFile
+from plantseg_next.json_files import JsonFormat, PathInFile, load_json
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -64,7 +65,12 @@ def test_older_file_is_converted(tmp_path):
         ("", "is not a leaf: JSONDecodeError('Expecting value: line 1 col", "draw it"),
         (b"\xff", "is not a leaf: UnicodeDecodeError(", "draw it"),
         ("[3]", "is not a leaf: it holds no object.", "draw it"),
-        ("[" * 100_000, "is not a leaf: RecursionError(", "draw it"),
+        ("[" * 100_000, "is not a leaf: line 1: more than 100 lists", "draw it"),
+        (
+            '{"format": 3, "name": "a",\n"name": "b"}',
+            "is not a leaf: line 2: `name`",
+            "draw",
+        ),
         ('{"format": "3"}', 'is not a leaf: `format` is "3", not a whole n', "draw it"),
         ('{"format": [3]}', "is not a leaf: `format` is [3], not a whole n", "draw it"),
         ('{"format": null}', "is not a leaf: `format` is null, not a whole", "draw it"),
@@ -102,3 +108,41 @@ def test_missing_file_is_refused_by_the_error_of_the_format(tmp_path):
     with pytest.raises(UsageError, match="cannot be read: No such file") as caught:
         replace(LEAVES, error=UsageError).read(tmp_path / "leaf.json")
     assert caught.value.needed == "a leaf of format 2 to 3"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1,\n"a": 2}', "line 2: `a` is stated twice in one object"),
+        (
+            '[{"b": 1},\n{"b": 1,\n"\\u0062": 2}]',
+            "line 3: `b` is stated twice in one",
+        ),
+        ('{"x": "NaN",\n"y": NaN}', "line 2: NaN is not a finite number"),
+        ("[1,\n-Infinity]", "line 2: -Infinity is not a finite number"),
+        ("[1e5,\n1e999]", "line 2: 1e999 is not a finite number"),
+        (f"[\n{'9' * 400}.0]", "line 2: 999999"),
+        (f"[\n\n{'9' * 21}]", "line 3: a whole number of 21 digits"),
+        ("9" * 5_000, "line 1: a whole number of 5000 digits"),
+        ('["a",\n"\\ud800"]', "line 2: half of a surrogate pair"),
+        ('{"\\udfff": 1}', "line 1: half of a surrogate pair"),
+        ("[" * 100_000, "line 1: more than 100 lists and objects within each other"),
+        ("[\n" * 200 + "]" * 200, "line 101: more than 100 lists and objects"),
+        ('{"a":' * 101 + "1" + "}" * 101, "line 1: more than 100 lists and objects"),
+        ('"' + '\\"' * 300_000, "Unterminated string"),
+        (b"\xff{}", "'utf-8' codec can't decode"),
+        ("{} {}", "Extra data"),
+    ],
+)
+def test_json_that_python_reads_as_something_else_is_refused_with_the_line(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_json(text)
+
+
+def test_json_is_read_as_python_reads_it():
+    deep = "[" * 100 + "]" * 100
+    numbers = '[1e5, 1e-999, -0.0, 18446744073709551615, "\\ud83d\\ude00", "\\\\ud800"]'
+    strings = '{"[[[": "{\\"", "a": [true, null, "NaN", "1e999"]}'
+    for text in (deep, numbers, strings, strings.encode("utf-16"), b"\xef\xbb\xbf{}"):
+        assert load_json(text) == json.loads(text)
+    assert str(load_json("[NaN, Infinity, 1e999]", finite=False)) == "[nan, inf, inf]"

@@ -102,7 +102,7 @@ def test_sizes_that_no_machine_has_are_refused(pair):
 
 
 def test_value_that_contains_itself_is_refused():
-    with pytest.raises(UsageError, match="--set: a value contains itself"):
+    with pytest.raises(UsageError, match=r"training\.steps: .*a value contains itself"):
         Settings().with_settings(["training.steps=&a [*a]"])
 
 
@@ -121,7 +121,7 @@ def test_wrong_part_of_a_value_is_explained_by_its_setting(pair, message):
 def test_file_without_a_tree_is_explained(tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match=r"broken\.yaml` cannot be read"):
+    with pytest.raises(UsageError, match=r"broken\.yaml` is not text in UTF-8"):
         Settings.read(path)
     for text in ("", "# nothing\n", "{}"):
         path.write_text(text)

@@ -1,9 +1,12 @@
 """Files: atomic writes, output folders that overwrite nothing, reading text, caches."""
 
+import codecs
+import errno
 import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -16,6 +19,15 @@ from plantseg_next.errors import DataError, OutputError, UsageError, shorten
 MAX_NAME_BYTES = 240
 """Longest name made of that of an image: file systems hold 255 bytes, with the ending."""
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+MAX_TEXT_BYTES = 256 * 2**20
+"""Largest table or list that is read: 100 bytes for each of two million images."""
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 AnyPath = str | Path
 """A path as users give it."""
 
@@ -101,21 +113,102 @@ def remove_partials(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file, with or without a byte order mark.
+def regular_file(path: Path, needed: str = "a regular file") -> int:
+    """Return the size of a file in bytes, without opening it.
+
+    A pipe would be waited for, a device may have no end, and opening some changes them.
+
+    Args:
+        path: As a user gave it, or as it was found in a folder.
+        needed: What it should be, for the error.
 
     Raises:
-        DataError: If it is not in UTF-8.
-        OSError: If it cannot be read.
+        DataError: If it is anything but a regular file, or a link to one.
     """
+    fix = "restore it, or remove it"
     try:
-        return path.read_text("utf-8-sig")
+        status = path.stat()
+    except OSError as error:
+        came = f"cannot be read: {error.strerror}"
+        if error.errno == errno.ENOENT and path.is_symlink():
+            came = "is a link that leads nowhere"
+        if error.errno == errno.ELOOP:
+            came = "is a link that leads to itself"
+    except ValueError as error:  # a NUL in the name
+        came = f"cannot be read: {error}"
+    else:
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size
+        kind = stat.S_IFMT(status.st_mode)
+        came = f"is {_KINDS.get(kind, 'of an unknown kind')}, not a file"
+        fix = "move it away, or rename it"
+    raise DataError(f"`{path}` {came}.", needed=needed, fix=fix)
+
+
+def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """Return the content of a file, in memory as a whole.
+
+    Args:
+        path: The file.
+        limit: Largest size in bytes.
+
+    Raises:
+        DataError: If it is no regular file, too large, or cannot be read.
+    """
+    size = regular_file(path)
+    if size > limit:
+        raise DataError(
+            f"`{path}` has {size / 2**20:,.0f} MiB.",
+            needed=f"a file of its kind, of at most {limit / 2**20:,.0f} MiB",
+            fix="split it, or move it away if it is something else",
+        )
+    return read_head(path, size)
+
+
+def read_head(path: Path, length: int) -> bytes:
+    """Return the first bytes of a file.
+
+    Raises:
+        DataError: If it is no regular file, or cannot be read.
+    """
+    size = regular_file(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(min(length, size))  # memory is taken for all that is asked
+    except OSError as error:
+        raise DataError(
+            f"`{path}` cannot be read: {error.strerror}.",
+            needed="a file that you may read",
+            fix="change its permissions, or copy it again",
+        ) from error
+
+
+def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
+    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Spreadsheets write UTF-16 as "Unicode text". No other encoding states what it is, so
+    none is guessed. Line ends are those of Unix.
+
+    Args:
+        path: The file.
+        limit: Largest size in bytes.
+
+    Raises:
+        DataError: If it is in another encoding, no regular file, too large, or cannot be
+            read.
+    """
+    content = read_bytes(path, limit)
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    is_utf32 = content.startswith(codecs.BOM_UTF32_LE)
+    try:
+        text = content.decode("utf-16" if is_utf16 and not is_utf32 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"`{path}` is not text in UTF-8 (byte {error.start}).",
             needed="a text file in UTF-8",
             fix='save it again as UTF-8; spreadsheets call that "CSV UTF-8"',
         ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def sha256_of(path: Path) -> str:

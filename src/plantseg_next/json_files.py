@@ -1,10 +1,15 @@
-"""JSON files with a version: written, read and refused in one way.
+"""JSON files: read within bounds; those with a version written and refused in one way.
 
-Such a file holds an object: its version under ``format``, 1 where it states none, and the
-fields of a dataclass or a pydantic model. Every kind of file is one ``JsonFormat``.
+``load_json`` reads what Python's ``json`` reads in silence as something else, or not at
+all, as an error. A file with a version holds an object: its version under ``format``, 1
+where it states none, and the fields of a dataclass or a pydantic model. Every kind of file
+is one ``JsonFormat``.
 """
 
 import json
+import math
+import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,10 +26,157 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, to_json
 
 from plantseg_next.errors import DataError, PlantSegError
-from plantseg_next.files import write_atomically
+from plantseg_next.files import read_bytes, write_atomically
 from plantseg_next.structures import ClassMap
 
 T = TypeVar("T")
+
+MAX_JSON_BYTES = 2 * 2**30
+"""Largest JSON file that is read: annotations of a large data set in one file."""
+MAX_DEPTH = 100
+"""Objects and lists within each other. Annotations need 10, checkpoints 40; Python's own
+limit depends on who calls, and would end a run at another depth each time."""
+
+MAX_DIGITS = 20
+"""Digits of a whole number: ids of 64 bits have up to 20."""
+
+# A string that is never closed ends with the text, so that no letter is read twice.
+_STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)'
+_NOT_A_BRACKET = re.compile(rf'{_STRING}|[^][{{}}"]+', re.DOTALL)
+_LARGE = (
+    re.compile(r"[eE]\+?[0-9]{3}"),
+    re.compile(rf"[^0-9][0-9]{{{MAX_DIGITS + 1}}}"),
+    re.compile(rf"\A[0-9]{{{MAX_DIGITS + 1}}}"),
+)
+"""What numbers have that need a closer look; few files have any."""
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_TOKEN = re.compile(
+    rf"(?P<string>{_STRING})(?P<is_key>\s*:)?|(?P<bracket>[][{{}}])"
+    r"|(?P<number>-?[0-9][-+.eE0-9]*|NaN|-?Infinity)",
+    re.DOTALL,
+)
+
+
+def load_json(text: str | bytes, *, finite: bool = True) -> Any:  # noqa: ANN401
+    """Return the content of a JSON text as plain values.
+
+    Args:
+        text: In UTF-8, UTF-16 or UTF-32 if these are bytes.
+        finite: Whether NaN, infinities and numbers that become infinite are refused.
+
+    Raises:
+        ValueError: With the line, if it is not JSON, is nested too deep, names a key
+            twice in one object, or has half of a surrogate pair in a string, a number
+            that is not finite, or a whole number of more than ``MAX_DIGITS`` digits.
+
+    Example:
+        >>> load_json('{"name": "rust", "points": [[1, 2.5]]}')
+        {'name': 'rust', 'points': [[1, 2.5]]}
+    """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text)).removeprefix("\ufeff")
+    _refuse_deep(text)
+    hooks: dict[str, Any] = {"object_pairs_hook": _object}
+    if finite:
+        hooks["parse_constant"] = _number
+        if any(large.search(text) for large in _LARGE):
+            hooks |= {"parse_float": _number, "parse_int": _number}
+    try:
+        tree = json.loads(text, **hooks)
+        if _SURROGATE.search(text):
+            json.dumps(tree, ensure_ascii=False).encode()
+    except RecursionError as error:  # brackets that are never closed
+        raise ValueError(_too_deep(text)) from error
+    except (_RefusedError, UnicodeEncodeError) as error:
+        why = "half of a surrogate pair" if isinstance(error, UnicodeError) else error
+        raise ValueError(f"line {_line_of_fault(text, finite)}: {why}") from error
+    return tree
+
+
+class _RefusedError(ValueError):
+    """A value that stands in the way of reading a file; its place is yet to be found."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise _RefusedError(f"`{twice[:60]}` is stated twice in one object")
+    return content
+
+
+def _number(text: str) -> float | int:
+    if re.fullmatch(r"-?[0-9]+", text):
+        if (digits := len(text.lstrip("-"))) > MAX_DIGITS:
+            raise _RefusedError(f"a whole number of {digits} digits")
+        return int(text)
+    if not math.isfinite(number := float(text)):
+        raise _RefusedError(f"{text[:40]} is not a finite number")
+    return number
+
+
+def _refuse_deep(text: str) -> None:
+    """Refuse what is nested too deep, before Python builds it.
+
+    Pairs of brackets are removed from the inside, a level at a time.
+    """
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
+    brackets = _NOT_A_BRACKET.sub("", text)
+    for _ in range(MAX_DEPTH):
+        inner = brackets.replace("[]", "").replace("{}", "")
+        if len(inner) == len(brackets):
+            return  # nothing is left, or it is no JSON
+        brackets = inner
+    if brackets:
+        raise ValueError(_too_deep(text))
+
+
+def _too_deep(text: str) -> str:
+    line = _line_of_fault(text, False)
+    return f"line {line}: more than {MAX_DEPTH} lists and objects within each other"
+
+
+def _line_of_fault(text: str, finite: bool) -> int:
+    """Return the line of the first value that ``load_json`` refuses."""
+    keys: list[set[str]] = []
+    for token in _TOKEN.finditer(text):
+        bad = False
+        if token["bracket"]:
+            if token["bracket"] in "[{":
+                keys.append(set())
+            elif keys:
+                keys.pop()
+            bad = len(keys) > MAX_DEPTH
+        elif token["number"]:
+            bad = finite and _is_refused(token["number"])
+        elif token["is_key"] or _SURROGATE.search(token["string"]):
+            string = _decoded(token["string"])
+            bad = string is None
+            if token["is_key"] and keys and string is not None:
+                bad = string in keys[-1]
+                keys[-1].add(string)
+        if bad:
+            return text.count("\n", 0, token.start()) + 1
+    return 1
+
+
+def _is_refused(number: str) -> bool:
+    try:
+        _number(number)
+    except ValueError:
+        return True
+    return False
+
+
+def _decoded(string: str) -> str | None:
+    """Return a string of JSON; ``None`` if it is none, or has half of a surrogate pair."""
+    try:
+        decoded: str = json.loads(string)
+        decoded.encode()
+    except ValueError:
+        return None
+    return decoded
 
 
 def _joined(path: str, info: Any) -> Path:  # noqa: ANN401 - beartype cannot check its type
@@ -107,15 +259,16 @@ class JsonFormat(Generic[T]):
                 kind, or its version is newer or too old.
         """
         try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise self._refused(f"`{path}` cannot be read: {error.strerror}.") from error
+            text = read_bytes(path, MAX_JSON_BYTES)
+        except DataError as error:
+            raise self._refused(error.came) from error
         return self.parse(text, path)
 
     def parse(self, text: str | bytes, path: Path) -> T:
         """Return the content of the text of a file; raise as ``read`` does."""
         try:
-            tree = json.loads(text)
+            # What is written may hold NaN: a loss that was not finite.
+            tree = load_json(text, finite=False)
             if not isinstance(tree, dict):
                 raise self._refused(f"`{path}` is not {self.what}: it holds no object.")
             version = tree.pop("format", 1)
@@ -135,14 +288,9 @@ class JsonFormat(Generic[T]):
             first = error.errors(include_url=False, include_input=False)[0]
             why = f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"
             raise self._refused(f"`{path}` is not {self.what}: {why}.") from error
-        except (
-            ValueError,
-            AttributeError,
-            KeyError,
-            TypeError,
-            RecursionError,
-        ) as error:
-            raise self._refused(f"`{path}` is not {self.what}: {error!r}.") from error
+        except (ValueError, AttributeError, LookupError, TypeError) as error:
+            why = str(error) if type(error) is ValueError else repr(error)
+            raise self._refused(f"`{path}` is not {self.what}: {why}.") from error
 
     @cached_property
     def _adapter(self) -> Any:  # noqa: ANN401 - a TypeAdapter, as above

@@ -22,10 +22,10 @@ from pydantic import (
     model_validator,
 )
 
-from plantseg_next.errors import UsageError
-from plantseg_next.files import write_atomically
+from plantseg_next.errors import DataError, UsageError
+from plantseg_next.files import read_text, write_atomically
 from plantseg_next.old_settings import unknown_setting
-from plantseg_next.yaml_files import commented_yaml, has_bool, load_yaml
+from plantseg_next.yaml_files import MAX_YAML_BYTES, commented_yaml, has_bool, load_yaml
 
 Checkpointable = Literal["stage_1", "stage_2", "stage_3", "stage_4", "decoder", "fine"]
 """Parts of the network whose activations may be recomputed in the backward pass."""
@@ -333,10 +333,10 @@ class Settings(_Part):
             UsageError: If the file is not a tree of settings, or is empty.
         """
         try:
-            tree = load_yaml(path.read_text("utf-8-sig"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            tree = load_yaml(read_text(path, MAX_YAML_BYTES))
+        except (DataError, yaml.YAMLError) as error:
             raise UsageError(
-                f"`{path}` cannot be read: {error}",
+                getattr(error, "came", f"`{path}` cannot be read: {error}"),
                 needed="a YAML file of settings",
                 fix="start from the settings.yaml that every run writes",
             ) from error
