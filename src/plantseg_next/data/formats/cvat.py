@@ -5,7 +5,7 @@ The format is described at https://docs.cvat.ai/docs/dataset_management/formats/
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ class _Item:
 
 def read_cvat(
     files: FolderFiles,
-    xml_files: Sequence[Path],
+    trees: Mapping[Path, ET.Element],
     source: str,
     classes: Path | None = None,
 ) -> Manifest:
@@ -52,7 +52,7 @@ def read_cvat(
 
     Args:
         files: The data set.
-        xml_files: Its CVAT files.
+        trees: Content of its CVAT files.
         source: Name of the data set.
         classes: A class file with the meaning of each label.
 
@@ -63,17 +63,16 @@ def read_cvat(
     names = ImageNames(files.images, files.root)
     labels: dict[str, None] = {}
     items: dict[Path, _Item] = {}
-    for file in xml_files:
+    for file, root in trees.items():
         files.used.add(file)
         try:
-            root = ET.parse(file).getroot()  # noqa: S314 - expat limits entity expansion
             labels |= dict.fromkeys(
                 label.findtext("name", "") for label in root.iterfind("meta//label")
             )
             for entry in root.iterfind("image"):
                 if image := names.find(entry.attrib["name"], file.parent):
                     _add(items, image, entry)
-        except (ET.ParseError, LookupError, ValueError) as error:
+        except (LookupError, ValueError) as error:
             raise DataError(
                 f"`{file}` is not in the CVAT format: {error!r}.",
                 needed="images with name, width and height, and shapes with label and "

@@ -1,11 +1,11 @@
 """JSON files of annotation tools."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from plantseg_next.errors import DataError
 from plantseg_next.files import read_text
+from plantseg_next.json_files import MAX_JSON_BYTES, load_json
 
 
 def read_tree(path: Path) -> Any:  # noqa: ANN401
@@ -15,8 +15,8 @@ def read_tree(path: Path) -> Any:  # noqa: ANN401
         DataError: If it is not JSON; skipping it would silently lose annotations.
     """
     try:
-        tree = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
+        tree = load_json(read_text(path, MAX_JSON_BYTES))
+    except ValueError as error:
         raise DataError(
             f"`{path}` is not JSON, or truncated: {error}.",
             needed="a complete file of an annotation tool",

@@ -40,6 +40,7 @@ from plantseg_next.data.formats.unused import unused_files
 from plantseg_next.data.formats.yolo import label_files, read_yolo
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, merge
 from plantseg_next.errors import UsageError, missing_path
+from plantseg_next.xml_files import read_xml
 
 
 def read_folders(paths: Sequence[Path], *, classes: Path | None = None) -> Manifest:
@@ -195,7 +196,8 @@ def _read_annotated(
         return read_coco(files, coco, source, classes)
     if labelme:
         return read_labelme(files, labelme, source, classes)
-    if cvat := [path for path in files.ending(".xml") if tool_of_xml(path) == CVAT]:
+    xml = {path: read_xml(path) for path in files.ending(".xml")}
+    if cvat := {path: tree for path, tree in xml.items() if tool_of_xml(tree) == CVAT}:
         return read_cvat(files, cvat, source, classes)
     if texts := label_files(files):
         return read_yolo(files, texts, source, classes)

@@ -5,7 +5,6 @@ nobody had annotated them.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -79,14 +78,9 @@ def _keys_of_first(tree: dict[str, Any]) -> set[str]:
     return _keys_of(next(iter(tree.values()), None))
 
 
-def tool_of_xml(path: Path) -> str | None:
-    """Return the tool that wrote an XML file; ``None`` if unknown."""
-    root = ""
-    try:
-        for _, element in ET.iterparse(path, ("start",)):  # noqa: S314
-            root = root or element.tag
-            if tool := _XML_TOOLS.get((root, element.tag)):
-                return tool
-    except (ET.ParseError, OSError, ValueError):
-        pass
-    return CVAT if root == "annotations" else None
+def tool_of_xml(root: ET.Element) -> str | None:
+    """Return the tool that wrote an XML file, by its elements; ``None`` if unknown."""
+    for element in root.iter():
+        if tool := _XML_TOOLS.get((root.tag, element.tag)):
+            return tool
+    return CVAT if root.tag == "annotations" else None

@@ -4,8 +4,6 @@ A folder may hold annotations of a tool that is not read, camera files, archives
 them may vanish unnoticed: half of a data set can be in them.
 """
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from plantseg_next.data.formats.folders import (
@@ -17,6 +15,9 @@ from plantseg_next.data.formats.folders import (
 from plantseg_next.data.formats.tools import tool_of_json, tool_of_xml
 from plantseg_next.data.manifest import Manifest, UnusedFiles
 from plantseg_next.errors import PlantSegError
+from plantseg_next.files import read_head, read_text
+from plantseg_next.json_files import load_json
+from plantseg_next.xml_files import read_xml
 
 PICTURES = "pictures of annotations by SuperAnnotate"
 _BY_ENDING = {
@@ -55,7 +56,8 @@ _HARMLESS = {
 }
 """Files that hold neither images nor labels."""
 _IMAGE_HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"RIFF", b"BM")
-_WHOLE_JSON_BYTES = 1 << 26
+_MAX_TREE_BYTES = 1 << 26
+"""Size up to which a file is read only to name its tool."""
 _DOCUMENTS = (
     "readme",
     "license",
@@ -117,7 +119,7 @@ def _reason(path: Path, layout: str) -> tuple[str, bool]:
 def _reason_by_content(path: Path) -> str:
     ending = path.suffix.lower()
     if ending in _TREES:
-        tool = tool_of_xml(path) if ending == ".xml" else _tool_of_json_file(path)
+        tool = _tool_of(path)
         return (
             f"annotations of {tool}"
             if tool
@@ -130,22 +132,21 @@ def _reason_by_content(path: Path) -> str:
     return f"files of an unknown kind ({ending or 'no ending'})"
 
 
-def _tool_of_json_file(path: Path) -> str | None:
+def _tool_of(path: Path) -> str | None:
     try:
-        if path.stat().st_size > _WHOLE_JSON_BYTES:
-            return None
-        text = path.read_text("utf-8-sig")
+        if path.suffix.lower() == ".xml":
+            return tool_of_xml(read_xml(path))
+        text = read_text(path, _MAX_TREE_BYTES)
         if path.suffix.lower() in {".ndjson", ".jsonl"}:
-            lines: Iterable[str] = text.splitlines()
-            return tool_of_json([json.loads(next(line for line in lines if line.strip()))])
-        return tool_of_json(json.loads(text))
-    except (OSError, ValueError, RecursionError, StopIteration, PlantSegError):
+            first = next((line for line in text.splitlines() if line.strip()), "null")
+            return tool_of_json([load_json(first)])
+        return tool_of_json(load_json(text))
+    except (ValueError, PlantSegError):
         return None
 
 
 def _is_image_by_content(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            return file.read(8).startswith(_IMAGE_HEADS)
-    except OSError:
+        return read_head(path, 8).startswith(_IMAGE_HEADS)
+    except PlantSegError:
         return False
