@@ -70,7 +70,7 @@ def test_labelme_image_with_unusable_shape_is_unlabeled(tmp_path, kind, points, 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"bbox": [1, 1, 5, 5]},
+        {"bbox": [1, 1, 5, 5]},  # after matterport/Mask_RCNN#2532
         {"segmentation": None, "bbox": [1, 1, 5, 5]},
         {"segmentation": []},
         {"segmentation": [[1.0, 1.0, 5.0, 5.0]]},
@@ -624,6 +624,38 @@ def test_pictures_of_annotations_are_no_images(tmp_path):
     manifest, origin = read(folder)
     assert [row.image.name for row in manifest.rows] == ["a.jpg"]
     assert [u.reason for u in origin.unused] == ["pictures of annotations by SuperAnnotate"]
+
+
+@pytest.mark.parametrize("name", ["photo.DNG", "photo.NEF", "photo.cr3"])
+def test_photographs_in_a_raw_format_are_named(tmp_path, name):
+    """After qarmin/czkawka#2007: a program skipped DNG files without a word."""
+    folder = save_images(tmp_path / "d", "a.jpg")
+    write_text(folder / name, "raw")
+    _, origin = read(folder)
+    (unused,) = origin.unused
+    assert unused.reason == (
+        "photographs in the raw format of a camera: export them as JPEG or TIFF"
+    )
+
+
+def test_project_of_via_is_named(tmp_path):
+    """After matterport/Mask_RCNN#2609: the project of VIA instead of its annotations."""
+    folder = save_images(tmp_path / "d", "a.jpg")
+    write_json(folder / "via_project.json", {"_via_settings": {}, "_via_img_metadata": {}})
+    _, origin = read(folder)
+    assert [u.reason for u in origin.unused] == [
+        "annotations of VIA, the VGG Image Annotator"
+    ]
+
+
+def test_coco_file_of_no_images_beside_labelme_is_named(tmp_path):
+    """After pieterblok/maskal#9: a conversion left empty COCO files beside LabelMe's."""
+    folder = save_images(tmp_path / "d", "a.png")
+    labelme(folder / "a.json", ("rust", corners(), "polygon"))
+    coco(folder / "train.json", [], [])
+    manifest, origin = read(folder)
+    assert_all_show(manifest, 1)
+    assert [u.reason for u in origin.unused] == ["annotations of COCO"]
 
 
 def test_results_of_this_program_are_left_out(tmp_path):

@@ -188,7 +188,7 @@ def _read_annotated(
             continue
         tree = read_tree(path)
         tool = tool_of_json(tree)
-        if tool == COCO:
+        if tool == COCO and tree["images"]:  # an empty one is named as unused
             coco[path] = tree
         elif tool == LABELME:
             labelme.append(path)
