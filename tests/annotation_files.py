@@ -136,3 +136,17 @@ def overlap(one, other):
 
 def unlabeled_images(manifest):
     return sorted(row.image.name for row in manifest.rows if row.mask is None)
+
+
+def assert_all_show(manifest, n, mask=None, least=1 - 1e-9):
+    """Assert that ``n`` images have a mask, which shows this lesion, or the usual patch."""
+    shown = lesions(manifest)
+    assert len(shown) == n
+    expected = patch() if mask is None else mask
+    for name, lesion in shown.items():
+        assert overlap(lesion > 0, expected) >= least, name
+
+
+def save_mask(path, mask):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask.astype(np.uint8)).save(path)
