@@ -6,10 +6,10 @@ from pathlib import Path
 
 from plantseg_next.data.formats.folders import (
     SPLIT_NAMES,
-    read_index,
     same_name,
     tidy_name,
 )
+from plantseg_next.data.formats.tables import read_index
 from plantseg_next.data.manifest import Row, Split
 from plantseg_next.errors import DataError
 
@@ -31,8 +31,8 @@ def add_index(rows: Iterable[Row], path: Path) -> tuple[list[Row], list[str]]:
         path: The index.
 
     Raises:
-        DataError: If it has no column of names, an unknown split, or two different rows
-            for one image.
+        DataError: If it has no column of names, an unknown split, two different rows for
+            one image, or one row for two images.
     """
     entries = read_index(path)
     column = next((c for c in _NAME_COLUMNS if entries and c in entries[0]), None)
@@ -45,22 +45,33 @@ def add_index(rows: Iterable[Row], path: Path) -> tuple[list[Row], list[str]]:
     by_name: dict[str, dict[str, str]] = {}
     for entry in entries:
         if by_name.setdefault(same_name(entry[column]), entry) != entry:
-            raise DataError(
-                f"`{path}` has two different rows for `{entry[column]}`.",
-                needed="one row for each image",
-                fix="remove one of them; if two images share the name, state their paths",
-            )
-    used: set[str] = set()
+            raise _two_rows(path, entry[column])
+    image_of: dict[str, Row] = {}
     updated = []
     for row in rows:
-        names = (row.key, same_name(row.image.name))
-        name = next((name for name in names if name in by_name), None)
-        if name is None:
+        names = [n for n in (row.key, same_name(row.image.name)) if n in by_name]
+        if not names:
             updated.append(row)
             continue
-        used.add(name)
-        updated.append(_update(row, by_name[name], path))
-    return updated, [entry[column] for n, entry in by_name.items() if n not in used]
+        if len({id(by_name[name]) for name in names}) == 2:
+            raise _two_rows(path, row.key)
+        if (other := image_of.setdefault(names[0], row)) is not row:
+            raise DataError(
+                f"`{path}` has one row `{by_name[names[0]][column]}` for two images, "
+                f"`{other.image}` and `{row.image}`.",
+                needed="one row for each image",
+                fix="state the path of each image inside the data set, as `a/leaf.jpg`",
+            )
+        updated.append(_update(row, by_name[names[0]], path))
+    return updated, [entry[column] for n, entry in by_name.items() if n not in image_of]
+
+
+def _two_rows(path: Path, name: str) -> DataError:
+    return DataError(
+        f"`{path}` has two different rows for `{name}`.",
+        needed="one row for each image",
+        fix="remove one of them; if two images share the name, state their paths",
+    )
 
 
 def split_named(text: str, path: Path) -> Split | None:
