@@ -145,4 +145,7 @@ def test_json_is_read_as_python_reads_it():
     strings = '{"[[[": "{\\"", "a": [true, null, "NaN", "1e999"]}'
     for text in (deep, numbers, strings, strings.encode("utf-16"), b"\xef\xbb\xbf{}"):
         assert load_json(text) == json.loads(text)
-    assert str(load_json("[NaN, Infinity, 1e999]", finite=False)) == "[nan, inf, inf]"
+    assert str(load_json("[NaN, Infinity, 1e999]", own=True)) == "[nan, inf, inf]"
+    assert load_json(r'["\udcff"]', own=True) == ["\udcff"]  # of a name that is not UTF-8
+    with pytest.raises(ValueError, match="line 1: half of a surrogate pair"):
+        load_json(r'["\ud800"]', own=True)

@@ -57,12 +57,13 @@ _TOKEN = re.compile(
 )
 
 
-def load_json(text: str | bytes, *, finite: bool = True) -> Any:  # noqa: ANN401
+def load_json(text: str | bytes, *, own: bool = False) -> Any:  # noqa: ANN401
     """Return the content of a JSON text as plain values.
 
     Args:
         text: In UTF-8, UTF-16 or UTF-32 if these are bytes.
-        finite: Whether NaN, infinities and numbers that become infinite are refused.
+        own: Whether this program wrote it: then it may hold NaN and infinities, as a loss
+            that was not finite, and names of files that are not UTF-8.
 
     Raises:
         ValueError: With the line, if it is not JSON, is nested too deep, names a key
@@ -77,19 +78,19 @@ def load_json(text: str | bytes, *, finite: bool = True) -> Any:  # noqa: ANN401
         text = text.decode(json.detect_encoding(text)).removeprefix("\ufeff")
     _refuse_deep(text)
     hooks: dict[str, Any] = {"object_pairs_hook": _object}
-    if finite:
+    if not own:
         hooks["parse_constant"] = _number
         if any(large.search(text) for large in _LARGE):
             hooks |= {"parse_float": _number, "parse_int": _number}
     try:
         tree = json.loads(text, **hooks)
         if _SURROGATE.search(text):
-            json.dumps(tree, ensure_ascii=False).encode()
+            _encode(json.dumps(tree, ensure_ascii=False), own)
     except RecursionError as error:  # brackets that are never closed
         raise ValueError(_too_deep(text)) from error
     except (_RefusedError, UnicodeEncodeError) as error:
         why = "half of a surrogate pair" if isinstance(error, UnicodeError) else error
-        raise ValueError(f"line {_line_of_fault(text, finite)}: {why}") from error
+        raise ValueError(f"line {_line_of_fault(text, own)}: {why}") from error
     return tree
 
 
@@ -133,11 +134,11 @@ def _refuse_deep(text: str) -> None:
 
 
 def _too_deep(text: str) -> str:
-    line = _line_of_fault(text, False)
+    line = _line_of_fault(text, True)
     return f"line {line}: more than {MAX_DEPTH} lists and objects within each other"
 
 
-def _line_of_fault(text: str, finite: bool) -> int:
+def _line_of_fault(text: str, own: bool) -> int:
     """Return the line of the first value that ``load_json`` refuses."""
     keys: list[set[str]] = []
     for token in _TOKEN.finditer(text):
@@ -149,9 +150,9 @@ def _line_of_fault(text: str, finite: bool) -> int:
                 keys.pop()
             bad = len(keys) > MAX_DEPTH
         elif token["number"]:
-            bad = finite and _is_refused(token["number"])
+            bad = not own and _is_refused(token["number"])
         elif token["is_key"] or _SURROGATE.search(token["string"]):
-            string = _decoded(token["string"])
+            string = _decoded(token["string"], own)
             bad = string is None
             if token["is_key"] and keys and string is not None:
                 bad = string in keys[-1]
@@ -169,17 +170,24 @@ def _is_refused(number: str) -> bool:
     return False
 
 
-def _decoded(string: str) -> str | None:
+def _decoded(string: str, own: bool) -> str | None:
     """Return a string of JSON; ``None`` if it is none, or has half of a surrogate pair."""
     try:
         decoded: str = json.loads(string)
-        decoded.encode()
+        _encode(decoded, own)
     except ValueError:
         return None
     return decoded
 
 
-def _joined(path: str, info: Any) -> Path:  # noqa: ANN401 - beartype cannot check its type
+def _encode(text: str, own: bool) -> None:
+    """Refuse half of a surrogate pair, unless it is a byte of the name of a file."""
+    text.encode("utf-8", "surrogateescape" if own else "strict")
+
+
+def _joined(path: object, info: Any) -> Path:  # noqa: ANN401 - beartype cannot check its type
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError(f"{path!r} is not the path of a file")
     return Path(info.context / path)
 
 
@@ -267,8 +275,7 @@ class JsonFormat(Generic[T]):
     def parse(self, text: str | bytes, path: Path) -> T:
         """Return the content of the text of a file; raise as ``read`` does."""
         try:
-            # What is written may hold NaN: a loss that was not finite.
-            tree = load_json(text, finite=False)
+            tree = load_json(text, own=True)
             if not isinstance(tree, dict):
                 raise self._refused(f"`{path}` is not {self.what}: it holds no object.")
             version = tree.pop("format", 1)

@@ -1,3 +1,4 @@
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from plantseg_next.data.image_io import (
+    decode_image,
     load_sample,
     orient_mask,
     read_header,
@@ -136,6 +138,60 @@ def test_read_image_truncated_file_is_refused(tmp_path, ending):
 def test_read_image_missing_file_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match=r"gone.jpg` does not exist"):
         read_image(tmp_path / "gone.jpg")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes and devices of Unix")
+@pytest.mark.parametrize(
+    ("make", "came"),
+    [
+        (Path.mkdir, "is a folder, not a file"),
+        (os.mkfifo, "is a pipe, not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device, not a file"),
+        (lambda path: path.symlink_to(path.name), "is a link that leads to itself"),
+        (lambda path: path.symlink_to("nowhere"), "is a link that leads nowhere"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused_and_not_opened(tmp_path, make, came):
+    path = tmp_path / "leaf.jpg"
+    make(path)
+    for read in (read_image, read_mask, read_size, decode_image):
+        with pytest.raises(DataError, match=rf"leaf\.jpg` {came}") as refused:
+            read(path)
+        assert refused.value.needed == "an image such as JPEG, PNG or TIFF"
+
+
+def chunk(kind, content):
+    """Return a chunk of a PNG file."""
+    check = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + check
+
+
+def test_png_with_chunks_that_expand_to_gigabytes_is_refused_or_read(tmp_path):
+    path = tmp_path / "leaf.png"
+    Image.new("RGB", (3, 2)).save(path)
+    content = path.read_bytes()
+    zeros = zlib.compress(bytes(80 * 2**20))
+    bombs = {
+        b"zTXt": b"a\0\0" + zeros,
+        b"iTXt": b"a\0\1\0\0\0" + zeros,
+        b"iCCP": b"a\0\0" + zeros,
+        b"eXIf": b"Exif\0\0MM\0*" + b"\xff" * 99,
+    }
+    for kind, bomb in bombs.items():
+        path.write_bytes(content[:33] + chunk(kind, bomb) + content[33:])
+        try:
+            assert read_image(path).shape == (2, 3, 3)
+        except DataError as error:
+            assert "cannot be opened" in error.came or "damaged" in error.came  # noqa: PT017
+
+
+def test_postscript_is_not_given_to_another_program(tmp_path):
+    path = tmp_path / "leaf.jpg"
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    )
+    with pytest.raises(DataError, match="holds text, not an image"):
+        read_image(path)
 
 
 def test_read_image_floating_point_is_refused(tmp_path):

@@ -94,6 +94,80 @@ def test_manifest_of_format_1_is_read_and_its_old_split_renamed(tmp_path):
     )
 
 
+def test_manifest_that_contradicts_itself_is_refused(tmp_path):
+    path = tmp_path / "m.json"
+    table = FORMAT_1 | {"classes": {"lesions": ["rust"], "diseases": ["d"]}}
+    first = {"key": "a", "image": "a.jpg", "source": "s", "mask": "a.png"}
+    other = {"key": "b", "image": "b.jpg", "source": "s", "mask": "b.png"}
+    table["rows"] = [first, other | {"source": "t", "image": "a.jpg", "mask": None}]
+    path.write_text(json.dumps(table))
+    assert len(Manifest.read(path)) == 2  # two sources may share an image
+    for change, why in (
+        ({"key": "a"}, r"`.*a\.jpg` and `.*b\.jpg` have one key"),
+        ({"image": "a.jpg"}, "have one image"),
+        ({"image": "a.jpg", "mask": "a.png", "split": "test"}, "have one image"),
+        ({"mask": "a.png"}, "have one mask"),
+        ({"key": ""}, r"the row of `.*b\.jpg` has no key"),
+        ({"disease": "mold"}, "the row `b` has the unknown label `mold`"),
+        ({"source": "t"}, "the masks of the source `t` have no meaning"),
+    ):
+        table["rows"] = [first, other | change]
+        path.write_text(json.dumps(table))
+        with pytest.raises(DataError, match=rf"m\.json` contradicts itself: .*{why}") as no:
+            Manifest.read(path)
+        assert no.value.needed == "a manifest as this program writes it"
+        assert no.value.fix.startswith("use the folder of images instead")
+
+
+@pytest.mark.parametrize(
+    ("meaning", "why"),
+    [
+        ([[0, "background"], [1, "leaf"], [1, "rust"]], "1 is stated twice"),
+        ([[0, "background"], [-1, "rust"]], "-1 is neither a mask value nor a color"),
+        ([[65_536, "rust"]], "65536 is neither a mask value nor a color"),
+        ([["red", "rust"]], "'red' is neither a mask value nor a color"),
+        ([["#FF0000", "rust"]], "'#FF0000' is neither a mask value nor a color"),
+        ([[True, "rust"]], "True is neither a mask value nor a color"),
+        ([[1, 2]], "Input should be a valid string"),
+        ([[1]], "is not a manifest"),
+        (5, "is not a manifest"),
+    ],
+)
+def test_manifest_with_a_value_that_no_mask_has_is_refused(tmp_path, meaning, why):
+    table = json.loads(json.dumps(FORMAT_1))
+    table["codings"]["s"]["meaning"] = meaning
+    (tmp_path / "m.json").write_text(json.dumps(table))
+    with pytest.raises(DataError, match=why):
+        Manifest.read(tmp_path / "m.json")
+
+
+def test_manifest_with_more_classes_than_a_mask_can_hold_is_refused(tmp_path):
+    names = [f"class {i}" for i in range(255)]
+    table = FORMAT_1 | {"classes": {"lesions": ["rust", *names]}}
+    (tmp_path / "m.json").write_text(json.dumps(table))
+    with pytest.raises(DataError, match=r"m\.json` name 256 lesion classes") as refused:
+        Manifest.read(tmp_path / "m.json")
+    assert refused.value.needed.startswith("1 to 254 lesion classes")
+    codings = {
+        source: MaskCoding(
+            {i: f"{source} {i}" for i in range(1, 200)}, marks_leaf=False, origin=""
+        )
+        for source in "st"
+    }
+    rows = [Row(source, Path(source), source) for source in "st"]
+    assert len(common_classes(rows[:1], codings).lesions) == 199
+    with pytest.raises(DataError, match="The data sets name 398 lesion classes"):
+        common_classes(rows, codings)
+
+
+def test_manifest_with_a_path_that_is_none_is_refused(tmp_path):
+    for image in (5, "", "a\0.jpg", None, ["a.jpg"]):
+        rows = [FORMAT_1["rows"][0] | {"image": image}]
+        (tmp_path / "m.json").write_text(json.dumps(FORMAT_1 | {"rows": rows}))
+        with pytest.raises(DataError, match=r"`rows\.0\.image`: .* is not the path of"):
+            Manifest.read(tmp_path / "m.json")
+
+
 def test_manifest_with_an_unknown_field_or_value_names_it(tmp_path):
     for change, named in (
         ({"picture": "a.jpg"}, r"`rows\.0\.picture`: Unexpected"),

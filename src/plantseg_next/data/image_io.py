@@ -7,10 +7,9 @@ every file is read by Pillow, in one way, or an error gives the reason.
 Axes: h row, w column.
 """
 
-import struct
+import os
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,13 +22,14 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from plantseg_next.data.manifest import Manifest, Row
 from plantseg_next.data.mask_values import MaskColors, MaskValues, decode_mask
-from plantseg_next.errors import DataError, missing_path
+from plantseg_next.errors import DataError, PlantSegError, missing_path
+from plantseg_next.files import read_head, regular_file
 from plantseg_next.structures import IGNORE, ClassMap, Sample
 
 MAX_PIXELS = 178_956_970
 """Largest number of pixels of an image: Pillow's limit against malicious files."""
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_NEEDED = "an image such as JPEG, PNG or TIFF"
 LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000"})
 """Lossy formats, which change ids; masks in them are refused."""
 
@@ -124,11 +124,9 @@ def decode_image(source: str | Path | bytes | Image.Image) -> UInt8[np.ndarray, 
 def _upright_rgb(
     image: Image.Image, orientation: int, path: Path
 ) -> UInt8[np.ndarray, "h w 3"]:
-    try:
+    with _decoding(path):
         image.load()
         return apply_orientation(np.array(_to_rgb(image, path)), orientation)
-    except _BROKEN as error:
-        raise _undecodable(path, error) from error
 
 
 def read_mask(path: Path, *, as_colors: bool = False) -> MaskValues | MaskColors:
@@ -160,13 +158,11 @@ def read_mask(path: Path, *, as_colors: bool = False) -> MaskValues | MaskColors
                 fix="export the mask again as PNG; converting the JPEG does not help",
             )
         step = _gray_step(image)
-        try:
+        with _decoding(path):
             image.load()
             if as_colors:
                 return np.array(image.convert("RGB"))
             return _mask_values(image, path, step)
-        except _BROKEN as error:
-            raise _undecodable(path, error) from error
 
 
 def load_sample(row: Row, manifest: Manifest) -> Sample:
@@ -234,7 +230,14 @@ def _disease_id(row: Row, classes: ClassMap) -> int:
             needed=f"one of {', '.join(classes.diseases) or 'no label at all'}",
             fix="create the manifest again from the folder of images",
         )
-    return classes.diseases.index(row.disease)
+    number = classes.diseases.index(row.disease)
+    if number >= IGNORE:
+        raise DataError(
+            f"There are {len(classes.diseases)} different image-level labels.",
+            needed=f"at most {IGNORE}: a label is stored in eight bits",
+            fix="merge labels, or give fewer folders or rows a label",
+        )
+    return number
 
 
 @contextmanager
@@ -247,21 +250,29 @@ def _opened(
         path: Of the file, or what to call the content in errors.
         content: Of a file that is in memory already.
     """
+    if content is None:
+        if not os.path.lexists(path):
+            raise missing_path(path, "an image")
+        regular_file(path, _NEEDED)
     try:
         with _warnings_lock, warnings.catch_warnings():
             # Pillow warns of large images and malformed metadata.
             warnings.simplefilter("ignore")
             image = Image.open(path if content is None else content)
-            orientation = _exif_orientation(image)
-    except FileNotFoundError as error:
-        raise missing_path(path, "an image") from error
+            try:
+                if image.format == "EPS":  # Pillow would start Ghostscript to draw it
+                    raise UnidentifiedImageError("a program, not an image")
+                orientation = _exif_orientation(image)
+            except Exception:
+                image.close()
+                raise
     except Image.DecompressionBombError as error:
         raise DataError(
             f"`{path}` has more than {MAX_PIXELS / 1e6:.0f} megapixels.",
             needed="an image below that limit",
             fix="cut the image into parts, or scale it down",
         ) from error
-    except _BROKEN as error:
+    except Exception as error:  # decoders raise anything where content is damaged
         if content is not None:
             raise DataError(
                 f"{str(path).capitalize()} are not an image: {len(content.getvalue())} "
@@ -343,15 +354,13 @@ def _mask_values(image: Image.Image, path: Path, step: int) -> MaskValues | Mask
 
 
 def _not_an_image(path: Path, error: Exception) -> DataError:
-    needed = "an image such as JPEG, PNG or TIFF"
-    if not isinstance(error, UnidentifiedImageError) or not path.is_file():
+    if not isinstance(error, UnidentifiedImageError):
         return DataError(
             f"`{path}` cannot be opened: {error}.",
-            needed=needed,
+            needed=_NEEDED,
             fix="check the file in an image viewer, and its permissions",
         )
-    with path.open("rb") as file:
-        head = file.read(256)
+    head = read_head(path, 256)
     if not head:
         came, fix = "is empty (0 bytes)", "copy the file again, or remove it"
     elif head.startswith(b"version https://git-lfs"):
@@ -363,7 +372,18 @@ def _not_an_image(path: Path, error: Exception) -> DataError:
     else:
         came = "is not an image of a known format"
         fix = "open it in an image viewer and export it as JPEG or PNG"
-    return DataError(f"`{path}` {came}.", needed=needed, fix=fix)
+    return DataError(f"`{path}` {came}.", needed=_NEEDED, fix=fix)
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Convert whatever a decoder raises where content is damaged into ``DataError``."""
+    try:
+        yield
+    except (PlantSegError, MemoryError):
+        raise
+    except Exception as error:
+        raise _undecodable(path, error) from error
 
 
 def _undecodable(path: Path, error: Exception) -> DataError:

@@ -5,7 +5,8 @@ does not depend on the layout. A ``MaskCoding`` per source maps mask values to c
 data sets with different conventions share one table of classes.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, ConfigDict, PlainSerializer, with_config
 
 from plantseg_next.errors import DataError, UsageError
-from plantseg_next.files import sha256_of
+from plantseg_next.files import regular_file, sha256_of
 from plantseg_next.json_files import ClassMapInFile, JsonFormat, PathInFile
 from plantseg_next.structures import ClassMap
 
@@ -22,9 +23,28 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 Role = Literal["background", "leaf", "no lesion", "ignore"]
 """Meaning of a mask value besides a lesion class; "no lesion" may be leaf or not."""
 
+MAX_VALUE = 65_535
+"""Largest mask value: masks have at most 16 bits."""
+COLOR = re.compile("#[0-9a-f]{6}")
+MAX_CLASSES = 254
+"""Lesion classes that fit into eight bits with "no lesion" and ``IGNORE``."""
+
+
+def _meaning_of(pairs: Any) -> dict[Any, Any]:  # noqa: ANN401 - as a file states it
+    meaning: dict[Any, Any] = {}
+    for value, role in pairs.items() if isinstance(pairs, dict) else pairs:
+        is_id = type(value) is int and 0 <= value <= MAX_VALUE
+        if not (is_id or (isinstance(value, str) and COLOR.fullmatch(value))):
+            raise ValueError(f"{value!r} is neither a mask value nor a color #rrggbb")
+        if value in meaning:
+            raise ValueError(f"{value!r} is stated twice")
+        meaning[value] = role
+    return meaning
+
+
 Meaning = Annotated[
     Mapping[int | str, str],
-    BeforeValidator(dict),
+    BeforeValidator(_meaning_of),
     PlainSerializer(lambda meaning: list(meaning.items())),
 ]
 """A mapping that files keep as pairs, because the keys of JSON are text."""
@@ -200,9 +220,46 @@ class Manifest:
         """Read a table written by ``write``; relative paths are relative to its folder.
 
         Raises:
-            DataError: If it is not such a table, or its format is newer.
+            DataError: If it is not such a table, its format is newer, or it contradicts
+                itself: two rows of one key, an image with two masks, an unknown name.
         """
-        return _FORMAT.read(path)
+        manifest = _FORMAT.read(path)
+        refuse_many_classes(manifest.classes.lesions, f"`{path}`")
+        for why in _contradictions(manifest):
+            raise DataError(
+                f"`{path}` contradicts itself: {why}.",
+                needed="a manifest as this program writes it",
+                fix=_FORMAT.fix,
+            )
+        return manifest
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """Yield what cannot be true of a manifest, in words."""
+    yield from _shared(manifest.rows, "key", lambda row: row.key)
+    # Within a source: data sets that share images may be used together.
+    yield from _shared(manifest.rows, "image", lambda row: (row.source, row.image))
+    masked = manifest.labeled.rows
+    yield from _shared(masked, "mask", lambda row: (row.source, row.mask))
+    for row in manifest.rows:
+        if not row.key:
+            yield f"the row of `{row.image}` has no key"
+        if row.disease is not None and row.disease not in manifest.classes.diseases:
+            yield f"the row `{row.key}` has the unknown label `{row.disease}`"
+    for source in dict.fromkeys(row.source for row in masked):
+        if source not in manifest.codings:
+            yield f"the masks of the source `{source}` have no meaning"
+            continue
+        for name in manifest.codings[source].lesions:
+            if name not in manifest.classes.lesions:
+                yield f"the class `{name}` of the source `{source}` is not in its classes"
+
+
+def _shared(rows: Iterable[Row], what: str, of: Callable[[Row], object]) -> Iterator[str]:
+    first: dict[object, Row] = {}
+    for row in rows:
+        if (other := first.setdefault(of(row), row)) is not row:
+            yield f"the rows of `{other.image}` and `{row.image}` have one {what}"
 
 
 def _present_names(table: dict[str, Any]) -> dict[str, Any]:
@@ -229,15 +286,42 @@ def common_classes(rows: Iterable[Row], codings: Mapping[str, MaskCoding]) -> Cl
 
     Lesion classes keep the order of their codings, for example a published order of ids;
     image-level labels are sorted.
+
+    Raises:
+        DataError: If there are more than ``MAX_CLASSES`` lesion classes.
     """
     rows = list(rows)
     used = [codings[s] for s in dict.fromkeys(r.source for r in rows) if s in codings]
     lesions = dict.fromkeys(name for coding in used for name in coding.lesions)
+    refuse_many_classes(lesions, "The data sets")
     diseases = sorted({row.disease for row in rows if row.disease is not None})
     return ClassMap(
         lesions=tuple(lesions),
         diseases=tuple(diseases),
         has_leaf=any(coding.marks_leaf for coding in used),
+    )
+
+
+def refuse_many_classes(names: Iterable[str], where: str) -> None:
+    """Refuse more classes than a mask of eight bits can hold.
+
+    Args:
+        names: Names of lesion classes; equal ones count once.
+        where: What states them, for the error.
+
+    Raises:
+        DataError: If there are more than ``MAX_CLASSES``.
+    """
+    if (number := len(set(names))) > MAX_CLASSES:
+        raise class_count(where, number)
+
+
+def class_count(where: str, number: int) -> DataError:
+    """Return the error for too many lesion classes, or none."""
+    return DataError(
+        f"{where} name {number} lesion classes.",
+        needed=f"1 to {MAX_CLASSES} lesion classes, or at least the leaf",
+        fix="name the classes to segment, and map the rest to background or ignore",
     )
 
 
@@ -270,8 +354,9 @@ def digest(path: Path) -> str:
     """Return the SHA-256 of an image file.
 
     Raises:
-        DataError: If it cannot be read.
+        DataError: If it cannot be read, or is no regular file.
     """
+    regular_file(path, "an image or a mask")
     try:
         return sha256_of(path)
     except OSError as error:

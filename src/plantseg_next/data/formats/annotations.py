@@ -19,12 +19,13 @@ from tempfile import TemporaryDirectory, mkdtemp
 import numpy as np
 from PIL import Image
 
-from plantseg_next.data.formats.coding import MAX_CLASSES, read_meanings, role_of
+from plantseg_next.data.formats.coding import read_meanings, role_of
 from plantseg_next.data.formats.folders import keys_of, tidy_name
 from plantseg_next.data.formats.index import INDEX_FILE, add_index
 from plantseg_next.data.formats.rasterize import Annotation, Doubts, is_box, rasterize
 from plantseg_next.data.image_io import MAX_PIXELS, read_size
 from plantseg_next.data.manifest import (
+    MAX_CLASSES,
     Manifest,
     MaskCoding,
     Origin,

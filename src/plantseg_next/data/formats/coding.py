@@ -1,9 +1,8 @@
 """The mask coding of a folder: stated in a class file, or inferred from the values."""
 
 import csv
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,9 +11,15 @@ import yaml
 
 from plantseg_next.data.formats.folders import tidy_name
 from plantseg_next.data.image_io import read_mask
-from plantseg_next.data.manifest import MaskCoding, Role
+from plantseg_next.data.manifest import (
+    MaskCoding,
+    Role,
+    class_count,
+    refuse_many_classes,
+)
 from plantseg_next.errors import DataError, PlantSegError, UsageError
 from plantseg_next.files import read_text
+from plantseg_next.json_files import load_json
 from plantseg_next.yaml_files import load_yaml
 
 CLASS_FILES = ("classes.yaml", "classes.yml", "classes.json", "classes.csv")
@@ -23,9 +28,8 @@ LABEL_MAP = "labelmap.txt"
 SCANNED_MASKS = 200
 """Masks that are read to infer a coding; a seeded random choice if there are more."""
 
-MAX_CLASSES = 254
-"""Lesion classes that fit into eight bits with "no lesion" and ``IGNORE``."""
-
+MAX_CLASS_FILE_BYTES = 2**20
+"""Largest class file: a line for each of 65,536 values has some 20 bytes."""
 _LEAF = {"leaf", "leaves", "healthy leaf", "healthy", "leaf area", "plant"}
 _BACKGROUND = {"background", "bg", "ground"}
 _IGNORE = {"ignore", "ignored", "void", "unknown", "unsure"}
@@ -96,12 +100,17 @@ def read_coding(path: Path) -> MaskCoding:
     ``ignore`` or the name of a lesion class: as YAML, JSON, or CSV of two columns.
 
     Raises:
-        DataError: If it has another form.
+        DataError: If it has another form, states a value twice, or two names that differ
+            only in spelling.
     """
     try:
-        pairs = _read_pairs(path)
-        meaning = {_value(key): _meaning(text) for key, text in pairs.items()}
-    except (ValueError, yaml.YAMLError, OSError) as error:
+        meaning: dict[int | str, str] = {}
+        for key, text in _read_pairs(path):
+            if (value := _value(key)) in meaning:
+                raise ValueError(f"`{value}` is stated twice")
+            meaning[value] = _meaning(text)
+        _refuse_alike(meaning.values())
+    except (ValueError, yaml.YAMLError) as error:
         raise DataError(
             f"`{path}` is not a list of mask values and their meanings: {error}.",
             needed='lines such as `0: background`, `1: leaf`, `"#ff0000": rust` '
@@ -115,19 +124,26 @@ def read_label_map(path: Path) -> MaskCoding:
     """Return the coding of lines such as ``rust:128,0,0::``.
 
     Raises:
-        DataError: If a line has another form.
+        DataError: If a line has another form, or two labels have one color, or names that
+            differ only in spelling.
     """
     meaning: dict[int | str, str] = {}
+    names: list[str] = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         try:
             name, color, *_ = line.split(":")
             red, green, blue = (int(part) for part in color.split(","))
-            meaning[f"#{bytes((red, green, blue)).hex()}"] = role_of(name)
+            value = f"#{bytes((red, green, blue)).hex()}"
+            if value in meaning:
+                raise ValueError(f"a second label of the color {value}")
+            meaning[value] = role_of(name)
+            names.append(name)
+            _refuse_alike(names)
         except ValueError as error:
             raise DataError(
-                f"`{path}`, line {number}: {line[:60]!r}.",
+                f"`{path}`, line {number}: {line[:60]!r} ({error}).",
                 needed="a label and its color, as in `rust:128,0,0::`",
                 fix="export the masks again, or write a classes.yaml instead",
             ) from error
@@ -149,12 +165,18 @@ def read_meanings(path: Path) -> dict[str, str]:
     Like ``read_coding``, with names instead of values; they are compared in tidy form.
 
     Raises:
-        DataError: If it has another form.
+        DataError: If it has another form, states two meanings of one name, or two classes
+            that differ only in spelling.
     """
     try:
-        pairs = _read_pairs(path)
-        return {tidy_name(str(key)): _meaning(text) for key, text in pairs.items()}
-    except (ValueError, yaml.YAMLError, OSError) as error:
+        meanings: dict[str, str] = {}
+        for key, text in _read_pairs(path):
+            name, meaning = tidy_name(str(key)), _meaning(text)
+            if meanings.setdefault(name, meaning) != meaning:
+                raise ValueError(f"`{name}` is stated with two meanings")
+        _refuse_alike(meanings.values())
+        return meanings
+    except (ValueError, yaml.YAMLError) as error:
         raise DataError(
             f"`{path}` is not a list of names and their meanings: {error}.",
             needed="lines such as `Early_Blight: early blight`, `leaf: leaf`",
@@ -207,28 +229,48 @@ def _infer(values: set[int]) -> MaskCoding:
 
 def _coding(meaning: Mapping[int | str, str], origin: str, path: Path | None) -> MaskCoding:
     coding = MaskCoding(meaning, "leaf" in meaning.values(), origin)
-    if len(coding.lesions) > MAX_CLASSES or not (coding.lesions or coding.marks_leaf):
-        raise DataError(
-            f"`{path or 'the masks'}` name {len(coding.lesions)} lesion classes.",
-            needed=f"1 to {MAX_CLASSES} lesion classes, or at least the leaf",
-            fix="name the classes to segment, and map the rest to background or ignore",
-        )
+    refuse_many_classes(coding.lesions, f"`{path or 'the masks'}`")
+    if not (coding.lesions or coding.marks_leaf):
+        raise class_count(f"`{path or 'the masks'}`", 0)
     return coding
 
 
-def _read_pairs(path: Path) -> Mapping[Any, object]:
-    text = read_text(path)
+def _refuse_alike(names: Iterable[str]) -> None:
+    """Refuse names that denote one class by their spelling, but would become two."""
+    spelled: dict[str, str] = {}
+    for name in names:
+        if (other := spelled.setdefault(tidy_name(name), name)) != name:
+            raise ValueError(f"`{other}` and `{name}` differ only in spelling")
+
+
+def _read_pairs(path: Path) -> Iterator[tuple[Any, object]]:
+    """Yield the keys and values of a class file, in its order.
+
+    Raises:
+        ValueError: If it is no flat map, or states a key twice as it is written.
+        yaml.YAMLError: If it is not YAML, as ``load_yaml``.
+        DataError: If the file cannot be read as text.
+    """
+    text = read_text(path, MAX_CLASS_FILE_BYTES)
     if path.suffix.lower() == ".csv":
-        lines = [line for line in csv.reader(text.splitlines()) if line]
-        if any(len(line) != 2 for line in lines):
-            raise ValueError("a line does not have two columns")
-        first = lines[0][0].strip() if lines else ""
-        has_header = not re.fullmatch(r"\d+|#[0-9a-fA-F]{6}", first)
-        return dict(lines[1 if has_header else 0 :])
-    table = json.loads(text) if path.suffix.lower() == ".json" else load_yaml(text)
+        yield from _read_two_columns(text)
+        return
+    table = load_json(text) if path.suffix.lower() == ".json" else load_yaml(text)
     if not isinstance(table, dict) or not table:
         raise ValueError(f"its top level is {type(table).__name__}")
-    return table
+    yield from table.items()
+
+
+def _read_two_columns(text: str) -> Iterator[tuple[str, str]]:
+    try:
+        lines = [line for line in csv.reader(text.splitlines(), strict=True) if line]
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    if any(len(line) != 2 for line in lines):
+        raise ValueError("a line does not have two columns")
+    first = lines[0][0].strip() if lines else ""
+    has_header = not re.fullmatch(r"\d+|#[0-9a-fA-F]{6}", first)
+    yield from ((key, meaning) for key, meaning in lines[1 if has_header else 0 :])
 
 
 def _value(key: object) -> int | str:

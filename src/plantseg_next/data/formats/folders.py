@@ -1,6 +1,5 @@
 """Helpers for all layouts: the images, names and index of a folder."""
 
-import csv
 import os
 import stat
 import unicodedata
@@ -12,7 +11,6 @@ from pathlib import Path
 
 from plantseg_next.data.manifest import Split
 from plantseg_next.errors import DataError
-from plantseg_next.files import read_text
 
 # HEIC is not readable, but is listed so that reading it raises an error with the reason.
 IMAGE_ENDINGS = (
@@ -209,31 +207,6 @@ def tidy_name(name: str) -> str:
         'early blight'
     """
     return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").lower().split())
-
-
-def read_index(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file, column names in lower case.
-
-    The separator may be a comma, a semicolon or a tab.
-
-    Raises:
-        DataError: If the file is not UTF-8 text, or not a table.
-    """
-    lines = read_text(path).splitlines()
-    header = lines[0] if lines else ""
-    separator = max(",;\t", key=header.count)
-    try:
-        return [
-            {name.strip().lower(): (value or "").strip() for name, value in row.items()}
-            for row in csv.DictReader(lines, delimiter=separator, restval="")
-            if None not in row
-        ]
-    except csv.Error as error:
-        raise DataError(
-            f"`{path}` is not a table: {error}.",
-            needed="one line per image, every quotation mark closed",
-            fix="open it in a spreadsheet and save it again",
-        ) from error
 
 
 def _is_hidden(name: str) -> bool:

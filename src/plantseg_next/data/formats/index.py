@@ -6,10 +6,10 @@ from pathlib import Path
 
 from plantseg_next.data.formats.folders import (
     SPLIT_NAMES,
-    read_index,
     tidy_name,
 )
-from plantseg_next.data.formats.names import same_name
+from plantseg_next.data.formats.names import ImageNames
+from plantseg_next.data.formats.tables import read_index
 from plantseg_next.data.manifest import Row, Split
 from plantseg_next.errors import DataError
 
@@ -31,8 +31,8 @@ def add_index(rows: Iterable[Row], path: Path) -> tuple[list[Row], list[str]]:
         path: The index.
 
     Raises:
-        DataError: If it has no column of names, an unknown split, or two different rows
-            for one image.
+        DataError: If it has no column of names, an unknown split, two different rows for
+            one image, or one row for two images.
     """
     entries = read_index(path)
     column = next((c for c in _NAME_COLUMNS if entries and c in entries[0]), None)
@@ -42,25 +42,34 @@ def add_index(rows: Iterable[Row], path: Path) -> tuple[list[Row], list[str]]:
             needed="a column `name` with the names of the images",
             fix="name the column, or rename the file if it has another purpose",
         )
-    by_name: dict[str, dict[str, str]] = {}
+    rows = list(rows)
+    names = ImageNames([row.image for row in rows], path.parent)
+    entry_of: dict[Path | str, dict[str, str]] = {}
     for entry in entries:
-        if by_name.setdefault(same_name(entry[column]), entry) != entry:
+        name = entry[column]
+        images = names.candidates(name)
+        if len(images) > 1:
             raise DataError(
-                f"`{path}` has two different rows for `{entry[column]}`.",
+                f"`{path}` has one row `{name}` for {len(images)} images, `{images[0]}` "
+                f"and `{images[1]}`.",
                 needed="one row for each image",
-                fix="remove one of them; if two images share the name, state their paths",
+                fix="state the path of each image inside the data set, as `a/leaf.jpg`",
             )
-    used: set[str] = set()
-    updated = []
-    for row in rows:
-        names = (row.key, same_name(row.image.name))
-        name = next((name for name in names if name in by_name), None)
-        if name is None:
-            updated.append(row)
-            continue
-        used.add(name)
-        updated.append(_update(row, by_name[name], path))
-    return updated, [entry[column] for n, entry in by_name.items() if n not in used]
+        if entry_of.setdefault(images[0] if images else name, entry) != entry:
+            raise _two_rows(path, name)
+    missing = [key for key in entry_of if isinstance(key, str)]
+    return [
+        _update(row, entry_of[row.image], path) if row.image in entry_of else row
+        for row in rows
+    ], missing
+
+
+def _two_rows(path: Path, name: str) -> DataError:
+    return DataError(
+        f"`{path}` has two different rows for `{name}`.",
+        needed="one row for each image",
+        fix="remove one of them; if two images share the name, state their paths",
+    )
 
 
 def split_named(text: str, path: Path) -> Split | None:

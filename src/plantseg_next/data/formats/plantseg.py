@@ -14,7 +14,6 @@ import numpy as np
 from plantseg_next.data.formats.coding import read_coding
 from plantseg_next.data.formats.folders import (
     keys_of,
-    read_index,
     scan,
     split_of,
     subfolder,
@@ -22,8 +21,11 @@ from plantseg_next.data.formats.folders import (
 )
 from plantseg_next.data.formats.image_mask import Pairs, match_masks
 from plantseg_next.data.formats.index import split_named
+from plantseg_next.data.formats.numbers import whole
+from plantseg_next.data.formats.tables import read_index
 from plantseg_next.data.image_io import read_mask
 from plantseg_next.data.manifest import (
+    MAX_CLASSES,
     Manifest,
     MaskCoding,
     Origin,
@@ -45,7 +47,8 @@ def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Man
 
     The class of an index is the most frequent name of its rows; 12 rows of the published
     table have an index that differs from their mask, and the mask is correct. An index
-    without rows is named "class N".
+    without rows is named "class N". An image with two different rows is read as if it had
+    none.
 
     Args:
         folder: Contains ``images``, ``annotations`` and ``Metadata.csv``.
@@ -53,7 +56,7 @@ def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Man
         classes: A class file that takes precedence over the table.
 
     Raises:
-        DataError: If the table lacks one of its columns.
+        DataError: If the table lacks one of its columns, or an index is out of range.
         UsageError: If the folder is not such an archive.
     """
     parts = _parts(folder)
@@ -71,15 +74,15 @@ def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Man
         mask_root,
     )
     mask_of = match_masks(pair)
-    entries = _entries(table)
-    names = _class_names(entries.values())
+    entries, doubts = _entries(table)
+    names = _class_names(entries.values(), table)
     not_in_table = [mask for i, mask in mask_of.items() if i.name not in entries]
     _add_missing_names(names, not_in_table)
 
     rows = []
     for image, key in keys_of(pair.images, image_root).items():
         entry = entries.get(image.name, {})
-        index = entry.get("index", "")
+        index = _index(entry, table)
         split = split_of(image.relative_to(image_root))
         rows.append(
             Row(
@@ -88,7 +91,7 @@ def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Man
                 source=source,
                 mask=mask_of.get(image),
                 split=split or split_named(entry.get("split", ""), table),
-                disease=names[int(index)] if index.isdecimal() else None,
+                disease=None if index is None else names[index],
                 plant=tidy_name(entry.get("plant", "")) or None,
                 stated=entry,
             )
@@ -99,6 +102,7 @@ def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Man
         "PlantSeg archive: official splits, one disease per image",
         tuple(str(mask) for mask in pair.masks if mask not in used),
         tuple(name for name in entries if name not in present),
+        doubts,
     )
     codings = {source: coding}
     return Manifest(tuple(rows), common_classes(rows, codings), codings, {source: origin})
@@ -111,7 +115,8 @@ def _parts(folder: Path) -> tuple[Path, Path, Path] | None:
     return (images, masks, tables[0]) if images and masks and tables else None
 
 
-def _entries(table: Path) -> dict[str, dict[str, str]]:
+def _entries(table: Path) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+    """Return the row of each name, and the doubts about names with different rows."""
     rows = read_index(table)
     if not rows or not rows[0].keys() >= _COLUMNS:
         raise DataError(
@@ -119,15 +124,36 @@ def _entries(table: Path) -> dict[str, dict[str, str]]:
             needed="the columns Name, Index, Plant and Disease of the PlantSeg archive",
             fix="copy the file from the archive again (Zenodo 17719108)",
         )
-    return {row["name"]: row for row in rows}
+    entries: dict[str, dict[str, str]] = {}
+    twice = {r["name"] for r in rows if entries.setdefault(r["name"], r) != r}
+    if not twice:
+        return entries, ()
+    what = "images with two different rows in the table, read as if they had none"
+    kept = {name: row for name, row in entries.items() if name not in twice}
+    return kept, (f"{what}: {len(twice)}, for example {min(twice)}",)
 
 
-def _class_names(entries: Iterable[dict[str, str]]) -> dict[int, str]:
+def _index(entry: dict[str, str], table: Path) -> int | None:
+    """Return the index of a disease; ``None`` if the row states none."""
+    text = entry.get("index", "")
+    if not text.isdecimal():
+        return None
+    try:
+        return whole(text, f"the index of {entry['name']}", 0, MAX_CLASSES - 1)
+    except ValueError as error:
+        raise DataError(
+            f"`{table}`: {error}.",
+            needed=f"indices of 0 to {MAX_CLASSES - 1}: a mask value is the index plus 1",
+            fix="correct it, or copy the file from the archive again (Zenodo 17719108)",
+        ) from error
+
+
+def _class_names(entries: Iterable[dict[str, str]], table: Path) -> dict[int, str]:
     votes: dict[int, Counter[str]] = {}
     for entry in entries:
-        if entry["index"].isdecimal():
+        if (index := _index(entry, table)) is not None:
             name = _full_name(entry["plant"], entry["disease"])
-            votes.setdefault(int(entry["index"]), Counter())[name] += 1
+            votes.setdefault(index, Counter())[name] += 1
     named = {index: names.most_common(1)[0][0] for index, names in votes.items()}
     return {i: named.get(i, f"class {i}") for i in range(max(named, default=-1) + 1)}
 

@@ -9,9 +9,7 @@ Axes: h row, w column.
 
 import base64
 import binascii
-import struct
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 
@@ -22,7 +20,6 @@ from PIL import Image, UnidentifiedImageError
 from plantseg_next.data.formats.numbers import shown, whole
 from plantseg_next.data.image_io import MAX_PIXELS
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _DIGIT, _MORE, _SIGN = 0x1F, 0x20, 0x10
 _FIRST_LETTER, _LAST_LETTER = 48, 111
 _MAX_LETTERS_PER_RUN = 7
@@ -211,9 +208,9 @@ def decode_png_mask(text: object, max_pixels: int = MAX_PIXELS) -> Bool[np.ndarr
         raise ValueError("an embedded mask is not a PNG image") from error
     except Image.DecompressionBombError as error:
         raise ValueError("an embedded mask is too large") from error
-    except ValueError:
+    except (ValueError, MemoryError):
         raise
-    except _BROKEN as error:
+    except Exception as error:  # decoders raise anything where content is damaged
         raise ValueError(f"an embedded mask is damaged or truncated: {error}") from error
 
 
