@@ -11,11 +11,9 @@ from plantseg_next.errors import (
     missing_path,
 )
 from plantseg_next.files import (
-    MAX_NAME_BYTES,
     parse_bytes,
     prepare_output,
     remove_partials,
-    short_names,
     write_atomically,
 )
 
@@ -50,19 +48,6 @@ def test_write_atomically_of_the_longest_name(tmp_path, name):
     remove_partials(tmp_path)
     assert (tmp_path / name).read_bytes() == b"content"
     assert not (tmp_path / partial).exists()
-
-
-def test_short_names_are_cut_and_different():
-    names = [f"{'葉' * 80}/{'a' * 245}{i}" for i in range(3)]
-    short = [short_names(name) for name in names]
-    assert len(set(short)) == 3
-    for name in short:
-        folder, file = name.split("/")
-        assert folder == "葉" * 80
-        assert len(file.encode()) <= MAX_NAME_BYTES
-    cut = short_names("葉" * 85)
-    assert cut.startswith("葉" * 74)
-    assert len(cut.encode()) <= MAX_NAME_BYTES
 
 
 def test_prepare_output_read_only_folder_is_refused(tmp_path, monkeypatch):

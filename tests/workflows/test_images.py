@@ -8,7 +8,7 @@ import pytest
 from plantseg_next.data.manifest import Manifest, Row
 from plantseg_next.errors import DataError
 from plantseg_next.structures import ClassMap
-from plantseg_next.workflows.images import name_within, read_each, refuse_names
+from plantseg_next.workflows.images import name_within, read_each
 
 
 def rows(folder, *names):
@@ -52,12 +52,3 @@ def test_name_is_the_path_within_the_folder_or_the_key(tmp_path):
     assert name_within(inside.image)(inside) == "a.png"
 
 
-def test_name_that_is_not_utf8_is_refused_where_a_manifest_states_it():
-    good, bad = rows(Path(), "葉.png", os.fsdecode(b"b\xff.png"))
-    manifest = Manifest((good,), ClassMap(()), {})
-    assert refuse_names(manifest) is manifest
-    with pytest.raises(DataError) as caught:
-        refuse_names(manifest.only((good, bad)))
-    assert caught.value.came == r"`b\xff.png` has a name that is not UTF-8."
-    assert caught.value.needed == "names in UTF-8, so that a manifest can state them"
-    assert caught.value.fix.startswith("rename the file or its folder")

@@ -14,7 +14,7 @@ from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.mask_values import decode_mask
-from plantseg_next.errors import DataError, OutputError, UsageError
+from plantseg_next.errors import OutputError, UsageError
 from plantseg_next.models.bundle import read_card
 from plantseg_next.structures import IGNORE, ClassMap, Prediction
 from plantseg_next.synthetic.folders import write_drawn_folder
@@ -68,9 +68,14 @@ def test_images_of_the_longest_names_are_labeled(drawn_folder, tmp_path):
     assert len(masks) == 3
     assert all(mask.is_file() for mask in masks)
     shutil.copy(image, os.fsencode(tmp_path / "images") + b"/\xff.png")
-    with pytest.raises(DataError, match="has a name that is not UTF-8"):
-        api.pseudo_label("starter", tmp_path / "images", tmp_path / "more")
-    assert not (tmp_path / "more").exists()
+    more = api.pseudo_label("starter", tmp_path / "images", tmp_path / "more")
+    assert len(more.rows) == 3
+    ((left_out, reason),) = more.skipped
+    assert left_out == rf"{tmp_path}/images/\xff.png"
+    assert reason == (
+        "Left out: the name is not UTF-8, so that no manifest can state it; rename it."
+    )
+    assert len(Manifest.read(tmp_path / "more" / "manifest.json")) == 3
 
 
 def test_pseudo_labels_are_corrected_and_learned_from(finished_run, drawn_folder, tmp_path):

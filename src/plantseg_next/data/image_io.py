@@ -127,6 +127,8 @@ def _upright_rgb(
     try:
         image.load()
         return apply_orientation(np.array(_to_rgb(image, path)), orientation)
+    except MemoryError as error:
+        raise too_large(path) from error
     except _BROKEN as error:
         raise _undecodable(path, error) from error
 
@@ -340,6 +342,15 @@ def _mask_values(image: Image.Image, path: Path, step: int) -> MaskValues | Mask
     rgb = np.array(image.convert("RGB"))
     is_gray = (rgb[..., :1] == rgb[..., 1:]).all()
     return np.ascontiguousarray(rgb[..., 0]) if is_gray else rgb
+
+
+def too_large(path: Path) -> DataError:
+    """Return the error for an image for which memory does not suffice."""
+    return DataError(
+        f"`{path}` is too large for the memory of this machine.",
+        needed="memory for about ten times the pixels of the image, in bytes",
+        fix="close other programs, scale the image down, or cut it into parts",
+    )
 
 
 def _not_an_image(path: Path, error: Exception) -> DataError:

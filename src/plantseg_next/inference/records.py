@@ -10,11 +10,9 @@ are valid tables of the images done so far; a killed run leaves them next to the
 tables of an earlier run.
 """
 
-import csv
-import io
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -27,13 +25,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from plantseg_next.errors import OutputError, UsageError
-from plantseg_next.files import explained, short_names, write_atomically
+from plantseg_next.files import explained, write_atomically
 from plantseg_next.inference.overlay import class_colors, draw_overlay
 from plantseg_next.inference.severity import Assessment, Lesion
+from plantseg_next.names import OutputPaths, Value, csv_line
 from plantseg_next.structures import IGNORE, ClassMap, SkippedImage
 
 FORMAT = 1
-Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ class RecordWriter:
         self.classes = classes
         self.model = model
         self._names: set[str] = set()
-        self._owner: dict[str, str] = {}  # from a written file, case-folded, to an image
+        self._paths = OutputPaths()
         self._tables: tuple[TextIO, TextIO, TextIO]
 
     def __enter__(self) -> "RecordWriter":
@@ -256,6 +254,9 @@ class RecordWriter:
         write_atomically(self.folder / "records.json", write)
         partial.unlink()
 
+    def _path(self, kind: str, name: str, suffix: str) -> str:
+        return self._paths.path(kind, name, suffix, keep_ending=False)
+
     def _partial(self, name: str) -> Path:
         path = self.folder / name
         return path.with_name(f"{path.stem}.partial{path.suffix}")
@@ -276,15 +277,6 @@ class RecordWriter:
             )
         self._names.add(name)
 
-    def _path(self, kind: str, name: str, suffix: str) -> str:
-        """Return a file's path; of leaf.jpg and leaf.tif, the second gets a number."""
-        stem = f"{kind}/{short_names(str(PurePosixPath(name).with_suffix('')))}"
-        path, number = f"{stem}{suffix}", 1
-        while self._owner.setdefault(path.casefold(), name) != name:
-            number += 1
-            path = f"{stem}-{number}{suffix}"
-        return path
-
 
 def write_mask(path: Path, ids: UInt8[np.ndarray, "h w"], names: Sequence[str]) -> None:
     """Write class ids as a palette PNG, which viewers show in color.
@@ -303,17 +295,3 @@ def write_mask(path: Path, ids: UInt8[np.ndarray, "h w"], names: Sequence[str]) 
     legend = PngInfo()
     legend.add_itxt("classes", json.dumps(list(names), ensure_ascii=False))
     write_atomically(path, lambda file: image.save(file, "PNG", pnginfo=legend))
-
-
-def csv_line(values: Iterable[Value]) -> str:
-    r"""Return one line of a table; floats to eight digits, ``None`` as an empty cell.
-
-    Example:
-        >>> csv_line(["leaf, left.jpg", 12.3456789012, None])
-        '"leaf, left.jpg",12.345679,\n'
-    """
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(
-        f"{value:.8g}" if isinstance(value, float) else value for value in values
-    )
-    return line.getvalue()

@@ -8,7 +8,7 @@ from plantseg_next.data.image_io import read_image
 from plantseg_next.data.manifest import Manifest, Row
 from plantseg_next.errors import refuse_fewer
 from plantseg_next.files import AnyPath, prepare_output
-from plantseg_next.inference.pipeline import Pipeline, load_pipeline
+from plantseg_next.inference.pipeline import LeafAnalysis, Pipeline, load_pipeline
 from plantseg_next.inference.records import PredictionTable, RecordWriter
 from plantseg_next.inference.severity import MIN_LESION_PX
 from plantseg_next.models.start import STARTER_FOLDER
@@ -85,16 +85,16 @@ def write_measures(
     card = pipeline.card
     rows = []
     skipped: list[SkippedImage] = []
+
+    def measure(row: Row) -> LeafAnalysis:
+        image = read_image(row.image) if only_image is None else only_image
+        return pipeline.predict(image, name=name(row), min_lesion_px=min_lesion_px)
+
     images = read_each(
-        manifest,
-        lambda row: read_image(row.image) if only_image is None else only_image,
-        skipped=skipped,
-        name=name,
-        on_progress=on_progress,
+        manifest, measure, skipped=skipped, name=name, on_progress=on_progress
     )
     with RecordWriter(out, card.classes, model=card.model_id) as writer:
-        for row, image in images:
-            leaf = pipeline.predict(image, name=name(row), min_lesion_px=min_lesion_px)
+        for _, leaf in images:
             rows.append(
                 writer.add(
                     leaf.name,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, NamedTuple
 
 import cv2
@@ -37,7 +37,8 @@ from plantseg_next.data.manifest import (
     common_classes,
 )
 from plantseg_next.errors import DataError
-from plantseg_next.files import short_names
+from plantseg_next.files import explained_temporary
+from plantseg_next.names import OutputPaths
 
 STROKE_PX = 3
 """Width of a drawn scribble or point."""
@@ -148,8 +149,9 @@ def read_annotations(
         "leaf" in meaning.values(),
         coding_origin,
     )
-    folder = Path(_temporary_folder().name) / source
+    folder = _folder_for_masks(root.resolve())
     keys = keys_of([item.image for item in annotated], root)
+    paths = OutputPaths()
     rows, trouble = [], Counter[str]()
     for item in annotated:
         row = Row(keys[item.image], item.image, source, split=item.split)
@@ -160,7 +162,8 @@ def read_annotations(
             size_hw = _size_of(item)
             mask, problems = rasterize(item.annotations, size_hw, values, meaning, fill)
             trouble += problems
-            row = replace(row, mask=_write(mask, folder / short_names(row.key)))
+            path = folder / paths.path(source, row.key, ".png")
+            row = replace(row, mask=_write(mask, path))
             row = replace(row, split="train") if fill == ignore else row
         rows.append(row)
     missing: list[str] = []
@@ -241,10 +244,14 @@ def save_rasterized_masks(manifest: Manifest, folder: Path) -> Manifest:
     if not _temporary_folder.cache_info().currsize:
         return manifest  # nothing was drawn
     temporary = Path(_temporary_folder().name)
+    written = set[str]()
     rows = []
     for row in manifest.rows:
         if row.mask is not None and row.mask.is_relative_to(temporary):
-            path = folder / row.mask.relative_to(temporary)
+            path = folder.joinpath(*row.mask.relative_to(temporary).parts[1:])
+            while str(path).casefold() in written:  # of data sets `a/b` and `a`
+                path = path.with_stem(f"{path.stem}-2")
+            written.add(str(path).casefold())
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(row.mask.read_bytes())
             row = replace(row, mask=path)  # noqa: PLW2901
@@ -255,6 +262,13 @@ def save_rasterized_masks(manifest: Manifest, folder: Path) -> Manifest:
 @cache
 def _temporary_folder() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="plantseg-next-")
+
+
+@cache
+def _folder_for_masks(_root: Path) -> Path:
+    """Return a folder for the masks of a data set: another of the same name has its own."""
+    with explained_temporary():
+        return Path(mkdtemp(dir=_temporary_folder().name))
 
 
 def _meanings(
@@ -380,7 +394,7 @@ def _compressed_rle(
 
 
 def _write(mask: np.ndarray, path: Path) -> Path:
-    path = path.with_name(f"{path.name}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(mask).save(path)
+    with explained_temporary():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
     return path
