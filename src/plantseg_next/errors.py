@@ -74,11 +74,15 @@ class StoppedError(PlantSegError):
         step: Steps taken.
         steps: Steps of the run.
         by: The signal that stopped it; ``None`` if the caller did.
+        what: What is counted.
     """
 
-    def __init__(self, step: int, steps: int, by: signal.Signals | None) -> None:
+    def __init__(
+        self, step: int, steps: int, by: signal.Signals | None, what: str = "step"
+    ) -> None:
+        asked = f", asked by {by.name}" if by else ""
         super().__init__(
-            f"Stopped at step {step} of {steps}{f', asked by {by.name}' if by else ''}.",
+            f"Stopped at {what} {step} of {steps}{asked}.",
             needed="nothing: the progress is saved",
             fix="the same command resumes from here",
         )

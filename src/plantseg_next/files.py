@@ -125,7 +125,17 @@ def prepare_output(folder: Path) -> None:
                 needed="a new or an empty folder, so that nothing is overwritten",
                 fix="choose another --out, or move the old folder away",
             )
-        probe = folder / f".{os.getpid()}.probe"
+    refuse_unwritable(folder)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made.
+
+    Raises:
+        OutputError: If the folder cannot be written.
+    """
+    probe = folder / f".{os.getpid()}.probe"
+    with explained(folder):
         try:
             probe.touch()
             probe.unlink()

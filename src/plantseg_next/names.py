@@ -81,6 +81,11 @@ def _escape(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii")
 
 
+def shorter(name: str) -> str:
+    """Return a name of at most ``MAX_NAME_BYTES``: a longer one is cut, a digest added."""
+    return name if len(name.encode()) <= MAX_NAME_BYTES else _with_digest(name, name)
+
+
 def is_utf8(name: str) -> bool:
     """Return whether a name can be stated in a file of UTF-8."""
     try:

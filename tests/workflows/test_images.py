@@ -1,6 +1,5 @@
 """The loop over images that commands share."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -50,5 +49,3 @@ def test_name_is_the_path_within_the_folder_or_the_key(tmp_path):
     assert name_within(tmp_path)(inside) == "plot 1/a.png"
     assert name_within(tmp_path)(outside) == "b.png"
     assert name_within(inside.image)(inside) == "a.png"
-
-

@@ -7,17 +7,18 @@
 A run may last for days, so nothing is kept in memory and every row is on disk as soon
 as its image is done. During the run the tables have ``.partial`` in their names. They
 are valid tables of the images done so far; a killed run leaves them next to the complete
-tables of an earlier run.
+tables of an earlier run. ``RecordWriter`` resumes from ``records.partial.jsonl``, whose
+line is the last that is written of an image.
 """
 
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, Literal, TextIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -126,31 +127,76 @@ class RecordWriter:
         folder: Where to write; created if missing.
         classes: Names of the lesion classes and image-level labels.
         model: Digest of the model, written in every row.
+        resume: Whether to continue the partial tables in the folder.
 
     Raises:
         OutputError: If the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, classes: ClassMap, *, model: str = "") -> None:
+    def __init__(
+        self, folder: Path, classes: ClassMap, *, model: str = "", resume: bool = False
+    ) -> None:
         self.folder = folder
         self.classes = classes
         self.model = model
+        self.resumed: list[dict[str, Value]] = []
+        self._resume = resume
         self._names: set[str] = set()
         self._paths = OutputPaths()
         self._tables: tuple[TextIO, TextIO, TextIO]
 
     def __enter__(self) -> "RecordWriter":
-        """Create the tables and write their headers."""
+        """Create the tables and write their headers, and the rows that are resumed.
+
+        These are then in ``resumed``, as ``add`` returned them.
+        """
         with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            images, lesions, lines = (
-                self._partial(name).open("w", buffering=1, encoding="utf-8", newline="\n")
-                for name in ("severity.csv", "lesions.csv", "records.jsonl")
-            )  # buffered by line: every row is on disk at once
+            records = self._read_partial() if self._resume else []
+            images = self._open("severity.csv", "w")
+            lesions = self._open("lesions.csv", "w")
+            lines = self._open("records.jsonl", "a" if self._resume else "w")
             self._tables = images, lesions, lines
             images.write(csv_line(self._columns))
             lesions.write(csv_line(LESION_COLUMNS))
+            for record in records:
+                self._resume_record(record)
         return self
+
+    def _open(self, name: str, mode: Literal["w", "a"]) -> TextIO:
+        """Open a table; it is buffered by line: every row is on disk at once."""
+        path = self._partial(name)
+        return path.open(mode, buffering=1, encoding="utf-8", newline="\n")
+
+    def _read_partial(self) -> list[dict[str, Any]]:
+        """Return the records of complete lines; remove a line that was cut."""
+        path = self._partial("records.jsonl")
+        records, end = [], 0
+        with suppress(FileNotFoundError), path.open("rb+") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                    complete = line.endswith(b"\n") and record.keys() >= {
+                        "image",
+                        "lesions",
+                    }
+                except (ValueError, AttributeError):
+                    complete = False
+                if not complete:
+                    break
+                records.append(record)
+                end += len(line)
+            file.truncate(end)
+        return records
+
+    def _resume_record(self, record: dict[str, Any]) -> None:
+        """Write the rows of an image that was done before; its files are kept."""
+        lesions = record.pop("lesions")
+        self._refuse_name(record["image"])
+        for kind, suffix in (("masks", ".png"), ("leaves", ".png"), ("overlays", ".jpg")):
+            self._path(kind, record["image"], suffix)  # no other image gets it
+        self._append_csv(record, lesions)
+        self.resumed.append(record)
 
     def __exit__(
         self,
@@ -228,16 +274,22 @@ class RecordWriter:
             {"class": self.classes.lesion_name(lesion.class_id), **asdict(lesion)}
             for lesion in lesions
         ]
-        images, lesion_table, lines = self._tables
+        self._append_csv(row, records)
+        lines = self._tables[2]
+        whole = {column: row.get(column) for column in self._columns}
+        text = json.dumps({**whole, "lesions": records}, ensure_ascii=False)
+        lines.write(text + "\n")
+
+    def _append_csv(
+        self, row: Mapping[str, Value], records: Sequence[Mapping[str, Value]]
+    ) -> None:
+        images, lesion_table, _ = self._tables
         image = row["image"]
         rows = (
             [{"image": image, **record}[c] for c in LESION_COLUMNS] for record in records
         )
         lesion_table.write("".join(map(csv_line, rows)))
         images.write(csv_line(row.get(c) for c in self._columns))
-        whole = {column: row.get(column) for column in self._columns}
-        text = json.dumps({**whole, "lesions": records}, ensure_ascii=False)
-        lines.write(text + "\n")
 
     def _write_json(self) -> None:
         header = {"format": FORMAT, "model": self.model, "classes": asdict(self.classes)}

@@ -71,6 +71,14 @@ def refuse_unreadable(manifest: Manifest, skipped: Sequence[SkippedImage]) -> No
         )
 
 
+def without_results(manifest: Manifest, out: Path) -> Manifest:
+    """Return the manifest without images in ``out``: results of an earlier call."""
+    folder = out.resolve()
+    return manifest.only(
+        row for row in manifest.rows if not row.image.resolve().is_relative_to(folder)
+    )
+
+
 def without_unstatable_names(manifest: Manifest) -> Manifest:
     """Return the manifest without images whose names no manifest on disk can state.
 
@@ -106,7 +114,8 @@ def left_out_names(manifest: Manifest) -> list[SkippedImage]:
 
 
 def _is_statable(row: Row) -> bool:
-    return all(is_utf8(str(path)) for path in (row.image, row.mask) if path is not None)
+    names = (row.key, row.image, row.mask, row.source, row.group, row.disease, row.plant)
+    return all(is_utf8(str(name)) for name in (*names, *row.stated.items()))
 
 
 def _statable(origin: Origin) -> Origin:

@@ -14,7 +14,7 @@ from plantseg_next.data.formats.folders import tidy_name
 from plantseg_next.data.image_io import read_mask
 from plantseg_next.data.manifest import MaskCoding, Role
 from plantseg_next.errors import DataError, PlantSegError, UsageError
-from plantseg_next.files import read_text
+from plantseg_next.files import read_text, refused_by_system
 from plantseg_next.yaml_files import load_yaml
 
 CLASS_FILES = ("classes.yaml", "classes.yml", "classes.json", "classes.csv")
@@ -101,7 +101,9 @@ def read_coding(path: Path) -> MaskCoding:
     try:
         pairs = _read_pairs(path)
         meaning = {_value(key): _meaning(text) for key, text in pairs.items()}
-    except (ValueError, yaml.YAMLError, OSError) as error:
+    except OSError as error:
+        raise refused_by_system(error) from error
+    except (ValueError, yaml.YAMLError) as error:
         raise DataError(
             f"`{path}` is not a list of mask values and their meanings: {error}.",
             needed='lines such as `0: background`, `1: leaf`, `"#ff0000": rust` '
@@ -154,7 +156,9 @@ def read_meanings(path: Path) -> dict[str, str]:
     try:
         pairs = _read_pairs(path)
         return {tidy_name(str(key)): _meaning(text) for key, text in pairs.items()}
-    except (ValueError, yaml.YAMLError, OSError) as error:
+    except OSError as error:
+        raise refused_by_system(error) from error
+    except (ValueError, yaml.YAMLError) as error:
         raise DataError(
             f"`{path}` is not a list of names and their meanings: {error}.",
             needed="lines such as `Early_Blight: early blight`, `leaf: leaf`",
