@@ -166,7 +166,7 @@ def test_long_text_is_cut_where_it_is_shown():
         ("@SUM(A1).jpg", "'@SUM(A1).jpg"),
         ("  =x.jpg", "'  =x.jpg"),
         ("\u3000=x", "'\u3000=x"),
-        ("＝x", "'＝x"),
+        ("\uff1dx", "'\uff1dx"),
         ("\t=x.jpg", r"\t=x.jpg"),
         ("\r=x.jpg", r"\r=x.jpg"),
         ("leaf=1.jpg", "leaf=1.jpg"),

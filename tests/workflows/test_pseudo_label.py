@@ -12,7 +12,7 @@ from conftest import TINY
 from plantseg_next import api
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
-from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.manifest import Manifest, Row
 from plantseg_next.data.mask_values import decode_mask
 from plantseg_next.errors import OutputError, UsageError
 from plantseg_next.models.bundle import read_card
@@ -147,3 +147,35 @@ def test_self_train_learns_from_hidden_images(drawn_folder, tmp_path):
     (tmp_path / "rounds" / "thesis.txt").touch()
     with pytest.raises(OutputError, match="already holds labels_1, run_0"):
         api.self_train(drawn_folder, tmp_path / "rounds", few)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "ABSOLUTE", "../../../up", "x/../../up", "C:\\x", "nul", "a\r\nb", "a\0b", "", ".",
+        "n" * 5000, "a/" * 3000 + "b",
+    ],
+)  # fmt: skip
+def test_key_of_a_manifest_never_leads_out_of_the_folder(drawn_folder, tmp_path, key):
+    first, second = sorted((drawn_folder / "images").iterdir())[:2]
+    (tmp_path / "data").mkdir()
+    shutil.copy(first, tmp_path / "outside.png")
+    shutil.copy(second, tmp_path / "data" / "b.png")
+    key = key.replace("ABSOLUTE", str(tmp_path / "absolute"))
+    rows = [
+        Row(key, tmp_path / "outside.png", "s", split="unlabeled"),
+        Row("b", tmp_path / "data" / "b.png", "s", split="unlabeled"),
+    ]
+    Manifest(tuple(rows), ClassMap(()), {}).write(tmp_path / "data" / "manifest.json")
+    before = set(tmp_path.rglob("*"))
+    table = api.pseudo_label("starter", tmp_path / "data", tmp_path / "labels")
+    api.predict("starter", tmp_path / "data", tmp_path / "measures")
+    assert len(table.rows) == 2
+    new = set(tmp_path.rglob("*")) - before
+    outs = (tmp_path / "labels", tmp_path / "measures")
+    assert all(any(path.is_relative_to(out) for out in outs) for path in new)
+    labels = Manifest.read(tmp_path / "labels" / "manifest.json")
+    assert all(row.mask.is_file() for row in labels.rows)
+    assert len({row.mask for row in labels.rows}) == 2
+    for name in ("labels/pseudo_labels.csv", "measures/severity.csv"):
+        assert len((tmp_path / name).read_text("utf-8").splitlines()) == 3

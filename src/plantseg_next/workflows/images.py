@@ -14,6 +14,10 @@ from plantseg_next.structures import SkippedImage
 
 T = TypeVar("T")
 NOT_UTF8 = "the name is not UTF-8, so that no manifest can state it"
+_RENAME = (
+    "rename the file or its folder; `predict` measures it as it is. With a locale that is "
+    "not UTF-8, set PYTHONUTF8=1"
+)
 LISTED_TWICE = "An image of this name has been read already: list every image once."
 
 
@@ -73,9 +77,11 @@ def refuse_unreadable(manifest: Manifest, skipped: Sequence[SkippedImage]) -> No
 
 def without_results(manifest: Manifest, out: Path) -> Manifest:
     """Return the manifest without images in ``out``: results of an earlier call."""
-    folder = out.resolve()
+    folder = os.path.realpath(out)  # of a link to itself, `Path.resolve` raises an error
     return manifest.only(
-        row for row in manifest.rows if not row.image.resolve().is_relative_to(folder)
+        row
+        for row in manifest.rows
+        if not Path(os.path.realpath(row.image.parent)).is_relative_to(folder)
     )
 
 
@@ -93,9 +99,7 @@ def without_unstatable_names(manifest: Manifest) -> Manifest:
     sources = {row.source for row in kept.rows}
     for row in left_out:
         if row.source not in sources:
-            refuse_name(
-                row.image, "rename the file or its folder; `predict` measures it as it is"
-            )
+            refuse_name(row.image, _RENAME)
         origin = origins.get(row.source, Origin("a manifest"))
         unused = UnusedFiles(NOT_UTF8, (escaped(row.image),))
         origins[row.source] = replace(origin, unused=(*origin.unused, unused))

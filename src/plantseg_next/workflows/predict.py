@@ -7,6 +7,7 @@ in the partial tables are not measured again.
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from plantseg_next.data.formats import read_folder
@@ -152,7 +153,10 @@ def _begins_or_resumes(out: Path, call: Mapping[str, object]) -> bool:
     Raises:
         OutputError: If ``out`` holds other results or cannot be written.
     """
-    if not (out / CALL).is_file():
+    started = False
+    with suppress(OSError):  # `prepare_output` explains it
+        started = (out / CALL).is_file()
+    if not started:
         prepare_output(out)
         with explained(out):
             write_atomically(out / CALL, json.dumps(call).encode())
