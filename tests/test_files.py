@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -11,14 +12,14 @@ from plantseg_next.errors import (
     missing_path,
 )
 from plantseg_next.files import (
-    MAX_NAME_BYTES,
+    explained,
+    explained_temporary,
     parse_bytes,
     prepare_output,
     read_bytes,
     read_head,
     read_text,
     remove_partials,
-    short_names,
     write_atomically,
 )
 
@@ -53,19 +54,6 @@ def test_write_atomically_of_the_longest_name(tmp_path, name):
     remove_partials(tmp_path)
     assert (tmp_path / name).read_bytes() == b"content"
     assert not (tmp_path / partial).exists()
-
-
-def test_short_names_are_cut_and_different():
-    names = [f"{'葉' * 80}/{'a' * 245}{i}" for i in range(3)]
-    short = [short_names(name) for name in names]
-    assert len(set(short)) == 3
-    for name in short:
-        folder, file = name.split("/")
-        assert folder == "葉" * 80
-        assert len(file.encode()) <= MAX_NAME_BYTES
-    cut = short_names("葉" * 85)
-    assert cut.startswith("葉" * 74)
-    assert len(cut.encode()) <= MAX_NAME_BYTES
 
 
 def test_prepare_output_read_only_folder_is_refused(tmp_path, monkeypatch):
@@ -218,3 +206,84 @@ def test_a_file_without_permission_is_refused_in_words(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"cannot be read: Permission denied") as refused:
         read_text(path)
     assert refused.value.fix == "change its permissions, or copy it again"
+
+
+@pytest.mark.parametrize("text", ["9" * 400 + "GB", "1e400GB", "9999999GB", "0.0001KB"])
+def test_parse_bytes_beyond_any_machine_is_refused(text):
+    with pytest.raises(UsageError, match=r"The memory is") as refused:
+        parse_bytes(text)
+    assert refused.value.needed.endswith("below a million GB")
+
+
+@pytest.mark.parametrize(
+    ("number", "needed", "fix"),
+    [
+        (errno.ENOSPC, "free space on the disk",
+         "free some space, or choose another --out"),
+        (errno.EDQUOT, "free space, by your quota",
+         "free some space, or choose another --out"),
+        (errno.EROFS, "a disk that is not read-only", "choose another --out"),
+        (errno.EACCES, "your permission to use it",
+         "ask its owner for it, or choose another --out"),
+        (errno.EISDIR, "a path for a file; this is a folder", "choose another --out"),
+        (errno.ENOTDIR, "folders above it; one of them is a file", "choose another --out"),
+        (errno.ENAMETOOLONG, "names of up to 255 bytes, in a path of up to 4,096",
+         "choose another --out"),
+        (errno.ELOOP, "links that end somewhere",
+         "remove the link, or choose another --out"),
+        (errno.EIO, "a file system without errors", "choose another --out"),
+    ],
+)  # fmt: skip
+def test_error_of_the_file_system_is_explained_by_its_number(number, needed, fix):
+    with pytest.raises(OutputError) as caught, explained(Path("out")):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.came == f"`out` cannot be written: {os.strerror(number)}."
+    assert (caught.value.needed, caught.value.fix) == (needed, fix)
+
+
+def test_output_that_is_a_link_to_nothing_is_refused(tmp_path):
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(OutputError, match="it is a link to `nowhere`, where nothing") as e:
+        prepare_output(tmp_path / "out")
+    assert e.value.needed == "a folder, or a path where nothing is"
+    assert e.value.fix == "remove the link, or choose another --out"
+
+
+def test_error_names_the_file_and_not_a_temporary_one(tmp_path, monkeypatch):
+    def refuse(path, *_args, **_kwargs):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        write_atomically(tmp_path / "n.yaml", b"")
+    assert caught.value.filename == str(tmp_path / "n.yaml")
+    monkeypatch.setattr("pathlib.Path.touch", refuse)
+    with pytest.raises(OutputError) as refused:
+        prepare_output(tmp_path)
+    assert refused.value.came == f"`{tmp_path}` cannot be written: Read-only file system."
+
+
+def test_error_about_temporary_files_names_their_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr("plantseg_next.files.gettempdir", lambda: str(tmp_path))
+    with pytest.raises(OutputError) as full, explained_temporary():
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x/y.png")  # noqa: S108
+    assert full.value.came == (
+        f"Temporary files cannot be written in `{tmp_path}`: No space left on device."
+    )
+    assert full.value.fix == "free some space, or set TMPDIR to a folder on another disk"
+
+    def no_folder():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr("plantseg_next.files.gettempdir", no_folder)
+    with pytest.raises(OutputError) as none, explained_temporary():
+        no_folder()
+    assert none.value.came == "There is no folder for temporary files."
+    assert none.value.fix == "set TMPDIR to one"
+
+
+def test_error_shows_names_escaped_and_keeps_its_own_lines():
+    error = DataError("`a\nb\x1b[31m\udcff`:\n    x: 1", needed="an image", fix="copy it")
+    assert str(error) == (
+        "`a\\nb\\x1b[31m\\xff`:\n    x: 1\n  needed: an image\n  to do:  copy it"
+    )

@@ -5,14 +5,19 @@ its text and exits with ``exit_code``. Any other uncaught exception is a bug.
 """
 
 import difflib
+import re
 import signal
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
 
+from plantseg_next.names import printable
+
 
 class PlantSegError(Exception):
     """An error with what was found, what is needed and what to do, in one text.
+
+    Names in it are shown ``printable``. A line break is kept if the next line is indented.
 
     Args:
         came: What was found, with the file or the argument.
@@ -23,6 +28,7 @@ class PlantSegError(Exception):
     exit_code = 1
 
     def __init__(self, came: str, *, needed: str, fix: str) -> None:
+        came, needed, fix = map(_printable, (came, needed, fix))
         super().__init__(f"{came}\n  needed: {needed}\n  to do:  {fix}")
         self.came = came
         self.needed = needed
@@ -31,6 +37,10 @@ class PlantSegError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Make the error picklable, so that a data loader's worker can return it."""
         return (_rebuild, (type(self), self.came, self.needed, self.fix))
+
+
+def _printable(text: str) -> str:
+    return "\n".join(map(printable, re.split(r"\n(?= )", text)))
 
 
 def _rebuild(kind: type[PlantSegError], came: str, needed: str, fix: str) -> PlantSegError:
@@ -64,15 +74,32 @@ class StoppedError(PlantSegError):
         step: Steps taken.
         steps: Steps of the run.
         by: The signal that stopped it; ``None`` if the caller did.
+        what: What is counted.
     """
 
-    def __init__(self, step: int, steps: int, by: signal.Signals | None) -> None:
+    def __init__(
+        self, step: int, steps: int, by: signal.Signals | None, what: str = "step"
+    ) -> None:
+        asked = f", asked by {by.name}" if by else ""
         super().__init__(
-            f"Stopped at step {step} of {steps}{f', asked by {by.name}' if by else ''}.",
+            f"Stopped at {what} {step} of {steps}{asked}.",
             needed="nothing: the progress is saved",
             fix="the same command resumes from here",
         )
         self.exit_code = 128 + by if by else 0
+
+
+_OUT_OF_MEMORY = ("out of memory", "insufficient memory", "allocate memory", "bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out in Python, a library that loads, OpenCV, PyTorch."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    if isinstance(error, ImportError):
+        return "map segment" in text
+    return any(message in text for message in _OUT_OF_MEMORY)
 
 
 def count_of(number: int, what: str) -> str:
@@ -81,13 +108,13 @@ def count_of(number: int, what: str) -> str:
 
 
 def shorten(names: Sequence[object], limit: int = 4) -> str:
-    """Return the first few names in one line.
+    """Return the first few names in one line, each ``printable``.
 
     Example:
         >>> shorten(["a", "b", "c", "d", "e"], limit=3)
         'a, b, c and 2 more'
     """
-    shown = ", ".join(str(name) for name in names[:limit])
+    shown = ", ".join(map(printable, names[:limit]))
     more = len(names) - limit
     return f"{shown} and {more} more" if more > 0 else shown
 

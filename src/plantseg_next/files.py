@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import BinaryIO
 
 from plantseg_next.errors import DataError, OutputError, UsageError, shorten
 
-MAX_NAME_BYTES = 240
-"""Longest name made of that of an image: file systems hold 255 bytes, with the ending."""
+MAX_BYTES = 1e15
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 MAX_TEXT_BYTES = 256 * 2**20
 """Largest table or list that is read: 100 bytes for each of two million images."""
@@ -57,30 +56,11 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        raise _about(error, path, partial) from None
     finally:
-        partial.unlink(missing_ok=True)
-
-
-def short_names(path: str) -> str:
-    """Return a relative path with parts that are short enough to be names of files.
-
-    A part of more than ``MAX_NAME_BYTES`` bytes is cut; a digest keeps it unique.
-
-    Example:
-        >>> short_names("plot 1/leaf")
-        'plot 1/leaf'
-        >>> len(short_names("a" * 300))
-        240
-    """
-    return "/".join(map(_short_name, path.split("/")))
-
-
-def _short_name(name: str) -> str:
-    content = os.fsencode(name)
-    if len(content) <= MAX_NAME_BYTES:
-        return name
-    end = f"-{hashlib.sha256(content).hexdigest()[:16]}"
-    return content[: MAX_NAME_BYTES - len(end)].decode("utf-8", "ignore") + end
+        with suppress(OSError):  # of a disk that has become read-only
+            partial.unlink(missing_ok=True)
 
 
 def parse_bytes(text: str) -> int:
@@ -94,13 +74,14 @@ def parse_bytes(text: str) -> int:
         (1500000000, 2147483648)
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
-    if match is None or float(match[1]) <= 0:
+    size = float(match[1]) * UNITS[match[2].upper()] if match else 0.0
+    if not 1 <= size <= MAX_BYTES:
         raise UsageError(
             f"The memory is {text!r}.",
-            needed="a number with a unit: KB, MB, GB, KiB, MiB or GiB",
+            needed="a number with a unit (KB, MB, GB, KiB, MiB or GiB), below a million GB",
             fix="for example --memory 2GB",
         )
-    return round(float(match[1]) * UNITS[match[2].upper()])
+    return round(size)
 
 
 def remove_partials(folder: Path) -> None:
@@ -236,14 +217,31 @@ def prepare_output(folder: Path) -> None:
                 needed="a new or an empty folder, so that nothing is overwritten",
                 fix="choose another --out, or move the old folder away",
             )
-        probe = folder / f".{os.getpid()}.probe"
-        probe.touch()
-        probe.unlink()
+    refuse_unwritable(folder)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made.
+
+    Raises:
+        OutputError: If the folder cannot be written.
+    """
+    probe = folder / f".{os.getpid()}.probe"
+    with explained(folder):
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise _about(error, folder, probe) from None
 
 
 @contextmanager
-def explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path, to_do: str = "choose another --out") -> Iterator[None]:
     """Convert errors of the file system into ``OutputError``.
+
+    Args:
+        folder: What is written, for errors that name no file.
+        to_do: What to do where nothing can be done about the cause.
 
     Raises:
         OutputError: In place of any ``OSError``.
@@ -251,11 +249,101 @@ def explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        path = _path_of(error) or folder
+        needed, fix = _remedy(error, path, to_do)
         raise OutputError(
-            f"`{error.filename or folder}` cannot be written: {error.strerror}.",
-            needed="a folder with free space, where you may write",
-            fix="free some space, or choose another --out",
+            f"`{path}` cannot be written: {_reason(error, path)}.",
+            needed=needed,
+            fix=fix,
         ) from error
+
+
+@contextmanager
+def explained_temporary() -> Iterator[None]:
+    """Convert errors of the file system about temporary files into ``OutputError``.
+
+    Raises:
+        OutputError: In place of any ``OSError``; names the folder of temporary files.
+    """
+    try:
+        yield
+    except OSError as error:
+        with suppress(OSError):
+            raise OutputError(
+                f"Temporary files cannot be written in `{gettempdir()}`: {error.strerror}.",
+                needed="free space there, about 10 kB for each mask that is drawn",
+                fix="free some space, or set TMPDIR to a folder on another disk",
+            ) from error
+        raise OutputError(
+            "There is no folder for temporary files.",
+            needed="a folder with free space, where you may write",
+            fix="set TMPDIR to one",
+        ) from error
+
+
+def refused_by_system(error: OSError) -> UsageError:
+    """Return an error of the file system as one of the user, wherever it came from."""
+    path = _path_of(error)
+    needed, fix = _remedy(error, path, "choose another path")
+    if path is None:
+        came = f"The operating system reports: {error.strerror}."
+    else:
+        came = f"`{path}` cannot be read or written: {_reason(error, path)}."
+    return UsageError(came, needed=needed, fix=fix)
+
+
+def _about(error: OSError, path: Path, temporary: Path) -> OSError:
+    """Return an error with the path that is written in place of a temporary one."""
+    if error.errno is None or error.filename not in (None, str(temporary)):
+        return error
+    return OSError(error.errno, error.strerror, str(path))
+
+
+def _path_of(error: OSError) -> Path | None:
+    name = error.filename2 or error.filename  # of a renamed file, the new name
+    return Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
+
+
+def _reason(error: OSError, path: Path) -> str:
+    if error.errno == errno.EEXIST and path.is_symlink():
+        return f"it is a link to `{path.readlink()}`, where nothing is"
+    return error.strerror or str(error)
+
+
+_NEEDED = {
+    errno.ENOSPC: "free space on the disk",
+    errno.EDQUOT: "free space, by your quota",
+    errno.EROFS: "a disk that is not read-only",
+    errno.EACCES: "your permission to use it",
+    errno.EPERM: "your permission to use it",
+    errno.EEXIST: "a folder, or a path where nothing is",
+    errno.EISDIR: "a path for a file; this is a folder",
+    errno.ENOTDIR: "folders above it; one of them is a file",
+    errno.ENAMETOOLONG: "names of up to 255 bytes, in a path of up to 4,096",
+    errno.ELOOP: "links that end somewhere",
+    errno.EMFILE: "fewer open files",
+    errno.ENFILE: "fewer open files",
+    errno.ENOENT: "files and folders that exist",
+}
+_FIX = {
+    errno.ENOSPC: "free some space, or ",
+    errno.EDQUOT: "free some space, or ",
+    errno.EACCES: "ask its owner for it, or ",
+    errno.EPERM: "ask its owner for it, or ",
+    errno.ELOOP: "remove the link, or ",
+    errno.EMFILE: "close other programs, raise the limit (ulimit -n), or ",
+    errno.ENFILE: "close other programs, or ",
+    errno.ENOENT: "check the spelling, or ",
+}
+
+
+def _remedy(error: OSError, path: Path | None, otherwise: str) -> tuple[str, str]:
+    """Return what is needed and what to do about an error of the file system."""
+    number = error.errno or 0
+    fix = _FIX.get(number, "")
+    if number == errno.EEXIST and path is not None and path.is_symlink():
+        fix = "remove the link, or "
+    return _NEEDED.get(number, "a file system without errors"), fix + otherwise
 
 
 def cache_folder() -> Path:

@@ -1,7 +1,9 @@
 import hashlib
 import io
 import threading
+import warnings
 import zipfile
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -22,12 +24,31 @@ def packed() -> bytes:
 CONTENT = packed()
 
 
+def zip_of(files) -> bytes:
+    buffer = io.BytesIO()
+    with (
+        warnings.catch_warnings(),
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file,
+    ):
+        warnings.simplefilter("ignore")  # of a name that is there twice
+        for name, content in files:
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+def link(name, mode=0o120777):
+    member = zipfile.ZipInfo(name)
+    member.external_attr = mode << 16
+    return member
+
+
 class Server(ThreadingHTTPServer):
     """A server that can close connections early, ignore ranges, or return an error."""
 
     closes_after: int | None = None
     supports_ranges = True
     error_code = 0
+    content = CONTENT
     ranges: list[str | None]
 
 
@@ -42,10 +63,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         start = int(wanted[6:-1]) if wanted and self.server.supports_ranges else 0
         self.send_response(206 if start else 200)
-        body = CONTENT[start:]
+        body = self.server.content[start:]
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: self.server.closes_after])
+        with suppress(ConnectionError):  # the client may have read enough
+            self.wfile.write(body[: self.server.closes_after])
 
     def log_message(self, *_):
         """Log nothing."""
@@ -147,3 +169,64 @@ def test_archives_are_known_and_unknown_name_is_refused():
         assert len(archive.digest) == {"md5": 32, "sha256": 64}[archive.algorithm]
     with pytest.raises(UsageError, match="no data set `plantdoc` to download"):
         archive_named("plantdoc")
+
+
+def archive_of(server, content, n_bytes=None):
+    server.content = content
+    return Archive(
+        f"http://127.0.0.1:{server.server_port}/set.zip",
+        n_bytes or len(content),
+        "sha256",
+        hashlib.sha256(content).hexdigest(),
+        "CC0",
+        "nobody",
+    )
+
+
+def test_archive_members_stay_inside_the_folder(server, tmp_path):
+    """After volcengine/OpenViking#89 and omkarcloud/botasaurus#303."""
+    files = [
+        ("../up.png", b"1"), ("/opt/absolute.png", b"2"), ("C:\\drive.png", b"3"),
+        ("a/../../b.png", b"4"), ("con.png", b"5"), ("n" * 300 + ".png", b"6"),
+        ("line\r\nbreak.png", b"7"), (link("d/link"), "/etc"), ("d/link/x.png", b"8"),
+        ("windows\\folder\\c.png", b"9"), ("plain/c.png", b"10"),
+        (link("pipe", 0o010644), b""),
+    ]  # fmt: skip
+    out = tmp_path / "out"
+    out.mkdir()
+    folder = download(archive_of(server, zip_of(files)), out / "set")
+    written = [path for path in folder.rglob("*") if not path.is_dir()]
+    assert sorted(path.read_bytes() for path in written) == sorted(
+        content for _, content in files if isinstance(content, bytes) and content
+    )
+    assert all(path.suffix == ".png" and not path.is_symlink() for path in written)
+    assert (folder / "windows/folder/c.png").is_file()
+    assert (folder / "plain/c.png").is_file()
+    assert [path.name for path in out.iterdir()] == ["set"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"no zip file at all", "File is not a zip file"),
+        (CONTENT[:-40], "File is not a zip file"),
+        (zip_of([("bomb", b"0" * 10**6)]), "it holds over 20 times its size"),
+        (zip_of([("a.png", b"1"), ("a.png", b"2")]), "it holds `a.png` twice"),
+        (CONTENT.replace(bytes(range(50)), bytes(50), 1), "Bad CRC-32 for file"),
+    ],
+    ids=["text", "cut", "bomb", "twice", "damaged"],
+)
+def test_archive_that_cannot_be_unpacked_is_refused(server, tmp_path, content, why):
+    with pytest.raises(DataError, match=f"cannot be unpacked: {why}") as caught:
+        download(archive_of(server, content), tmp_path / "set")
+    assert caught.value.needed == "a ZIP file of images"
+    assert caught.value.fix == "inspect it, unpack it yourself, and give its folder"
+    assert not (tmp_path / "set.unpacking").exists()
+    assert list((tmp_path / "set").iterdir()) == []
+
+
+def test_download_takes_no_more_than_stated(server, tmp_path):
+    with pytest.raises(DataError, match="has the sha256 "):
+        download(archive_of(server, bytes(10**7), n_bytes=1000), tmp_path / "set")
+    assert not (tmp_path / "set.zip.part").exists()

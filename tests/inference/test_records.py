@@ -186,7 +186,8 @@ def test_record_writer_in_an_unwritable_folder_is_refused(tmp_path):
         RecordWriter(tmp_path / "out", CLASSES),
     ):
         pass
-    assert "free some space, or choose another --out" in str(error.value)
+    assert error.value.needed == "a folder, or a path where nothing is"
+    assert error.value.fix == "choose another --out"
 
 
 def test_write_atomically_keeps_the_old_file_after_an_error(tmp_path):

@@ -12,9 +12,9 @@ from conftest import TINY
 from plantseg_next import api
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
-from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.manifest import Manifest, Row
 from plantseg_next.data.mask_values import decode_mask
-from plantseg_next.errors import DataError, OutputError, UsageError
+from plantseg_next.errors import OutputError, UsageError
 from plantseg_next.models.bundle import read_card
 from plantseg_next.structures import IGNORE, ClassMap, Prediction
 from plantseg_next.synthetic.folders import write_drawn_folder
@@ -68,9 +68,14 @@ def test_images_of_the_longest_names_are_labeled(drawn_folder, tmp_path):
     assert len(masks) == 3
     assert all(mask.is_file() for mask in masks)
     shutil.copy(image, os.fsencode(tmp_path / "images") + b"/\xff.png")
-    with pytest.raises(DataError, match="has a name that is not UTF-8"):
-        api.pseudo_label("starter", tmp_path / "images", tmp_path / "more")
-    assert not (tmp_path / "more").exists()
+    more = api.pseudo_label("starter", tmp_path / "images", tmp_path / "more")
+    assert len(more.rows) == 3
+    ((left_out, reason),) = more.skipped
+    assert left_out == rf"{tmp_path}/images/\xff.png"
+    assert reason == (
+        "Left out: the name is not UTF-8, so that no manifest can state it; rename it."
+    )
+    assert len(Manifest.read(tmp_path / "more" / "manifest.json")) == 3
 
 
 def test_pseudo_labels_are_corrected_and_learned_from(finished_run, drawn_folder, tmp_path):
@@ -142,3 +147,35 @@ def test_self_train_learns_from_hidden_images(drawn_folder, tmp_path):
     (tmp_path / "rounds" / "thesis.txt").touch()
     with pytest.raises(OutputError, match="already holds labels_1, run_0"):
         api.self_train(drawn_folder, tmp_path / "rounds", few)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "ABSOLUTE", "../../../up", "x/../../up", "C:\\x", "nul", "a\r\nb", "a\0b", "", ".",
+        "n" * 5000, "a/" * 3000 + "b",
+    ],
+)  # fmt: skip
+def test_key_of_a_manifest_never_leads_out_of_the_folder(drawn_folder, tmp_path, key):
+    first, second = sorted((drawn_folder / "images").iterdir())[:2]
+    (tmp_path / "data").mkdir()
+    shutil.copy(first, tmp_path / "outside.png")
+    shutil.copy(second, tmp_path / "data" / "b.png")
+    key = key.replace("ABSOLUTE", str(tmp_path / "absolute"))
+    rows = [
+        Row(key, tmp_path / "outside.png", "s", split="unlabeled"),
+        Row("b", tmp_path / "data" / "b.png", "s", split="unlabeled"),
+    ]
+    Manifest(tuple(rows), ClassMap(()), {}).write(tmp_path / "data" / "manifest.json")
+    before = set(tmp_path.rglob("*"))
+    table = api.pseudo_label("starter", tmp_path / "data", tmp_path / "labels")
+    api.predict("starter", tmp_path / "data", tmp_path / "measures")
+    assert len(table.rows) == 2
+    new = set(tmp_path.rglob("*")) - before
+    outs = (tmp_path / "labels", tmp_path / "measures")
+    assert all(any(path.is_relative_to(out) for out in outs) for path in new)
+    labels = Manifest.read(tmp_path / "labels" / "manifest.json")
+    assert all(row.mask.is_file() for row in labels.rows)
+    assert len({row.mask for row in labels.rows}) == 2
+    for name in ("labels/pseudo_labels.csv", "measures/severity.csv"):
+        assert len((tmp_path / name).read_text("utf-8").splitlines()) == 3

@@ -8,9 +8,13 @@ import sys
 
 from plantseg_next.cli import data, training, using  # the order of the commands in --help
 from plantseg_next.cli.app import app
-from plantseg_next.errors import PlantSegError, StoppedError, UsageError
+from plantseg_next.cli.streams import lenient_streams, lost_output
+from plantseg_next.errors import PlantSegError, StoppedError, is_out_of_memory
 
 __all__ = ["app", "data", "main", "training", "using"]
+
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended."""
 
 
 def main() -> None:
@@ -19,44 +23,50 @@ def main() -> None:
         # By default the threads of PyTorch spin while they wait. Beside another program
         # on the same cores, that keeps the thread they wait for from running.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    with lenient_streams() as stdout:
+        code = _exit_code()
+        stdout.flush()
+        if stdout.error is not None and code == 0:
+            lost = lost_output(stdout)
+            code = _report(lost) if lost is not None else 1
+    sys.exit(code)
+
+
+def _exit_code() -> int | str | None:
+    """Run the command; return its exit code."""
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("Stopped by Ctrl-C.", file=sys.stderr)
+        return ended.code
     except StoppedError as stopped:
         same = " without --restart" if "--restart" in sys.argv else ""
         print(f"{stopped.came} The same command{same} resumes from here.", file=sys.stderr)
-        sys.exit(stopped.exit_code)
+        return stopped.exit_code
     except Exception as error:
         explained = error if isinstance(error, PlantSegError) else _explained(error)
         if explained is None:
             raise
-        print(f"error: {explained}", file=sys.stderr)
-        sys.exit(explained.exit_code)
+        return _report(explained)
+    return 0
+
+
+def _report(error: PlantSegError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def _explained(error: Exception) -> PlantSegError | None:
     """Return what the machine refused, as an error of the user; ``None`` for a bug."""
-    if _is_out_of_memory(error):
+    from plantseg_next.files import refused_by_system
+
+    if is_out_of_memory(error):
         return PlantSegError(
             f"Memory ran out ({error or type(error).__name__}).",
             needed="about 1 GiB for PyTorch alone, and address space for its libraries",
             fix="close other programs, or raise the limit (ulimit -v)",
         )
     if isinstance(error, OSError) and error.errno is not None:
-        path = error.filename2 or error.filename  # of a renamed file, the new name
-        return UsageError(
-            f"`{path}` cannot be read or written: {error.strerror}."
-            if path is not None
-            else f"The operating system reports: {error.strerror}.",
-            needed="files and folders that exist, that you may use, and space for new ones",
-            fix="check the path, its permissions and the free space of its disk",
-        )
+        return refused_by_system(error)
     return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out in Python, a library that loads, OpenCV, PyTorch."""
-    return (
-        isinstance(error, MemoryError)
-        or (isinstance(error, ImportError) and "map segment" in str(error))
-        or any(text in str(error) for text in ("Insufficient memory", "allocate memory"))
-    )

@@ -1,11 +1,13 @@
 """The Typer application, and the options that its commands share."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from plantseg_next import __version__
+from plantseg_next.names import printable_lines
 
 if TYPE_CHECKING:
     from plantseg_next.settings import Settings
@@ -66,6 +68,19 @@ def print_version(
     if version:
         print(__version__)
         raise typer.Exit
+
+
+def show(text: str) -> None:
+    """Print lines of text; what a terminal would obey in them is escaped."""
+    print(printable_lines(text))
+
+
+def show_json(text: str) -> None:
+    """Print JSON that stays JSON where the output cannot encode all its characters."""
+    import json
+
+    encoding = (sys.stdout.encoding or "").lower()
+    print(text if encoding.startswith("utf") else json.dumps(json.loads(text), indent=1))
 
 
 def settings_of(config: Path | None, pairs: list[str]) -> "Settings":

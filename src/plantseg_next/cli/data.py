@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from plantseg_next.cli.app import AsJson, Classes, ClassNames, Data, app
+from plantseg_next.cli.app import (
+    AsJson,
+    Classes,
+    ClassNames,
+    Data,
+    app,
+    show,
+    show_json,
+)
 from plantseg_next.cli.progress import progress_bars
 
 about_data = typer.Typer(
@@ -38,7 +46,7 @@ def check(
     with progress_bars() as progress:
         sources = api.DataSources(data, classes, names=class_names)
         report = api.check(sources, seed=seed, progress=progress)
-    print(report.to_json() if json else report.to_text())
+    show_json(report.to_json()) if json else show(report.to_text())
     raise typer.Exit(1 if report.spoils_training else 0)
 
 
@@ -58,7 +66,7 @@ def download(
     from plantseg_next.data.download import download as download_archive
 
     archive = archive_named(name)
-    print(f"license: {archive.license}\ncite:    {archive.citation}\n{archive.about}")
+    show(f"license: {archive.license}\ncite:    {archive.citation}\n{archive.about}")
     with progress_bars() as progress:
         folder = download_archive(
             archive,
@@ -67,7 +75,7 @@ def download(
                 "downloading MB", done // 10**6, total // 10**6
             ),
         )
-    print(f"{folder}\nnext:  plantseg-next check {folder}")
+    show(f"{folder}\nnext:  plantseg-next check {folder}")
 
 
 @about_data.command()
@@ -90,7 +98,7 @@ def class_names(
     proposal = propose(manifest)
     print(names_in_words(proposal), end="")
     for first, second in alike(manifest):
-        print(f"# are `{first}` and `{second}` the same class?")
+        show(f"# are `{first}` and `{second}` the same class?")
     if out is not None:
         write_names(proposal, out)
 

@@ -1,9 +1,10 @@
 """Progress bars of the command line. rich is imported when the first bar is shown."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from plantseg_next.names import printable_lines
 from plantseg_next.training.callbacks.callback import Callback
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def bars() -> Iterator["Bar"]:
     )
 
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -35,6 +36,16 @@ def bars() -> Iterator["Bar"]:
         transient=True,
     ) as bar:
         yield bar
+
+
+def log_to(bar: "Bar") -> Callable[[str], None]:
+    """Return a function that prints lines above the bars, as they are: without markup."""
+    from rich.text import Text
+
+    def log(text: str) -> None:
+        bar.console.print(Text(printable_lines(text)))
+
+    return log
 
 
 @contextmanager
@@ -83,9 +94,9 @@ class TrainingBar(Callback):
     ) -> Sequence["Event"]:
         """Print the metrics."""
         mark = "  best so far" if best else "" if step else "  before training"
-        self._bar.console.print(f"step {step:>6}: {validation}{mark}", highlight=False)
+        log_to(self._bar)(f"step {step:>6}: {validation}{mark}")
         return ()
 
     def on_event(self, step: int, event: "Event") -> None:
         """Print the text of the event."""
-        self._bar.console.print(f"step {step:>6}: {event.text}", markup=False)
+        log_to(self._bar)(f"step {step:>6}: {event.text}")

@@ -16,8 +16,15 @@ from plantseg_next.cli.app import (
     Unlabeled,
     app,
     settings_of,
+    show,
 )
-from plantseg_next.cli.progress import TrainingBar, bars, progress_bars, task_bars
+from plantseg_next.cli.progress import (
+    TrainingBar,
+    bars,
+    log_to,
+    progress_bars,
+    task_bars,
+)
 from plantseg_next.errors import UsageError
 from plantseg_next.files import parse_bytes
 from plantseg_next.training.callbacks.callback import Callback
@@ -79,7 +86,7 @@ def plan(
             device=device,
             progress=progress,
         )
-    print(memory_plan.to_text())
+    show(memory_plan.to_text())
     if out is not None:
         memory_plan.write(out)
     if explain is not None:
@@ -168,11 +175,11 @@ def train(
             ram=main_memory,
             restart=restart,
             callbacks=[TrainingBar(bar), *loggers],
-            log=bar.console.print,
+            log=log_to(bar),
             progress=task_bars(bar),
         )
     summary = trained.summary
-    print(
+    show(
         f"{summary.steps} steps in {summary.minutes:.1f} minutes\n"
         + (f"{NO_LESION}\n" if summary.best.metrics.get("lesion_dice") == 0 else "")
         + (f"{trained.few_steps}\n" if trained.few_steps else "")
@@ -210,12 +217,12 @@ def self_train(
             settings_of(config, set_ or []),
             rounds=rounds,
             callbacks=[TrainingBar(bar)],
-            log=bar.console.print,
+            log=log_to(bar),
             progress=task_bars(bar),
         )
     for run in runs:
-        print(f"{run.folder}: best on the validation split: {run.summary.best}")
-    print(f"next:  plantseg-next evaluate {runs[-1].folder}")
+        show(f"{run.folder}: best on the validation split: {run.summary.best}")
+    show(f"next:  plantseg-next evaluate {runs[-1].folder}")
 
 
 @app.command()
@@ -223,7 +230,7 @@ def status(run: Run) -> None:
     """Print the state of a run, or how it ended."""
     from plantseg_next.training.callbacks.status import read_status
 
-    print(read_status(run))
+    show(str(read_status(run)))
 
 
 @app.command()
@@ -264,11 +271,11 @@ def verify(run: Run) -> None:
     from plantseg_next import api
 
     with bars() as bar:
-        result = api.verify(run, log=bar.console.print)
+        result = api.verify(run, log=log_to(bar))
     for line in result.conditions:
-        print(f"changed since the run: {line}")
+        show(f"changed since the run: {line}")
     if result.difference is None:
-        print("the first steps are repeated bit for bit")
+        show("the first steps are repeated bit for bit")
         return
-    print(f"the first steps differ: {result.difference}")
+    show(f"the first steps differ: {result.difference}")
     raise typer.Exit(1)

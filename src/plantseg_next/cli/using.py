@@ -8,9 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Literal, Never
 
 import typer
 
-from plantseg_next.cli.app import AsJson, Classes, Images, Model, Out, app
-from plantseg_next.cli.progress import TrainingBar, bars, progress_bars, task_bars
+from plantseg_next.cli.app import (
+    AsJson,
+    Classes,
+    Images,
+    Model,
+    Out,
+    app,
+    show,
+    show_json,
+)
+from plantseg_next.cli.progress import (
+    TrainingBar,
+    bars,
+    log_to,
+    progress_bars,
+    task_bars,
+)
 from plantseg_next.errors import UsageError
+from plantseg_next.names import printable
 
 if TYPE_CHECKING:
     from plantseg_next.api import DemoResult
@@ -50,7 +66,7 @@ def evaluate(
         report = api.evaluate(
             model, data, split=_one_split(split), classes=classes, progress=progress
         )
-    print(report.to_json() if json else report.to_text())
+    show_json(report.to_json()) if json else show(report.to_text())
     if out is not None:
         report.write(out)
     _end(report.skipped)
@@ -88,8 +104,8 @@ def predict(
         table = api.predict(
             model, images, out, min_lesion_px=min_lesion_px, progress=progress
         )
-    print(_table(table))
-    print(f"{len(table.rows)} images measured: {out / 'severity.csv'}")
+    show(_table(table))
+    show(f"{len(table.rows)} images measured: {out / 'severity.csv'}")
     _end(table.skipped)
 
 
@@ -111,9 +127,9 @@ def pseudo_label(
 
     with progress_bars() as progress:
         table = api.pseudo_label(model, images, out, threshold=threshold, progress=progress)
-    print(f"{len(table.rows)} images labeled: {out / 'pseudo_labels.csv'}")
-    print(f"correct the masks in {out / 'masks'} where they are wrong")
-    print(f"next:  plantseg-next train DATA --pseudo-labels {out}")
+    show(f"{len(table.rows)} images labeled: {out / 'pseudo_labels.csv'}")
+    show(f"correct the masks in {out / 'masks'} where they are wrong")
+    show(f"next:  plantseg-next train DATA --pseudo-labels {out}")
     _end(table.skipped)
 
 
@@ -135,15 +151,15 @@ def demo(
             steps=steps,
             leaves=leaves,
             callbacks=[TrainingBar(bar)],
-            log=bar.console.print,
-            on_measured=lambda table, _: bar.console.print(
+            log=log_to(bar),
+            on_measured=lambda table, _: log_to(bar)(
                 "measured by the starter model, before any training:\n" + _table(table)
             ),
             progress=task_bars(bar),
         )
-    print("measured by the refined model:\n" + _table(done.refined))
-    print(_comparison(done))
-    print(
+    show("measured by the refined model:\n" + _table(done.refined))
+    show(_comparison(done))
+    show(
         f"\nmodel:     {done.trained.folder / 'best'}\n"
         f"before:    {done.folder / 'before'}\n"
         f"after:     {done.folder / 'after'}\n"
@@ -205,7 +221,7 @@ def _one_split(name: str) -> Literal["train", "val", "test", "all"]:
 def _end(skipped: Sequence[tuple[str, str]]) -> Never:
     """Print the skipped images; exit with code 1 if there are any, else 0."""
     for name, reason in skipped:
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+        print(f"skipped {printable(name)}: {printable(reason)}", file=sys.stderr)
     raise typer.Exit(1 if skipped else 0)
 
 
@@ -219,7 +235,9 @@ def _table(table: "PredictionTable", most: int = 12) -> str:
             if isinstance(severity, float)
             else f"({row['affected_pct_of_image']:.2f} % of image)"
         )
-        lines.append(f"{str(row['image'])[-40:]:<40} {percent:>10} {row['n_lesions']:>8}")
+        lines.append(
+            f"{printable(row['image'])[-40:]:<40} {percent:>10} {row['n_lesions']:>8}"
+        )
     if len(table.rows) > most:
         lines.append(f"... and {len(table.rows) - most} more")
     return "\n".join(lines)

@@ -107,7 +107,15 @@ def _in_order(
         generator=torch.Generator(),
     )
     handler = signal.getsignal(signal.SIGCHLD)
-    iterator = iter(batches)
+    try:
+        iterator = iter(batches)
+    except OSError as error:
+        if not workers:
+            raise
+        raise LostWorkerError(
+            f"Workers cannot be started: {error.strerror} (in /dev/shm, the shared memory, "
+            "or another limit of the system). data.workers=0 needs none."
+        ) from error
     if handler is not None and threading.current_thread() is threading.main_thread():
         # PyTorch's handler would raise anywhere in the main process, even within an
         # optimizer step. The next batch also detects a dead worker.

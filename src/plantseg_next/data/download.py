@@ -5,8 +5,12 @@ the published one.
 """
 
 import hashlib
+import lzma
 import shutil
+import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -17,11 +21,18 @@ from urllib.request import Request, urlopen
 
 from plantseg_next.errors import DataError, OutputError, UsageError
 from plantseg_next.files import explained, prepare_output
+from plantseg_next.names import OutputPaths
 
 BLOCK = 2**20
 TRIES = 5
 """Consecutive connections without any data after which a download fails."""
 TIMEOUT_S = 30
+MAX_RATIO = 20
+"""Times its own size that an archive of images may hold: they hardly compress."""
+_BAD_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError),
+    *(NotImplementedError, RuntimeError),  # of a compression, or a password
+)
 _RANGE_DONE = 416
 _PARTIAL = 206
 
@@ -99,7 +110,7 @@ def download(
         _refuse_full_disk(archive, part)
         _fetch(archive, part, on_progress)
     _refuse_other(archive, part)
-    _unpack(part, folder)
+    _unpack(archive, part, folder)
     part.unlink()
     return folder
 
@@ -145,7 +156,8 @@ def _append(
             file.truncate(0)
             start = 0
         done = start
-        while block := response.read(BLOCK):
+        # At most one byte more than stated: enough to see that it is another file.
+        while block := response.read(min(BLOCK, archive.n_bytes + 1 - done)):
             file.write(block)
             done += len(block)
             on_progress(done, archive.n_bytes)
@@ -180,15 +192,69 @@ def _refuse_other(archive: Archive, part: Path) -> None:
         )
 
 
-def _unpack(part: Path, folder: Path) -> None:
-    """Unpack completely or not at all."""
+def _unpack(archive: Archive, part: Path, folder: Path) -> None:
+    """Unpack completely or not at all, at names that are safe.
+
+    Raises:
+        DataError: If the file is no ZIP file, is damaged, or holds more than it should.
+        OutputError: If the disk is full.
+    """
     unpacking = folder.with_name(f"{folder.name}.unpacking")
     shutil.rmtree(unpacking, ignore_errors=True)
-    with explained(unpacking), zipfile.ZipFile(part) as zipped:
-        zipped.extractall(unpacking)
-        if folder.exists():
-            folder.rmdir()  # it is empty, see `prepare_output`
-        unpacking.rename(folder)
+    try:
+        with explained(folder), zipfile.ZipFile(part) as zipped:
+            _extract(archive, zipped, unpacking)
+            if folder.exists():
+                folder.rmdir()  # it is empty, see `prepare_output`
+            unpacking.rename(folder)
+    except _BAD_ZIP as error:
+        raise _not_unpacked(archive, str(error) or type(error).__name__) from error
+    finally:
+        shutil.rmtree(unpacking, ignore_errors=True)
+
+
+def _extract(archive: Archive, zipped: zipfile.ZipFile, folder: Path) -> None:
+    """Write the files of an archive into a folder; links are left out.
+
+    Raises:
+        DataError: If they are larger than ``MAX_RATIO`` times the archive, or two have
+            one name.
+    """
+    paths = OutputPaths()
+    left = MAX_RATIO * archive.n_bytes
+    for member in zipped.infolist():
+        kind = member.external_attr >> 16  # of Unix, 0 where it is not stated
+        if member.is_dir() or stat.S_IFMT(kind) not in (0, stat.S_IFREG):
+            continue
+        path = folder / _path_in_archive(paths, member.filename)
+        if path.exists():
+            raise _not_unpacked(archive, f"it holds `{member.filename}` twice")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipped.open(member) as content, path.open("xb") as file:
+            while block := content.read(BLOCK):
+                left -= len(block)
+                if left < 0:
+                    raise _not_unpacked(
+                        archive, f"it holds over {MAX_RATIO} times its size"
+                    )
+                file.write(block)
+
+
+def _path_in_archive(paths: OutputPaths, name: str) -> str:
+    """Return a safe path that keeps the ending of the name."""
+    name = name.replace("\\", "/")  # of archives that Windows programs wrote
+    stem, _, ending = name.rpartition(".")
+    if stem and ending.isalnum() and len(ending) <= 8:
+        return paths.path("", stem, f".{ending}")
+    return paths.path("", name)
+
+
+def _not_unpacked(archive: Archive, why: str) -> DataError:
+    return DataError(
+        f"The archive from {archive.url} cannot be unpacked: {why}.",
+        needed="a ZIP file of images",
+        fix="inspect it, unpack it yourself, and give its folder",
+    )
 
 
 def _size(part: Path) -> int:

@@ -353,6 +353,15 @@ def _mask_values(image: Image.Image, path: Path, step: int) -> MaskValues | Mask
     return np.ascontiguousarray(rgb[..., 0]) if is_gray else rgb
 
 
+def too_large(path: Path) -> DataError:
+    """Return the error for an image for which memory does not suffice."""
+    return DataError(
+        f"`{path}` is too large for the memory of this machine.",
+        needed="memory for about ten times the pixels of the image, in bytes",
+        fix="close other programs, scale the image down, or cut it into parts",
+    )
+
+
 def _not_an_image(path: Path, error: Exception) -> DataError:
     if not isinstance(error, UnidentifiedImageError):
         return DataError(
@@ -380,8 +389,10 @@ def _decoding(path: Path) -> Iterator[None]:
     """Convert whatever a decoder raises where content is damaged into ``DataError``."""
     try:
         yield
-    except (PlantSegError, MemoryError):
+    except PlantSegError:
         raise
+    except MemoryError as error:
+        raise too_large(path) from error
     except Exception as error:
         raise _undecodable(path, error) from error
 

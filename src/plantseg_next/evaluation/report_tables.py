@@ -3,8 +3,6 @@
 ``report.evaluate`` computes the values; this module only formats them.
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +15,7 @@ from jaxtyping import Int64
 from plantseg_next.evaluation.intervals import Estimate
 from plantseg_next.evaluation.severity_agreement import Agreement
 from plantseg_next.files import explained, write_atomically
+from plantseg_next.names import csv_line, escaped
 from plantseg_next.structures import SkippedImage
 
 FEW_GROUPS = 10
@@ -175,16 +174,13 @@ class Report:
         Raises:
             OutputError: If the folder cannot be written.
         """
-        images = io.StringIO()
-        table = csv.writer(images, lineterminator="\n")
-        table.writerow([column.name for column in fields(ImageRow)])
-        for row in self.images:
-            cells = (_plain(value) for value in asdict(row).values())
-            table.writerow("" if cell is None else cell for cell in cells)
+        columns = [column.name for column in fields(ImageRow)]
+        rows = [[asdict(row)[name] for name in columns] for row in self.images]
+        table = "".join(map(csv_line, [columns, *rows]))
         with explained(folder):
             write_atomically(folder / "report.json", self.to_json().encode())
             write_atomically(folder / "report.txt", self.to_text().encode())
-            write_atomically(folder / "images.csv", images.getvalue().encode())
+            write_atomically(folder / "images.csv", table.encode())
 
     def _sections(self) -> Iterable[str]:
         yield (
@@ -253,6 +249,8 @@ class Report:
 def _plain(value: object) -> object:
     """Return a value with types that JSON supports; NaN becomes ``None``."""
     match value:
+        case str():
+            return escaped(value)
         case float():
             return None if math.isnan(value) else value
         case np.ndarray():

@@ -18,10 +18,11 @@ from plantseg_next.data.quality.inspect import HARDLY_GREEN, green_fraction
 from plantseg_next.errors import DataError, UsageError, refuse_fewer
 from plantseg_next.files import AnyPath
 from plantseg_next.inference.predictor import Predictor, make_predictor
-from plantseg_next.inference.records import Value, table_row
+from plantseg_next.inference.records import table_row
 from plantseg_next.inference.severity import MIN_LESION_PX, Assessment, Lesion, assess
 from plantseg_next.models.bundle import ModelCard, read_bundle
 from plantseg_next.models.start import find_model
+from plantseg_next.names import Value
 from plantseg_next.runtime import find_device
 
 if TYPE_CHECKING:

@@ -7,19 +7,18 @@
 A run may last for days, so nothing is kept in memory and every row is on disk as soon
 as its image is done. During the run the tables have ``.partial`` in their names. They
 are valid tables of the images done so far; a killed run leaves them next to the complete
-tables of an earlier run.
+tables of an earlier run. ``RecordWriter`` resumes from ``records.partial.jsonl``, whose
+line is the last that is written of an image.
 """
 
-import csv
-import io
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, Literal, TextIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -27,13 +26,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from plantseg_next.errors import OutputError, UsageError
-from plantseg_next.files import explained, short_names, write_atomically
+from plantseg_next.files import explained, write_atomically
 from plantseg_next.inference.overlay import class_colors, draw_overlay
 from plantseg_next.inference.severity import Assessment, Lesion
+from plantseg_next.names import OutputPaths, Value, csv_line
 from plantseg_next.structures import IGNORE, ClassMap, SkippedImage
 
 FORMAT = 1
-Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
@@ -128,31 +127,76 @@ class RecordWriter:
         folder: Where to write; created if missing.
         classes: Names of the lesion classes and image-level labels.
         model: Digest of the model, written in every row.
+        resume: Whether to continue the partial tables in the folder.
 
     Raises:
         OutputError: If the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, classes: ClassMap, *, model: str = "") -> None:
+    def __init__(
+        self, folder: Path, classes: ClassMap, *, model: str = "", resume: bool = False
+    ) -> None:
         self.folder = folder
         self.classes = classes
         self.model = model
+        self.resumed: list[dict[str, Value]] = []
+        self._resume = resume
         self._names: set[str] = set()
-        self._owner: dict[str, str] = {}  # from a written file, case-folded, to an image
+        self._paths = OutputPaths()
         self._tables: tuple[TextIO, TextIO, TextIO]
 
     def __enter__(self) -> "RecordWriter":
-        """Create the tables and write their headers."""
+        """Create the tables and write their headers, and the rows that are resumed.
+
+        These are then in ``resumed``, as ``add`` returned them.
+        """
         with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            images, lesions, lines = (
-                self._partial(name).open("w", buffering=1, encoding="utf-8", newline="\n")
-                for name in ("severity.csv", "lesions.csv", "records.jsonl")
-            )  # buffered by line: every row is on disk at once
+            records = self._read_partial() if self._resume else []
+            images = self._open("severity.csv", "w")
+            lesions = self._open("lesions.csv", "w")
+            lines = self._open("records.jsonl", "a" if self._resume else "w")
             self._tables = images, lesions, lines
             images.write(csv_line(self._columns))
             lesions.write(csv_line(LESION_COLUMNS))
+            for record in records:
+                self._resume_record(record)
         return self
+
+    def _open(self, name: str, mode: Literal["w", "a"]) -> TextIO:
+        """Open a table; it is buffered by line: every row is on disk at once."""
+        path = self._partial(name)
+        return path.open(mode, buffering=1, encoding="utf-8", newline="\n")
+
+    def _read_partial(self) -> list[dict[str, Any]]:
+        """Return the records of complete lines; remove a line that was cut."""
+        path = self._partial("records.jsonl")
+        records, end = [], 0
+        with suppress(FileNotFoundError), path.open("rb+") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                    complete = line.endswith(b"\n") and record.keys() >= {
+                        "image",
+                        "lesions",
+                    }
+                except (ValueError, AttributeError):
+                    complete = False
+                if not complete:
+                    break
+                records.append(record)
+                end += len(line)
+            file.truncate(end)
+        return records
+
+    def _resume_record(self, record: dict[str, Any]) -> None:
+        """Write the rows of an image that was done before; its files are kept."""
+        lesions = record.pop("lesions")
+        self._refuse_name(record["image"])
+        for kind, suffix in (("masks", ".png"), ("leaves", ".png"), ("overlays", ".jpg")):
+            self._path(kind, record["image"], suffix)  # no other image gets it
+        self._append_csv(record, lesions)
+        self.resumed.append(record)
 
     def __exit__(
         self,
@@ -230,16 +274,22 @@ class RecordWriter:
             {"class": self.classes.lesion_name(lesion.class_id), **asdict(lesion)}
             for lesion in lesions
         ]
-        images, lesion_table, lines = self._tables
+        self._append_csv(row, records)
+        lines = self._tables[2]
+        whole = {column: row.get(column) for column in self._columns}
+        text = json.dumps({**whole, "lesions": records}, ensure_ascii=False)
+        lines.write(text + "\n")
+
+    def _append_csv(
+        self, row: Mapping[str, Value], records: Sequence[Mapping[str, Value]]
+    ) -> None:
+        images, lesion_table, _ = self._tables
         image = row["image"]
         rows = (
             [{"image": image, **record}[c] for c in LESION_COLUMNS] for record in records
         )
         lesion_table.write("".join(map(csv_line, rows)))
         images.write(csv_line(row.get(c) for c in self._columns))
-        whole = {column: row.get(column) for column in self._columns}
-        text = json.dumps({**whole, "lesions": records}, ensure_ascii=False)
-        lines.write(text + "\n")
 
     def _write_json(self) -> None:
         header = {"format": FORMAT, "model": self.model, "classes": asdict(self.classes)}
@@ -255,6 +305,9 @@ class RecordWriter:
 
         write_atomically(self.folder / "records.json", write)
         partial.unlink()
+
+    def _path(self, kind: str, name: str, suffix: str) -> str:
+        return self._paths.path(kind, name, suffix, keep_ending=False)
 
     def _partial(self, name: str) -> Path:
         path = self.folder / name
@@ -276,15 +329,6 @@ class RecordWriter:
             )
         self._names.add(name)
 
-    def _path(self, kind: str, name: str, suffix: str) -> str:
-        """Return a file's path; of leaf.jpg and leaf.tif, the second gets a number."""
-        stem = f"{kind}/{short_names(str(PurePosixPath(name).with_suffix('')))}"
-        path, number = f"{stem}{suffix}", 1
-        while self._owner.setdefault(path.casefold(), name) != name:
-            number += 1
-            path = f"{stem}-{number}{suffix}"
-        return path
-
 
 def write_mask(path: Path, ids: UInt8[np.ndarray, "h w"], names: Sequence[str]) -> None:
     """Write class ids as a palette PNG, which viewers show in color.
@@ -303,17 +347,3 @@ def write_mask(path: Path, ids: UInt8[np.ndarray, "h w"], names: Sequence[str]) 
     legend = PngInfo()
     legend.add_itxt("classes", json.dumps(list(names), ensure_ascii=False))
     write_atomically(path, lambda file: image.save(file, "PNG", pnginfo=legend))
-
-
-def csv_line(values: Iterable[Value]) -> str:
-    r"""Return one line of a table; floats to eight digits, ``None`` as an empty cell.
-
-    Example:
-        >>> csv_line(["leaf, left.jpg", 12.3456789012, None])
-        '"leaf, left.jpg",12.345679,\n'
-    """
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(
-        f"{value:.8g}" if isinstance(value, float) else value for value in values
-    )
-    return line.getvalue()

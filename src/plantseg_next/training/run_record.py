@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, Field, PositiveInt
 
@@ -256,19 +256,35 @@ def _locked(folder: Path) -> UsageError:
 def is_locked(folder: Path) -> bool:
     """Return whether a process is training in a folder now.
 
+    Of a lock that cannot be written, such as one of another user, it is read.
+
     Raises:
-        OutputError: If its lock cannot be opened.
+        OutputError: If its lock cannot be read either.
     """
     from filelock import FileLock, Timeout
 
-    if not (folder / LOCK).is_file():
+    path = folder / LOCK
+    if not path.is_file():
         return False
-    with explained(folder):
-        try:
-            with FileLock(folder / LOCK, timeout=0):
-                return False
-        except Timeout:
-            return True
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        with explained(path), path.open("rb") as lock:
+            return _is_held(lock)
+
+
+def _is_held(lock: BinaryIO) -> bool:
+    """Return whether another process holds a lock, by asking for a shared one."""
+    import fcntl
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # closing the file releases it
+    except BlockingIOError:
+        return True
+    return False
 
 
 def environment_info(device: str, threads: int) -> dict[str, Any]:

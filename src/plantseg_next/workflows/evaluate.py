@@ -5,7 +5,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +25,15 @@ from plantseg_next.inference.predictor import Predictor
 from plantseg_next.inference.severity import measure_severity
 from plantseg_next.models.bundle import RunImage, RunImages, read_card, read_images
 from plantseg_next.models.start import STARTERS, find_model
-from plantseg_next.structures import IGNORE, ClassMap, SkippedImage, is_lesion
+from plantseg_next.names import escaped
+from plantseg_next.structures import (
+    IGNORE,
+    ClassMap,
+    Prediction,
+    Sample,
+    SkippedImage,
+    is_lesion,
+)
 from plantseg_next.workflows.images import read_each, refuse_unreadable
 from plantseg_next.workflows.progress import Progress, progress_for
 
@@ -170,16 +177,23 @@ def eval_items(
     merge = eval_classes.lesions != model_classes.lesions
     names = {name: i for i, name in enumerate(eval_classes.diseases)}
     skipped: list[SkippedImage] = []
-    read = partial(load_sample, manifest=manifest)
-    for row, read_sample in read_each(
-        manifest, read, skipped=skipped, on_progress=on_progress
+
+    def read(row: Row) -> tuple[Sample, Prediction]:
+        sample = load_sample(row, manifest)
+        return sample, predictor(sample.image)
+
+    for row, (read_sample, predicted) in read_each(
+        manifest,
+        read,
+        skipped=skipped,
+        name=lambda row: escaped(row.key),
+        on_progress=on_progress,
     ):
         sample = replace(read_sample, disease=names.get(row.disease or "", IGNORE))
-        prediction = predictor(sample.image)
         if merge:
             sample = replace(sample, lesion=_any_lesion(sample.lesion))
-            prediction = replace(prediction, lesion=_any_lesion(prediction.lesion))
-        yield EvalItem(sample, prediction, row.source, row.group_key, row.disease)
+            predicted = replace(predicted, lesion=_any_lesion(predicted.lesion))  # noqa: PLW2901
+        yield EvalItem(sample, predicted, row.source, row.group_key, row.disease)
     refuse_unreadable(manifest, skipped)
     yield from skipped
 

@@ -23,14 +23,19 @@ from plantseg_next.files import (
     AnyPath,
     explained,
     prepare_output,
-    short_names,
     write_atomically,
 )
 from plantseg_next.inference.pipeline import load_pipeline
-from plantseg_next.inference.records import PredictionTable, Value, csv_line, write_mask
+from plantseg_next.inference.records import PredictionTable, write_mask
+from plantseg_next.names import OutputPaths, Value, csv_line
 from plantseg_next.settings import SemiSettings
-from plantseg_next.structures import IGNORE, ClassMap, Prediction, SkippedImage, is_lesion
-from plantseg_next.workflows.images import name_within, read_each, refuse_names
+from plantseg_next.structures import IGNORE, ClassMap, Prediction, is_lesion
+from plantseg_next.workflows.images import (
+    left_out_names,
+    name_within,
+    read_each,
+    without_unstatable_names,
+)
 from plantseg_next.workflows.progress import Progress, progress_for
 
 THRESHOLD = SemiSettings().threshold
@@ -55,7 +60,7 @@ def pseudo_label(
         images: An image, or a folder of images in any layout; of a data set or a run,
             the images without a mask, or with a mask hidden from the run.
         out: New folder; see ``workflows.pseudo_label``. Masks have the names of their
-            images + .png, see ``short_names``.
+            images + .png, see ``safe_path``.
         threshold: Smallest probability accepted.
         progress: Called after every image.
 
@@ -74,18 +79,20 @@ def pseudo_label(
     prepare_output(out)
     rows: list[dict[str, Value]] = []
     kept: list[Row] = []
-    skipped: list[SkippedImage] = []
-    for row, image in read_each(
+    skipped = left_out_names(manifest)
+    paths = OutputPaths()
+    for row, (mask, confidence) in read_each(
         manifest,
-        lambda row: read_image(row.image),
+        lambda row: sure_mask(
+            predictor(read_image(row.image)),
+            threshold=threshold,
+            has_leaf=classes.has_leaf,
+        ),
         skipped=skipped,
         name=name,
         on_progress=progress_for(progress, "labeling"),
     ):
-        mask, confidence = sure_mask(
-            predictor(image), threshold=threshold, has_leaf=classes.has_leaf
-        )
-        file_name = f"{short_names(name(row))}.png"
+        file_name = paths.path("", name(row), ".png")
         mask_path = out / "masks" / file_name
         with explained(out):
             write_mask(mask_path, mask, names)
@@ -169,7 +176,7 @@ def _images_without_masks(images: Path) -> Manifest:
     Raises:
         UsageError: If there are none.
     """
-    manifest = refuse_names(read_folder(images))
+    manifest = without_unstatable_names(read_folder(images))
     without_masks = manifest.only(
         row for row in manifest.rows if row.split == "unlabeled" or row.mask is None
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from plantseg_next.data.formats.annotations import save_rasterized_masks
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.errors import StoppedError, UsageError, missing_path, shorten
-from plantseg_next.files import AnyPath
+from plantseg_next.files import AnyPath, refuse_unwritable
 from plantseg_next.models.start import (
     STARTS,
     absolute_start,
@@ -119,6 +119,8 @@ def train(  # noqa: PLR0913 - the options of a user
     if out.name in ("", ".."):
         out = out.resolve()  # "." would follow a folder that is renamed
     refuse_name(out.absolute(), "choose another --out")
+    if restart and out.is_dir():
+        refuse_unwritable(out)
     settings = settings or Settings()
     settings = settings.model_copy(update={"model": absolute_start(settings.model)})
     known = None if restart else _run_to_resume(out, settings, sources, memory)

@@ -21,7 +21,7 @@ from plantseg_next.data.splits import labeled_rows
 from plantseg_next.errors import DataError, UsageError
 from plantseg_next.files import AnyPath
 from plantseg_next.settings import Settings
-from plantseg_next.workflows.images import refuse_names
+from plantseg_next.workflows.images import left_out_names, without_unstatable_names
 
 if TYPE_CHECKING:
     from plantseg_next.data.dataset import MixedDataset
@@ -72,7 +72,7 @@ class DataSources:
             DataError: If a file cannot be used.
         """
         classes = None if self.classes is None else Path(self.classes)
-        manifest = refuse_names(read_folders(self.folders, classes=classes))
+        manifest = without_unstatable_names(read_folders(self.folders, classes=classes))
         if self.names is None:
             return manifest
         return renamed(manifest, read_names(Path(self.names)))
@@ -115,9 +115,9 @@ def build_manifest(
             masks name no lesion class, or a setting names an unknown data set.
         DataError: If a file cannot be used.
     """
-    manifest = draw_splits(
-        sources.read(), seed=settings.seed, log=log, on_progress=on_progress
-    )
+    manifest = sources.read()
+    _log_left_out(manifest, log)
+    manifest = draw_splits(manifest, seed=settings.seed, log=log, on_progress=on_progress)
     if len(sources.folders) > 1:
         manifest, excluded = drop_leaks(manifest, on_progress=on_progress)
         for line in describe_excluded(excluded):
@@ -134,7 +134,11 @@ def build_manifest(
     # Pseudo-labels first: an image that has one is no longer without a label.
     for folders, masks in ((sources.pseudo_labels, True), (sources.unlabeled, False)):
         if folders:
-            others = [refuse_names(read_folder(Path(folder))) for folder in folders]
+            others = [
+                without_unstatable_names(read_folder(Path(folder))) for folder in folders
+            ]
+            for other in others:
+                _log_left_out(other, log)
             manifest, excluded = add_datasets(
                 manifest, others, masks=masks, on_progress=on_progress
             )
@@ -145,6 +149,11 @@ def build_manifest(
     learned = (row for row in manifest.rows if row.split in ("train", "unlabeled"))
     refuse_unknown(settings.data, sorted({row.source for row in learned}))
     return _without_unlearned_leaf(manifest, log)
+
+
+def _log_left_out(manifest: Manifest, log: Callable[[str], None]) -> None:
+    for image in left_out_names(manifest):
+        log(f"`{image.key}`: {image.reason}")
 
 
 def _without_unlearned_leaf(manifest: Manifest, log: Callable[[str], None]) -> Manifest:

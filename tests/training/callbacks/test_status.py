@@ -4,11 +4,12 @@ import json
 import time
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from conftest import FEW, train_until
 from plantseg_next import api
-from plantseg_next.errors import OutputError, StoppedError, UsageError
+from plantseg_next.errors import StoppedError, UsageError
 from plantseg_next.training.callbacks.curves import draw_curves
 from plantseg_next.training.callbacks.reproducibility import first_difference
 from plantseg_next.training.callbacks.status import read_status
@@ -174,14 +175,33 @@ def test_status_shows_repeated_events_once(run):
     assert "step 3" not in text
 
 
-def test_status_with_a_lock_that_cannot_be_opened_is_refused(run, monkeypatch):
+def test_status_with_a_lock_that_cannot_be_written_reads_it(run, monkeypatch):
+    """A run of another user, or on a read-only file system."""
+
     def forbidden(*_):
         raise PermissionError(13, "Permission denied", str(run / ".lock"))
 
     (run / ".lock").touch()
+    (run / "progress.json").write_text(json.dumps({"state": "running"}))
+    with FileLock(run / ".lock"), monkeypatch.context() as patch:
+        patch.setattr("filelock.FileLock.acquire", forbidden)
+        assert read_status(run).state == "running"
     monkeypatch.setattr("filelock.FileLock.acquire", forbidden)
-    with pytest.raises(OutputError, match=r"\.lock` cannot be written: Permission denied"):
-        read_status(run)
+    assert read_status(run).state == "died"
+
+
+def test_status_with_a_lock_that_cannot_be_read_says_so(run, monkeypatch):
+    def forbidden(*_, **__):
+        raise PermissionError(13, "Permission denied", str(run / ".lock"))
+
+    (run / ".lock").touch()
+    monkeypatch.setattr("filelock.FileLock.acquire", forbidden)
+    monkeypatch.setattr("fcntl.flock", forbidden)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    (known, resumed) = read_status(run).notes
+    assert known.startswith("whether it is still running is not known: `")
+    assert known.endswith(".lock` cannot be written: Permission denied.")
+    assert resumed == "you may not write into this folder, so you cannot resume the run"
 
 
 def test_status_without_readable_events_or_progress_is_shown(run):

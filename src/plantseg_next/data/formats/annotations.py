@@ -34,7 +34,8 @@ from plantseg_next.data.manifest import (
     common_classes,
 )
 from plantseg_next.errors import DataError, PlantSegError, shorten
-from plantseg_next.files import short_names
+from plantseg_next.files import explained_temporary
+from plantseg_next.names import OutputPaths
 
 IGNORED, UNMARKED = 255, 254
 """Mask values of "ignore" and "no lesion"."""
@@ -91,8 +92,7 @@ def read_annotations(
             index is invalid.
     """
     meanings = _Meanings(names, classes)
-    # Data sets of one name may be read in one process.
-    folder = Path(mkdtemp(dir=_temporary_folder().name)) / source
+    folder, paths = _folder_for_masks(root.resolve()), OutputPaths()
     items: list[AnnotatedImage] = []
     masks: dict[Path, tuple[Path, bool]] = {}
     doubts, without_mask = Doubts(), list[Path]()
@@ -112,9 +112,11 @@ def read_annotations(
             if own.unusable:
                 without_mask.append(item.image)
             else:
-                path = _free_path(item.image.relative_to(root), folder)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(mask).save(path)
+                name = item.image.relative_to(root).as_posix()
+                path = folder / paths.path(source, name, ".png", keep_ending=False)
+                with explained_temporary():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(mask).save(path)
                 masks[item.image] = path, _is_sparse(item.annotations)
     if boxes == areas >= MANY_BOXES:
         what = "areas that are all boxes: drawn as they are, but lesions are rarely boxes"
@@ -161,11 +163,14 @@ def save_rasterized_masks(manifest: Manifest, folder: Path) -> Manifest:
     if not _temporary_folder.cache_info().currsize:
         return manifest  # nothing was drawn
     temporary = Path(_temporary_folder().name)
+    written = set[str]()
     rows = []
     for row in manifest.rows:
         if row.mask is not None and row.mask.is_relative_to(temporary):
-            _, *parts = row.mask.relative_to(temporary).parts
-            path = folder.joinpath(*parts)
+            path = folder.joinpath(*row.mask.relative_to(temporary).parts[1:])
+            while str(path).casefold() in written:  # of data sets `a/b` and `a`
+                path = path.with_stem(f"{path.stem}-2")
+            written.add(str(path).casefold())
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(row.mask.read_bytes())
             row = replace(row, mask=path)  # noqa: PLW2901
@@ -176,6 +181,13 @@ def save_rasterized_masks(manifest: Manifest, folder: Path) -> Manifest:
 @cache
 def _temporary_folder() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="plantseg-next-")
+
+
+@cache
+def _folder_for_masks(_root: Path) -> Path:
+    """Return a folder for the masks of a data set: another of the same name has its own."""
+    with explained_temporary():
+        return Path(mkdtemp(dir=_temporary_folder().name))
 
 
 class _Meanings:
@@ -268,13 +280,6 @@ def _drawn(item: AnnotatedImage, meanings: _Meanings) -> tuple[np.ndarray, Doubt
         return np.zeros((1, 1), np.uint8), Doubts(unreadable)
     _refuse_size(item.image, size_hw)
     return rasterize(areas, size_hw, meanings.values, meanings.of, ground)
-
-
-def _free_path(image: Path, folder: Path) -> Path:
-    """Return the path of a mask: with the name of its image, if no other one has it."""
-    bare = folder / f"{short_names(image.with_suffix('').as_posix())}.png"
-    whole = folder / f"{short_names(image.as_posix())}.png"
-    return whole if bare.exists() else bare
 
 
 def _is_sparse(areas: Sequence[Annotation]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from plantseg_next.data.manifest import Split
 from plantseg_next.errors import DataError
+from plantseg_next.names import escaped, shorter
 
 # HEIC is not readable, but is listed so that reading it raises an error with the reason.
 IMAGE_ENDINGS = (
@@ -200,13 +201,14 @@ def split_of(path: Path) -> Split | None:
 
 
 def tidy_name(name: str) -> str:
-    """Return a class name in normal form: lower case, single spaces.
+    """Return a class name in normal form: lower case, single spaces, escaped, not too long.
 
     Example:
         >>> tidy_name("Early_blight ")
         'early blight'
     """
-    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").lower().split())
+    words = unicodedata.normalize("NFC", name).replace("_", " ").lower().split()
+    return shorter(escaped(" ".join(words)))
 
 
 def _is_hidden(name: str) -> bool:

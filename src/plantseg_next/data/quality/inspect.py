@@ -26,7 +26,7 @@ from plantseg_next.data.manifest import Manifest, MaskCoding, Row, digest
 from plantseg_next.data.mask_values import decode_mask
 from plantseg_next.data.quality import near_duplicates
 from plantseg_next.data.quality.near_duplicates import Fingerprint, fingerprint
-from plantseg_next.errors import DataError, PlantSegError
+from plantseg_next.errors import DataError, PlantSegError, is_out_of_memory
 from plantseg_next.files import sha256_of
 from plantseg_next.structures import IGNORE, NO_LESION, ClassMap
 
@@ -250,6 +250,10 @@ def _inspect_row(row: Row, manifest: Manifest, index: Index, *, masks: bool) -> 
         file = index.find(ImageFile, row.image, lambda: ImageFile.inspect(row.image))
     except PlantSegError as error:
         failures.append(Failure("unreadable-image", error))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        failures.append(Failure("unreadable-image", image_io.too_large(row.image)))
     mask = _inspect_mask(row, manifest, file, failures, index) if masks else None
     return ImageStats(row, file, mask, failures)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import time
 from collections import Counter
@@ -10,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from plantseg_next.errors import UsageError
+from plantseg_next.errors import OutputError, UsageError
+from plantseg_next.names import printable
 from plantseg_next.settings import Settings, flat_settings
 from plantseg_next.training.callbacks.callback import describe
 from plantseg_next.training.callbacks.diagnostics import SOURCE_DOMAIN
@@ -36,6 +38,7 @@ class Status:
         record: Of the run.
         progress: The last content of ``progress.json``.
         events: Its events, oldest first.
+        notes: What limits this status, or what may be done with the run.
     """
 
     folder: Path
@@ -43,10 +46,11 @@ class Status:
     record: RunRecord
     progress: Mapping[str, Any] = field(default_factory=dict)
     events: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return the status as text."""
-        return "\n".join(self._lines())
+        return "\n".join(map(printable, self._lines()))
 
     def _lines(self) -> Iterator[str]:
         yield f"{self.folder}: {self._headline()}"
@@ -68,6 +72,7 @@ class Status:
         if changed := _changed_settings(self.record.settings):
             yield f"  settings   {', '.join(changed)}"
         yield from self._event_lines()
+        yield from (f"  note       {note}" for note in self.notes)
         yield f"  to do      {self._advice()}"
 
     def _headline(self) -> str:
@@ -189,13 +194,19 @@ def read_status(folder: Path, *, alive: bool | None = None) -> Status:
         )
     progress = _read_json(folder / PROGRESS)
     state: State = progress.get("state", "running")
+    notes = []
     if alive is None:
-        alive = is_locked(folder)
+        try:
+            alive = is_locked(folder)
+        except OutputError as error:
+            notes.append(f"whether it is still running is not known: {error.came}")
     if alive:
         state = "running"
-    elif state == "running":
+    elif state == "running" and alive is not None:
         state = "died"
-    return Status(folder, state, record, progress, tuple(_events(folder)))
+    if not os.access(folder, os.W_OK):
+        notes.append("you may not write into this folder, so you cannot resume the run")
+    return Status(folder, state, record, progress, tuple(_events(folder)), tuple(notes))
 
 
 def _events(folder: Path) -> Iterator[dict[str, Any]]:
