@@ -133,6 +133,7 @@ def test_unreadable_folder_of_a_model_is_refused(tmp_path, monkeypatch):
 def test_card_with_an_impossible_part_is_refused(bundle, tmp_path, name, value, text):
     tree = json.loads((bundle[0] / CARD).read_text("utf-8"))
     tree["calibration"] = {"lesion": 1.2, "leaf": 0.9}
+    tree["card_sha256"] = ""
     (tmp_path / CARD).write_text(json.dumps(tree))
     assert read_card(tmp_path).calibration == {"lesion": 1.2, "leaf": 0.9}
     *path, last = (int(part) if part.isdigit() else part for part in name.split("."))
@@ -153,7 +154,7 @@ def test_card_with_a_name_stated_twice_is_refused(bundle, tmp_path, kind):
     text = f"is not a model card: `classes`: {kind} states rost more than once"
     with pytest.raises(DataError, match=text) as caught:
         read_card(tmp_path)
-    assert caught.value.needed == "a model card of format 3 to 4"
+    assert caught.value.needed == "a model card of format 3 to 5"
     assert caught.value.fix == "take another copy of the model, or train it again"
 
 
@@ -169,7 +170,8 @@ def test_card_with_an_unreadable_name_is_refused(bundle, tmp_path, name):
 def test_list_of_images_that_the_card_does_not_state_is_refused(bundle, tmp_path):
     _, network, card = bundle
     write(tmp_path, network, card, IMAGES)
-    tree = json.loads((tmp_path / CARD).read_text("utf-8")) | {"images_sha256": ""}
+    tree = json.loads((tmp_path / CARD).read_text("utf-8"))
+    tree |= {"images_sha256": "", "card_sha256": ""}
     (tmp_path / CARD).write_text(json.dumps(tree))
     with pytest.raises(DataError, match=r"is not stated in `model\.json`") as caught:
         read_images(tmp_path)
@@ -195,6 +197,7 @@ def test_bundle_with_weights_of_another_network_is_refused(bundle, tmp_path):
     folder, _, card = bundle
     tree = json.loads((folder / CARD).read_text("utf-8"))
     tree["model"]["width"] = 64
+    tree["card_sha256"] = ""
     (tmp_path / CARD).write_text(json.dumps(tree))
     (tmp_path / card.weights).write_bytes((folder / card.weights).read_bytes())
     with pytest.raises(DataError, match=r"does not fit its `model\.json`"):
@@ -262,7 +265,7 @@ def test_bundle_of_an_older_format_is_refused(bundle, tmp_path, older):
     for read in (read_card, read_bundle, read_weights):
         with pytest.raises(DataError, match="was written by an older version") as caught:
             read(tmp_path)
-        assert caught.value.needed == "a model card of format 3 to 4"
+        assert caught.value.needed == "a model card of format 3 to 5"
         assert caught.value.fix == "train the model again"
 
 
@@ -289,7 +292,7 @@ def test_card_of_format_3_is_converted(tmp_path, names):
         tree["model"] = {**tree["model"], "drop_path": 0.0}
     (tmp_path / CARD).write_text(json.dumps(tree))
     card = read_card(tmp_path)
-    assert card.format == 4
+    assert card.format == 5
     assert card.metrics == {"lesion_dice": 0.5}
     assert card.classes == ClassMap(("rust",), (), has_leaf=True)
     assert card.threshold == 0.5
@@ -301,7 +304,7 @@ def test_card_states_what_a_reader_without_this_package_needs(bundle):
     folder, _, card = bundle
     tree = json.loads((folder / CARD).read_text("utf-8"))
     assert list(tree)[:3] == ["format", "classes", "model"]
-    assert tree["format"] == 4
+    assert tree["format"] == 5
     assert tree["classes"]["lesions"] == ["rost", "Mehltau-Flecken é"]
     assert tree["normalization"] == {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
     assert tree["threshold"] == 0.4

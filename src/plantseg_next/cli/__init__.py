@@ -8,7 +8,12 @@ import sys
 
 from plantseg_next.cli import data, training, using  # the order of the commands in --help
 from plantseg_next.cli.app import app
-from plantseg_next.errors import PlantSegError, StoppedError, UsageError
+from plantseg_next.errors import (
+    PlantSegError,
+    StoppedError,
+    UsageError,
+    is_out_of_memory,
+)
 
 __all__ = ["app", "data", "main", "training", "using"]
 
@@ -35,7 +40,7 @@ def main() -> None:
 
 def _explained(error: Exception) -> PlantSegError | None:
     """Return what the machine refused, as an error of the user; ``None`` for a bug."""
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return PlantSegError(
             f"Memory ran out ({error or type(error).__name__}).",
             needed="about 1 GiB for PyTorch alone, and address space for its libraries",
@@ -51,12 +56,3 @@ def _explained(error: Exception) -> PlantSegError | None:
             fix="check the path, its permissions and the free space of its disk",
         )
     return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out in Python, a library that loads, OpenCV, PyTorch."""
-    return (
-        isinstance(error, MemoryError)
-        or (isinstance(error, ImportError) and "map segment" in str(error))
-        or any(text in str(error) for text in ("Insufficient memory", "allocate memory"))
-    )

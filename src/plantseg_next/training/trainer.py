@@ -6,9 +6,10 @@ in ``data/dataset.py``.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from typing import Any
 
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from plantseg_next.data.dataset import TrainBatch
@@ -18,6 +19,7 @@ from plantseg_next.errors import (
     PlantSegError,
     StoppedError,
     UsageError,
+    is_out_of_memory,
 )
 from plantseg_next.models.start import STARTS
 from plantseg_next.runtime import random_state, restore_random_state, same_bits
@@ -32,7 +34,7 @@ from plantseg_next.training.callbacks.callback import (
 from plantseg_next.training.callbacks.diagnostics import NO_LESION_EVENT
 from plantseg_next.training.checkpoints import Checkpoints
 from plantseg_next.training.engine import Engine
-from plantseg_next.training.oom import is_oom, retry_with_smaller_batch
+from plantseg_next.training.oom import retry_with_smaller_batch
 from plantseg_next.training.rollback import RollbackError, RunProgress, refuse_too_many
 from plantseg_next.training.signals import StopSignal
 from plantseg_next.training.time_budget import (
@@ -167,14 +169,14 @@ class Trainer:
     def _begin(self) -> None:
         """Resume from the newest checkpoint, or write the first one."""
         state = self.checkpoints.load(
-            log=lambda text: self.emit(Event("damaged-checkpoint", text))
+            use=self._resume,
+            log=lambda text: self.emit(Event("damaged-checkpoint", text)),
         )
         if state is None:
             if self.settings.model.start not in STARTS:
                 self._validate_start()
             self._save()
             return
-        self._load(state)
         self._set_checkpoint_due(0.0)
         step = self.progress.step
         has_finished = step >= self._time_budget.steps
@@ -238,7 +240,7 @@ class Trainer:
                 step=progress.step, steps=steps, lr_scale=progress.lr_scale
             )
         except (RuntimeError, MemoryError) as error:
-            if not is_oom(error):
+            if not is_out_of_memory(error):
                 raise
             cause = str(error)
         else:
@@ -327,11 +329,11 @@ class Trainer:
             self.checkpoints.load(
                 step=rollback.step,
                 before=failed.rolled_back_to if failed.has_failed_again else None,
+                use=self._load,
             )
-            or self.checkpoints.load()
+            or self.checkpoints.load(use=self._load)
         )
         assert state is not None, "a run begins with a checkpoint"  # noqa: S101
-        self._load(state)
         self.progress.set_rolled_back(failed, lower_rate=rollback.lower_rate)
         self.emit(
             Event(
@@ -409,15 +411,29 @@ class Trainer:
             "callbacks": {c.key: c.state_dict() for c in self.callbacks if c.key},
         }
 
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        self._load(state)
+        if not self.engine.is_finite():
+            raise ValueError("weights are not finite")
+        # Unreadable images may be back; those that are not count again when they are read.
+        self.progress.skipped = {}
+
     def _load(self, state: Mapping[str, Any]) -> None:
+        """Restore a state; raise any error if it is none."""
+        known = {f.name for f in fields(RunProgress)}
+        stored = {name: v for name, v in state["progress"].items() if name in known}
+        stored["step"] = state["progress"]["step"]  # the others have a default
+        progress = TypeAdapter(RunProgress).validate_python(stored)
+        best = state["best"] and Validation(**state["best"])
+        self._time_budget.load_state_dict(state["time_budget"])
+        if progress.step > self._time_budget.steps:
+            raise ValueError(f"step {progress.step} is after the end of the run")
         self.engine.load_state_dict(state["engine"])
         asked = self.progress.asked_micro_batch
-        for name, value in state["progress"].items():
-            setattr(self.progress, name, value)
-        if asked != self.progress.asked_micro_batch:
-            self.progress.micro_batch = self.progress.asked_micro_batch = asked
-        self._time_budget.load_state_dict(state["time_budget"])
-        self._best = state["best"] and Validation(**state["best"])
+        if asked != progress.asked_micro_batch:
+            progress.micro_batch = progress.asked_micro_batch = asked
+        vars(self.progress).update(vars(progress))
+        self._best = best
         for callback in self.callbacks:
             callback_state = state["callbacks"].get(callback.key)
             if callback_state is not None:
