@@ -27,7 +27,7 @@ from plantseg_next.structures import ClassMap
 
 T = TypeVar("T")
 MAX_CLASSES = 254
-"""Most lesion classes, and most image-level diseases: their ids are bytes, 255 is IGNORE."""
+"""Most lesion classes, and most diseases: their ids are bytes, and 255 is IGNORE."""
 MAX_NAME = 1000
 """Characters of the longest name of a class."""
 

@@ -94,9 +94,7 @@ class DataSettings(_Part):
     are cores beyond two, at most 4."""
     prefetch: Annotated[int, Mark.MAY_CHANGE, Mark.PLANNED] = Field(4, ge=1, le=1000)
     """Batches that each of these processes reads ahead."""
-    cache_mib: Annotated[float, Mark.MAY_CHANGE, Mark.PLANNED] = Field(
-        1024.0, ge=0, le=1e8
-    )
+    cache_mib: Annotated[float, Mark.MAY_CHANGE, Mark.PLANNED] = Field(1024.0, ge=0, le=1e8)
     """Memory for decoded images, in MiB per process."""
 
     @field_validator("scale")

@@ -116,6 +116,14 @@ def train(
         bool,
         typer.Option("--restart", help="Archive an earlier run and start a new one."),
     ] = False,
+    data_moved: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data-moved",
+            help="OLD=NEW: a folder of the run that was moved, and where it is now. "
+            "Repeatable.",
+        ),
+    ] = None,
     log: Annotated[
         list[str] | None,
         typer.Option(help="Log to tensorboard or mlflow too. Repeatable."),
@@ -129,6 +137,7 @@ def train(
     The same command resumes a run that was interrupted.
     """
     from plantseg_next import api
+    from plantseg_next.workflows.moved_data import parse_moves
 
     chosen = settings_of(config, set_ or [])
     if ram is not None and memory is None:
@@ -167,6 +176,7 @@ def train(
             memory=budget,
             ram=main_memory,
             restart=restart,
+            data_moved=parse_moves(data_moved or []),
             callbacks=[TrainingBar(bar), *loggers],
             log=bar.console.print,
             progress=task_bars(bar),

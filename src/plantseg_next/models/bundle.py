@@ -268,7 +268,7 @@ def read_card(folder: Path) -> ModelCard:
     card = _CARD.parse(text, path)
     if card.card_sha256 and card.card_sha256 != _card_digest(text):
         raise DataError(
-            f"`{path}` is not as it was written: its `card_sha256` is that of another text.",
+            f"`{path}` was changed: its `card_sha256` is that of another text.",
             needed="the card as the run wrote it",
             fix="take another copy of the model; if the change is on purpose, remove "
             "`card_sha256` from the card",
@@ -334,9 +334,13 @@ def _refuse_other_shape(path: Path, card: ModelCard) -> None:
     from plantseg_next.models.encoders import n_parameters
     from plantseg_next.models.tensor_files import read_header, shapes
 
-    stored = {present_name(name): shape for name, shape in shapes(read_header(path)).items()}
+    stored = {
+        present_name(name): shape for name, shape in shapes(read_header(path)).items()
+    }
     settings = card.model
-    layers = {name.split(".")[2] for name in stored if name.startswith("decoder.attention.")}
+    layers = {
+        name.split(".")[2] for name in stored if name.startswith("decoder.attention.")
+    }
     for what, stated, held in (
         ("channels", settings.width, stored.get("decoder.level", (2, 0))[-1]),
         ("layers", settings.layers, len(layers)),
@@ -392,8 +396,9 @@ def read_bundle(folder: Path) -> "tuple[Segmenter, ModelCard]":
 def misfit(weights: Path, why: str) -> DataError:
     """Return the error for weights that do not match the network of their card."""
     lines = why.removeprefix("Error(s) in loading state_dict for Segmenter:").split("\n")
+    why = " ".join(lines[:2]).strip().rstrip(".")
     return DataError(
-        f"`{weights}` does not fit its `{CARD}`: {' '.join(lines[:2]).strip().rstrip('.')}.",
+        f"`{weights}` does not fit its `{CARD}`: {why}.",
         needed="weights and card of the same model",
         fix="take another copy of both",
     )

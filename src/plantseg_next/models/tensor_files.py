@@ -103,7 +103,9 @@ def read_header(path: Path) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise TensorFileError("its header is not that of tensors") from error
     if 8 + n + end != size:
-        raise TensorFileError(f"it has {size:,} bytes, and its header states {8 + n + end:,}")
+        raise TensorFileError(
+            f"it has {size:,} bytes, and its header states {8 + n + end:,}"
+        )
     return header
 
 

@@ -15,6 +15,7 @@ lower step.
 
 import hashlib
 import re
+import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -121,8 +122,8 @@ class Checkpoints:
             log: Receives a message for every one that is skipped, with the reason.
 
         Raises:
-            DataError: If the run was trained and no checkpoint of it can be used, or a newer
-                version wrote them.
+            DataError: If the run was trained and no checkpoint of it can be used, or
+                a newer version wrote one.
         """
         skipped: dict[Path, str] = {}
         for path in self._newest_first():
@@ -176,7 +177,7 @@ class Checkpoints:
         return any(self.steps()) or has_trained(self.folder.parent)
 
     def _prune(self, also_keep: int) -> None:
-        files = self._newest_first()
+        files = list(filter(_is_file, self._newest_first()))
         keep = set(files[:KEPT])
         keep |= set([path for path in files if _step(path) == also_keep][:1])
         for path in files:
@@ -187,8 +188,7 @@ class Checkpoints:
 
     def _newest_first(self) -> list[Path]:
         paths = [self.folder / name for name in self._names() if _NAME.fullmatch(name)]
-        # A pipe of that name would be read for ever.
-        return sorted(filter(_is_file, paths), key=_number, reverse=True)
+        return sorted(paths, key=_number, reverse=True)
 
     def _names(self) -> set[str]:
         """Return the names of all files in the folder.
@@ -276,8 +276,9 @@ def _unpacked(packed: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
 
 def _defect(path: Path) -> str:
     """Return why a checkpoint cannot be used, "" if it can."""
-    if not _is_file(_sidecar(path)):
-        return _NO_DIGEST
+    for file in (path, _sidecar(path)):
+        if stat.S_ISFIFO(_mode(file)):  # it would be read for ever
+            return "it is a pipe"
     try:
         expected = _sidecar(path).read_text("utf-8", errors="replace").split()
         digest = sha256_of(path)
@@ -305,10 +306,14 @@ def _misfit(error: Exception) -> str:
 
 
 def _is_file(path: Path) -> bool:
+    return stat.S_ISREG(_mode(path))
+
+
+def _mode(path: Path) -> int:
     try:
-        return path.is_file()
+        return path.stat().st_mode
     except OSError:
-        return True  # reading it says why it cannot be read
+        return 0
 
 
 def _sidecar(path: Path) -> Path:

@@ -4,6 +4,7 @@ What a step learns is in ``step.py``, how it is taken in ``engine.py``, what a b
 in ``data/dataset.py``.
 """
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
@@ -36,7 +37,7 @@ from plantseg_next.training.checkpoints import Checkpoints
 from plantseg_next.training.engine import Engine
 from plantseg_next.training.oom import retry_with_smaller_batch
 from plantseg_next.training.rollback import RollbackError, RunProgress, refuse_too_many
-from plantseg_next.training.signals import StopSignal
+from plantseg_next.training.signals import StopSignal, uninterrupted
 from plantseg_next.training.time_budget import (
     PROFILE_STEPS,
     TimeBudget,
@@ -122,18 +123,39 @@ class Trainer:
             DataError: If too many images cannot be read.
             OutputError: If the disk is full; earlier checkpoints are intact.
         """
-        try:
-            with same_bits(self.settings.deterministic, self.engine.device):
-                summary = self._run(stop_after)
-        except StoppedError as stopped:
-            self._end("stopped", stopped.came)
-            raise
-        except BaseException as error:
-            came = error.came if isinstance(error, PlantSegError) else repr(error)
-            self._end("failed", came)
-            raise
-        self._end("finished", f"{summary.steps} steps were taken.")
+        with StopSignal() as stop:
+            try:
+                with same_bits(self.settings.deterministic, self.engine.device):
+                    summary = self._run(stop, stop_after)
+            except StoppedError as stopped:
+                self._end("stopped", stopped.came)
+                raise
+            except KeyboardInterrupt:
+                self._interrupted()
+                raise
+            except BaseException as error:
+                came = error.came if isinstance(error, PlantSegError) else repr(error)
+                self._end("failed", came)
+                raise
+            self._end("finished", f"{summary.steps} steps were taken.")
         return summary
+
+    def _interrupted(self) -> None:
+        """Say that the run was stopped within a step, as by a second Ctrl-C.
+
+        Raises:
+            StoppedError: If there is a checkpoint to resume from.
+        """
+        with uninterrupted():
+            steps = self.checkpoints.steps()
+            text = f"Interrupted in step {self.progress.step + 1}"
+            kept = (
+                f"the checkpoint of step {steps[-1]} is kept" if steps else "none is kept"
+            )
+            self._end("stopped", f"{text}; {kept}.")
+            if steps:
+                total = self._time_budget.steps
+                raise StoppedError(steps[-1], total, signal.SIGINT) from None
 
     def emit(self, event: Event) -> None:
         """Pass an event to every callback."""
@@ -141,23 +163,23 @@ class Trainer:
             callback.on_event(self.progress.step, event)
 
     def _end(self, reason: EndReason, text: str) -> None:
-        for callback in self.callbacks:
-            callback.on_end(reason, text)
+        with uninterrupted():
+            for callback in self.callbacks:
+                callback.on_end(reason, text)
 
-    def _run(self, stop_after: int | None) -> RunSummary:
+    def _run(self, stop: StopSignal, stop_after: int | None) -> RunSummary:
         progress = self.progress
-        with StopSignal() as stop:
-            self._begin()
-            source = self.batches(progress.step)
-            while progress.step < self._time_budget.steps:
-                if stop.by is not None or progress.step == stop_after:
-                    self._save()
-                    raise StoppedError(progress.step, self._time_budget.steps, stop.by)
-                try:
-                    self._advance(source)
-                except RollbackError as rollback:
-                    self._roll_back(rollback)
-                    source = self.batches(progress.step)
+        self._begin()
+        source = self.batches(progress.step)
+        while progress.step < self._time_budget.steps:
+            if stop.by is not None or progress.step == stop_after:
+                self._save()
+                raise StoppedError(progress.step, self._time_budget.steps, stop.by)
+            try:
+                self._advance(source)
+            except RollbackError as rollback:
+                self._roll_back(rollback)
+                source = self.batches(progress.step)
         assert self._best is not None, "a run ends with a validation"  # noqa: S101
         if (
             progress.start_metric is not None
@@ -325,14 +347,11 @@ class Trainer:
         """
         failed = replace(self.progress)
         refuse_too_many(rollback, failed)
-        state = (
-            self.checkpoints.load(
-                step=rollback.step,
-                before=failed.rolled_back_to if failed.has_failed_again else None,
-                use=self._load,
-            )
-            or self.checkpoints.load(use=self._load)
-        )
+        state = self.checkpoints.load(
+            step=rollback.step,
+            before=failed.rolled_back_to if failed.has_failed_again else None,
+            use=self._load,
+        ) or self.checkpoints.load(use=self._load)
         assert state is not None, "a run begins with a checkpoint"  # noqa: S101
         self.progress.set_rolled_back(failed, lower_rate=rollback.lower_rate)
         self.emit(
