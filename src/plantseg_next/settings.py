@@ -410,7 +410,7 @@ class Settings(_Part):
             except yaml.YAMLError as error:
                 problem = getattr(error, "problem", None) or error
                 raise UsageError(
-                    f"{origin} {name}: {text!r} is not a value ({problem}).",
+                    f"{origin} {name}: {_short(text)} is not a value ({problem}).",
                     needed="a number, a word, null, or a list as [0.5, 2]",
                     fix="quote the pair, and close every bracket",
                 ) from error

@@ -1,6 +1,9 @@
 """Commands that train a model or report on a run."""
 
-from contextlib import suppress
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -166,7 +169,7 @@ def train(
         from plantseg_next.training.callbacks.loggers import logger
 
         loggers = [logger(name, out, chosen) for name in log]
-    with bars() as bar:
+    with _interruption_told(), bars() as bar:
         trained = api.train(
             api.DataSources(
                 data, classes, unlabeled or (), pseudo_labels or (), class_names
@@ -190,6 +193,17 @@ def train(
         f"model: {trained.folder / 'best'}\n"
         f"next:  plantseg-next evaluate {trained.folder}"
     )
+
+
+@contextmanager
+def _interruption_told() -> Iterator[None]:
+    """Print what a second Ctrl-C left; Typer would say nothing."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupted:
+        if text := str(interrupted):
+            print(f"{text} The same command resumes from there.", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 @app.command()

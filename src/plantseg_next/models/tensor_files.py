@@ -93,7 +93,10 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        n = int.from_bytes(file.read(8), "little")
+        first = file.read(8)
+        n = int.from_bytes(first, "little")
+        if first == b"version ":
+            raise TensorFileError("it is a pointer of Git LFS, not the file that it names")
         if size < 8 or n > min(size - 8, MAX_HEADER_BYTES):
             raise TensorFileError("it does not begin with a header")
         text = file.read(n)

@@ -4,7 +4,6 @@ What a step learns is in ``step.py``, how it is taken in ``engine.py``, what a b
 in ``data/dataset.py``.
 """
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
@@ -131,8 +130,7 @@ class Trainer:
                 self._end("stopped", stopped.came)
                 raise
             except KeyboardInterrupt:
-                self._interrupted()
-                raise
+                raise self._interrupted() from None
             except BaseException as error:
                 came = error.came if isinstance(error, PlantSegError) else repr(error)
                 self._end("failed", came)
@@ -140,22 +138,13 @@ class Trainer:
             self._end("finished", f"{summary.steps} steps were taken.")
         return summary
 
-    def _interrupted(self) -> None:
-        """Say that the run was stopped within a step, as by a second Ctrl-C.
-
-        Raises:
-            StoppedError: If there is a checkpoint to resume from.
-        """
-        with uninterrupted():
-            steps = self.checkpoints.steps()
-            text = f"Interrupted in step {self.progress.step + 1}"
-            kept = (
-                f"the checkpoint of step {steps[-1]} is kept" if steps else "none is kept"
-            )
-            self._end("stopped", f"{text}; {kept}.")
-            if steps:
-                total = self._time_budget.steps
-                raise StoppedError(steps[-1], total, signal.SIGINT) from None
+    def _interrupted(self) -> KeyboardInterrupt:
+        """Write that the run was stopped within a step, as by a second Ctrl-C."""
+        steps = self.checkpoints.steps()
+        kept = f"the checkpoint of step {steps[-1]} is" if steps else "no checkpoint is"
+        text = f"Interrupted in step {self.progress.step + 1}; {kept} kept."
+        self._end("stopped", text)
+        return KeyboardInterrupt(text)
 
     def emit(self, event: Event) -> None:
         """Pass an event to every callback."""
