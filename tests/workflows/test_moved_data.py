@@ -70,7 +70,9 @@ def test_other_files_in_the_new_place_are_refused(moved, kind, change):
         (moved / "aside").rename(two)
     text = r"[12] images? of \d+ in the new place, or their masks, are not those of the run"
     with pytest.raises(DataError, match=text) as caught:
-        api.train(moved / "new", moved / "run", TINY, data_moved={moved / "old": moved / "new"})
+        api.train(
+            moved / "new", moved / "run", TINY, data_moved={moved / "old": moved / "new"}
+        )
     assert caught.value.needed == (
         "every image and mask that the run learns from, unchanged (SHA-256)"
     )
@@ -110,7 +112,11 @@ def test_moves_that_do_not_concern_the_run_are_refused(moved):
         train(old="nowhere")
     with pytest.raises(UsageError, match="--data-moved and --restart"):
         api.train(
-            moved / "new", moved / "run", TINY, restart=True, data_moved={"old": moved / "new"}
+            moved / "new",
+            moved / "run",
+            TINY,
+            restart=True,
+            data_moved={"old": moved / "new"},
         )
     with pytest.raises(UsageError, match="holds no run whose data could have moved"):
         api.train(moved / "new", moved / "x", TINY, data_moved={"old": moved / "new"})

@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -42,6 +42,8 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"
 """Folder of the best model, written at a validation."""
 FIRST_STEPS = "first_steps.json"
+_RECORD_FILES = (RECORD, MANIFEST_FILE, SETTINGS)
+_WRITTEN = (LOCK, EVENTS, HISTORY, RESOURCES, PROGRESS, PLAN, SUMMARY, FIRST_STEPS)
 MASKS = "masks"
 """Folder of masks that were rasterized from outlines."""
 
@@ -115,7 +117,7 @@ class RunRecord:
         """
         path = folder / RECORD
         if path.is_symlink() or path.exists():
-            _refuse_no_files(folder)
+            _refuse_no_files(folder, _RECORD_FILES)
         if not path.is_file():
             return None
         if not (folder / MANIFEST_FILE).is_file():
@@ -239,7 +241,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    _refuse_no_files(folder)
+    _refuse_no_files(folder, (*_RECORD_FILES, *_WRITTEN))
     with explained(folder):
         lock = FileLock(folder / LOCK, timeout=2)
         try:
@@ -253,14 +255,13 @@ def run_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _refuse_no_files(folder: Path) -> None:
+def _refuse_no_files(folder: Path, names: Iterable[str]) -> None:
     """Refuse what has the name of a file of a run and is none: a folder, a pipe, a link.
 
     Raises:
         OutputError: It names the first.
     """
-    written = (LOCK, EVENTS, HISTORY, RESOURCES, PROGRESS, PLAN, SUMMARY, FIRST_STEPS)
-    for path in (folder / name for name in (*written, RECORD, MANIFEST_FILE, SETTINGS)):
+    for path in (folder / name for name in names):
         is_link = path.is_symlink() and (path.name == LOCK or not path.exists())
         if is_link or (path.exists() and not path.is_file()):
             raise OutputError(

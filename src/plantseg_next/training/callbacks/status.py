@@ -233,9 +233,9 @@ def read_status(folder: Path, *, alive: bool | None = None) -> Status:
         )
     progress = _read_json(folder / PROGRESS)
     unreadable: tuple[str, ...] = ()
-    if (folder / PROGRESS).exists():
+    if _text(folder / PROGRESS).strip():  # a crash of the machine may empty it
         try:
-            progress = _Progress.model_validate(progress).model_dump(exclude_unset=True)
+            _Progress.model_validate(progress)
         except ValidationError:
             progress, unreadable = {}, (PROGRESS,)
     state: State = progress.get("state", "running")
