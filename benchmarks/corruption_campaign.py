@@ -64,7 +64,7 @@ def main() -> None:
         if not results_table.holds(known, {"case": str(number)}):
             row = run_case(number, good, args.work, expected)
             results_table.append(args.csv, row | results_table.stamp())
-    summary = Counter(row["verdict"] for row in results_table.read(args.csv))
+    summary = Counter(row["outcome"] for row in results_table.read(args.csv))
     print(dict(summary))
 
 
@@ -95,19 +95,19 @@ def run_case(
         for path, state in (snapshot(case, good).items() ^ before.items())
         if not is_output(Path(path), case, target)
     }
-    verdict = "good"
+    outcome = "good"
     if code is None:
-        verdict = "hang"
+        outcome = "hang"
     elif "Traceback" in text or code < 0:
-        verdict = "traceback"
+        outcome = "traceback"
     elif changed:
-        verdict = "wrote outside"
+        outcome = "wrote outside"
     elif (
         code == 0
         and command[0] == "check"
         and lost_in_silence(case / target, expected[target])
     ):
-        verdict = "silent loss"
+        outcome = "silent loss"
     return {
         "case": number,
         "folder": target,
@@ -115,7 +115,7 @@ def run_case(
         "command": " ".join(command).replace(str(work), "WORK"),
         "exit": code,
         "seconds": round(seconds, 1),
-        "verdict": verdict,
+        "outcome": outcome,
         "last_line": next((x for x in reversed(text.splitlines()) if x.strip()), "")[:200],
     }
 

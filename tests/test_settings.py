@@ -6,7 +6,16 @@ import yaml
 
 from plantseg_next.errors import UsageError
 from plantseg_next.old_settings import REMOVED, RENAMED
-from plantseg_next.settings import Mark, Settings, setting_names
+from plantseg_next.settings import Mark, Settings, flat_settings, setting_names
+
+UNSET_NUMBERS = (
+    "data.workers",
+    "training.micro_batch",
+    "training.layer_decay",
+    "memory.budget_mb",
+    "memory.loss_chunk_rows",
+)
+"""Settings of a number whose default is null."""
 
 
 def test_settings_written_to_disk_are_read_unchanged(tmp_path):
@@ -241,3 +250,35 @@ def test_commented_yaml_describes_every_setting():
             section = name
     assert names == setting_names()
     assert yaml.safe_load("\n".join(lines)) == yaml.safe_load(Settings().to_yaml())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, value in flat_settings(Settings()).items()
+        if type(value) in (int, float) or name in UNSET_NUMBERS
+    ],
+)
+def test_numbers_have_an_upper_limit_that_the_error_states(name):
+    with pytest.raises(UsageError, match=f"`{name}` is 1") as caught:
+        Settings().with_settings([f"{name}=100000000000000000000000"])
+    assert re.search(r"less than (or equal to )?\d", caught.value.needed)
+
+
+def test_long_or_deep_values_are_cut_in_errors():
+    for text in ("x" * 10**5, "[" * 300 + "]" * 300, "9" * 5000):
+        with pytest.raises(UsageError) as caught:
+            Settings().with_settings([f"training.steps={text}"])
+        assert len(caught.value.came) < 500
+    with pytest.raises(UsageError, match="at most 200 characters"):
+        Settings().with_settings([f"model.encoder={'x' * 10**5}"])
+
+
+@pytest.mark.parametrize("weight", ["1e300", "[1, 1e300, 5]", "[1, 2, 10000000000000]"])
+def test_sampling_weights_have_an_upper_limit(weight):
+    with pytest.raises(UsageError) as caught:
+        Settings().with_settings([f"data.weights={{a: {weight}}}"])
+    assert caught.value.needed == (
+        "the weight of a is above 1e6, or over more than 1e12 samples"
+    )

@@ -89,17 +89,31 @@ class StoppedError(PlantSegError):
         self.exit_code = 128 + by if by else 0
 
 
-_OUT_OF_MEMORY = ("out of memory", "insufficient memory", "allocate memory", "bad_alloc")
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN, which gives no reason
+    "could not create a memory",
+    "not enough memory",
+    "insufficient memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "cudnn_status_internal_error",
+    "unable to find an engine",
+)
+"""Messages of PyTorch and other libraries when memory runs out, in lower case."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out in Python, a library that loads, OpenCV, PyTorch."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
     if isinstance(error, ImportError):
         return "map segment" in text
-    return any(message in text for message in _OUT_OF_MEMORY)
+    return not isinstance(error, PlantSegError) and any(m in text for m in _OUT_OF_MEMORY)
 
 
 def count_of(number: int, what: str) -> str:

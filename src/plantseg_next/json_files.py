@@ -30,6 +30,10 @@ from plantseg_next.files import read_bytes, write_atomically
 from plantseg_next.structures import ClassMap
 
 T = TypeVar("T")
+MAX_CLASSES = 254
+"""Most lesion classes, and most diseases: their ids are bytes, and 255 is IGNORE."""
+MAX_NAME = 1000
+"""Characters of the longest name of a class."""
 
 MAX_JSON_BYTES = 2 * 2**30
 """Largest JSON file that is read: annotations of a large data set in one file."""
@@ -203,13 +207,21 @@ PathInFile = Annotated[Path, PlainValidator(_joined), PlainSerializer(_relative)
 def _distinct(classes: ClassMap) -> ClassMap:
     for kind in ("lesions", "diseases"):
         names = getattr(classes, kind)
+        name, times = next(iter(Counter(names).most_common(1)), ("", 0))
+        if times > 1:
+            text = "{kind} states {name} more than once"
+            raise PydanticCustomError("repeated", text, {"kind": kind, "name": name})
+        if len(names) > MAX_CLASSES:
+            text = "{kind} states {n} names, and at most {most} are possible"
+            about = {"kind": kind, "n": f"{len(names):,}", "most": MAX_CLASSES}
+            raise PydanticCustomError("many", text, about)
+        if long := [name for name in names if len(name) > MAX_NAME]:
+            text = "{kind} states a name of {n} characters, and at most {most} are read"
+            about = {"kind": kind, "n": f"{len(long[0]):,}", "most": MAX_NAME}
+            raise PydanticCustomError("long", text, about)
         if unfit := [name for name in names if not (name.strip() and name.isprintable())]:
             about = {"kind": kind, "name": repr(unfit[0])}
             raise PydanticCustomError("unfit", "{kind} states the name {name}", about)
-        if repeated := [name for name in names if names.count(name) > 1]:
-            text = "{kind} states {name} more than once"
-            about = {"kind": kind, "name": repeated[0]}
-            raise PydanticCustomError("repeated", text, about)
     return classes
 
 
@@ -266,11 +278,14 @@ class JsonFormat(Generic[T]):
             PlantSegError: Of the class ``error``, if it cannot be read, is not of this
                 kind, or its version is newer or too old.
         """
+        return self.parse(self.read_bytes(path), path)
+
+    def read_bytes(self, path: Path) -> bytes:
+        """Return a file as it is; raise as ``read`` does if it cannot be read."""
         try:
-            text = read_bytes(path, MAX_JSON_BYTES)
+            return read_bytes(path, MAX_JSON_BYTES)
         except DataError as error:
             raise self._refused(error.came) from error
-        return self.parse(text, path)
 
     def parse(self, text: str | bytes, path: Path) -> T:
         """Return the content of the text of a file; raise as ``read`` does."""
@@ -293,7 +308,8 @@ class JsonFormat(Generic[T]):
             return self._adapter.validate_python(tree, context=path.parent)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            why = f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"
+            message = first["msg"].removeprefix("Value error, ")
+            why = f"`{'.'.join(map(str, first['loc']))}`: {message}"
             raise self._refused(f"`{path}` is not {self.what}: {why}.") from error
         except (ValueError, AttributeError, LookupError, TypeError) as error:
             why = str(error) if type(error) is ValueError else repr(error)

@@ -29,7 +29,11 @@ from plantseg_next.yaml_files import MAX_YAML_BYTES, commented_yaml, has_bool, l
 
 Checkpointable = Literal["stage_1", "stage_2", "stage_3", "stage_4", "decoder", "fine"]
 """Parts of the network whose activations may be recomputed in the backward pass."""
+MAX_SIDE_PX = 1_000_000
+"""Longest side that an image may be reduced to: longer ones do not exist."""
 Magnification = Annotated[float, Field(ge=0.05, le=20)]
+Factor = Annotated[float, Field(ge=0, le=1e6)]
+"""A weight of a loss."""
 Weight = float | tuple[float, float, int]
 """Sampling weight of a data set: a number, or (first, last, samples), which changes
 linearly from the first weight to the last over that many samples."""
@@ -72,7 +76,7 @@ class DataSettings(_Part):
     unlabeled."""
     tile_px: Annotated[int, Mark.PLANNED] = Field(192, ge=64, le=8192, multiple_of=32)
     """Side of a tile in pixels, in training and in prediction; a multiple of 32."""
-    long_side_px: int | None = Field(1024, ge=64)
+    long_side_px: int | None = Field(1024, ge=64, le=MAX_SIDE_PX)
     """Larger images are reduced to this long side, in training and in prediction; null
     keeps every pixel."""
     balance: float = Field(0.5, ge=0, le=1)
@@ -88,9 +92,9 @@ class DataSettings(_Part):
     )
     """Processes that read images; 0 reads in the main process. null: as many as there
     are cores beyond two, at most 4."""
-    prefetch: Annotated[int, Mark.MAY_CHANGE, Mark.PLANNED] = Field(4, ge=1)
+    prefetch: Annotated[int, Mark.MAY_CHANGE, Mark.PLANNED] = Field(4, ge=1, le=1000)
     """Batches that each of these processes reads ahead."""
-    cache_mib: Annotated[float, Mark.MAY_CHANGE, Mark.PLANNED] = Field(1024.0, ge=0)
+    cache_mib: Annotated[float, Mark.MAY_CHANGE, Mark.PLANNED] = Field(1024.0, ge=0, le=1e8)
     """Memory for decoded images, in MiB per process."""
 
     @field_validator("scale")
@@ -112,6 +116,10 @@ class DataSettings(_Part):
             numbers = weight if isinstance(weight, tuple) else (weight, weight, 1)
             if min(numbers[:2]) < 0 or numbers[2] < 1:
                 raise ValueError(f"the weight of {name} is below 0, or over 0 samples")
+            if max(numbers[:2]) > 1e6 or numbers[2] > 10**12:
+                raise ValueError(
+                    f"the weight of {name} is above 1e6, or over more than 1e12 samples"
+                )
         return weights
 
     @field_serializer("weights")
@@ -122,14 +130,14 @@ class DataSettings(_Part):
 class ModelSettings(_Part):
     """The network."""
 
-    encoder: str = "tf_efficientnet_lite1"
+    encoder: str = Field("tf_efficientnet_lite1", max_length=200)
     """timm name of the encoder: any network that timm builds with features_only."""
-    weights: str = "packaged"
+    weights: str = Field("packaged", max_length=4096)
     """ImageNet weights of the encoder. packaged: from a Python package, for
     tf_efficientnet_lite0 to lite2 (Apache-2.0). hub: from timm's hub; those of ConvNeXt-V2
     are CC BY-NC 4.0 and forbid commercial use. none: a random start. Or the path of a
     file."""
-    start: str = "starter"
+    start: str = Field("starter", max_length=4096)
     """What training starts from. starter: the model in this package. starter-field: the
     model that also learned from plants on soil (CC BY-SA 4.0). imagenet: ImageNet weights
     in the encoder, random weights elsewhere. random: random weights. Or the path of a run
@@ -150,16 +158,16 @@ class ModelSettings(_Part):
 class LossSettings(_Part):
     """Weights of the supervised loss terms; 0 leaves a term out."""
 
-    ohem_ce: float = Field(1.0, ge=0)
+    ohem_ce: Factor = 1.0
     """Cross-entropy of the hardest quarter of the labeled pixels (online hard example
     mining; Wu et al. 2016)."""
-    focal_tversky: float = Field(1.0, ge=0)
+    focal_tversky: Factor = 1.0
     """Focal Tversky loss of the lesion classes (Abraham and Khan 2019)."""
-    leaf: float = Field(0.5, ge=0)
+    leaf: Factor = 0.5
     """Cross-entropy and Dice of the leaf."""
-    disease: float = Field(0.3, ge=0)
+    disease: Factor = 0.3
     """Cross-entropy of the image-level disease."""
-    points: float = Field(0.5, ge=0)
+    points: Factor = 0.5
     """Cross-entropy of points and scribbles; those on lesions and those beside lesions
     have equal weight."""
 
@@ -178,15 +186,15 @@ class SemiSettings(_Part):
     """weak_to_strong: the teacher's prediction of the image is the label of the same image
     under a stronger augmentation. mean_teacher: the student's probabilities are pulled
     toward the teacher's. supervised: images without masks are not used."""
-    ratio: int = Field(1, ge=1)
+    ratio: int = Field(1, ge=1, le=1000)
     """Unlabeled tiles per labeled tile."""
     strong_views: int = Field(1, ge=1, le=2)
     """Strongly augmented views of a tile, 1 or 2; two views see complementary halves of
     the features."""
-    strong_aug: float = Field(2.0, ge=0)
+    strong_aug: float = Field(2.0, ge=0, le=100)
     """Strength of the augmentation of these views (brightness, contrast, saturation, gamma,
     blur), relative to that of labeled tiles."""
-    consistency_weight: float = Field(1.0, ge=0)
+    consistency_weight: Factor = 1.0
     """Weight of the loss on pseudo-labels after the ramp; 0 uses no pseudo-labels, but
     keeps the teacher as the running mean of a supervised run."""
     warmup_fraction: float = Field(0.1, ge=0, le=1)
@@ -197,7 +205,7 @@ class SemiSettings(_Part):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Fraction of the old teacher that a step keeps; less in a short run."""
     confidence: tuple[Literal["probability", "energy", "entropy", "dropout"], ...] = Field(
-        ("probability",), min_length=1
+        ("probability",), min_length=1, max_length=4
     )
     """How the confidence of the teacher is measured: probability, energy, entropy, dropout,
     or several, which are combined as the mean of their ranks."""
@@ -219,43 +227,45 @@ class ImageLabelSettings(_Part):
     """Fraction of the tiles without masks that show an image with an image-level label,
     where there are images with and without one; 0 does not learn from the labels. Off by
     default, because it lowered the Dice in six of six runs."""
-    cam_seeds: float = Field(0.5, ge=0)
+    cam_seeds: Factor = 0.5
     """Initial weight of the CAM seeds of these labels; 0 learns the label only."""
 
 
 class TrainingSettings(_Part):
     """The optimizer and its schedule."""
 
-    minutes: float | None = Field(12.0, gt=0)
+    minutes: float | None = Field(12.0, gt=0, le=10**7)
     """Length of the run in minutes; it becomes a number of steps once the first steps are
     timed. null: training.steps decides."""
     steps: int = Field(100_000, ge=1, le=10**9)
     """Largest number of optimizer steps."""
     batch: int = Field(8, ge=1, le=4096)
     """Labeled tiles per optimizer step."""
-    micro_batch: Annotated[int | None, Mark.MAY_CHANGE, Mark.PLANNED] = Field(None, ge=1)
+    micro_batch: Annotated[int | None, Mark.MAY_CHANGE, Mark.PLANNED] = Field(
+        None, ge=1, le=4096
+    )
     """Labeled tiles per forward pass; gradients are accumulated over the batch. null: all.
     Halved during the run when memory runs out."""
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, gt=0, le=1000)
     """Peak learning rate of the decoder."""
     layer_decay: float | None = Field(None, gt=0, le=1)
     """Factor on the learning rate from each layer of the encoder (stem or stage, as timm
     groups them) to the one before. null: 0.75 from pretrained weights, 1 from a random
     start."""
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0, le=1000)
     """Weight decay of the optimizer; biases and scales have none."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the device computes in it. On a CPU, encoders other than
     ConvNeXt stay in float32: their depthwise layers are slower in bfloat16."""
-    validations: int = Field(4, ge=1)
+    validations: int = Field(4, ge=1, le=10**6)
     """How many times the run is validated, evenly spaced."""
-    checkpoint_minutes: Annotated[float, Mark.MAY_CHANGE] = Field(1.0, ge=0)
+    checkpoint_minutes: Annotated[float, Mark.MAY_CHANGE] = Field(1.0, ge=0, le=10**7)
     """Minutes between checkpoints, besides those at validations; more where writing would
     take over a hundredth of the time. 0: after every step."""
     on_collapse: Annotated[Literal["continue", "rollback"], Mark.MAY_CHANGE] = "continue"
     """What to do when a validation finds no lesion and an earlier one did: continue and
     warn, or rollback to the best checkpoint with half the learning rate."""
-    validation_images: int = Field(40, ge=1)
+    validation_images: int = Field(40, ge=1, le=10**9)
     """Largest number of images in a validation, chosen once by the seed."""
 
     @property
@@ -272,7 +282,7 @@ class MemorySettings(_Part):
     losses and hard pixels are those of a micro-batch.
     """
 
-    budget_mb: Annotated[float | None, Mark.MAY_CHANGE] = Field(None, gt=0)
+    budget_mb: Annotated[float | None, Mark.MAY_CHANGE] = Field(None, gt=0, le=10**9)
     """Most memory that the run may take, in 10^6 bytes: of the GPU, or on a CPU of the
     whole process. A GPU refuses more; on a CPU the run warns. The command plan finds
     settings that fit."""
@@ -280,7 +290,7 @@ class MemorySettings(_Part):
     """Parts of the network that are computed again in the backward pass instead of kept:
     stage_1 to stage_4, decoder, fine. Slower by their forward pass."""
     loss_chunk_rows: Annotated[int | None, Mark.MAY_CHANGE] = Field(
-        None, ge=16, multiple_of=16
+        None, ge=16, le=8192, multiple_of=16
     )
     """Rows of a tile whose losses are computed at once, for many classes; a multiple of
     16. null: all."""
@@ -400,7 +410,7 @@ class Settings(_Part):
             except yaml.YAMLError as error:
                 problem = getattr(error, "problem", None) or error
                 raise UsageError(
-                    f"{origin} {name}: {text!r} is not a value ({problem}).",
+                    f"{origin} {name}: {_short(text)} is not a value ({problem}).",
                     needed="a number, a word, null, or a list as [0.5, 2]",
                     fix="quote the pair, and close every bracket",
                 ) from error
@@ -449,7 +459,16 @@ def _explain(error: ValidationError, origin: str) -> UsageError:
     if name not in known and (whole := [k for k in known if name.startswith(f"{k}.")]):
         came = f"`{whole[0]}` contains"  # a part of a list or a mapping
     return UsageError(
-        f"{origin}: {came} {first['input']!r}.",
+        f"{origin}: {came} {_short(first['input'])}.",
         needed=first["msg"].removeprefix("Value error, "),
         fix="correct the value, or leave it out for its default",
     )
+
+
+def _short(value: object) -> str:
+    """Return a value for a message, cut if it is long or deep."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "a value that is nested too deeply"
+    return text if len(text) <= 200 else f"{text[:200]} ..."

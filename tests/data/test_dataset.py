@@ -312,3 +312,33 @@ def test_micro_batches_concatenate_to_batch(drawn_folder, size):
         collate_views([part.unlabeled for part in parts]),
     )
     assert same_drawn(again, drawn)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (EOFError(), "their parent was ended, as the system does when memory runs out"),
+        (ConnectionResetError(104, "Connection reset by peer"), "their parent was ended"),
+        (OSError(28, "No space left on device"), "No space left on device (in /dev/shm,"),
+    ],
+)
+def test_workers_that_cannot_be_started_are_replaced(
+    drawn_folder, monkeypatch, error, text
+):
+    """As where the fork server is killed before the first batch."""
+
+    class Failing(torch.utils.data.DataLoader):
+        def __iter__(self):
+            if self.num_workers:
+                raise error
+            return super().__iter__()
+
+    monkeypatch.setattr(dataloader, "DataLoader", Failing)
+    data, messages = MixedDataset(dataset(drawn_folder)), []
+    batches = list(
+        loader(data, batch_size=2, start=0, stop=2, workers=1, log=messages.append)
+    )
+    assert len(batches) == 2
+    assert f"workers cannot be started: {text}" in messages[0]
+    assert "data.workers=0 needs none." in messages[0]
+    assert messages[-1].endswith("Continuing with no workers; no batch is lost.")

@@ -1,5 +1,6 @@
 """A model in memory: every kind of input, threads, and what is refused."""
 
+import copy
 import io
 import math
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -300,3 +302,16 @@ def test_predicting_does_not_set_the_mode_of_the_network(model, leaf, monkeypatc
     model.predict(leaf)
     assert not any(module.training for module in network.modules())
     assert torch.is_grad_enabled()
+
+
+def test_network_that_overflows_is_refused(model, leaf):
+    """Weights that are finite may be too large for the sums of a network."""
+    network = copy.deepcopy(model.predictor.backend._network)
+    with torch.no_grad():
+        for parameter in network.decoder.parameters():
+            parameter.fill_(3e38)
+    backend = type(model.predictor.backend)(network, "cpu")
+    overflowing = replace(model, predictor=replace(model.predictor, backend=backend))
+    with pytest.raises(DataError, match="gives scores that are not finite") as caught:
+        overflowing.predict(leaf)
+    assert caught.value.fix == "take another copy of the model, or train it again"

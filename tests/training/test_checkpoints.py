@@ -1,5 +1,7 @@
 import hashlib
+import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -281,3 +283,111 @@ def test_foreign_file_is_refused(tmp_path):
 def test_empty_folder_loads_none(tmp_path):
     assert Checkpoints(tmp_path).load() is None
     assert Checkpoints(tmp_path).steps() == []
+
+
+def rewritten(path, change):
+    """Change the state in the head of a checkpoint, and write its digest again."""
+    content = path.read_bytes()
+    n = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + n])
+    head = change(json.loads(header["__metadata__"]["plantseg_next"]))
+    header["__metadata__"]["plantseg_next"] = (
+        head if isinstance(head, str) else json.dumps(head)
+    )
+    text = json.dumps(header).encode()
+    write_with_digest(path, len(text).to_bytes(8, "little") + text + content[8 + n :])
+
+
+def write_with_digest(path, content):
+    path.write_bytes(content)
+    line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+    path.with_name(f"{path.name}.sha256").write_text(line)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _: '{"format": 1, "state": ' + "[" * 10**5 + "]" * 10**5 + "}",
+        lambda head: head | {"state": {"list": [], "dict": []}},
+        lambda head: head | {"state": {"tensor": "nope"}},
+        lambda head: head | {"state": {"dict": [["a", {"tensor": "nope"}]]}},
+        lambda head: head | {"state": {"dict": 5}},
+        lambda _: {"format": 1},
+    ],
+)
+def test_checkpoint_made_by_hand_is_skipped_like_a_damaged_one(tmp_path, change):
+    kept, messages = saved(tmp_path, 1, 2), []
+    rewritten(newest(tmp_path), change)
+    assert kept.load(log=messages.append)["step"] == 1
+    (line,) = messages
+    text = "000002-step-2.safetensors` is skipped: its content is not that of this run ("
+    assert text in line
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"x" * 100, b"\xff" * 100, (2**62).to_bytes(8, "little") + b"{}"]
+)
+def test_file_of_something_else_with_a_right_digest_is_skipped(tmp_path, content):
+    kept = saved(tmp_path, 1, 2)
+    write_with_digest(newest(tmp_path), content)
+    assert kept.load()["step"] == 1
+    for path in (tmp_path / run_record.CHECKPOINTS).glob("*.safetensors"):
+        write_with_digest(path, content)
+    with pytest.raises(DataError, match="its content is not that of this run") as caught:
+        kept.load()
+    assert "can be used:" in caught.value.came
+
+
+def test_state_that_cannot_be_used_makes_the_one_before_be_tried(tmp_path):
+    def use(state):
+        if state["step"] == 2:
+            raise KeyError("engine")
+
+    assert saved(tmp_path, 1, 2).load(use=use)["step"] == 1
+
+
+def test_memory_that_runs_out_is_not_blamed_on_the_checkpoint(tmp_path):
+    def use(_):
+        raise RuntimeError("[enforce fail] can't allocate memory: 8 bytes")
+
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        saved(tmp_path, 1, 2).load(use=use)
+
+
+def test_foreign_files_among_checkpoints_are_ignored(tmp_path):
+    """After bghira/SimpleTuner#127 and caiyuanhao1998/MST#32: copies, and .DS_Store."""
+    kept = saved(tmp_path, 1, 2)
+    folder = tmp_path / run_record.CHECKPOINTS
+    content = newest(tmp_path).read_bytes()
+    for name in (
+        "000002-step-2 (copy).safetensors",
+        "1x",
+        "backup-000002-step-2",
+        ".DS_Store",
+    ):
+        (folder / name).write_bytes(content)
+    (folder / "1x-step-3.safetensors").write_bytes(content)
+    (folder / "a folder").mkdir()
+    (folder / "latest").symlink_to(newest(tmp_path).name)
+    messages = []
+    assert kept.load(log=messages.append)["step"] == 2
+    assert messages == []
+    kept.save(STATE | {"step": 3}, step=3)
+    assert kept.steps() == [1, 2, 3]
+
+
+def test_what_only_has_the_name_of_a_checkpoint_is_skipped_and_kept(tmp_path):
+    kept = saved(tmp_path, 1, 2)
+    folder = tmp_path / run_record.CHECKPOINTS
+    (folder / "000010-step-5.safetensors").mkdir()
+    (folder / "000011-step-5.safetensors").symlink_to("nowhere")
+    os.mkfifo(folder / "000012-step-5.safetensors")
+    (folder / "000013-step-5.safetensors").write_text("x")
+    os.mkfifo(folder / "000013-step-5.safetensors.sha256")
+    messages = []
+    assert kept.load(log=messages.append)["step"] == 2
+    assert len(messages) == 4
+    for step in (6, 7, 8, 9):
+        kept.save(STATE | {"step": step}, step=step)
+    assert (folder / "000010-step-5.safetensors").is_dir()
+    assert kept.load()["step"] == 9

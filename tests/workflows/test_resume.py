@@ -1,6 +1,7 @@
 """A run resumes where it was interrupted, in whatever way."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from PIL import Image
 
 from conftest import FEW, TINY, train_until
 from plantseg_next import api
-from plantseg_next.errors import DataError, UsageError
+from plantseg_next.errors import DataError, OutputError, UsageError
 from plantseg_next.files import write_atomically
 from plantseg_next.models.bundle import read_card
 from plantseg_next.settings import Settings
@@ -447,3 +448,118 @@ def test_run_record_states_device_versions_and_sources(finished_semi_run):
     assert tree["versions"].keys() == {"torch", "timm", "numpy"}
     assert tree["sources"]["classes"] is None
     assert len(tree["pixels"]) == 6
+
+
+def test_run_goes_on_when_an_unreadable_image_is_back(drawn_folder, tmp_path):
+    data, out = tmp_path / "leaves", tmp_path / "run"
+    shutil.copytree(drawn_folder, data)
+    train_until(2, data, out, TINY)
+    (data / "images").rename(tmp_path / "away")
+    (data / "images").mkdir()
+    with pytest.raises((DataError, UsageError), match=r"does not exist|in a row"):
+        api.train(data, out, TINY)
+    (data / "images").rmdir()
+    (tmp_path / "away").rename(data / "images")
+    assert api.train(data, out, TINY).summary.steps == 6
+
+
+def test_image_that_is_back_is_not_counted_as_unreadable(drawn_folder, tmp_path):
+    """A checkpoint holds more unreadable images than a run allows."""
+    out = tmp_path / "run"
+    train_until(2, drawn_folder, out, TINY)
+    state = Checkpoints(out).load()
+    state["progress"]["skipped"] = {f"leaf {i}": "is gone" for i in range(20)}
+    Checkpoints(out).save(state, step=2)
+    assert api.train(drawn_folder, out, TINY).summary.steps == 6
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state.pop("engine"),
+        lambda state: state.pop("rng"),
+        lambda state: state["progress"].pop("step"),
+        lambda state: state["progress"].update(step="x"),
+        lambda state: state["progress"].update(step=10**9),
+        lambda state: state["progress"].update(micro_batch=0),
+        lambda state: state["time_budget"].update(seconds=math.nan),
+        lambda state: state["engine"]["network"].popitem(),
+        lambda state: state["engine"]["network"]["lesion_head.weight"].fill_(math.nan),
+        lambda state: state["engine"]["optimizer"]["state"][0].update(
+            exp_avg=torch.zeros(7, 7)
+        ),
+        lambda state: state["callbacks"].update(status=5),
+    ],
+)
+def test_checkpoint_of_wrong_content_falls_back(drawn_folder, stopped_run, spoil):
+    """The optimizer after roytseng-tw/Detectron.pytorch#37: moments of other sizes."""
+    state = Checkpoints(stopped_run).load()
+    assert state["progress"]["step"] == 2
+    spoil(state)
+    Checkpoints(stopped_run).save(state, step=2)
+    assert api.train(drawn_folder, stopped_run, FEW).summary.steps == 12
+    lines = (stopped_run / "events.jsonl").read_text("utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
+    (skipped,) = [e["text"] for e in events if e["kind"] == "damaged-checkpoint"]
+    assert "is skipped: its content is not that of this run (" in skipped
+    assert any(e["text"] == "The run resumes from step 2." for e in events)
+
+
+def test_checkpoints_of_another_network_alone_are_refused(drawn_folder, tmp_path):
+    wider = TINY.with_settings(["model.width=64"])
+    train_until(2, drawn_folder, tmp_path / "one", TINY)
+    train_until(2, drawn_folder, tmp_path / "two", wider)
+    shutil.rmtree(tmp_path / "one" / "checkpoints")
+    shutil.copytree(tmp_path / "two" / "checkpoints", tmp_path / "one" / "checkpoints")
+    with pytest.raises(DataError, match=r"No checkpoint in .* can be used") as caught:
+        api.train(drawn_folder, tmp_path / "one", TINY)
+    assert "its content is not that of this run (RuntimeError" in caught.value.came
+
+
+@pytest.mark.parametrize("name", [".lock", "events.jsonl", "history.csv", "plan.json"])
+def test_file_of_a_run_that_is_a_folder_is_refused(drawn_folder, stopped_run, name):
+    (stopped_run / name).unlink(missing_ok=True)
+    (stopped_run / name).mkdir()
+    with pytest.raises(OutputError, match=f"{name}` is not a file") as caught:
+        api.train(drawn_folder, stopped_run, FEW)
+    assert caught.value.fix == (
+        "move it out of the folder, then give the same command again"
+    )
+
+
+def test_lock_that_is_a_link_is_refused(drawn_folder, stopped_run):
+    (stopped_run / ".lock").unlink(missing_ok=True)
+    (stopped_run / ".lock").symlink_to(stopped_run / "run.json")
+    with pytest.raises(OutputError, match=r"\.lock` is a link"):
+        api.train(drawn_folder, stopped_run, FEW)
+
+
+def test_record_that_counts_no_lesion_is_refused(drawn_folder, stopped_run):
+    tree = json.loads((stopped_run / "run.json").read_text())
+    tree["pixels"] = [0] * len(tree["pixels"])
+    (stopped_run / "run.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match="counts no pixel of a lesion") as caught:
+        api.train(drawn_folder, stopped_run, FEW)
+    assert caught.value.needed == "`run.json` as the run wrote it"
+
+
+def test_second_ctrl_c_is_a_stop_that_is_told(drawn_folder, stopped_run):
+    """After lipixun/tftrainer#7: Ctrl-C several times, to stop at once."""
+
+    class Twice(Callback):
+        def on_step(self, _):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            return ()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(
+            KeyboardInterrupt, match="Interrupted in step 4; the checkpoint"
+        ):
+            api.train(drawn_folder, stopped_run, FEW, callbacks=[Twice()])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    text = "stopped on request. Interrupted in step 4; the checkpoint of step 2 is kept."
+    assert text in str(read_status(stopped_run))

@@ -1,6 +1,9 @@
 """Commands that train a model or report on a run."""
 
-from contextlib import suppress
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -123,6 +126,14 @@ def train(
         bool,
         typer.Option("--restart", help="Archive an earlier run and start a new one."),
     ] = False,
+    data_moved: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data-moved",
+            help="OLD=NEW: a folder of the run that was moved, and where it is now. "
+            "Repeatable.",
+        ),
+    ] = None,
     log: Annotated[
         list[str] | None,
         typer.Option(help="Log to tensorboard or mlflow too. Repeatable."),
@@ -136,6 +147,7 @@ def train(
     The same command resumes a run that was interrupted.
     """
     from plantseg_next import api
+    from plantseg_next.workflows.moved_data import parse_moves
 
     chosen = settings_of(config, set_ or [])
     if ram is not None and memory is None:
@@ -164,7 +176,7 @@ def train(
         from plantseg_next.training.callbacks.loggers import logger
 
         loggers = [logger(name, out, chosen) for name in log]
-    with bars() as bar:
+    with _interruption_reported(), bars() as bar:
         trained = api.train(
             api.DataSources(
                 data, classes, unlabeled or (), pseudo_labels or (), class_names
@@ -174,6 +186,7 @@ def train(
             memory=budget,
             ram=main_memory,
             restart=restart,
+            data_moved=parse_moves(data_moved or []),
             callbacks=[TrainingBar(bar), *loggers],
             log=log_to(bar),
             progress=task_bars(bar),
@@ -187,6 +200,17 @@ def train(
         f"model: {trained.folder / 'best'}\n"
         f"next:  plantseg-next evaluate {trained.folder}"
     )
+
+
+@contextmanager
+def _interruption_reported() -> Iterator[None]:
+    """Print what a second Ctrl-C left; Typer would say nothing."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupted:
+        if text := str(interrupted):
+            print(f"{text} The same command resumes from there.", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 @app.command()

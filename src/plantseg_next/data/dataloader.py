@@ -109,12 +109,12 @@ def _in_order(
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         iterator = iter(batches)
-    except OSError as error:
+    except (OSError, EOFError) as error:
         if not workers:
             raise
         raise LostWorkerError(
-            f"Workers cannot be started: {error.strerror} (in /dev/shm, the shared memory, "
-            "or another limit of the system). data.workers=0 needs none."
+            f"Data loader workers cannot be started: {_why(error)}. data.workers=0 needs "
+            "none."
         ) from error
     if handler is not None and threading.current_thread() is threading.main_thread():
         # PyTorch's handler would raise anywhere in the main process, even within an
@@ -146,6 +146,12 @@ def _next_or_lost(
             if is_slow and time.monotonic() - waiting_since < HUNG_S:
                 continue
             raise LostWorkerError(_cause(error, iterator)) from error
+
+
+def _why(error: OSError | EOFError) -> str:
+    if isinstance(error, EOFError | ConnectionError):
+        return "their parent was ended, as the system does when memory runs out"
+    return f"{error.strerror} (in /dev/shm, or another limit of the system)"
 
 
 def _exit_codes(iterator: object) -> list[int]:

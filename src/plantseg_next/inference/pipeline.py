@@ -5,7 +5,7 @@ model = plantseg_next.load("RUN")
 model.predict("leaf.jpg").severity_pct
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -212,4 +212,5 @@ def load_pipeline(model: AnyPath) -> Pipeline:
     """
     network, card = read_bundle(find_model(model))
     device = find_device().kind
-    return Pipeline(make_predictor(network.to(device), card, device), card)
+    predictor = make_predictor(network.to(device), card, device)
+    return Pipeline(replace(predictor, only_finite=True), card)

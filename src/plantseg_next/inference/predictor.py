@@ -5,6 +5,7 @@ image: rows are finished as soon as no later tile covers them. Finished rows tak
 five bytes per pixel.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Float16, Float32, UInt8
 
 from plantseg_next.data.tiling import TileGrid, shrink_scale, shrink_to
+from plantseg_next.errors import DataError
 from plantseg_next.inference.backends import Backend, TorchBackend
 from plantseg_next.models.bundle import ModelCard
 from plantseg_next.structures import ClassMap, Prediction
@@ -39,6 +41,8 @@ class Predictor:
             to the image's own size; ``None`` keeps every pixel.
         tiles_at_once: Tiles per call of the backend.
         threshold: Smallest probability of any lesion that is marked as lesion.
+        only_finite: Whether scores that are not finite are refused; a run, whose weights
+            change, recovers from them by itself.
     """
 
     backend: Backend
@@ -47,13 +51,18 @@ class Predictor:
     long_side_px: int | None
     tiles_at_once: int = TILES_AT_ONCE
     threshold: float = 0.5
+    only_finite: bool = False
 
     def scale(self, size_hw: tuple[int, int]) -> float:
         """Return the factor by which an image of this size is shrunk first, at most 1."""
         return shrink_scale(size_hw, self.long_side_px)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Prediction:
-        """Return the prediction for an upright RGB image, at its own size."""
+        """Return the prediction for an upright RGB image, at its own size.
+
+        Raises:
+            DataError: If ``only_finite``, and a score is not.
+        """
         small = shrink_to(image, self.long_side_px)
         grid = TileGrid(small.shape[:2], self.tile_px, self.tile_px // 4)
         class_id = np.zeros(small.shape[:2], np.uint8)
@@ -90,7 +99,15 @@ class Predictor:
                 plant = (1 - tile[0]).mean()
                 if self.classes.has_leaf:
                     plant += tile[-1].mean()
-                diseases.add(softmax(disease, np.empty_like(disease)), weight=float(plant))
+                probability = softmax(disease, np.empty_like(disease))
+                # One score that is not finite makes the mean of its tile so.
+                if self.only_finite and not math.isfinite(plant + probability.sum()):
+                    raise DataError(
+                        "The model gives scores that are not finite.",
+                        needed="weights with which its network can be computed",
+                        fix="take another copy of the model, or train it again",
+                    )
+                diseases.add(probability, weight=float(plant))
                 yield tile
 
 

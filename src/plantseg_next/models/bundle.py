@@ -3,8 +3,8 @@
 A bundle is a folder of three files. ``model-<digest>.safetensors`` holds the weights and
 cannot run code. ``images-<digest>.json`` lists the images of its run by their digests, with
 their splits. ``model.json`` is the card: class names, the shape of the network, how images
-are prepared for it, where it comes from, and the SHA-256 of the other files, which detects
-damage.
+are prepared for it, where it comes from, and the SHA-256 of the other files and of itself,
+which detect damage and changes by hand.
 
 The other files are named by their digests, so that a newer model replaces an older one
 atomically, with its card: a reader of the folder, during a run or after it was killed,
@@ -12,27 +12,46 @@ gets one or the other.
 """
 
 import hashlib
+import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field, FiniteFloat, with_config
+from pydantic import AfterValidator, ConfigDict, Field, with_config
 
 from plantseg_next.errors import DataError, missing_path
 from plantseg_next.files import write_atomically
 from plantseg_next.json_files import ClassMapInFile, JsonFormat
-from plantseg_next.settings import ModelSettings
+from plantseg_next.settings import MAX_SIDE_PX, ModelSettings
+from plantseg_next.structures import ClassMap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from plantseg_next.models.segmenter import Segmenter
 
-FORMAT = 4
+FORMAT = 5
 CARD = "model.json"
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+RESERVED = ("background", "leaf", "no lesion", "ignore")
+"""Meanings of mask values that no lesion class can have as its name."""
+
+
+def _of_a_model(classes: ClassMap) -> ClassMap:
+    if not classes.lesions:
+        raise ValueError("no lesion class is stated")
+    if reserved := [name for name in classes.lesions if name in RESERVED]:
+        raise ValueError(f"`{reserved[0]}` cannot be the name of a lesion class")
+    return classes
+
+
+ClassesOfModel = Annotated[ClassMapInFile, AfterValidator(_of_a_model)]
+Mean = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
+Std = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
 OLD_NAMES = {
     "summary": "global_stats",
     "context": "class_bias_from_global",
@@ -57,8 +76,8 @@ class Normalization:
         std: Likewise; above 0.
     """
 
-    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
-    std: tuple[Positive, Positive, Positive]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Std, Std, Std]
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -85,29 +104,32 @@ class ModelCard:
         written: When it was written, in ISO 8601; filled in by ``write_bundle``.
         sha256: Digest of the weights file; filled in by ``write_bundle``.
         images_sha256: Digest of the file of its run's images; likewise, "" without one.
+        card_sha256: Digest of the other fields; likewise, "" in older cards and in one
+            that was changed on purpose.
     """
 
     format: ClassVar[int] = FORMAT
     """Version of the folder's layout."""
 
-    classes: ClassMapInFile
+    classes: ClassesOfModel
     model: ModelSettings
     tile_px: Annotated[int, Field(ge=32, le=8192, multiple_of=32)]
-    long_side_px: Annotated[int, Field(ge=32)] | None
+    long_side_px: Annotated[int, Field(ge=32, le=MAX_SIDE_PX)] | None
     weights_origin: str = "random"
     weights_license: str = "none"
     weights_sha256: str = ""
     sources: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
-    n_val_images: Annotated[int, Field(ge=0)] = 0
+    n_val_images: Annotated[int, Field(ge=0, le=10**9)] = 0
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    calibration: Mapping[str, Positive] | None = None
+    calibration: Mapping[Literal["lesion", "leaf", "disease"], Temperature] | None = None
     normalization: Normalization | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     code: str = ""
     written: str = field(default="", compare=False)
-    sha256: str = ""
-    images_sha256: str = ""
+    sha256: Digest = ""
+    images_sha256: Digest = ""
+    card_sha256: Digest = field(default="", compare=False)
 
     @property
     def weights(self) -> str:
@@ -202,6 +224,8 @@ def write_bundle(
         images_sha256=hashlib.sha256(listed).hexdigest() if listed else "",
         written=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
+    text = _CARD.to_bytes(replace(card, card_sha256=""), folder)
+    card = replace(card, card_sha256=_card_digest(text))
     write_atomically(folder / card.weights, lambda file: write_tensors(file.write, state))
     if listed:
         write_atomically(folder / card.images, listed)
@@ -239,7 +263,25 @@ def read_card(folder: Path) -> ModelCard:
             needed="the folder of a trained model, for example RUN/best",
             fix="train one: plantseg-next train DATA --out RUN",
         )
-    return _CARD.read(folder / CARD)
+    path = folder / CARD
+    text = _CARD.read_bytes(path)
+    card = _CARD.parse(text, path)
+    if card.card_sha256 and card.card_sha256 != _card_digest(text):
+        raise DataError(
+            f"`{path}` was changed: its `card_sha256` is that of another text.",
+            needed="the card as the run wrote it",
+            fix="take another copy of the model; if the change is on purpose, remove "
+            "`card_sha256` from the card",
+        )
+    return card
+
+
+def _card_digest(text: bytes) -> str:
+    """Return the SHA-256 of a card without its own digest, however its text is set."""
+    tree = json.loads(text)
+    del tree["card_sha256"]
+    plain = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def read_images(folder: Path) -> RunImages | None:
@@ -264,13 +306,53 @@ def read_weights(folder: Path) -> "tuple[dict[str, Tensor], ModelCard]":
     """Return the tensors of a model, verified by their digest, and its card.
 
     Raises:
-        DataError: If the weights are missing or damaged.
+        DataError: If the weights are missing, damaged or not finite, or the shape of the
+            network in the card is another.
     """
     import safetensors.torch
+    import torch
 
     weights, card = _verified(folder, "weights")
-    state = safetensors.torch.load(weights)
+    path = folder / card.weights
+    try:
+        state = safetensors.torch.load(weights)
+    except safetensors.SafetensorError as error:
+        raise _damaged(path, f"is damaged: {error}") from error
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise _damaged(path, f"holds numbers that are not finite, in {name}")
     return {present_name(name): tensor for name, tensor in state.items()}, card
+
+
+def _refuse_other_shape(path: Path, card: ModelCard) -> None:
+    """Refuse a network of another shape before it is made: it may not fit into memory.
+
+    Raises:
+        DataError: If the shapes in the file of its weights are not those of the card.
+        UsageError: If there is no such encoder.
+    """
+    from plantseg_next.models.encoders import n_parameters
+    from plantseg_next.models.tensor_files import read_header, shapes
+
+    stored = {
+        present_name(name): shape for name, shape in shapes(read_header(path)).items()
+    }
+    settings = card.model
+    layers = {
+        name.split(".")[2] for name in stored if name.startswith("decoder.attention.")
+    }
+    for what, stated, held in (
+        ("channels", settings.width, stored.get("decoder.level", (2, 0))[-1]),
+        ("layers", settings.layers, len(layers)),
+        ("lesions", len(card.classes.lesions), stored.get("lesion_head.bias", (0,))[0] - 1),
+        ("diseases", len(card.classes.diseases), stored.get("disease_head.bias", (0,))[0]),
+    ):
+        if stated != held:
+            raise misfit(path, f"the card states {stated} {what}, the weights have {held}")
+    n_held = sum(math.prod(s) for name, s in stored.items() if name.startswith("encoder."))
+    if (n := n_parameters(settings.encoder)) > 2 * n_held + 10**6:
+        why = f"`{settings.encoder}` has {n:,} parameters, and the weights have {n_held:,}"
+        raise misfit(path, why)
 
 
 def present_name(parameter: str) -> str:
@@ -304,14 +386,19 @@ def read_bundle(folder: Path) -> "tuple[Segmenter, ModelCard]":
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise misfit(folder / card.weights, error) from error
+        raise misfit(folder / card.weights, str(error)) from error
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() != state[name].is_floating_point():
+            raise misfit(folder / card.weights, f"{name} has the type {state[name].dtype}")
     return network.float().eval(), card  # the caller's default dtype may be another
 
 
-def misfit(weights: Path, error: Exception) -> DataError:
+def misfit(weights: Path, why: str) -> DataError:
     """Return the error for weights that do not match the network of their card."""
+    lines = why.removeprefix("Error(s) in loading state_dict for Segmenter:").split("\n")
+    why = " ".join(lines[:2]).strip().rstrip(".")
     return DataError(
-        f"`{weights}` does not fit its `{CARD}`: {str(error).splitlines()[0]}",
+        f"`{weights}` does not fit its `{CARD}`: {why}.",
         needed="weights and card of the same model",
         fix="take another copy of both",
     )
@@ -329,18 +416,28 @@ def _verified(folder: Path, kind: Literal["weights", "images"]) -> tuple[bytes, 
         path = folder / (card.weights if kind == "weights" else card.images)
         stated = card.sha256 if kind == "weights" else card.images_sha256
         try:
+            if path.exists() and not path.is_file():  # a pipe would be read for ever
+                raise _damaged(path, "is not a file")
+            if kind == "weights":
+                _refuse_other_shape(path, card)
             content = path.read_bytes()
         except FileNotFoundError:
             trouble = "is missing"
         except OSError as error:
             trouble = f"cannot be read: {error.strerror}"
+        except ValueError as error:
+            trouble = f"is damaged: {error}"
         else:
             if hashlib.sha256(content).hexdigest() == stated:
                 return content, card
             trouble = f"is damaged: its SHA-256 is not the one in `{CARD}`"
         if stated == before:  # otherwise a run may have replaced the model meanwhile
-            raise DataError(
-                f"`{path}` {trouble}.",
-                needed="every file of the model as it was written",
-                fix="take another copy, or the run's `last` in place of its `best`",
-            )
+            raise _damaged(path, trouble)
+
+
+def _damaged(path: Path, trouble: str) -> DataError:
+    return DataError(
+        f"`{path}` {trouble}.",
+        needed="every file of the model as it was written",
+        fix="take another copy, or the run's `last` in place of its `best`",
+    )

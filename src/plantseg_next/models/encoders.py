@@ -299,7 +299,7 @@ def refuse_unknown_encoder(name: str) -> None:
 def _features(name: str, tag: str | None, *, pretrained: bool) -> nn.Module:
     """Return timm's network, giving strides 4 to 32 only."""
     refuse_unknown_encoder(name)
-    indices = _stride_indices(name)
+    indices = _layout(name).stride_indices
     full = name if tag is None else f"{name}.{tag}"
     try:
         network = timm.create_model(
@@ -327,9 +327,24 @@ def _layer_matcher(name: str) -> Any:  # noqa: ANN401 - timm's, a table or a fun
         return timm.create_model(name).group_matcher(coarse=True)
 
 
+def n_parameters(name: str) -> int:
+    """Return the number of parameters of an encoder, without making it.
+
+    Raises:
+        UsageError: If there is no such network, or it cannot be an encoder.
+    """
+    refuse_unknown_encoder(name)
+    return _layout(name).n_parameters
+
+
+class _Layout(NamedTuple):
+    stride_indices: tuple[int, ...]
+    n_parameters: int
+
+
 @cache
-def _stride_indices(name: str) -> tuple[int, ...]:
-    """Return which of a network's feature maps have strides 4 to 32.
+def _layout(name: str) -> _Layout:
+    """Return which of a network's feature maps have strides 4 to 32, and its size.
 
     The network is run once on a meta tensor: some of timm's networks accept one size
     only, or put channels last.
@@ -350,7 +365,7 @@ def _stride_indices(name: str) -> tuple[int, ...]:
         side = PROBE_PX // strides[i]
         if tuple(maps[i].shape) != (1, channels[i], side, side):
             raise _unfit(name, f"it gives a map of shape {tuple(maps[i].shape)}")
-    return indices
+    return _Layout(indices, sum(p.numel() for p in network.parameters()))
 
 
 def _unfit(name: str, why: str) -> UsageError:

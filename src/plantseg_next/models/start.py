@@ -175,14 +175,15 @@ def starting_network(
     from plantseg_next.models.segmenter import build_segmenter
 
     folder = start_folder(settings.start)
-    network = build_segmenter(settings, classes, fetch=folder is None)
     if folder is None:
+        network = build_segmenter(settings, classes)
         return network, network.encoder.source
     state, card = read_weights(folder)
+    network = build_segmenter(settings, classes, fetch=False)
     try:
         network.load_state_dict(_with_classes(state, network, card.classes, classes))
     except (RuntimeError, KeyError) as error:
-        raise misfit(folder / card.weights, error) from error
+        raise misfit(folder / card.weights, str(error)) from error
     # The license of the encoder's first weights also applies to the new model.
     name = f"model {card.model_id}, from {card.weights_origin}"
     return network, PretrainedSource(

@@ -5,16 +5,17 @@
 
 A file is written under a temporary name, synced, renamed, read back and compared. Then its
 digest is written, and then older files are removed. Whenever a process is killed, the
-newest file that matches its digest is complete. Where files are left and none is complete,
-the run is not started again unasked. Loading a file executes no code.
+newest file that matches its digest is complete. One with the content of something else is
+skipped like a damaged one. Where files are left and none can be used, the run is not
+started again unasked. Loading a file executes no code.
 
 Files are numbered in the order of writing: after a rollback a run writes a newer file of a
 lower step.
 """
 
 import hashlib
-import json
 import re
+import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,10 +25,10 @@ from typing import Any, BinaryIO
 import safetensors.torch
 from torch import Tensor
 
-from plantseg_next.errors import DataError, OutputError
+from plantseg_next.errors import DataError, OutputError, is_out_of_memory
 from plantseg_next.files import explained, sha256_of, write_atomically
 from plantseg_next.json_files import JsonFormat
-from plantseg_next.models.tensor_files import write_tensors
+from plantseg_next.models.tensor_files import read_header, write_tensors
 from plantseg_next.training.run_record import CHECKPOINTS, has_trained
 
 KEPT = 3
@@ -109,18 +110,20 @@ class Checkpoints:
         *,
         step: int | None = None,
         before: int | None = None,
+        use: Callable[[dict[str, Any]], None] = lambda _: None,
         log: Callable[[str], None] = lambda _: None,
     ) -> dict[str, Any] | None:
-        """Return the state of the newest intact checkpoint; ``None`` if there is none.
+        """Return the state of the newest usable checkpoint; ``None`` if there is none.
 
         Args:
             step: Load this step only.
             before: Load steps before this one only.
+            use: Restores the state. What it raises makes the one before be tried.
             log: Receives a message for every one that is skipped, with the reason.
 
         Raises:
-            DataError: If the run was trained and no checkpoint of it is intact, or a newer
-                version wrote them.
+            DataError: If the run was trained and no checkpoint of it can be used, or
+                a newer version wrote one.
         """
         skipped: dict[Path, str] = {}
         for path in self._newest_first():
@@ -130,7 +133,13 @@ class Checkpoints:
                 continue
             skipped[path] = _defect(path)
             if not skipped[path]:
-                return read_state(path)
+                try:
+                    state = read_state(path)
+                    use(state)
+                except Exception as error:
+                    skipped[path] = _misfit(error)
+                else:
+                    return state
             log(f"`{path}` is skipped: {skipped[path]}.")
         if step is None and before is None:
             self._refuse_lost(skipped)
@@ -168,7 +177,7 @@ class Checkpoints:
         return any(self.steps()) or has_trained(self.folder.parent)
 
     def _prune(self, also_keep: int) -> None:
-        files = self._newest_first()
+        files = list(filter(_is_file, self._newest_first()))
         keep = set(files[:KEPT])
         keep |= set([path for path in files if _step(path) == also_keep][:1])
         for path in files:
@@ -179,9 +188,7 @@ class Checkpoints:
 
     def _newest_first(self) -> list[Path]:
         paths = [self.folder / name for name in self._names() if _NAME.fullmatch(name)]
-        # A pipe of that name would be read for ever.
-        files = [path for path in paths if not path.is_fifo()]
-        return sorted(files, key=_number, reverse=True)
+        return sorted(paths, key=_number, reverse=True)
 
     def _names(self) -> set[str]:
         """Return the names of all files in the folder.
@@ -228,12 +235,11 @@ def read_state(path: Path) -> dict[Any, Any]:
 
     Raises:
         DataError: If another program or a newer version wrote it.
+        Exception: Of any other kind, if it was made by hand.
     """
     try:
-        with path.open("rb") as file:
-            n = int.from_bytes(file.read(8), "little")
-            head = json.loads(file.read(n))["__metadata__"][_KEY]
-    except (ValueError, KeyError, TypeError, MemoryError):
+        head = read_header(path)["__metadata__"][_KEY]
+    except (ValueError, KeyError, TypeError):
         head = ""  # another program wrote it
     state = _FORMAT.parse(head, path).state
     return _unpacked(state, safetensors.torch.load_file(path))
@@ -270,6 +276,9 @@ def _unpacked(packed: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
 
 def _defect(path: Path) -> str:
     """Return why a checkpoint cannot be used, "" if it can."""
+    for file in (path, _sidecar(path)):
+        if stat.S_ISFIFO(_mode(file)):  # it would be read for ever
+            return "it is a pipe"
     try:
         expected = _sidecar(path).read_text("utf-8", errors="replace").split()
         digest = sha256_of(path)
@@ -278,6 +287,33 @@ def _defect(path: Path) -> str:
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     return "" if [digest] == expected[:1] else "its SHA-256 does not match its digest file"
+
+
+def _misfit(error: Exception) -> str:
+    """Return why the content of a whole checkpoint cannot be used.
+
+    Raises:
+        Exception: The error itself, if it does not come from the content.
+    """
+    if is_out_of_memory(error):
+        raise error
+    why = f"{type(error).__name__}: {error}"
+    if isinstance(error, DataError):
+        if "newer version" in error.came:
+            raise error
+        why = error.came
+    return f"its content is not that of this run ({' '.join(why.split())[:200]})"
+
+
+def _is_file(path: Path) -> bool:
+    return stat.S_ISREG(_mode(path))
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
 
 
 def _sidecar(path: Path) -> Path:

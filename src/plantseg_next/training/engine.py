@@ -206,21 +206,39 @@ class Engine:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a saved state."""
+        """Restore a saved state.
+
+        Raises:
+            Exception: Of any kind, if it is not a state of this network.
+        """
         self.network.load_state_dict(state["network"])
+        groups = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self._optimizer.param_groups
+        ]
         self._optimizer.load_state_dict(state["optimizer"])
-        for group in self._optimizer.param_groups:
-            if "peak" in group:  # its name in earlier checkpoints
-                group["base_lr"] = group.pop("peak")
-        self._label_counts = state["label_counts"].cpu()
+        for group, own in zip(self._optimizer.param_groups, groups, strict=True):
+            group.update(own)  # rates and decay are those of the settings
+            group.pop("peak", None)  # the name of base_lr in earlier checkpoints
+        self._label_counts = state["label_counts"].cpu().view(2)
         # Files do not store channels-last; in another layout sums may round differently.
         for parameter, moments in self._optimizer.state.items():
             for name, value in moments.items():
                 if value.shape == parameter.shape:
                     moments[name] = torch.empty_like(parameter).copy_(value)
+                elif name.startswith("exp_avg"):
+                    raise ValueError(f"{name} has the shape {tuple(value.shape)}")
         if self.pseudo_labeler is not None:
             self.pseudo_labeler.load_state_dict(state["pseudo_labeler"])
             self.pseudo_labeler.teacher.load_state_dict(state["teacher"])
+
+    def is_finite(self) -> bool:
+        """Return whether all weights are finite, those of the teacher too."""
+        return all(
+            bool(torch.isfinite(parameter).all())
+            for network in {self.network, self.eval_model}
+            for parameter in network.parameters()
+        )
 
 
 def _fabric(device: Device, *, bfloat16: bool) -> Fabric:

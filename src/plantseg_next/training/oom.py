@@ -7,41 +7,15 @@ from typing import TypeVar
 
 import torch
 
-from plantseg_next.errors import TrainingError
+from plantseg_next.errors import TrainingError, is_out_of_memory
 from plantseg_next.training.callbacks.callback import Event
 
 T = TypeVar("T")
-
-_OOM_MESSAGES = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "bad_alloc",
-    "could not create a primitive",  # oneDNN, which gives no reason
-    "could not create a memory",
-    "not enough memory",
-    "insufficient memory",
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
-    "cudnn_status_internal_error",
-    "unable to find an engine",
-)
-"""Messages of PyTorch and its libraries when memory runs out, in lower case."""
 
 SMALLER = (
     "use a smaller data.tile_px, a smaller model.encoder or model.width, fewer "
     "semi.strong_views, a smaller training.batch, or training.precision=bfloat16"
 )
-
-
-def is_oom(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, (RuntimeError, OSError)) and any(
-        message in text for message in _OOM_MESSAGES
-    )
 
 
 def _cause(error: BaseException) -> str:
@@ -86,7 +60,7 @@ def retry_with_smaller_batch(
         try:
             return attempt(size), size
         except (RuntimeError, MemoryError, OSError) as error:
-            if not is_oom(error):
+            if not is_out_of_memory(error):
                 raise
             cause = _cause(error)
         # Outside the handler: the traceback holds references to the tensors of the attempt.

@@ -1,6 +1,9 @@
 """Rollback: a run that breaks down resumes from an earlier checkpoint."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
 
 from plantseg_next.errors import TrainingError
 from plantseg_next.training.oom import SMALLER
@@ -44,14 +47,14 @@ class RunProgress:
         skipped: Images that could not be read, and why.
     """
 
-    step: int = 0
-    micro_batch: int = 1
-    asked_micro_batch: int = 1
-    not_finite: int = 0
-    rollbacks: int = 0
+    step: Annotated[int, Field(ge=0)] = 0
+    micro_batch: Annotated[int, Field(ge=1)] = 1
+    asked_micro_batch: Annotated[int, Field(ge=1)] = 1
+    not_finite: Annotated[int, Field(ge=0)] = 0
+    rollbacks: Annotated[int, Field(ge=0)] = 0
     rolled_back_to: int = -1
     failed_at: int = -1
-    lr_scale: float = 1.0
+    lr_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
     best_step: int = -1
     start_metric: float | None = None
     skipped: dict[str, str] = field(default_factory=dict)

@@ -13,18 +13,18 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, Field
 
 from plantseg_next import __version__
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
-from plantseg_next.errors import DataError, UsageError
+from plantseg_next.errors import DataError, OutputError, UsageError
 from plantseg_next.files import explained, prepare_output, remove_partials
 from plantseg_next.json_files import JsonFormat
 from plantseg_next.settings import Mark, Settings, flat_settings, setting_names
@@ -35,10 +35,15 @@ EVENTS = "events.jsonl"
 SETTINGS = "settings.yaml"
 LOCK = ".lock"
 PLAN = "plan.json"
+PROGRESS = "progress.json"
+SUMMARY = "summary.txt"
+RESOURCES = "resources.csv"
 CHECKPOINTS = "checkpoints"
 BEST = "best"
 """Folder of the best model, written at a validation."""
 FIRST_STEPS = "first_steps.json"
+_RECORD_FILES = (RECORD, MANIFEST_FILE, SETTINGS)
+_WRITTEN = (LOCK, EVENTS, HISTORY, RESOURCES, PROGRESS, PLAN, SUMMARY, FIRST_STEPS)
 MASKS = "masks"
 """Folder of masks that were rasterized from outlines."""
 
@@ -48,7 +53,7 @@ class _RunFile(BaseModel, extra="allow"):
 
     sources: dict[str, Any]
     pixels: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
-    threads: PositiveInt
+    threads: Annotated[int, Field(ge=1, le=4096)]
     command: tuple[str, ...] = ()
 
 
@@ -111,6 +116,8 @@ class RunRecord:
             DataError: If it cannot be read, or was written by another version.
         """
         path = folder / RECORD
+        if path.is_symlink() or path.exists():
+            _refuse_no_files(folder, _RECORD_FILES)
         if not path.is_file():
             return None
         if not (folder / MANIFEST_FILE).is_file():
@@ -183,7 +190,9 @@ def refuse_other_configuration(folder: Path, differences: list[str]) -> None:
             + "\n    ".join(differences),
             needed="the settings and images that the run started with",
             fix="use the same ones to resume it, another --out for a new run, or "
-            "--restart to archive it and start again",
+            "--restart to archive it and start again"
+            + "; if a folder was moved, --data-moved OLD=NEW"
+            * any(line.startswith("--") for line in differences),
         )
 
 
@@ -232,6 +241,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    _refuse_no_files(folder, (*_RECORD_FILES, *_WRITTEN))
     with explained(folder):
         lock = FileLock(folder / LOCK, timeout=2)
         try:
@@ -243,6 +253,22 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _refuse_no_files(folder: Path, names: Iterable[str]) -> None:
+    """Refuse what has the name of a file of a run and is none: a folder, a pipe, a link.
+
+    Raises:
+        OutputError: It names the first.
+    """
+    for path in (folder / name for name in names):
+        is_link = path.is_symlink() and (path.name == LOCK or not path.exists())
+        if is_link or (path.exists() and not path.is_file()):
+            raise OutputError(
+                f"`{path}` is {'a link' if is_link else 'not a file'}.",
+                needed="the file of that name that the run writes",
+                fix="move it out of the folder, then give the same command again",
+            )
 
 
 def _locked(folder: Path) -> UsageError:
@@ -291,12 +317,7 @@ def environment_info(device: str, threads: int) -> dict[str, Any]:
     """Return when, how and on what a run was started."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        # This command resumes the run; with --restart it would start again.
-        "command": [
-            Path(sys.argv[0]).name,
-            *(argument for argument in sys.argv[1:] if argument != "--restart"),
-        ],
-        "directory": str(Path.cwd()),
+        **command_info(),
         "device": device,
         "threads": threads,
         "machine": {
@@ -306,6 +327,16 @@ def environment_info(device: str, threads: int) -> dict[str, Any]:
         },
         "versions": {name: version_of(name) for name in ("torch", "timm", "numpy")},
         "code": code_commit(),
+    }
+
+
+def command_info() -> dict[str, Any]:
+    """Return the command that resumes the run, and where it was given."""
+    # With --restart it would start again.
+    arguments = [argument for argument in sys.argv[1:] if argument != "--restart"]
+    return {
+        "command": [Path(sys.argv[0]).name, *arguments],
+        "directory": str(Path.cwd()),
     }
 
 

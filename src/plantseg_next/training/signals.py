@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -40,4 +42,19 @@ class StopSignal:
     def _restore_handlers(self) -> None:
         while self._earlier:
             kind, handler = self._earlier.popitem()
+            signal.signal(kind, handler)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM in the context, while the end of a run is written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    earlier = [(kind, signal.signal(kind, signal.SIG_IGN)) for kind in kinds]
+    try:
+        yield
+    finally:
+        for kind, handler in earlier:
             signal.signal(kind, handler)

@@ -147,10 +147,13 @@ class TimeBudget:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state."""
-        self.steps = state["steps"]
-        self._is_fixed = state["is_fixed"]
+        steps, seconds = int(state["steps"]), float(state["seconds"])
+        if steps < 1 or not 0 <= seconds < math.inf:
+            raise ValueError(f"{steps} steps, {seconds} s")
+        self.steps = steps
+        self._is_fixed = bool(state["is_fixed"])
         # A rollback does not reset the elapsed time.
-        self._earlier_s = max(state["seconds"], self.seconds)
+        self._earlier_s = max(seconds, self.seconds)
         self._began = time.perf_counter()
 
 

@@ -6,9 +6,10 @@ in ``data/dataset.py``.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from typing import Any
 
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from plantseg_next.data.dataset import TrainBatch
@@ -18,6 +19,7 @@ from plantseg_next.errors import (
     PlantSegError,
     StoppedError,
     UsageError,
+    is_out_of_memory,
 )
 from plantseg_next.models.start import STARTS
 from plantseg_next.runtime import random_state, restore_random_state, same_bits
@@ -32,9 +34,9 @@ from plantseg_next.training.callbacks.callback import (
 from plantseg_next.training.callbacks.diagnostics import NO_LESION_EVENT
 from plantseg_next.training.checkpoints import Checkpoints
 from plantseg_next.training.engine import Engine
-from plantseg_next.training.oom import is_oom, retry_with_smaller_batch
+from plantseg_next.training.oom import retry_with_smaller_batch
 from plantseg_next.training.rollback import RollbackError, RunProgress, refuse_too_many
-from plantseg_next.training.signals import StopSignal
+from plantseg_next.training.signals import StopSignal, uninterrupted
 from plantseg_next.training.time_budget import (
     PROFILE_STEPS,
     TimeBudget,
@@ -120,18 +122,29 @@ class Trainer:
             DataError: If too many images cannot be read.
             OutputError: If the disk is full; earlier checkpoints are intact.
         """
-        try:
-            with same_bits(self.settings.deterministic, self.engine.device):
-                summary = self._run(stop_after)
-        except StoppedError as stopped:
-            self._end("stopped", stopped.came)
-            raise
-        except BaseException as error:
-            came = error.came if isinstance(error, PlantSegError) else repr(error)
-            self._end("failed", came)
-            raise
-        self._end("finished", f"{summary.steps} steps were taken.")
+        with StopSignal() as stop:
+            try:
+                with same_bits(self.settings.deterministic, self.engine.device):
+                    summary = self._run(stop, stop_after)
+            except StoppedError as stopped:
+                self._end("stopped", stopped.came)
+                raise
+            except KeyboardInterrupt:
+                raise self._interrupted() from None
+            except BaseException as error:
+                came = error.came if isinstance(error, PlantSegError) else repr(error)
+                self._end("failed", came)
+                raise
+            self._end("finished", f"{summary.steps} steps were taken.")
         return summary
+
+    def _interrupted(self) -> KeyboardInterrupt:
+        """Write that the run was stopped within a step, as by a second Ctrl-C."""
+        steps = self.checkpoints.steps()
+        kept = f"the checkpoint of step {steps[-1]} is" if steps else "no checkpoint is"
+        text = f"Interrupted in step {self.progress.step + 1}; {kept} kept."
+        self._end("stopped", text)
+        return KeyboardInterrupt(text)
 
     def emit(self, event: Event) -> None:
         """Pass an event to every callback."""
@@ -139,23 +152,23 @@ class Trainer:
             callback.on_event(self.progress.step, event)
 
     def _end(self, reason: EndReason, text: str) -> None:
-        for callback in self.callbacks:
-            callback.on_end(reason, text)
+        with uninterrupted():
+            for callback in self.callbacks:
+                callback.on_end(reason, text)
 
-    def _run(self, stop_after: int | None) -> RunSummary:
+    def _run(self, stop: StopSignal, stop_after: int | None) -> RunSummary:
         progress = self.progress
-        with StopSignal() as stop:
-            self._begin()
-            source = self.batches(progress.step)
-            while progress.step < self._time_budget.steps:
-                if stop.by is not None or progress.step == stop_after:
-                    self._save()
-                    raise StoppedError(progress.step, self._time_budget.steps, stop.by)
-                try:
-                    self._advance(source)
-                except RollbackError as rollback:
-                    self._roll_back(rollback)
-                    source = self.batches(progress.step)
+        self._begin()
+        source = self.batches(progress.step)
+        while progress.step < self._time_budget.steps:
+            if stop.by is not None or progress.step == stop_after:
+                self._save()
+                raise StoppedError(progress.step, self._time_budget.steps, stop.by)
+            try:
+                self._advance(source)
+            except RollbackError as rollback:
+                self._roll_back(rollback)
+                source = self.batches(progress.step)
         assert self._best is not None, "a run ends with a validation"  # noqa: S101
         if (
             progress.start_metric is not None
@@ -167,14 +180,14 @@ class Trainer:
     def _begin(self) -> None:
         """Resume from the newest checkpoint, or write the first one."""
         state = self.checkpoints.load(
-            log=lambda text: self.emit(Event("damaged-checkpoint", text))
+            use=self._resume,
+            log=lambda text: self.emit(Event("damaged-checkpoint", text)),
         )
         if state is None:
             if self.settings.model.start not in STARTS:
                 self._validate_start()
             self._save()
             return
-        self._load(state)
         self._set_checkpoint_due(0.0)
         step = self.progress.step
         has_finished = step >= self._time_budget.steps
@@ -238,7 +251,7 @@ class Trainer:
                 step=progress.step, steps=steps, lr_scale=progress.lr_scale
             )
         except (RuntimeError, MemoryError) as error:
-            if not is_oom(error):
+            if not is_out_of_memory(error):
                 raise
             cause = str(error)
         else:
@@ -323,15 +336,12 @@ class Trainer:
         """
         failed = replace(self.progress)
         refuse_too_many(rollback, failed)
-        state = (
-            self.checkpoints.load(
-                step=rollback.step,
-                before=failed.rolled_back_to if failed.has_failed_again else None,
-            )
-            or self.checkpoints.load()
-        )
+        state = self.checkpoints.load(
+            step=rollback.step,
+            before=failed.rolled_back_to if failed.has_failed_again else None,
+            use=self._load,
+        ) or self.checkpoints.load(use=self._load)
         assert state is not None, "a run begins with a checkpoint"  # noqa: S101
-        self._load(state)
         self.progress.set_rolled_back(failed, lower_rate=rollback.lower_rate)
         self.emit(
             Event(
@@ -409,15 +419,29 @@ class Trainer:
             "callbacks": {c.key: c.state_dict() for c in self.callbacks if c.key},
         }
 
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        self._load(state)
+        if not self.engine.is_finite():
+            raise ValueError("weights are not finite")
+        # Unreadable images may be back; those that are not count again when they are read.
+        self.progress.skipped = {}
+
     def _load(self, state: Mapping[str, Any]) -> None:
+        """Restore a state; raise any error if it is none."""
+        known = {f.name for f in fields(RunProgress)}
+        stored = {name: v for name, v in state["progress"].items() if name in known}
+        stored["step"] = state["progress"]["step"]  # the others have a default
+        progress = TypeAdapter(RunProgress).validate_python(stored)
+        best = state["best"] and Validation(**state["best"])
+        self._time_budget.load_state_dict(state["time_budget"])
+        if progress.step > self._time_budget.steps:
+            raise ValueError(f"step {progress.step} is after the end of the run")
         self.engine.load_state_dict(state["engine"])
         asked = self.progress.asked_micro_batch
-        for name, value in state["progress"].items():
-            setattr(self.progress, name, value)
-        if asked != self.progress.asked_micro_batch:
-            self.progress.micro_batch = self.progress.asked_micro_batch = asked
-        self._time_budget.load_state_dict(state["time_budget"])
-        self._best = state["best"] and Validation(**state["best"])
+        if asked != progress.asked_micro_batch:
+            progress.micro_batch = progress.asked_micro_batch = asked
+        vars(self.progress).update(vars(progress))
+        self._best = best
         for callback in self.callbacks:
             callback_state = state["callbacks"].get(callback.key)
             if callback_state is not None:

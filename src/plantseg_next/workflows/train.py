@@ -4,7 +4,7 @@ The same call starts and resumes: in a folder that holds a run of the same confi
 training resumes from the newest checkpoint.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,6 +41,7 @@ from plantseg_next.training.run_record import (
 )
 from plantseg_next.training.time_budget import few_steps
 from plantseg_next.workflows.images import refuse_name
+from plantseg_next.workflows.moved_data import follow_moved_data
 from plantseg_next.workflows.plan import plan_for
 from plantseg_next.workflows.progress import Progress, progress_for
 from plantseg_next.workflows.setup import build_trainer
@@ -79,6 +80,7 @@ def train(  # noqa: PLR0913 - the options of a user
     memory: int | None = None,
     ram: int | None = None,
     restart: bool = False,
+    data_moved: Mapping[str, AnyPath] | Mapping[Path, AnyPath] | None = None,
     callbacks: Sequence["Callback"] = (),
     log: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
@@ -99,6 +101,8 @@ def train(  # noqa: PLR0913 - the options of a user
             within it (see ``memory.planner``), and the plan is written to ``out``.
         ram: With ``memory`` of a GPU: budget of main memory for reading images, in bytes.
         restart: Archive an earlier run in ``out`` under another name, and start a new one.
+        data_moved: From folders of the run in ``out`` to where they are now. The files
+            must be those that the run learned from, by their SHA-256.
         callbacks: Called at every step and validation, after the callbacks that write
             ``out``.
         log: Receives lines for the user before training starts.
@@ -115,12 +119,9 @@ def train(  # noqa: PLR0913 - the options of a user
     from plantseg_next.training.callbacks.callback import Event
 
     sources = DataSources.of(data)
-    out = Path(out)
-    if out.name in ("", ".."):
-        out = out.resolve()  # "." would follow a folder that is renamed
-    refuse_name(out.absolute(), "choose another --out")
-    if restart and out.is_dir():
-        refuse_unwritable(out)
+    out = _run_folder(out, restart=restart)
+    if data_moved:
+        sources = follow_moved_data(out, sources, data_moved, restart=restart)
     settings = settings or Settings()
     settings = settings.model_copy(update={"model": absolute_start(settings.model)})
     known = None if restart else _run_to_resume(out, settings, sources, memory)
@@ -202,6 +203,22 @@ def _has_progress(out: Path) -> bool:
 
 def _is_missing_or_empty(folder: Path) -> bool:
     return not folder.exists() or not any(folder.iterdir())
+
+
+def _run_folder(out: AnyPath, *, restart: bool) -> Path:
+    """Return the folder of a run, if it may be used.
+
+    Raises:
+        DataError: If its name is not UTF-8.
+        OutputError: If a run in it is to be archived, and that is not allowed.
+    """
+    folder = Path(out)
+    if folder.name in ("", ".."):
+        folder = folder.resolve()  # "." would follow a folder that is renamed
+    refuse_name(folder.absolute(), "choose another --out")
+    if restart and folder.is_dir():
+        refuse_unwritable(folder)
+    return folder
 
 
 def _run_to_resume(

@@ -234,6 +234,12 @@ class TrainingData:
                 needed="`run.json` and `manifest.json` of one run",
                 fix="restore both from a copy, or start again with --restart",
             )
+        if not any(pixels[1:]):
+            raise DataError(
+                f"The record of `{folder}` counts no pixel of a lesion.",
+                needed="`run.json` as the run wrote it",
+                fix="restore it from a copy, or start again with --restart",
+            )
         return cls(manifest, settings, pixels, origin)
 
     @property

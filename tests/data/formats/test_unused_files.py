@@ -72,7 +72,8 @@ def test_pictures_of_annotations_are_no_images(tmp_path):
     folder = save_images(tmp_path / "d", "a.jpg", "a.jpg___fuse.png")
     manifest, origin = read(folder)
     assert [row.image.name for row in manifest.rows] == ["a.jpg"]
-    assert [u.reason for u in origin.unused] == ["pictures of annotations by SuperAnnotate"]
+    (unused,) = origin.unused
+    assert unused.reason == "renderings of annotations by SuperAnnotate"
 
 
 @pytest.mark.parametrize("name", ["photo.DNG", "photo.NEF", "photo.cr3"])

@@ -1,6 +1,7 @@
 """Status of a run's folder, while it runs and after it ended."""
 
 import json
+import os
 import time
 
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from conftest import FEW, train_until
 from plantseg_next import api
-from plantseg_next.errors import StoppedError, UsageError
+from plantseg_next.errors import DataError, OutputError, StoppedError, UsageError
 from plantseg_next.training.callbacks.curves import draw_curves
 from plantseg_next.training.callbacks.reproducibility import first_difference
 from plantseg_next.training.callbacks.status import read_status
@@ -279,3 +280,95 @@ def test_verify_of_short_run_is_refused(run):
     (run / "first_steps.json").unlink()
     with pytest.raises(UsageError, match="holds no run of 10 steps"):
         api.verify(run)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 10**5,
+        "[[1, 2]]",
+        "NaN",
+        '{"state": "running", "step": 3}',
+        '{"state": [1], "text": {}, "step": "x"}',
+        '{"state": "no such state"}',
+    ],
+)
+def test_status_with_progress_of_something_else_says_so(run, text):
+    (run / "progress.json").write_text(text)
+    status = str(read_status(run))
+    assert "not running; how far it came is not known" in status
+    assert "damaged    progress.json is not as it was written, and is not shown" in status
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"best": 5},
+        {"best": {"step": 1, "lesion_dice": "x"}},
+        {"lesion_fractions": [1]},
+        {"checkpoint": 5},
+        {"ram_mib": None},
+        {"left_s": "x"},
+        {"time": 1e300},
+        {"step": -1},
+    ],
+)
+def test_status_with_a_changed_number_does_not_show_it(run, change):
+    change_progress(run, **change)
+    assert "damaged    progress.json is not as it was written" in str(read_status(run))
+
+
+def test_status_skips_events_of_the_wrong_type(run):
+    lines = [
+        '{"step": [1], "kind": "a", "text": "t"}',
+        '{"step": 1, "kind": {}, "text": "t"}',
+        "[" * 10**5,
+        "5",
+        '{"step": 1, "kind": "plateau", "text": "so"}',
+    ]
+    (run / "events.jsonl").write_text("\n".join(lines))
+    assert [event["text"] for event in read_status(run).events] == ["so"]
+
+
+def test_status_does_not_open_pipes(run):
+    for name in ("events.jsonl", "progress.json", "plan.json"):
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
+    assert "died before its first step" in str(read_status(run))
+
+
+def test_status_with_a_plan_of_something_else_is_shown(run):
+    (run / "plan.json").write_text('{"needs_mb": "x"}')
+    settings = (run / "settings.yaml").read_text()
+    (run / "settings.yaml").write_text(
+        settings.replace("budget_mb: null", "budget_mb: 9.0")
+    )
+    assert "budget" not in str(read_status(run)).replace("memory.budget_mb", "")
+
+
+@pytest.mark.parametrize("name", ["run.json", "manifest.json", "settings.yaml"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_record_that_is_no_file_is_refused_by_name(run, name, kind):
+    path = run / name
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere")
+    what = "a link" if kind == "link" else "not a file"
+    with pytest.raises(OutputError, match=f"{name}` is {what}") as caught:
+        read_status(run)
+    assert caught.value.needed == "the file of that name that the run writes"
+    assert caught.value.fix == (
+        "move it out of the folder, then give the same command again"
+    )
+
+
+@pytest.mark.parametrize("value", [10**12, 0, "x", None])
+def test_record_with_an_impossible_number_of_threads_is_refused(run, value):
+    tree = json.loads((run / "run.json").read_text()) | {"threads": value}
+    (run / "run.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match="is not the record of a run: `threads`"):
+        read_status(run)

@@ -40,7 +40,7 @@ from plantseg_next.names import OutputPaths
 IGNORED, UNMARKED = 255, 254
 """Mask values of "ignore" and "no lesion"."""
 MANY_BOXES = 10
-"""Number of areas from which it is told that they are all boxes."""
+"""Number of areas from which it is doubted that they are all boxes."""
 
 
 @dataclass(frozen=True)

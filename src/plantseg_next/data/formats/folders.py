@@ -18,8 +18,8 @@ IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"),
     *(".gif", ".avif", ".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".heic", ".heif"),
 )
-PICTURES_OF_ANNOTATIONS = ("___fuse.png", "___save.png", "___pixel.png")
-"""How names end that SuperAnnotate gives to pictures of its annotations."""
+RENDERED_ANNOTATIONS = ("___fuse.png", "___save.png", "___pixel.png")
+"""How names end that SuperAnnotate gives to renderings of its annotations."""
 DANGLING = "links that lead nowhere"
 RESULTS = "folders with results of plantseg-next"
 RESULT_FILES = (
@@ -69,11 +69,11 @@ class FolderFiles:
 
     @cached_property
     def images(self) -> list[Path]:
-        """Files with the name of an image, without pictures of annotations."""
+        """Files with the name of an image, without renderings of annotations."""
         return [
             path
             for path in self.ending(*IMAGE_ENDINGS)
-            if not path.name.endswith(PICTURES_OF_ANNOTATIONS)
+            if not path.name.endswith(RENDERED_ANNOTATIONS)
         ]
 
     def ending(self, *endings: str) -> list[Path]:

@@ -7,7 +7,7 @@ them may vanish unnoticed: half of a data set can be in them.
 from pathlib import Path
 
 from plantseg_next.data.formats.folders import (
-    PICTURES_OF_ANNOTATIONS,
+    RENDERED_ANNOTATIONS,
     RESULTS,
     FolderFiles,
     is_image,
@@ -19,9 +19,8 @@ from plantseg_next.files import read_head, read_text
 from plantseg_next.json_files import load_json
 from plantseg_next.xml_files import read_xml
 
-PICTURES = "pictures of annotations by SuperAnnotate"
 _BY_ENDING = {
-    PICTURES: PICTURES_OF_ANNOTATIONS,
+    "renderings of annotations by SuperAnnotate": RENDERED_ANNOTATIONS,
     "photographs in the raw format of a camera: export them as JPEG or TIFF": (
         *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".dng", ".orf"),
         *(".rw2", ".raf", ".pef", ".srw", ".3fr", ".iiq", ".x3f", ".raw", ".gpr"),

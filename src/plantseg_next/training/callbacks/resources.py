@@ -18,8 +18,8 @@ from plantseg_next.files import explained
 from plantseg_next.training.callbacks.callback import Callback, Event, StepInfo, Validation
 from plantseg_next.training.callbacks.csv_logger import write_table
 from plantseg_next.training.checkpoints import Saved
+from plantseg_next.training.run_record import RESOURCES
 
-RESOURCES = "resources.csv"
 SAMPLE_S = 5.0
 STARVED = 0.25
 """Fraction of the time spent waiting for images from which an event is emitted."""

@@ -7,9 +7,12 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from plantseg_next.errors import OutputError, UsageError
 from plantseg_next.names import printable
@@ -17,15 +20,53 @@ from plantseg_next.settings import Settings, flat_settings
 from plantseg_next.training.callbacks.callback import describe
 from plantseg_next.training.callbacks.diagnostics import SOURCE_DOMAIN
 from plantseg_next.training.callbacks.eta import in_words
-from plantseg_next.training.run_record import EVENTS, PLAN, RECORD, RunRecord, is_locked
+from plantseg_next.training.run_record import (
+    EVENTS,
+    PLAN,
+    PROGRESS,
+    RECORD,
+    RunRecord,
+    is_locked,
+)
 from plantseg_next.training.time_budget import PROFILE_STEPS, few_steps
 
-PROGRESS = "progress.json"
-SUMMARY = "summary.txt"
 FULL_MEMORY = 0.05
 """Free fraction of the memory below which a killed process likely ran out of it."""
 
 State = Literal["running", "finished", "stopped", "failed", "died"]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Finite = Annotated[float, Field(allow_inf_nan=False, lt=1e15)]
+
+
+class _Checkpoint(BaseModel, extra="allow"):
+    step: Count
+
+
+class _Progress(BaseModel, extra="allow"):
+    """The content of ``progress.json``, as far as it is shown."""
+
+    state: Literal["running", "finished", "stopped", "failed"]
+    text: str
+    time: Finite
+    step: Count
+    steps: Count | None
+    left_s: Finite | None
+    ram_mib: Count
+    ram_peak_mib: Count
+    ram_free_mib: Count
+    gpu_mib: Count
+    gpu_peak_mib: Count
+    disk_free_mib: Count
+    best: dict[str, Finite] = {}
+    last: dict[str, Finite] = {}
+    lesion_fractions: dict[str, float] = {}
+    checkpoint: _Checkpoint | None = None
+
+
+class _Event(BaseModel):
+    step: Count
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -39,6 +80,7 @@ class Status:
         progress: The last content of ``progress.json``.
         events: Its events, oldest first.
         notes: What limits this status, or what may be done with the run.
+        unreadable: Files of the run that are not as they were written.
     """
 
     folder: Path
@@ -47,6 +89,7 @@ class Status:
     progress: Mapping[str, Any] = field(default_factory=dict)
     events: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return the status as text."""
@@ -73,6 +116,8 @@ class Status:
             yield f"  settings   {', '.join(changed)}"
         yield from self._event_lines()
         yield from (f"  note       {note}" for note in self.notes)
+        for name in self.unreadable:
+            yield f"  damaged    {name} is not as it was written, and is not shown"
         yield f"  to do      {self._advice()}"
 
     def _headline(self) -> str:
@@ -80,16 +125,15 @@ class Status:
         match self.state:
             case "running":
                 return "running"
-            case "finished":
-                return f"finished. {text}"
+            case "finished" | "failed":
+                return f"{self.state}. {text}"
             case "stopped":
                 return f"stopped on request. {text}"
-            case "failed":
-                return f"failed. {text}"
             case "died":
-                ago = in_words(max(0.0, time.time() - self.progress.get("time", 0)))
                 if not self.progress:
-                    return "died before its first step"
+                    is_unknown = "not running; how far it came is not known"
+                    return is_unknown if self.unreadable else "died before its first step"
+                ago = in_words(max(0.0, time.time() - self.progress["time"]))
                 return (
                     f"died without a message {ago} ago: the process was killed, or the "
                     f"machine went down.{self._memory_note()}"
@@ -113,7 +157,7 @@ class Status:
         """Yield the memory budget, the planned memory and the peak."""
         budget = self.record.settings.memory.budget_mb
         plan = _read_json(self.folder / PLAN)
-        if budget is None or "needs_mb" not in plan:
+        if budget is None or not isinstance(plan.get("needs_mb"), int | float):
             return
         p = self.progress
         peak = p.get("gpu_peak_mib") or p.get("ram_peak_mib") or 0
@@ -193,6 +237,12 @@ def read_status(folder: Path, *, alive: bool | None = None) -> Status:
             fix="check the path, or start one: plantseg-next train DATA --out RUN",
         )
     progress = _read_json(folder / PROGRESS)
+    unreadable: tuple[str, ...] = ()
+    if _text(folder / PROGRESS).strip():  # a crash of the machine may empty it
+        try:
+            _Progress.model_validate(progress)
+        except ValidationError:
+            progress, unreadable = {}, (PROGRESS,)
     state: State = progress.get("state", "running")
     notes = []
     if alive is None:
@@ -206,28 +256,32 @@ def read_status(folder: Path, *, alive: bool | None = None) -> Status:
         state = "died"
     if not os.access(folder, os.W_OK):
         notes.append("you may not write into this folder, so you cannot resume the run")
-    return Status(folder, state, record, progress, tuple(_events(folder)), tuple(notes))
+    return Status(
+        folder, state, record, progress, tuple(_events(folder)), tuple(notes), unreadable
+    )
 
 
 def _events(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the events; a line truncated by a crash is skipped."""
-    try:
-        lines = (folder / EVENTS).read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            event = json.loads(line)
-            yield {"step": event["step"], "kind": event["kind"], "text": event["text"]}
-        except (ValueError, KeyError, TypeError):
-            continue
+    for line in _text(folder / EVENTS).splitlines():
+        with suppress(ValueError, RecursionError):
+            yield _Event.model_validate(json.loads(line)).model_dump()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        return dict(json.loads(_text(path)))
+    except (ValueError, TypeError, RecursionError):
         return {}
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file, "" if it cannot be read."""
+    try:
+        # A pipe would be read for ever.
+        return path.read_text("utf-8", errors="replace") if path.is_file() else ""
+    except OSError:
+        return ""
 
 
 def _changed_settings(settings: Settings) -> list[str]:

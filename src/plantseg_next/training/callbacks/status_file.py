@@ -27,8 +27,9 @@ from plantseg_next.training.callbacks.curves import draw_curves
 from plantseg_next.training.callbacks.diagnostics import lesion_fractions
 from plantseg_next.training.callbacks.eta import EtaEstimator
 from plantseg_next.training.callbacks.resources import ResourceMonitor
-from plantseg_next.training.callbacks.status import PROGRESS, SUMMARY, read_status
+from plantseg_next.training.callbacks.status import read_status
 from plantseg_next.training.checkpoints import Saved
+from plantseg_next.training.run_record import PROGRESS, SUMMARY
 
 INTERVAL_S = 3.0
 KEPT = ("step", "steps", "best", "last", "lesion_fractions")
