@@ -12,10 +12,8 @@ upper left pixel.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import cv2
@@ -37,7 +35,7 @@ from plantseg_next.data.manifest import (
     common_classes,
 )
 from plantseg_next.errors import DataError
-from plantseg_next.files import short_names
+from plantseg_next.files import is_temporary, short_names, temporary_folder
 
 STROKE_PX = 3
 """Width of a drawn scribble or point."""
@@ -148,7 +146,7 @@ def read_annotations(
         "leaf" in meaning.values(),
         coding_origin,
     )
-    folder = Path(_temporary_folder().name) / source
+    folder = temporary_folder() / source
     keys = keys_of([item.image for item in annotated], root)
     rows, trouble = [], Counter[str]()
     for item in annotated:
@@ -238,23 +236,15 @@ def rasterize(
 
 def save_rasterized_masks(manifest: Manifest, folder: Path) -> Manifest:
     """Return the manifest with all masks that this process drew copied into a folder."""
-    if not _temporary_folder.cache_info().currsize:
-        return manifest  # nothing was drawn
-    temporary = Path(_temporary_folder().name)
     rows = []
     for row in manifest.rows:
-        if row.mask is not None and row.mask.is_relative_to(temporary):
-            path = folder / row.mask.relative_to(temporary)
+        if row.mask is not None and is_temporary(row.mask):
+            path = folder / row.mask.relative_to(temporary_folder())
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(row.mask.read_bytes())
             row = replace(row, mask=path)  # noqa: PLW2901
         rows.append(row)
     return manifest.only(rows)
-
-
-@cache
-def _temporary_folder() -> TemporaryDirectory[str]:
-    return TemporaryDirectory(prefix="plantseg-next-")
 
 
 def _meanings(
