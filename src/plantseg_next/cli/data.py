@@ -27,6 +27,13 @@ def check(
             "where the data set states none."
         ),
     ] = 0,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            help="HTML file to write, with 24 images and their masks to look at: first "
+            "those that may be wrong, then a sample."
+        ),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Find the defects of a data set before training.
@@ -37,8 +44,10 @@ def check(
 
     with progress_bars() as progress:
         sources = api.DataSources(data, classes, names=class_names)
-        report = api.check(sources, seed=seed, progress=progress)
+        report = api.check(sources, seed=seed, sheet=sheet, progress=progress)
     print(report.to_json() if json else report.to_text())
+    if sheet is not None and not json:
+        print(f"\nsheet:  {sheet}")
     raise typer.Exit(1 if report.spoils_training else 0)
 
 

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from shlex import quote
 
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.quality.check import FEW_LABELS
 from plantseg_next.data.quality.check import check as check_manifest
+from plantseg_next.data.quality.inspect import of_rows
 from plantseg_next.data.quality.issues import CheckReport, Issue, sort_issues
 from plantseg_next.data.quality.scene_splits import (
     ExcludedImage,
@@ -19,6 +21,7 @@ from plantseg_next.data.splits import labeled_rows
 from plantseg_next.errors import UsageError, count_of
 from plantseg_next.files import AnyPath
 from plantseg_next.workflows.progress import Progress, progress_for
+from plantseg_next.workflows.sheet import refuse_sheet, write_sheet
 from plantseg_next.workflows.training_data import DataSources
 
 
@@ -26,6 +29,7 @@ def check(
     data: AnyPath | DataSources,
     *,
     seed: int = 0,
+    sheet: AnyPath | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Return the errors, warnings and notes about a data set.
@@ -33,8 +37,18 @@ def check(
     Args:
         data: Any folder that ``train`` takes; or several folders and the use of each.
         seed: Seed of the later run; it chooses the splits where the data set states none.
+        sheet: HTML file to write, with images and masks to look at: those that may be
+            wrong, and a sample. An earlier sheet is replaced.
         progress: Called after every image.
+
+    Raises:
+        UsageError: If the layout of a data set is not recognized, or ``sheet`` does not
+            end in .html.
+        OutputError: If the sheet cannot be written, or is another file.
+        DataError: If a file that describes a data set cannot be used.
     """
+    if sheet is not None:
+        refuse_sheet(Path(sheet))
     sources = DataSources.of(data)
     stated = sources.read()
     known = inspect_all(stated, progress_for(progress, "checking"))
@@ -49,6 +63,14 @@ def check(
     report = check_manifest(manifest, origin=sources, drawn=drawn, known=known)
     issues = (*report.issues, *_excluded(excluded), *_no_test(drawn, sources))
     report = replace(report, issues=sort_issues(issues))
+    if sheet is not None:
+        write_sheet(
+            Path(sheet),
+            manifest,
+            of_rows(known.all_stats, manifest.rows),
+            report,
+            progress_for(progress, "comparing masks with images"),
+        )
     return replace(report, next_steps=tuple(next_steps(report, sources)))
 
 

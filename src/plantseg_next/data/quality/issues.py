@@ -137,6 +137,23 @@ def sort_issues(findings: Sequence[Issue]) -> tuple[Issue, ...]:
     return tuple(sorted(findings, key=lambda issue: order.index(issue.severity)))
 
 
+def printable(text: str) -> str:
+    r"""Return text with control characters and what is not UTF-8 escaped.
+
+    Example:
+        >>> printable("a\x1b[31m\udcff\u202e b")
+        'a\\x1b[31m\\xff\\u202e b'
+    """
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
 def told_apart(paths: Sequence[Path]) -> list[str]:
     """Return the end of each path: two parts, or as many as tell different ones apart.
 
@@ -224,9 +241,10 @@ def _percent(fraction: float) -> str:
 
 
 def _lines(issue: Issue) -> list[str]:
-    lines = [f"  [{issue.code}] {issue.text}"]
+    lines = [f"  [{issue.code}] {printable(issue.text)}"]
     if issue.files:
-        lines.append(f"      files:  {shorten(told_apart(issue.files))}")
+        names = [printable(name) for name in told_apart(issue.files)]
+        lines.append(f"      files:  {shorten(names)}")
     if issue.fix:
         lines.append(f"      to do:  {issue.fix}")
     return lines

@@ -100,7 +100,8 @@ def too_small(classes: Sequence[LesionClass], long_side_px: int | None) -> Itera
             "warning",
             f"Most lesions of the class {found.name} are under {MIN_ACROSS_PX:.0f} pixels "
             f"across at the training scale: {100 * found.too_small:.0f} % of "
-            f"{found.lesions}; the median is {found.median_across_px:.1f} pixels. Few of them will be found.",
+            f"{found.lesions}; the median is {found.median_across_px:.1f} pixels. Few of "
+            "them will be found.",
             larger,
         )
 
