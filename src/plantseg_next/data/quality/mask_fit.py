@@ -23,6 +23,7 @@ _SIDE_PX = 320
 _REACH = 0.3  # largest shift that is tried, as a fraction of the side
 _NEAR = 0.03  # shifts up to this fraction count as none
 _MIN_BORDER_PX = 12
+_RING_PX = 12
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Fit:
         gain: By how much a shifted mask would exceed that, likewise.
         shift: That shift, down and to the right, as fractions of the long side.
         lesion: Lesion fraction of the known pixels.
-        greener: By how much the marked part is greener than the rest, in gray levels;
-            ``None`` if either is empty.
+        greener: By how much the lesions are greener than the healthy leaf, or than what
+            surrounds them if no leaf is marked, in gray levels; ``None`` if either is
+            empty.
         off_leaf: Fraction of the lesion pixels in lesions that do not touch the leaf;
             ``None`` if the leaf is not marked.
     """
@@ -99,7 +101,7 @@ def fit_of(
         gain,
         shift,
         float(diseased.sum() / max(1, known.sum())),
-        _greener(small, diseased, known & ~diseased),
+        _greener(small, diseased, _beside(diseased, known, leaf)),
         _off_leaf(diseased, leaf),
     )
 
@@ -153,6 +155,19 @@ def _alignment(
         (float(far[best]) - here) / spread,
         (float(shift[0]), float(shift[1])),
     )
+
+
+def _beside(
+    diseased: Bool[np.ndarray, "h w"],
+    known: Bool[np.ndarray, "h w"],
+    leaf: UInt8[np.ndarray, "h w"],
+) -> Bool[np.ndarray, "h w"]:
+    """Return the healthy leaf, or what surrounds the lesions if no leaf is marked."""
+    healthy = (leaf == 1) & ~diseased
+    if healthy.any():
+        return healthy
+    around = np.ones((2 * _RING_PX + 1, 2 * _RING_PX + 1), np.uint8)
+    return cv2.dilate(diseased.view(np.uint8), around).view(np.bool_) & known & ~diseased
 
 
 def _greener(

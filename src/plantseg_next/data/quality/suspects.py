@@ -145,8 +145,8 @@ def _of_colors(fit: Fit, usual: _Usual) -> Iterator[Doubt]:
     above = usual.distance(fit.greener)
     if fit.lesion > 0.5 and fit.greener > 0:
         yield 8.0, "Most of the image is marked, and it is greener than the rest: inverted?"
-    elif above > 2.5 and fit.greener > 5:
-        yield min(above, 6.0), "What is marked as lesion is greener than the rest."
+    elif fit.greener > 4 and (above > 2.5 or usual.value < -10):
+        yield min(1 + above, 6.0), "What is marked as lesion is greener than what is not."
 
 
 def _of_area(fit: Fit, usual: _Usual) -> Iterator[Doubt]:
