@@ -198,8 +198,8 @@ class Overlap(Metric):
     """Overlap of lesions: of any lesion against none, and means over classes.
 
     "No lesion" covers most pixels and is easy, so it raises every mean that includes it.
-    Means with and without it are therefore both given. On images without any lesion in truth
-    and prediction, a mean of "no lesion" alone would be 1: it is undefined there.
+    Means with and without it are therefore both given. On images without any lesion in
+    truth and prediction, a mean of "no lesion" alone would be 1: it is undefined there.
 
     An image counts if its lesions are known somewhere.
 
@@ -208,8 +208,8 @@ class Overlap(Metric):
 
     Source:
         mean IoU and mean accuracy as in MMSegmentation's ``IoUMetric``, without its
-        ``nan_to_num``, and undefined where no lesion is; the PlantSeg benchmark (Wei et al. 2026, Sci. Data 13:205) uses
-        them. The disease mean is our addition.
+        ``nan_to_num``, and undefined where no lesion is; the PlantSeg benchmark (Wei et
+        al. 2026, Sci. Data 13:205) uses them. The disease mean is our addition.
     """
 
     n_classes: int

@@ -16,7 +16,7 @@ from PIL import Image
 
 from plantseg_next.data.manifest import Manifest
 from plantseg_next.data.quality.inspect import ImageStats
-from plantseg_next.data.quality.issues import CheckReport, printable, told_apart
+from plantseg_next.data.quality.issues import CheckReport, distinct_names, printable
 from plantseg_next.data.quality.mask_fit import read_masks
 from plantseg_next.data.quality.suspects import Suspect, find_suspects
 from plantseg_next.errors import OutputError, PlantSegError, UsageError, count_of
@@ -133,7 +133,7 @@ def write_sheet(
     known = {suspect.stats.row.key for suspect in suspects}
     sample = _sample([stats for stats in all_stats if stats.row.key not in known])
     shown += [Suspect(stats, 0.0, ()) for stats in sample[: SHOWN - len(shown)]]
-    names = told_apart([suspect.stats.row.image for suspect in shown])
+    names = distinct_names([suspect.stats.row.image for suspect in shown])
     cards = [
         card
         for suspect, name in zip(shown, names, strict=True)

@@ -11,7 +11,7 @@ from plantseg_next import api
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.manifest import UnusedFiles
 from plantseg_next.data.quality.check import check
-from plantseg_next.data.quality.issues import CheckReport, Issue, printable, told_apart
+from plantseg_next.data.quality.issues import CheckReport, Issue, distinct_names, printable
 from plantseg_next.workflows.training_data import DataSources
 
 
@@ -110,13 +110,13 @@ def test_files_that_are_not_used_are_one_issue_for_each_reason(folder):
     assert len(harmless.files) == 3
 
 
-def test_paths_are_told_apart_by_as_many_parts_as_needed():
+def test_paths_are_distinct_names_by_as_many_parts_as_needed():
     """After ultralytics/yolov5#5373: which of the files is it?"""
     paths = [Path(p) for p in ("d/a/x/1.png", "d/b/x/1.png", "d/b/x/2.png", "1.png")]
-    assert told_apart(paths) == ["a/x/1.png", "b/x/1.png", "x/2.png", "1.png"]
-    assert told_apart(paths[:1] * 2) == ["x/1.png"] * 2
+    assert distinct_names(paths) == ["a/x/1.png", "b/x/1.png", "x/2.png", "1.png"]
+    assert distinct_names(paths[:1] * 2) == ["x/1.png"] * 2
     deep = [Path("a/x/y/z/1.png"), Path("b/x/y/z/1.png"), Path("x/y/z/1.png")]
-    assert told_apart(deep) == ["a/x/y/z/1.png", "b/x/y/z/1.png", "x/y/z/1.png"]
+    assert distinct_names(deep) == ["a/x/y/z/1.png", "b/x/y/z/1.png", "x/y/z/1.png"]
     issue = Issue("copies", "warning", "Copies: 2.", "", tuple(paths[:2]))
     assert "files:  a/x/1.png, b/x/1.png" in CheckReport((), (issue,)).to_text()
 

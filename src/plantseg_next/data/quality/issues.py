@@ -154,11 +154,11 @@ def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
-def told_apart(paths: Sequence[Path]) -> list[str]:
-    """Return the end of each path: two parts, or as many as tell different ones apart.
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the end of each path: two parts, or more if two paths end alike.
 
     Example:
-        >>> told_apart([Path("a/x/1.png"), Path("b/x/1.png"), Path("b/x/2.png")])
+        >>> distinct_names([Path("a/x/1.png"), Path("b/x/1.png"), Path("b/x/2.png")])
         ['a/x/1.png', 'b/x/1.png', 'x/2.png']
     """
     depth = dict.fromkeys(paths, 2)
@@ -243,7 +243,7 @@ def _percent(fraction: float) -> str:
 def _lines(issue: Issue) -> list[str]:
     lines = [f"  [{issue.code}] {printable(issue.text)}"]
     if issue.files:
-        names = [printable(name) for name in told_apart(issue.files)]
+        names = [printable(name) for name in distinct_names(issue.files)]
         lines.append(f"      files:  {shorten(names)}")
     if issue.fix:
         lines.append(f"      to do:  {issue.fix}")

@@ -22,6 +22,8 @@ MOST_COMPARED = 3000
 """Images whose masks are compared with them; of more, so many are chosen by a hash."""
 MOST_OF_A_KIND = 4
 """Images that are shown for one reason that is no comparison of mask and image."""
+MOST_SHIFTED = 0.18
+"""Shift, as a fraction of the long side, above which the mask is said to fit badly."""
 
 _THREADS = 2
 Doubt = tuple[float, str]
@@ -131,9 +133,12 @@ def _of_borders(fit: Fit, usual: _Usual) -> Iterator[Doubt]:
         return
     below = -usual.distance(fit.edge)
     if fit.gain > 1 and fit.edge + fit.gain > 2:
-        where = _direction(*fit.shift)
         score = min(fit.gain + max(below, 0), 8.0)
-        yield score, f"The mask would fit the image better {where}."
+        if np.hypot(*fit.shift) < MOST_SHIFTED:
+            where = _direction(*fit.shift)
+            yield score, f"The mask would fit the image better {where}."
+        else:
+            yield score, "The mask fits the image badly. Is it that of another image?"
     elif below > 1.5 or fit.edge < 0.5:
         score = min(max(below, 1.0), 6.0)
         yield score, "The borders of the mask follow no edge in the image."
@@ -201,7 +206,7 @@ def _of_row(stats: ImageStats, shown: set[str]) -> Iterator[tuple[str, float, st
             yield (
                 "exif",
                 3.0,
-                "Stored rotated or mirrored: its size does not tell whether the mask was "
+                "Stored rotated or mirrored: its size does not show whether the mask was "
                 "drawn on the upright image.",
             )
 
