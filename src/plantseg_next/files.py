@@ -357,9 +357,20 @@ def cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    return Path(_temporary_cache().name)
+    return temporary_folder()
+
+
+def temporary_folder() -> Path:
+    """Return a folder that is removed when the process ends."""
+    return Path(_temporary_folder().name)
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether a file is in that folder, where no user looks for it."""
+    exists = _temporary_folder.cache_info().currsize > 0
+    return exists and path.is_relative_to(temporary_folder())
 
 
 @cache
-def _temporary_cache() -> TemporaryDirectory[str]:
+def _temporary_folder() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="plantseg-next-")

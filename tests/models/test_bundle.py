@@ -121,8 +121,9 @@ def test_unreadable_folder_of_a_model_is_refused(tmp_path, monkeypatch):
     def forbidden(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
+    (tmp_path / CARD).write_text("{}")
     monkeypatch.setattr(Path, "is_file", forbidden)
-    monkeypatch.setattr(Path, "stat", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
     assert find_bundle(tmp_path) == tmp_path
     with pytest.raises(DataError, match=r"model\.json` cannot be read: Permission denied"):
         read_card(tmp_path)

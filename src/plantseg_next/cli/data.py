@@ -35,6 +35,13 @@ def check(
             "where the data set states none."
         ),
     ] = 0,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            help="HTML file to write, with 24 images and their masks to look at: first "
+            "those that may be wrong, then a sample."
+        ),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Find the defects of a data set before training.
@@ -45,8 +52,10 @@ def check(
 
     with progress_bars() as progress:
         sources = api.DataSources(data, classes, names=class_names)
-        report = api.check(sources, seed=seed, progress=progress)
+        report = api.check(sources, seed=seed, sheet=sheet, progress=progress)
     show_json(report.to_json()) if json else show(report.to_text())
+    if sheet is not None and not json:
+        show(f"\nsheet:  {sheet}")
     raise typer.Exit(1 if report.spoils_training else 0)
 
 

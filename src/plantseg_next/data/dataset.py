@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from plantseg_next.data.augment import UNCHANGED, Geometry, Photometry
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest, Row
-from plantseg_next.data.quality.inspect import inspect
+from plantseg_next.data.quality.inspect import ImageStats, inspect
 from plantseg_next.data.sampler import MixtureSampler
 from plantseg_next.data.tiling import (
     CELL,
@@ -333,11 +333,17 @@ def count_pixels(
         DataError: If an image or a mask cannot be used.
         UsageError: If a file does not exist.
     """
+    all_stats = inspect(manifest, on_progress)
+    for failure in (failure for stats in all_stats for failure in stats.failures):
+        raise failure.error
+    return label_stats(manifest, all_stats)
+
+
+def label_stats(manifest: Manifest, all_stats: Sequence[ImageStats]) -> LabelStats:
+    """Return the statistics of masks that were inspected; see ``count_pixels``."""
     pixels = Counter[str]()
     sparse = set()
-    for stats in inspect(manifest, on_progress):
-        for failure in stats.failures:
-            raise failure.error
+    for stats in all_stats:
         if stats.mask is not None:
             pixels.update(stats.mask.lesion_px)
             pixels[""] += stats.mask.annotated_px - sum(stats.mask.lesion_px.values())

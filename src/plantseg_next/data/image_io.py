@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from plantseg_next.data.manifest import Manifest, Row
 from plantseg_next.data.mask_values import MaskColors, MaskValues, decode_mask
 from plantseg_next.errors import DataError, PlantSegError, missing_path
-from plantseg_next.files import read_head, regular_file
+from plantseg_next.files import is_temporary, read_head, regular_file
 from plantseg_next.structures import IGNORE, ClassMap, Sample
 
 MAX_PIXELS = 178_956_970
@@ -212,6 +212,14 @@ def orient_mask(
     orientation = read_header(row.image).exif_orientation
     mask_hw = values.shape[:2]
     if orientation < 5 or mask_hw[::-1] != size_hw:
+        if row.mask is not None and is_temporary(row.mask):
+            raise DataError(
+                f"`{row.image}` was annotated at {mask_hw[1]} x {mask_hw[0]} pixels, but "
+                f"has {size_hw[1]} x {size_hw[0]}.",
+                needed="annotations of this image at its own size",
+                fix="open the image in the annotation tool and export again, or put the "
+                "image back that was annotated",
+            )
         raise DataError(
             f"The mask `{row.mask}` has {mask_hw[1]} x {mask_hw[0]} pixels, but its "
             f"image `{row.image}` has {size_hw[1]} x {size_hw[0]}.",

@@ -123,7 +123,8 @@ def labeled_rows(manifest: Manifest, split: Split, origin: object) -> Manifest:
     raise UsageError(
         came,
         needed="masks of at least a few images of every split",
-        fix="label more images; `plantseg-next check` reports how the folder was read",
+        fix="label more images of other leaves; or, where folders or index.csv state the "
+        f"splits, move some labeled images to {split}",
     )
 
 

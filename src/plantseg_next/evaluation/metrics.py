@@ -138,6 +138,13 @@ def mean_defined(values: Float64[np.ndarray, "k ..."]) -> Float64[np.ndarray, ".
     return _ratio(np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0))
 
 
+def _if_any(
+    pixels: Real[np.ndarray, "..."] | np.number, value: Float64[np.ndarray, "..."]
+) -> Float64[np.ndarray, "..."]:
+    """Return the value where there are pixels; NaN elsewhere."""
+    return np.where(np.asarray(pixels) > 0, value, np.nan)
+
+
 def _ratio(
     part: Real[np.ndarray, "..."] | np.number,
     whole: Real[np.ndarray, "..."] | np.number,
@@ -191,7 +198,8 @@ class Overlap(Metric):
     """Overlap of lesions: of any lesion against none, and means over classes.
 
     "No lesion" covers most pixels and is easy, so it raises every mean that includes it.
-    Means with and without it are therefore both given.
+    Means with and without it are therefore both given. On images without any lesion in
+    truth and prediction, a mean of "no lesion" alone would be 1: it is undefined there.
 
     An image counts if its lesions are known somewhere.
 
@@ -200,8 +208,8 @@ class Overlap(Metric):
 
     Source:
         mean IoU and mean accuracy as in MMSegmentation's ``IoUMetric``, without its
-        ``nan_to_num``; the PlantSeg benchmark (Wei et al. 2026, Sci. Data 13:205) uses
-        them. The disease mean is our addition.
+        ``nan_to_num``, and undefined where no lesion is; the PlantSeg benchmark (Wei et
+        al. 2026, Sci. Data 13:205) uses them. The disease mean is our addition.
     """
 
     n_classes: int
@@ -222,10 +230,10 @@ class Overlap(Metric):
     def compute(self) -> dict[str, Float64[np.ndarray, "..."]]:
         """Return the scores; NaN where undefined."""
         classes, lesion = self.counts[:, :-1], self.counts[:, -1]
-        of_class = iou(classes)
+        of_class, accuracy = iou(classes), recall(classes)
         return {
-            "mean_iou": mean_defined(of_class),
-            "mean_accuracy": mean_defined(recall(classes)),
+            "mean_iou": _if_any(lesion[1] + lesion[2], mean_defined(of_class)),
+            "mean_accuracy": _if_any(lesion[1], mean_defined(accuracy)),
             "disease_miou": mean_defined(of_class[NO_LESION + 1 :]),
             "lesion_dice": dice(lesion),
             "lesion_iou": iou(lesion),

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from plantseg_next.errors import count_of
 from plantseg_next.inference.severity import Assessment, whole_leaf
-from plantseg_next.structures import ClassMap
+from plantseg_next.structures import NO_LESION, ClassMap
 
 Color = tuple[int, int, int]
 
@@ -79,35 +79,70 @@ def draw_overlay(
     Returns:
         RGB, its long side between 512 and 1600 pixels (plus the caption).
     """
-    lesion_mask = assessment.prediction.lesion
-    height, width = lesion_mask.shape
-    long_side = max(height, width)
-    scale = float(np.clip(long_side, SHORTEST_SIDE_PX, LONGEST_SIDE_PX)) / long_side
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    canvas = np.ascontiguousarray(cv2.resize(image, size, interpolation=smooth))
-    thickness = max(1, round(max(size) / 600))
-
-    leaf = assessment.prediction.leaf
+    lesion, leaf = assessment.prediction.lesion, assessment.prediction.leaf
     if leaf is not None and assessment.measure.denominator == "leaf":
-        on_leaf = whole_leaf(lesion_mask, leaf) == 1
-        _outline(canvas, on_leaf, LEAF_COLOR, scale, thickness)
+        leaf = whole_leaf(lesion, leaf)
+    else:
+        leaf = None
+    long_side = int(np.clip(max(lesion.shape), SHORTEST_SIDE_PX, LONGEST_SIDE_PX))
     colors = class_colors(len(classes.lesions))
+    canvas = draw_masks(image, lesion, leaf, colors, long_side)
     class_ids = sorted({lesion.class_id for lesion in assessment.lesions})
-    for class_id in class_ids:
-        mask = lesion_mask == class_id
-        _tint(canvas, mask, colors[class_id - 1])
-        _outline(canvas, mask, colors[class_id - 1], scale, thickness)
     legend = [(classes.lesion_name(i), colors[i - 1]) for i in class_ids]
     return _with_caption(canvas, summary(assessment), legend)
 
 
+def draw_masks(
+    image: UInt8[np.ndarray, "h w 3"],
+    lesion: UInt8[np.ndarray, "h w"],
+    leaf: UInt8[np.ndarray, "h w"] | None,
+    colors: Sequence[Color],
+    long_side_px: int,
+    tint: float = _TINT,
+) -> UInt8[np.ndarray, "hh ww 3"]:
+    """Return the image with lesions tinted and outlined, and the leaf outlined.
+
+    Args:
+        image: RGB, of the size of the masks.
+        lesion: Lesion class ids.
+        leaf: 1 on the leaf; ``None`` to leave it out.
+        colors: Of each lesion class.
+        long_side_px: Long side of the result.
+        tint: Weight of the colors of lesions, in [0, 1].
+    """
+    canvas = resized(image, long_side_px)
+    scale = long_side_px / max(lesion.shape)
+    thickness = max(1, round(max(canvas.shape) / 600))
+    if leaf is not None:
+        _outline(canvas, leaf == 1, LEAF_COLOR, scale, thickness)
+    for class_id in np.flatnonzero(np.bincount(lesion.ravel())[: len(colors) + 1]).tolist():
+        if class_id != NO_LESION:
+            mask = lesion == class_id
+            _tint(canvas, mask, colors[class_id - 1], tint)
+            _outline(canvas, mask, colors[class_id - 1], scale, thickness)
+    return canvas
+
+
+def resized(
+    image: UInt8[np.ndarray, "h w 3"], long_side_px: int
+) -> UInt8[np.ndarray, "hh ww 3"]:
+    """Return an image at another size, for viewing."""
+    height, width = image.shape[:2]
+    scale = long_side_px / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return np.ascontiguousarray(cv2.resize(image, size, interpolation=smooth))
+
+
 def _tint(
-    canvas: UInt8[np.ndarray, "hh ww 3"], mask: Bool[np.ndarray, "h w"], color: Color
+    canvas: UInt8[np.ndarray, "hh ww 3"],
+    mask: Bool[np.ndarray, "h w"],
+    color: Color,
+    tint: float,
 ) -> None:
     size = (canvas.shape[1], canvas.shape[0])
     coverage = cv2.resize(mask.view(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)
-    weight = (_TINT / 255) * coverage[..., None].astype(np.float32)
+    weight = (tint / 255) * coverage[..., None].astype(np.float32)
     canvas[:] = canvas + (np.array(color, np.float32) - canvas) * weight
 
 

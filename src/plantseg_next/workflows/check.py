@@ -1,25 +1,27 @@
 """Check a data set before a run, with the splits that the run would draw."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from shlex import quote
 
-from plantseg_next.data.manifest import Manifest, Split
+from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.quality.check import FEW_LABELS
 from plantseg_next.data.quality.check import check as check_manifest
-from plantseg_next.data.quality.issues import (
-    CheckReport,
-    Issue,
-    Severity,
-    sort_issues,
-)
+from plantseg_next.data.quality.inspect import of_rows
+from plantseg_next.data.quality.issues import CheckReport, Issue, sort_issues
 from plantseg_next.data.quality.scene_splits import (
     ExcludedImage,
     draw_splits,
     drop_leaks,
+    inspect_all,
 )
 from plantseg_next.data.splits import labeled_rows
-from plantseg_next.errors import UsageError
+from plantseg_next.errors import UsageError, count_of
 from plantseg_next.files import AnyPath
 from plantseg_next.workflows.progress import Progress, progress_for
+from plantseg_next.workflows.sheet import refuse_sheet, write_sheet
 from plantseg_next.workflows.training_data import DataSources
 
 
@@ -27,6 +29,7 @@ def check(
     data: AnyPath | DataSources,
     *,
     seed: int = 0,
+    sheet: AnyPath | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Return the errors, warnings and notes about a data set.
@@ -34,22 +37,41 @@ def check(
     Args:
         data: Any folder that ``train`` takes; or several folders and the use of each.
         seed: Seed of the later run; it chooses the splits where the data set states none.
+        sheet: HTML file to write, with images and masks to look at: those that may be
+            wrong, and a sample. An earlier sheet is replaced.
         progress: Called after every image.
+
+    Raises:
+        UsageError: If the layout of a data set is not recognized, or ``sheet`` does not
+            end in .html.
+        OutputError: If the sheet cannot be written, or is another file.
+        DataError: If a file that describes a data set cannot be used.
     """
+    if sheet is not None:
+        refuse_sheet(Path(sheet))
     sources = DataSources.of(data)
     stated = sources.read()
-    on_progress = progress_for(progress, "comparing images")
-    drawn = draw_splits(stated, seed=seed, on_progress=on_progress)
+    known = inspect_all(stated, progress_for(progress, "checking"))
+    drawn = draw_splits(stated, seed=seed, known=known)
     excluded: tuple[ExcludedImage, ...] = ()
     if len(sources.folders) > 1:
-        drawn, excluded = drop_leaks(drawn, on_progress=on_progress)
+        drawn, excluded = drop_leaks(drawn, known=known)
     split_of = {row.key: row.split for row in drawn.rows}
     manifest = stated.only(  # with the stated groups
         replace(row, split=split_of[row.key]) for row in stated.rows if row.key in split_of
     )
-    report = check_manifest(manifest, on_progress=progress_for(progress, "checking"))
-    issues = (*report.issues, *_excluded(excluded), *_empty_splits(drawn, str(sources)))
-    return replace(report, issues=sort_issues(issues))
+    report = check_manifest(manifest, origin=sources, drawn=drawn, known=known)
+    issues = (*report.issues, *_excluded(excluded), *_no_test(drawn, sources))
+    report = replace(report, issues=sort_issues(issues))
+    if sheet is not None:
+        write_sheet(
+            Path(sheet),
+            manifest,
+            of_rows(known.all_stats, manifest.rows),
+            report,
+            progress_for(progress, "comparing masks with images"),
+        )
+    return replace(report, next_steps=tuple(next_steps(report, sources)))
 
 
 def _excluded(images: Sequence[ExcludedImage]) -> Iterator[Issue]:
@@ -66,17 +88,52 @@ def _excluded(images: Sequence[ExcludedImage]) -> Iterator[Issue]:
         )
 
 
-def _empty_splits(manifest: Manifest, origin: str) -> Iterator[Issue]:
-    """Yield how ``train`` and ``evaluate`` would refuse a split without masks."""
-    if not len(manifest.labeled):
-        return  # another issue says so
-    severities: dict[Split, Severity] = {
-        "train": "error",
-        "val": "error",
-        "test": "warning",
-    }
-    for split, severity in severities.items():
+def _no_test(manifest: Manifest, origin: DataSources) -> Iterator[Issue]:
+    """Yield how ``evaluate`` would refuse a test split without masks."""
+    if len(manifest.labeled):
         try:
-            labeled_rows(manifest, split, origin)
+            labeled_rows(manifest, "test", origin)
         except UsageError as error:
-            yield Issue(f"no-masks-in-{split}", severity, error.came, error.fix)
+            yield Issue("no-masks-in-test", "warning", error.came, error.fix)
+
+
+def next_steps(report: CheckReport, sources: DataSources) -> Iterator[str]:
+    """Yield what to do next with a data set: sentences, and a command that works."""
+    codes = {issue.code for issue in report.of("error")}
+    folders = " ".join(quote(str(folder)) for folder in sources.folders)
+    named = "".join(
+        f" {option} {quote(str(path))}"
+        for option, path in (
+            ("--classes", sources.classes),
+            ("--class-names", sources.names),
+        )
+        if path is not None
+    )
+    if "nothing-to-learn" in codes or "no-masks" in codes:
+        yield "Measure these images with the model of the package:"
+        for folder in sources.folders:
+            yield f"  plantseg-next predict starter {quote(str(folder))} --out RESULTS"
+        yield f"To train, label at least {FEW_LABELS} of them, or a data set like them."
+        return
+    n_train = sum(of.masks for of in report.labels if of.split == "train")
+    if codes & {"no-masks-in-train", "no-masks-in-val"}:
+        n_labeled = sum(of.masks for of in report.labels)
+        missing = 3 - n_labeled
+        if missing > 0:
+            more = f"at least {count_of(missing, 'more image')}"
+            yield (
+                f"Label {more}: training, validation and test need one each, and metrics "
+                f"{FEW_LABELS} or more. So far: {n_labeled}."
+            )
+    if codes:
+        yield "Mend what is listed as an error above, then check again:"
+        yield f"  plantseg-next check {folders}{named}"
+        return
+    if any(re.fullmatch(r"class \d+", found.name) for found in report.classes):
+        yield (
+            "Name the classes: write a classes.yaml with a line for each value, as "
+            "`1: rust`."
+        )
+    if n_train < FEW_LABELS:
+        yield f"Label at least {FEW_LABELS - n_train} more images for metrics to rely on."
+    yield f"  plantseg-next train {folders}{named} --out RUN"

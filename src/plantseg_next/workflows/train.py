@@ -148,7 +148,11 @@ def train(  # noqa: PLR0913 - the options of a user
         settings = planned.settings
         log(planned.to_text())
     images = TrainingData.create(
-        manifest, settings, str(sources), on_progress=on_progress("reading masks")
+        manifest,
+        settings,
+        str(sources),
+        log=log,
+        on_progress=on_progress("reading masks"),
     )
     archive = restart or RunRecord.read(out) is not None
     if archive:

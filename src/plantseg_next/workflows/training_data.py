@@ -9,7 +9,8 @@ from plantseg_next.data import splits
 from plantseg_next.data.class_names import read_names, renamed
 from plantseg_next.data.formats import read_folder, read_folders
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
-from plantseg_next.data.quality.inspect import with_digests
+from plantseg_next.data.quality.inspect import inspect, with_digests
+from plantseg_next.data.quality.refusals import refusals, refusals_of_files, spoiled
 from plantseg_next.data.quality.scene_splits import (
     add_datasets,
     describe_excluded,
@@ -18,7 +19,7 @@ from plantseg_next.data.quality.scene_splits import (
 )
 from plantseg_next.data.sampler import refuse_unknown
 from plantseg_next.data.splits import labeled_rows
-from plantseg_next.errors import DataError, UsageError
+from plantseg_next.errors import DataError
 from plantseg_next.files import AnyPath
 from plantseg_next.settings import Settings
 from plantseg_next.workflows.images import left_out_names, without_unstatable_names
@@ -125,12 +126,6 @@ def build_manifest(
     manifest = splits.labeled_fraction(
         manifest, settings.data.labeled_fraction, seed=settings.seed
     )
-    if len(manifest.labeled) and not manifest.classes.lesions:
-        raise UsageError(
-            f"The masks of `{sources}` name no lesion class.",
-            needed="masks that mark lesions; leaf masks alone are not enough",
-            fix="state in classes.yaml which value is a lesion",
-        )
     # Pseudo-labels first: an image that has one is no longer without a label.
     for folders, masks in ((sources.pseudo_labels, True), (sources.unlabeled, False)):
         if folders:
@@ -144,8 +139,8 @@ def build_manifest(
             )
             for line in describe_excluded(excluded):
                 log(line)
-    for split in ("train", "val"):
-        labeled_rows(manifest, split, str(sources))
+    for refusal in refusals(manifest, sources):
+        raise refusal.error
     learned = (row for row in manifest.rows if row.split in ("train", "unlabeled"))
     refuse_unknown(settings.data, sorted({row.source for row in learned}))
     return _without_unlearned_leaf(manifest, log)
@@ -193,26 +188,37 @@ class TrainingData:
         settings: Settings,
         origin: str,
         *,
+        log: Callable[[str], None] = lambda _: None,
         on_progress: Callable[[int, int], None] = lambda *_: None,
     ) -> "TrainingData":
         """Return the data of a new run: compute file digests and count mask pixels.
 
-        Masks of a few points or scribbles are marked as sparse.
+        Every image and mask is inspected. Masks of a few points or scribbles are marked as
+        sparse.
+
+        Args:
+            manifest: Every image, in its split.
+            settings: All settings.
+            origin: Name of the images in error messages.
+            log: Receives a warning for each error of ``check`` with which training starts:
+                the same image in two splits, test images that cannot be used.
+            on_progress: Called after every row.
 
         Raises:
-            DataError: If a file cannot be used.
+            DataError: If an image of training or validation, or its mask, cannot be used.
             UsageError: If no training mask shows a lesion.
         """
-        from plantseg_next.data.dataset import count_pixels
+        from plantseg_next.data.dataset import label_stats
 
-        labeled = labeled_rows(manifest, "train", origin)
-        counts = count_pixels(labeled, on_progress=on_progress)
-        if not any(counts.pixels[1:]):
-            raise UsageError(
-                f"None of the {len(labeled)} training masks of `{origin}` shows a lesion.",
-                needed="masks of diseased leaves, beside those of healthy ones",
-                fix="draw the lesions, or state in classes.yaml which value is a lesion",
-            )
+        # Images of validation and test first: a leak is a pair with one of them.
+        ordered = sorted(manifest.rows, key=lambda row: row.split not in ("val", "test"))
+        all_stats = inspect(manifest.only(ordered), on_progress)
+        for refusal in refusals_of_files(manifest, all_stats, origin):
+            raise refusal.error
+        for text in spoiled(all_stats):
+            log(text)
+        train = [s for s in all_stats if s.row.split == "train" and s.row.mask is not None]
+        counts = label_stats(manifest, train)
         manifest = with_digests(manifest)  # those of the inspected images are known now
         rows = (replace(row, sparse=row.key in counts.sparse) for row in manifest.rows)
         return cls(manifest.only(rows), settings, counts.pixels, origin)

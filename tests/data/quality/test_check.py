@@ -254,7 +254,8 @@ def test_check_training_masks_without_any_lesion_are_an_error(folder):
         Image.fromarray(np.ones((48, 64), np.uint8)).save(path)
     issue = the(check(read_folder(folder)), "no-lesion-in-train")
     assert issue.severity == "error"
-    assert issue.text == "No mask in train shows a lesion: 4 masks."
+    text = f"None of the 4 training masks of `{folder.name}` shows a lesion."
+    assert issue.text == text  # as train says it
 
 
 def test_report_states_a_class_of_all_pixels_as_100_percent():

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import mkdtemp
 
 import numpy as np
 from PIL import Image
@@ -34,7 +34,11 @@ from plantseg_next.data.manifest import (
     common_classes,
 )
 from plantseg_next.errors import DataError, PlantSegError, shorten
-from plantseg_next.files import explained_temporary
+from plantseg_next.files import (
+    explained_temporary,
+    is_temporary,
+    temporary_folder,
+)
 from plantseg_next.names import OutputPaths
 
 IGNORED, UNMARKED = 255, 254
@@ -160,14 +164,11 @@ def in_words(trouble: Mapping[str, int]) -> tuple[str, ...]:
 
 def save_rasterized_masks(manifest: Manifest, folder: Path) -> Manifest:
     """Return the manifest with all masks that this process drew copied into a folder."""
-    if not _temporary_folder.cache_info().currsize:
-        return manifest  # nothing was drawn
-    temporary = Path(_temporary_folder().name)
     written = set[str]()
     rows = []
     for row in manifest.rows:
-        if row.mask is not None and row.mask.is_relative_to(temporary):
-            path = folder.joinpath(*row.mask.relative_to(temporary).parts[1:])
+        if row.mask is not None and is_temporary(row.mask):
+            path = folder.joinpath(*row.mask.relative_to(temporary_folder()).parts[1:])
             while str(path).casefold() in written:  # of data sets `a/b` and `a`
                 path = path.with_stem(f"{path.stem}-2")
             written.add(str(path).casefold())
@@ -179,15 +180,10 @@ def save_rasterized_masks(manifest: Manifest, folder: Path) -> Manifest:
 
 
 @cache
-def _temporary_folder() -> TemporaryDirectory[str]:
-    return TemporaryDirectory(prefix="plantseg-next-")
-
-
-@cache
 def _folder_for_masks(_root: Path) -> Path:
     """Return a folder for the masks of a data set: another of the same name has its own."""
     with explained_temporary():
-        return Path(mkdtemp(dir=_temporary_folder().name))
+        return Path(mkdtemp(dir=temporary_folder()))
 
 
 class _Meanings:

@@ -2,116 +2,130 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from plantseg_next.data.class_names import alike
 from plantseg_next.data.manifest import SPLITS, Manifest, Row
-from plantseg_next.data.quality.inspect import HARDLY_GREEN, ImageFile, ImageStats, inspect
-from plantseg_next.data.quality.issues import (
-    CheckReport,
-    Issue,
-    Severity,
-    SourceSummary,
-    sort_issues,
+from plantseg_next.data.quality.inspect import (
+    HARDLY_GREEN,
+    ImageFile,
+    ImageStats,
+    of_rows,
+    shown_mask,
 )
+from plantseg_next.data.quality.issues import CheckReport, Issue, Severity, sort_issues
 from plantseg_next.data.quality.leaks import find_leaks, same_scenes
+from plantseg_next.data.quality.refusals import (
+    Refusal,
+    failures,
+    refusals,
+    refusals_of_files,
+)
+from plantseg_next.data.quality.scene_splits import Inspection, inspect_all
+from plantseg_next.data.quality.summary import (
+    LONG_SIDE_PX,
+    classes_of,
+    labels_of,
+    severity_of,
+    sources_of,
+    summary_of,
+    too_small,
+    unused_files,
+)
 from plantseg_next.errors import shorten
-
-MIN_SIDE_PX = 32
-"""Images with a shorter side are smaller than the largest stride of the network."""
 
 FEW_LABELS = 20
 """Labeled training images below which metrics are mostly noise."""
 
-_FAILURES = {
-    "unreadable-image": "Images that cannot be read",
-    "unreadable-mask": "Masks that cannot be read",
-    "jpeg-mask": "Masks that are JPEGs, whose compression creates false classes",
-    "size-mismatch": "Masks of another size than their image, upright or as stored",
-    "unknown-mask-value": "Masks with a value whose meaning is unknown",
+MIN_SIDE_PX = 32
+"""Images with a shorter side are smaller than the largest stride of the network."""
+
+_WITHOUT_CLASS = {
+    "train": "never trained",
+    "val": "not evaluated there",
+    "test": "not evaluated there",
+}
+_WITHOUT_LESION = {
+    "train": "never trained",
+    "val": "validations have no lesion Dice, and the best model cannot be chosen by it",
+    "test": "not evaluated there",
 }
 # Published ratios are rounded, and some were computed before the image was resized.
 _RATIO_TOLERANCE = 0.02
 
 
 def check(
-    manifest: Manifest, *, on_progress: Callable[[int, int], None] = lambda *_: None
+    manifest: Manifest,
+    *,
+    origin: object = "",
+    drawn: Manifest | None = None,
+    known: Inspection | None = None,
+    long_side_px: int | None = LONG_SIDE_PX,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> CheckReport:
     """Return all errors, warnings and notes about a manifest.
 
     Every file is decoded once, unless it is in the index. Errors would invalidate
     training or evaluation: files that cannot be used, masks of another size or with
-    unknown ids, the same image in two splits, no labels.
+    unknown ids, the same image in two splits, no labels. What makes ``train`` refuse the
+    data set is among them.
 
     Args:
         manifest: Of one or many data sets, with or without splits.
+        origin: Name of the images in the text; default: the names of the data sets.
+        drawn: The manifest as training divides it, with its groups; default: ``manifest``.
+        known: What is known of the images, if they were inspected before.
+        long_side_px: Long side to which training reduces larger images.
         on_progress: Called after each row with the number done and the total.
     """
-    all_stats = inspect(manifest, on_progress)
-    pairs = same_scenes(all_stats)
+    known = known or inspect_all(manifest, on_progress)
+    all_stats = of_rows(known.all_stats, manifest.rows)
+    pairs = same_scenes(all_stats, alike=known.alike)
+    origin = origin or shorten(list(sources_of(manifest)))
+    classes = classes_of(all_stats, long_side_px)
     issues = [
-        *_failures(all_stats),
+        *map(_of_refusal, failures(all_stats)),
         *find_leaks(all_stats, pairs),
-        *_to_learn(manifest, all_stats),
+        *_to_learn(manifest, drawn or manifest, all_stats, origin),
         *_classes_in_splits(manifest, all_stats),
         *_pairing(manifest),
+        *unused_files(manifest),
         *_stated(manifest, all_stats),
         *_names(manifest, pairs),
         *_masks(manifest, all_stats),
+        *too_small(classes, long_side_px),
         *_images(all_stats),
     ]
-    sources = tuple(_summary(manifest, all_stats, name) for name in _sources(manifest))
-    same_scene = tuple((first.row.key, second.row.key) for first, second in pairs)
-    return CheckReport(sources, sort_issues(issues), same_scene)
+    return CheckReport(
+        tuple(summary_of(manifest, all_stats, name) for name in sources_of(manifest)),
+        sort_issues(issues),
+        tuple((first.row.key, second.row.key) for first, second in pairs),
+        classes,
+        labels_of(all_stats),
+        severity_of(all_stats),
+    )
 
 
-def _failures(all_stats: Sequence[ImageStats]) -> Iterator[Issue]:
-    for code, what in _FAILURES.items():
-        failed = [
-            (stats, failure)
-            for stats in all_stats
-            for failure in stats.failures
-            if failure.code == code
-        ]
-        if not failed:
-            continue
-        error = failed[0][1].error
-        yield Issue(
-            code,
-            "error",
-            f"{what}: {len(failed)}. The first: {error.came}",
-            error.fix,
-            tuple(
-                stats.row.image if code == "unreadable-image" else _mask(stats)
-                for stats, _ in failed
-            ),
-        )
+def _of_refusal(refusal: Refusal) -> Issue:
+    error = refusal.error
+    return Issue(refusal.code, "error", error.came, error.fix, refusal.files)
 
 
-def _to_learn(manifest: Manifest, all_stats: Sequence[ImageStats]) -> Iterator[Issue]:
+def _to_learn(
+    manifest: Manifest, drawn: Manifest, all_stats: Sequence[ImageStats], origin: object
+) -> Iterator[Issue]:
+    """Yield what ``train`` refuses, beside failures, and what is doubtful of the labels."""
+    has_splits = any(row.split == "train" for row in manifest.rows)
+    divided = any(row.split in ("train", "val", "test") for row in manifest.rows)
+    found = {r.code: r for r in refusals_of_files(manifest, all_stats, origin)}
+    if divided or not len(manifest.labeled):
+        found |= {r.code: r for r in refusals(drawn, origin)}
+    known = {refusal.code for refusal in failures(all_stats)}
+    yield from (_of_refusal(r) for code, r in found.items() if code not in known)
     usable = [f for f in all_stats if f.mask is not None and f.file is not None]
-    named = [stats for stats in all_stats if stats.row.disease is not None]
-    if not usable and not named:
-        yield Issue(
-            "nothing-to-learn",
-            "error",
-            "No image has a usable mask or an image-level label. A model can predict "
-            "these images, but not be trained on them alone.",
-            "add masks with the names of the images in a folder `masks`; or learn from "
-            "these images beside a data set with masks: train DATA --unlabeled FOLDER",
-        )
-    elif not usable:
-        yield Issue(
-            "no-masks",
-            "error",
-            f"No image has a mask. The image-level labels ({len(named)}) can be learned "
-            "from beside masks, but not alone.",
-            "add a data set with masks, even a small one: check and train take several "
-            "folders",
-        )
-    split = any(row.split == "train" for row in manifest.rows)
-    learned = [f for f in usable if f.row.split == "train"] if split else usable
+    learned = [f for f in usable if f.row.split == "train"] if has_splits else usable
     if usable and len(learned) < FEW_LABELS:
         yield Issue(
             "few-labels",
@@ -127,7 +141,8 @@ def _to_learn(manifest: Manifest, all_stats: Sequence[ImageStats]) -> Iterator[I
             "note",
             "Images without a split into training, validation and test, which is "
             f"then drawn by group: {len(undivided)}.",
-            "state a `split` column in index.csv to choose it yourself",
+            "to choose it yourself, state it in index.csv, in the columns `name` and "
+            "`split`",
         )
 
 
@@ -138,21 +153,13 @@ def _classes_in_splits(
     for stats in all_stats:
         if stats.mask is not None and stats.row.split is not None:
             present[stats.row.split].update(stats.mask.lesion_px.keys())
-    in_train = [f for f in all_stats if f.mask is not None and f.row.split == "train"]
     if not present["train"]:
-        if in_train:
-            yield Issue(
-                "no-lesion-in-train",
-                "error",
-                f"No mask in train shows a lesion: {len(in_train)} masks.",
-                "draw the lesions, or state in classes.yaml which value is a lesion",
-            )
-        return
+        return  # it is refused
     for name in ("train", "val", "test"):
         missing = [c for c in manifest.classes.lesions if not present[name][c]]
         has_rows = any(f.row.split == name and f.mask is not None for f in all_stats)
         if missing and has_rows:
-            consequence = "never trained" if name == "train" else "not evaluated there"
+            consequence = _WITHOUT_CLASS[name] if present[name] else _WITHOUT_LESION[name]
             yield Issue(
                 "class-missing-from-split",
                 "warning",
@@ -169,15 +176,16 @@ def _pairing(manifest: Manifest) -> Iterator[Issue]:
             "mask-without-image",
             "warning",
             f"Masks without an image, which are not used: {len(orphans)}.",
-            "rename them after their images, or remove them",
+            "a mask needs the name of its image, apart from the ending and a suffix such "
+            "as `_mask`; of several masks an image, make one with a value for each class",
             tuple(Path(name) for name in orphans),
         )
     if names:
         yield Issue(
             "name-without-image",
             "warning",
-            f"Names in the index without an image: {shorten(names)}.",
-            "add the missing images, or remove the lines",
+            f"Names of images that are listed, but missing: {shorten(names)}.",
+            "add the missing images, or remove their names where they are listed",
         )
     for source, origin in manifest.origins.items():
         for doubt in origin.doubts:
@@ -218,7 +226,7 @@ def _stated(manifest: Manifest, all_stats: Sequence[ImageStats]) -> Iterator[Iss
             "Images labeled with one disease whose mask shows another: "
             f"{len(wrong_label)}. The first: labeled {first.row.disease}, mask "
             f"{shorten(list(shown))}.",
-            "correct the index or the mask; segmentation is trained on the mask, "
+            "correct the label or the mask; segmentation is trained on the mask, "
             "classification on the label",
             tuple(stats.row.image for stats, _ in wrong_label),
         )
@@ -307,7 +315,8 @@ def _masks(manifest: Manifest, all_stats: Sequence[ImageStats]) -> Iterator[Issu
         "leaf-smaller-than-lesions",
         "warning" if 2 * len(small) > len(leafy) else "note",
         f"Masks, of {len(leafy)}, with more lesion than healthy leaf",
-        "check some of them: leaf and lesion may be swapped in classes.yaml",
+        "check some of them: leaf and lesion may be swapped; classes.yaml states which "
+        "value is which",
     )
     yield from _issue(
         [f for f, m in masked if m.was_rotated],
@@ -332,7 +341,7 @@ def _masks(manifest: Manifest, all_stats: Sequence[ImageStats]) -> Iterator[Issu
 
 def _images(all_stats: Sequence[ImageStats]) -> Iterator[Issue]:
     readable = [(stats, stats.file) for stats in all_stats if stats.file is not None]
-    yield from _issue(
+    yield from _image_issue(
         [stats for stats, file in readable if min(file.size_hw) < MIN_SIDE_PX],
         "tiny-image",
         "warning",
@@ -343,7 +352,7 @@ def _images(all_stats: Sequence[ImageStats]) -> Iterator[Issue]:
         own = [(stats, file) for stats, file in readable if stats.row.source == source]
         pale = [stats for stats, file in own if file.green < HARDLY_GREEN]
         if len(pale) >= len(own) / 2:
-            yield from _issue(
+            yield from _image_issue(
                 pale,
                 "no-green",
                 "warning",
@@ -351,7 +360,7 @@ def _images(all_stats: Sequence[ImageStats]) -> Iterator[Issue]:
                 f"plants, of {len(own)}",
                 "remove images that do not show plants: all images are trained on",
             )
-    yield from _issue(
+    yield from _image_issue(
         [stats for stats, file in readable if file.exif_orientation != 1],
         "exif-orientation",
         "note",
@@ -363,10 +372,19 @@ def _images(all_stats: Sequence[ImageStats]) -> Iterator[Issue]:
 def _issue(
     all_stats: Sequence[ImageStats], code: str, severity: Severity, what: str, fix: str = ""
 ) -> Iterator[Issue]:
-    """Yield one issue about all these rows, if there are any."""
+    """Yield one issue about the masks of all these rows, if there are any."""
     if all_stats:
-        files = tuple(map(_mask, all_stats))
+        files = tuple(shown_mask(stats.row) for stats in all_stats)
         yield Issue(code, severity, f"{what}: {len(all_stats)}.", fix, files)
+
+
+def _image_issue(
+    all_stats: Sequence[ImageStats], code: str, severity: Severity, what: str, fix: str = ""
+) -> Iterator[Issue]:
+    """Yield one issue about the images of all these rows, if there are any."""
+    images = tuple(stats.row.image for stats in all_stats)
+    for issue in _issue(all_stats, code, severity, what, fix):
+        yield replace(issue, files=images)
 
 
 def _agrees_on_size(row: Row, file: ImageFile) -> bool:
@@ -389,34 +407,3 @@ def _agrees_on_ratio(stats: ImageStats) -> bool:
     fraction = sum(stats.mask.lesion_px.values()) / stats.mask.annotated_px
     # Tables state it as a fraction or in percent.
     return min(abs(stated - fraction), abs(stated / 100 - fraction)) <= _RATIO_TOLERANCE
-
-
-def _mask(stats: ImageStats) -> Path:
-    return stats.row.mask or stats.row.image
-
-
-def _sources(manifest: Manifest) -> Iterable[str]:
-    return dict.fromkeys(row.source for row in manifest.rows)
-
-
-def _summary(
-    manifest: Manifest, all_stats: Sequence[ImageStats], name: str
-) -> SourceSummary:
-    own = [stats for stats in all_stats if stats.row.source == name]
-    lesion_px: Counter[str] = Counter()
-    annotated_px = 0
-    for stats in own:
-        if stats.mask is not None:
-            lesion_px.update(stats.mask.lesion_px)
-            annotated_px += stats.mask.annotated_px
-    splits = Counter[str](stats.row.split or "not split" for stats in own)
-    origin, coding = manifest.origins.get(name), manifest.codings.get(name)
-    return SourceSummary(
-        name=name,
-        layout=origin.layout if origin else "a manifest",
-        coding=coding.origin if coding else "",
-        images=len(own),
-        masks=sum(stats.row.mask is not None for stats in own),
-        splits={n: splits[n] for n in (*SPLITS, "not split") if splits[n]},
-        lesion_fraction={n: px / annotated_px for n, px in lesion_px.items()},
-    )

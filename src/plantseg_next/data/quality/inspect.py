@@ -1,7 +1,7 @@
 """Statistics of every file of a manifest; each file is decoded once, and then indexed."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,11 +24,12 @@ from plantseg_next.data.image_io import (
 from plantseg_next.data.index import Index
 from plantseg_next.data.manifest import Manifest, MaskCoding, Row, digest
 from plantseg_next.data.mask_values import decode_mask
-from plantseg_next.data.quality import near_duplicates
+from plantseg_next.data.quality import lesion_sizes, near_duplicates
+from plantseg_next.data.quality.lesion_sizes import Components, components_of, merged
 from plantseg_next.data.quality.near_duplicates import Fingerprint, fingerprint
 from plantseg_next.errors import DataError, PlantSegError, is_out_of_memory
-from plantseg_next.files import sha256_of
-from plantseg_next.structures import IGNORE, NO_LESION, ClassMap
+from plantseg_next.files import is_temporary, sha256_of
+from plantseg_next.structures import IGNORE, NO_LESION, ClassMap, is_lesion
 
 # Decoding releases the GIL; a third thread gains little, because the disk limits.
 _THREADS = 2
@@ -99,38 +100,54 @@ class MaskFile:
         size_hw: Rows and columns, as stored.
         values: The values that occur, or the colors.
         counts: Pixels of each of them.
+        components: Connected components of each of them.
     """
 
     mode: str
     size_hw: tuple[int, int]
     values: Integer[np.ndarray, " n *c"]
     counts: Int[np.ndarray, " n"]
+    components: tuple[Components, ...]
 
     @classmethod
     def inspect(cls, path: Path, *, as_colors: bool) -> "MaskFile":
         """Return what is in a file; arguments and errors are those of ``read_mask``."""
         mask = read_mask(path, as_colors=as_colors)
+        ids = mask
         if mask.ndim == 2:
             of_value = np.bincount(mask.ravel())
             (values,) = of_value.nonzero()
             counts = of_value[values]
+            packed = values
         else:
-            packed = mask.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-            values, counts = np.unique(packed, return_counts=True)
-            values = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1)
-        size_hw = mask.shape[0], mask.shape[1]
-        return cls(read_header(path).mode, size_hw, values.astype(mask.dtype), counts)
+            ids = mask.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+            packed, counts = np.unique(ids, return_counts=True)
+            values = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
+        return cls(
+            read_header(path).mode,
+            (mask.shape[0], mask.shape[1]),
+            values.astype(mask.dtype),
+            counts,
+            components_of(ids, packed.tolist(), counts),
+        )
 
     def to_bytes(self) -> bytes:
         """Return it as the index keeps it: JSON."""
         values = (self.values.dtype.name, self.values.tolist(), self.counts.tolist())
-        return json.dumps((self.mode, self.size_hw, *values)).encode()
+        components = [(part.n, part.areas) for part in self.components]
+        return json.dumps((self.mode, self.size_hw, *values, components)).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "MaskFile":
         """Return what ``to_bytes`` wrote."""
-        mode, (height, width), dtype, values, counts = json.loads(content)
-        return cls(mode, (height, width), np.array(values, dtype), np.array(counts))
+        mode, (height, width), dtype, values, counts, parts = json.loads(content)
+        return cls(
+            mode,
+            (height, width),
+            np.array(values, dtype),
+            np.array(counts),
+            tuple(Components(n, tuple(areas)) for n, areas in parts),
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +159,9 @@ class MaskStats:
         was_rotated: Whether it fits its image only before the EXIF orientation.
         lesion_px: Pixels of each lesion class that occurs, by name.
         annotated_px: Pixels with a known lesion label, "no lesion" included.
+        lesions: Connected lesions of each of these classes.
         leaf_px: Pixels of leaf without lesions; ``None`` if the leaf is not annotated.
+        leaf_is_marked: Whether leaf or background is known beside the lesions.
         is_sparse: Whether less than ``SPARSE`` of the pixels have a known label, of
             lesions as of the leaf.
     """
@@ -150,8 +169,10 @@ class MaskStats:
     mode: str
     was_rotated: bool
     lesion_px: dict[str, int]
+    lesions: dict[str, Components]
     annotated_px: int
     leaf_px: int | None
+    leaf_is_marked: bool
     is_sparse: bool
 
 
@@ -208,6 +229,18 @@ def inspect(
     return all_stats
 
 
+def shown_mask(row: Row) -> Path:
+    """Return the mask of a row, or its image if the mask was drawn from annotations."""
+    mask = row.mask
+    return row.image if mask is None or is_temporary(mask) else mask
+
+
+def of_rows(inspected: Sequence[ImageStats], rows: Sequence[Row]) -> list[ImageStats]:
+    """Return the statistics of rows that were inspected before, perhaps in other splits."""
+    by_key = {stats.row.key: stats for stats in inspected}
+    return [replace(by_key[row.key], row=row) for row in rows]
+
+
 def with_digests(manifest: Manifest) -> Manifest:
     """Return the manifest with all digests; of images in the index, they are known.
 
@@ -238,7 +271,12 @@ def green_fraction(image: UInt8[np.ndarray, "h w 3"]) -> float:
 @cache
 def _code() -> str:
     """Return the digest of the code that inspects files, and the versions of libraries."""
-    paths = (__file__, image_io.__file__, near_duplicates.__file__)
+    paths = (
+        __file__,
+        image_io.__file__,
+        lesion_sizes.__file__,
+        near_duplicates.__file__,
+    )
     digests = [sha256_of(Path(path)) for path in paths]
     return " ".join([*digests, PIL.__version__, cv2.__version__])
 
@@ -292,16 +330,18 @@ def _inspect_mask(
     annotated_px, size = int(pixels[:IGNORE].sum()), int(file.counts.sum())
     leaf_known_px = int(file.counts[leaf != IGNORE].sum())
     healthy = (lesion == NO_LESION) & (leaf == 1)
+    shown = {name: i for i, name in enumerate(classes.lesions, start=1) if pixels[i]}
     return MaskStats(
         mode=file.mode,
         was_rotated=was_rotated,
-        lesion_px={
-            name: int(pixels[i])
-            for i, name in enumerate(classes.lesions, start=1)
-            if pixels[i]
+        lesion_px={name: int(pixels[i]) for name, i in shown.items()},
+        lesions={
+            name: merged([file.components[j] for j in np.flatnonzero(lesion == i)])
+            for name, i in shown.items()
         },
         annotated_px=annotated_px,
         leaf_px=int(file.counts[healthy].sum()) if coding.marks_leaf else None,
+        leaf_is_marked=bool((file.counts[~is_lesion(lesion) & (leaf != IGNORE)] > 0).any()),
         is_sparse=max(annotated_px, leaf_known_px) < SPARSE * size,
     )
 

@@ -1,11 +1,13 @@
 """Issues found by the checks, as text and as JSON."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from plantseg_next.data.quality.lesion_sizes import MIN_ACROSS_PX, LesionClass
 from plantseg_next.errors import count_of, shorten
 
 Severity = Literal["error", "warning", "note"]
@@ -55,19 +57,46 @@ class SourceSummary:
 
 
 @dataclass(frozen=True)
+class SplitLabels:
+    """How many images of a split have which label.
+
+    Args:
+        split: Its name; "not split" if none is stated.
+        masks: Images with a mask that can be used.
+        with_lesions: Of these, images that show a lesion.
+        image_labels: Images with an image-level label alone.
+        unlabeled: Images with neither.
+    """
+
+    split: str
+    masks: int
+    with_lesions: int
+    image_labels: int
+    unlabeled: int
+
+
+@dataclass(frozen=True)
 class CheckReport:
-    """All issues of a manifest, worst first.
+    """All issues of a manifest, worst first, and what can be learned from it.
 
     Args:
         sources: One summary per data set.
         issues: Sorted by severity.
         same_scene: Pairs of keys of copies and near-duplicates; for
             ``splits.group_near_duplicates``.
+        classes: What the masks show of each lesion class.
+        labels: How many labels each split has.
+        severity: Whether severity can be learned, and from how many images.
+        next_steps: What to do next: text, or a command.
     """
 
     sources: tuple[SourceSummary, ...]
     issues: tuple[Issue, ...]
     same_scene: tuple[tuple[str, str], ...] = ()
+    classes: tuple[LesionClass, ...] = ()
+    labels: tuple[SplitLabels, ...] = ()
+    severity: str = ""
+    next_steps: tuple[str, ...] = ()
 
     @property
     def spoils_training(self) -> bool:
@@ -90,19 +119,103 @@ class CheckReport:
             if issues := self.of(severity):
                 lines += ["", count_of(len(issues), severity).upper()]
                 lines += [line for issue in issues for line in _lines(issue)]
+        lines += [*_label_lines(self.labels), *_class_lines(self.classes)]
         n_errors = len(self.of("error"))
         summary = (
             f"{count_of(n_errors, 'error')} would spoil training or evaluation."
             if n_errors
             else "Nothing found that would spoil training or evaluation."
         )
-        return "\n".join([*lines, "", summary])
+        lines += ["", *([self.severity] if self.severity else []), summary]
+        steps = [f"  {step}" for step in self.next_steps]
+        return "\n".join([*lines, *(["", "WHAT TO DO NEXT", *steps] if steps else [])])
 
 
 def sort_issues(findings: Sequence[Issue]) -> tuple[Issue, ...]:
     """Return the issues sorted by severity, otherwise in their order."""
     order = get_args(Severity)
     return tuple(sorted(findings, key=lambda issue: order.index(issue.severity)))
+
+
+def printable(text: str) -> str:
+    r"""Return text with control characters and what is not UTF-8 escaped.
+
+    Example:
+        >>> printable("a\x1b[31m\udcff\u202e b")
+        'a\\x1b[31m\\xff\\u202e b'
+    """
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the end of each path: two parts, or more if two paths end alike.
+
+    Example:
+        >>> distinct_names([Path("a/x/1.png"), Path("b/x/1.png"), Path("b/x/2.png")])
+        ['a/x/1.png', 'b/x/1.png', 'x/2.png']
+    """
+    depth = dict.fromkeys(paths, 2)
+    while True:
+        same = defaultdict(list)
+        for path, n in depth.items():
+            same["/".join(path.parts[-n:])].append(path)
+        alike = [path for group in same.values() if len(group) > 1 for path in group]
+        deeper = [path for path in alike if depth[path] < len(path.parts)]
+        if not deeper:
+            return ["/".join(path.parts[-depth[path] :]) for path in paths]
+        depth |= {path: depth[path] + 1 for path in deeper}
+
+
+def _label_lines(labels: Sequence[SplitLabels]) -> list[str]:
+    """Return the table of labels of each split."""
+    if not labels:
+        return []
+    rows: list[tuple[str, ...]] = [
+        ("", "masks", "with lesions", "image-level labels only", "no label")
+    ]
+    rows += [
+        (of.split, *map(str, (of.masks, of.with_lesions, of.image_labels, of.unlabeled)))
+        for of in labels
+    ]
+    return ["", "LABELS OF EACH SPLIT", *_table(rows)]
+
+
+def _class_lines(classes: Sequence[LesionClass]) -> list[str]:
+    """Return the table of lesion classes."""
+    if not classes:
+        return []
+    small = f"under {MIN_ACROSS_PX:.0f} px"
+    rows = [("", "images", "pixels", "lesions", "median", small)]
+    rows += [
+        (
+            found.name,
+            str(found.images),
+            f"{found.pixels:,}",
+            f"{found.lesions:,}",
+            f"{found.median_across_px:.1f} px",
+            f"{100 * found.too_small:.0f} %",
+        )
+        for found in classes
+    ]
+    title = "LESION CLASSES, and how far a lesion is across at the training scale"
+    return ["", title, *_table(rows)]
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + row[0].ljust(widths[0])
+        + "".join(f"  {cell:>{n}}" for cell, n in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]
 
 
 def _source_lines(source: SourceSummary) -> list[str]:
@@ -128,9 +241,9 @@ def _percent(fraction: float) -> str:
 
 
 def _lines(issue: Issue) -> list[str]:
-    lines = [f"  [{issue.code}] {issue.text}"]
+    lines = [f"  [{issue.code}] {printable(issue.text)}"]
     if issue.files:
-        names = ["/".join(path.parts[-2:]) for path in issue.files]
+        names = [printable(name) for name in distinct_names(issue.files)]
         lines.append(f"      files:  {shorten(names)}")
     if issue.fix:
         lines.append(f"      to do:  {issue.fix}")

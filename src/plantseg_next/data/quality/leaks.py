@@ -20,31 +20,77 @@ _REGROUP = (
 _EVALUATED = ("val", "test")
 
 
+Alike = list[tuple[str, str, float]]
+"""Digests of two images of one scene, and the correlation of their fine detail."""
+
+
+def find_alike(all_stats: Sequence[ImageStats], n_first: int | None = None) -> Alike:
+    """Return the near-duplicates among different files.
+
+    Args:
+        all_stats: Statistics of the rows; of files of one digest, the first is compared.
+        n_first: Only with at least one of so many first rows; default: all.
+    """
+    first = _first_of_each(all_stats)
+    n_distinct = sum(n_first is None or i < n_first for i, _ in first.values())
+    digests = list(first)
+    prints = [_print_of(stats) for _, stats in first.values()]
+    return [
+        (digests[pair.first], digests[pair.second], pair.correlation)
+        for pair in near_duplicates(prints, n_first=n_distinct)
+    ]
+
+
 def same_scenes(
-    all_stats: Sequence[ImageStats], n_first: int | None = None
+    all_stats: Sequence[ImageStats],
+    n_first: int | None = None,
+    alike: Alike | None = None,
 ) -> list[tuple[ImageStats, ImageStats]]:
     """Return pairs of rows whose images are copies or near-duplicates.
 
     Each exact copy is paired with the first one, and only the first is compared with
-    other images.
+    other images. Near-duplicates are sorted, most similar first.
 
     Args:
         all_stats: Statistics of the rows.
         n_first: Near-duplicates only with at least one of so many first rows; default:
             all.
+        alike: Near-duplicates of these rows and perhaps others, if they are known.
     """
-    pairs: list[tuple[ImageStats, ImageStats]] = []
-    first: dict[str, tuple[ImageStats, Fingerprint]] = {}
-    n_distinct = 0
+    first = _first_of_each(all_stats)
+    copies = [
+        (first[stats.file.sha256][1], stats)
+        for i, stats in enumerate(all_stats)
+        if stats.file is not None and first[stats.file.sha256][0] != i
+    ]
+    near = []
+    known = find_alike(all_stats, n_first) if alike is None else alike
+    for one, other, correlation in known:
+        if one in first and other in first:
+            pair = sorted((first[one], first[other]), key=_position)
+            (i, stats), (j, other_stats) = pair
+            if n_first is None or i < n_first:
+                near.append((-correlation, i, j, stats, other_stats))
+    near.sort(key=lambda pair: pair[:3])
+    return copies + [(stats, other_stats) for *_, stats, other_stats in near]
+
+
+def _first_of_each(all_stats: Sequence[ImageStats]) -> dict[str, tuple[int, ImageStats]]:
+    """Return the first row of each digest, with its position."""
+    first: dict[str, tuple[int, ImageStats]] = {}
     for i, stats in enumerate(all_stats):
-        if stats.file is not None and stats.file.sha256 in first:
-            pairs.append((first[stats.file.sha256][0], stats))
-        elif stats.file is not None:
-            first[stats.file.sha256] = stats, stats.file.print_
-            n_distinct += n_first is None or i < n_first
-    seen = list(first.values())
-    alike = near_duplicates([print_ for _, print_ in seen], n_first=n_distinct)
-    return pairs + [(seen[pair.first][0], seen[pair.second][0]) for pair in alike]
+        if stats.file is not None:
+            first.setdefault(stats.file.sha256, (i, stats))
+    return first
+
+
+def _print_of(stats: ImageStats) -> Fingerprint:
+    assert stats.file is not None, "only images that can be read are compared"  # noqa: S101
+    return stats.file.print_
+
+
+def _position(item: tuple[int, ImageStats]) -> int:
+    return item[0]
 
 
 def find_leaks(

@@ -127,7 +127,7 @@ def find_pairs(
     return _find_pairs(hashes.tobytes(), hashes.shape, max_distance, n_first)
 
 
-# `check` compares the same images to draw splits, to drop leaks and to report both.
+# `train` may compare the same images to draw splits and to drop leaks.
 @lru_cache(maxsize=1)
 def _find_pairs(
     content: bytes, shape: tuple[int, int], max_distance: int, stop: int

@@ -1,14 +1,15 @@
 """Drawing splits, and adding data sets, without leaks into training."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import combinations, count, product
 from typing import Literal
 
 from plantseg_next.data import splits
 from plantseg_next.data.manifest import Manifest, Row, Split, common_classes
-from plantseg_next.data.quality.inspect import ImageStats, inspect
-from plantseg_next.data.quality.leaks import same_scenes
+from plantseg_next.data.quality.inspect import ImageStats, inspect, of_rows
+from plantseg_next.data.quality.leaks import Alike, find_alike, same_scenes
 from plantseg_next.data.quality.near_duplicates import Fingerprint, near_duplicates
 from plantseg_next.errors import count_of
 
@@ -28,12 +29,26 @@ class ExcludedImage:
     reason: Reason
 
 
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of the images of a manifest.
+
+    Args:
+        all_stats: Statistics of every row, in any order.
+        alike: Near-duplicates among them.
+    """
+
+    all_stats: Sequence[ImageStats]
+    alike: Alike
+
+
 def draw_splits(
     manifest: Manifest,
     *,
     seed: int,
     log: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
+    known: Inspection | None = None,
 ) -> Manifest:
     """Return the manifest with a split for every row; each scene is in one split.
 
@@ -49,13 +64,14 @@ def draw_splits(
         log: Receives a line about merged groups, and one about images that are not
             learned from.
         on_progress: Called after each image with the number done and the total.
+        known: What is known of the images, if they were inspected before.
     """
     names = splits.drawn_sources(manifest)
     rows = [row for row in manifest.rows if row.source in names]
     rows.sort(key=_is_bare)
     n_labeled = sum(not _is_bare(row) for row in rows)
-    all_stats = inspect(manifest.only(rows), on_progress, masks=False)
-    scenes = same_scenes(all_stats, n_first=n_labeled)
+    all_stats = _stats_of(manifest.only(rows), known, on_progress)
+    scenes = same_scenes(all_stats, n_labeled, known.alike if known else None)
     pairs = [
         (first.row.key, second.row.key)
         for first, second in scenes
@@ -80,6 +96,23 @@ def draw_splits(
     return drawn.only(
         replace(row, split=moved.get(row.key, row.split)) for row in drawn.rows
     )
+
+
+def inspect_all(
+    manifest: Manifest, on_progress: Callable[[int, int], None] = lambda *_: None
+) -> Inspection:
+    """Return what is known of all images and masks: each file is read once."""
+    rows = sorted(manifest.rows, key=_is_bare)
+    all_stats = inspect(manifest.only(rows), on_progress)
+    return Inspection(all_stats, find_alike(all_stats))
+
+
+def _stats_of(
+    manifest: Manifest, known: Inspection | None, on_progress: Callable[[int, int], None]
+) -> list[ImageStats]:
+    if known is None:
+        return inspect(manifest, on_progress, masks=False)
+    return of_rows(known.all_stats, manifest.rows)
 
 
 def _is_bare(row: Row) -> bool:
@@ -189,7 +222,10 @@ def add_datasets(
 
 
 def drop_leaks(
-    manifest: Manifest, *, on_progress: Callable[[int, int], None] = lambda *_: None
+    manifest: Manifest,
+    *,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+    known: Inspection | None = None,
 ) -> tuple[Manifest, tuple[ExcludedImage, ...]]:
     """Return the data sets without near-duplicates across data sets and splits.
 
@@ -200,17 +236,19 @@ def drop_leaks(
     Args:
         manifest: Of many data sets, with splits.
         on_progress: Called after each image with the number done and the total.
+        known: What is known of the images, if they were inspected before.
 
     Returns:
         The manifest without them, and the excluded images. Images that cannot be read
         stay in it.
     """
     ordered = sorted(manifest.rows, key=lambda row: row.split == "unlabeled")
-    ordered, prints = _readable(inspect(manifest.only(ordered), on_progress, masks=False))
     n_first = sum(row.split != "unlabeled" for row in ordered)
+    all_stats = _stats_of(manifest.only(ordered), known, on_progress)
     reasons: dict[str, Reason] = {}
-    for pair in near_duplicates(prints, n_first=n_first):
-        rows = ordered[pair.first], ordered[pair.second]
+    alike = known.alike if known else None
+    for first, second in _pairs_of_rows(all_stats, n_first, alike):
+        rows = first.row, second.row
         if rows[0].source == rows[1].source:
             continue
         kept_row, dropped = sorted(rows, key=_priority, reverse=True)
@@ -224,6 +262,22 @@ def drop_leaks(
         ExcludedImage(row, reasons[row.key]) for row in manifest.rows if row.key in reasons
     )
     return kept, tuple(excluded)
+
+
+def _pairs_of_rows(
+    all_stats: Sequence[ImageStats], n_first: int, alike: Alike | None
+) -> Iterator[tuple[ImageStats, ImageStats]]:
+    """Yield every pair of rows of one scene, copies of a near-duplicate included."""
+    copies = defaultdict(list)
+    for stats in all_stats:
+        if stats.file is not None:
+            copies[stats.file.sha256].append(stats)
+    for same in copies.values():
+        yield from combinations(same, 2)
+    for first, second in same_scenes(all_stats, n_first, alike):
+        one, other = (stats.file.sha256 for stats in (first, second) if stats.file)
+        if one != other:
+            yield from product(copies[one], copies[other])
 
 
 def _readable(all_stats: Sequence[ImageStats]) -> tuple[list[Row], list[Fingerprint]]:
