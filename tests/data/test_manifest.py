@@ -145,9 +145,8 @@ def test_manifest_with_more_classes_than_a_mask_can_hold_is_refused(tmp_path):
     names = [f"class {i}" for i in range(255)]
     table = FORMAT_1 | {"classes": {"lesions": ["rust", *names]}}
     (tmp_path / "m.json").write_text(json.dumps(table))
-    with pytest.raises(DataError, match=r"m\.json` is not a manifest: .* states 256 names") as refused:
+    with pytest.raises(DataError, match=r"lesions states 256 names, and at most 254"):
         Manifest.read(tmp_path / "m.json")
-    assert refused.value.needed.startswith("1 to 254 lesion classes")
     codings = {
         source: MaskCoding(
             {i: f"{source} {i}" for i in range(1, 200)}, marks_leaf=False, origin=""
