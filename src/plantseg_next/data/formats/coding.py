@@ -27,10 +27,10 @@ MAX_CLASSES = 254
 """Lesion classes that fit into eight bits with "no lesion" and ``IGNORE``."""
 
 _LEAF = {"leaf", "leaves", "healthy leaf", "healthy", "leaf area", "plant"}
-_BACKGROUND = {"background", "bg", "ground"}
+_BACKGROUND = {"background", "bg", "ground", "unlabeled"}
 _IGNORE = {"ignore", "ignored", "void", "unknown", "unsure"}
 _MAX_IDS_IN_A_MASK = 32
-_ROLES = get_args(Role)
+ROLES = get_args(Role)
 _TWO: dict[int | str, str] = {0: "background", 1: "lesion"}
 _THREE: dict[int | str, str] = {0: "background", 1: "leaf", 2: "lesion"}
 _CONVENTIONS: Mapping[frozenset[int], Mapping[int | str, str]] = {
@@ -246,7 +246,7 @@ def _meaning(text: object) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{text!r} is not a name")
     name = text.strip()
-    return name.lower() if name.lower() in _ROLES else name
+    return name.lower() if name.lower() in ROLES else name
 
 
 def _needs_colors(folder: Path, path: Path) -> UsageError:

@@ -1,0 +1,288 @@
+"""Several masks of one image, one for each class or lesion, drawn as one mask."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from plantseg_next.data.formats.annotations import AnnotatedImage
+from plantseg_next.data.formats.class_folders import can_be_class
+from plantseg_next.data.formats.coding import ROLES, read_meanings, role_of
+from plantseg_next.data.formats.folders import FolderFiles, tidy_name
+from plantseg_next.data.formats.mask_names import NO_TAG
+from plantseg_next.data.formats.mask_pairs import TaggedMask
+from plantseg_next.data.formats.rasterize import Annotation
+from plantseg_next.data.image_io import read_mask
+from plantseg_next.data.manifest import Split
+from plantseg_next.errors import DataError, PlantSegError, UsageError, shorten
+
+Area = Bool[np.ndarray, "h w"]
+
+LESION = "lesion"
+_OPINION_WORDS = frozenset(
+    ("annotator", "expert", "rater", "observer", "reader", "reviewer", "doctor")
+)
+"""Who drew a mask; several of them drew the same lesions, not several classes."""
+_SAMPLED = 12
+_INSIDE = 0.98
+_MOST = 0.8
+_MOST_BETWEEN = 0.05
+_NEAR = 16
+
+
+@dataclass(frozen=True)
+class ClassMasks:
+    """The masks of each image, with the class of each.
+
+    Args:
+        of: Classes and masks of every image.
+        names: All classes.
+        doubts: What was assumed, in words.
+    """
+
+    of: Mapping[Path, Sequence[tuple[str, Path]]]
+    names: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+
+def class_masks(
+    of: Mapping[Path, Sequence[TaggedMask]], files: FolderFiles, classes: Path | None
+) -> ClassMasks | None:
+    """Return the classes of masks that say them; ``None`` for a mask with class ids.
+
+    Args:
+        of: The masks of each image.
+        files: All files of the data set.
+        classes: A class file, which may give numbers a meaning.
+
+    Raises:
+        UsageError: If the masks are several opinions, or the numbers of masks cannot be
+            told apart as classes, or a mask of several holds class ids.
+        DataError: If the class file is invalid.
+    """
+    if not _say_classes(of):
+        return None
+    _refuse_opinions(of, files)
+    numbers = _numbers_that_are_classes(of, classes)
+    named: dict[Path, list[tuple[str, Path]]] = {}
+    for image, masks in of.items():
+        named[image] = [(_name(mask, numbers), mask.path) for mask in masks]
+    _refuse_class_ids([mask for masks in named.values() for _, mask in masks], files)
+    count = Counter(name for masks in named.values() for name, _ in masks)
+    doubts = [
+        f"classes are named after the files or folders of the masks: {shorten([*count], 8)}"
+    ]
+    if numbers == "classes":
+        doubts.append(
+            "masks have numbers and no names, which are read as classes of lesions; if one "
+            "is the leaf, name the folders, or write a classes.yaml with lines such as "
+            f"`{next(iter(count))}: leaf`"
+        )
+    elif numbers == "instances":
+        _refuse_nested(of, files)
+        doubts.append(
+            "images have several masks with numbers and no names, which are read as the "
+            f"lesions of one class, `{LESION}`"
+        )
+    for name in count:
+        lacking = sum(name not in {n for n, _ in masks} for masks in named.values())
+        if lacking and role_of(name) not in ROLES and len(count) > 1:
+            doubts.append(
+                f"images with other masks and without one of `{name}`, read as without it: "
+                f"{lacking}"
+            )
+    return ClassMasks(named, tuple(count), tuple(doubts))
+
+
+def draw_class_masks(
+    images: Sequence[Path],
+    masks: ClassMasks,
+    empty: Sequence[Path],
+    split_of: Callable[[Path], Split | None],
+    disease_of: Callable[[Path], str | None],
+) -> Iterator[AnnotatedImage]:
+    """Yield every image with the areas of its masks, decoded one image at a time.
+
+    Args:
+        images: All images.
+        masks: The masks of those that have some.
+        empty: Images that were annotated, without a mask.
+        split_of: The split of an image.
+        disease_of: The image-level label of an image.
+
+    Raises:
+        DataError: If the masks of an image differ in size.
+    """
+    nothing = set(empty)
+    for image in images:
+        split, disease = split_of(image), disease_of(image)
+        if image not in masks.of:
+            areas = () if image in nothing else None
+            yield AnnotatedImage(image, areas, split=split, disease=disease)
+            continue
+        drawn: list[Annotation] = []
+        unusable = Counter[str]()
+        size: tuple[int, int] | None = None
+        first = image
+        for name, path in masks.of[image]:
+            try:
+                area = read_area(path)
+            except (PlantSegError, ValueError):
+                unusable["masks of one class that cannot be used"] += 1
+                continue
+            if size is not None and area.shape != size:
+                raise DataError(
+                    f"The masks of `{image}` differ in size: `{first.name}` has "
+                    f"{size[1]} x {size[0]} pixels, `{path.name}` "
+                    f"{area.shape[1]} x {area.shape[0]}.",
+                    needed="masks of one size, that of the image",
+                    fix="export the masks of this image again",
+                )
+            size, first = (area.shape[0], area.shape[1]), path
+            if area.any():
+                drawn.append(Annotation(name, bitmap=lambda _, area=area: area))  # type: ignore[misc]
+        yield AnnotatedImage(image, drawn, size, split, disease, unusable)
+
+
+def read_area(path: Path) -> Area:
+    """Return where a mask of one class is marked.
+
+    Raises:
+        PlantSegError: If it cannot be read.
+        ValueError: If it holds more than two levels.
+    """
+    values = read_mask(path)
+    if values.ndim == 3:
+        values = values.max(axis=2)
+    levels = np.unique(values)
+    if len(levels) <= 2 and levels[0] == 0:
+        return values > 0
+    if len(levels) == 1:
+        return np.ones(values.shape, bool)
+    low, high = int(levels[0]), int(levels[-1])
+    between = (values > low + _NEAR) & (values < high - _NEAR)
+    if low > _NEAR or high < 4 * _NEAR or between.mean() > _MOST_BETWEEN:
+        raise ValueError(f"it holds {len(levels)} values")
+    return values > (low + high) // 2  # smoothed edges
+
+
+def _say_classes(of: Mapping[Path, Sequence[TaggedMask]]) -> bool:
+    """Return whether there are several masks of an image, or one whose name is a class."""
+    if any(len(masks) > 1 for masks in of.values()):
+        return True
+    masks = [mask for own in of.values() for mask in own]
+    names = {mask.tag.name for mask in masks}
+    if any(name and role_of(name) in ROLES for name in names):
+        return True
+    if not all(name and can_be_class(name) for name in names):
+        return False
+    if len(names) == 1 and not masks[0].tag.by_word and _is_beside_name(masks[0]):
+        return False
+    places = np.linspace(0, len(masks) - 1, min(len(masks), _SAMPLED)).astype(int)
+    return all(_holds_two_values(masks[i].path) for i in places)
+
+
+def _is_beside_name(mask: TaggedMask) -> bool:
+    """Return whether a class is in the name of the file, not in that of its folder."""
+    return mask.tag.name in tidy_name(mask.path.stem)
+
+
+def _holds_two_values(path: Path) -> bool:
+    try:
+        read_area(path)
+    except PlantSegError:
+        return True  # it is reported by ``check``
+    except ValueError:
+        return False
+    return True
+
+
+def _name(mask: TaggedMask, numbers: str) -> str:
+    tag = mask.tag
+    if tag.name:
+        return tag.name
+    if tag.number and numbers == "stated":
+        return tag.number
+    return f"class {tag.number}" if tag.number and numbers == "classes" else LESION
+
+
+def _numbers_that_are_classes(
+    of: Mapping[Path, Sequence[TaggedMask]], classes: Path | None
+) -> str:
+    """Return how numbers without names are meant: "stated", "classes", "instances"."""
+    masks = [mask for own in of.values() for mask in own]
+    numbered = [mask for mask in masks if not mask.tag.name and mask.tag.number]
+    if not numbered:
+        return ""
+    if classes is not None:
+        stated = read_meanings(classes)
+        if any(mask.tag.number in stated for mask in numbered):
+            return "stated"
+    in_folders = all(mask.path.parent.name == mask.tag.number for mask in numbered)
+    return "classes" if in_folders else "instances"
+
+
+def _refuse_opinions(of: Mapping[Path, Sequence[TaggedMask]], files: FolderFiles) -> None:
+    for masks in of.values():
+        by = [m for m in masks if _OPINION_WORDS & set(m.tag.name.split())]
+        if len(by) > 1:
+            shown = [mask.path.relative_to(files.root).as_posix() for mask in by]
+            raise UsageError(
+                f"An image of `{files.root}` has the masks {shorten(shown)}, which seem to "
+                "be of several people.",
+                needed="one mask of each image, or masks of different classes",
+                fix="move all but those of one person out of the data set",
+            )
+
+
+def _refuse_class_ids(masks: Sequence[Path], files: FolderFiles) -> None:
+    places = np.linspace(0, len(masks) - 1, min(len(masks), _SAMPLED)).astype(int)
+    for path in (masks[i] for i in places):
+        try:
+            read_area(path)
+        except PlantSegError:
+            continue
+        except ValueError as error:
+            raise UsageError(
+                f"`{path.relative_to(files.root).as_posix()}` of `{files.root}` is one of "
+                f"several masks, each of one class, but {error}.",
+                needed="one mask of class ids for each image, or masks of two values for "
+                "each class",
+                fix="move the masks of the other kind out of the data set",
+            ) from error
+
+
+def _refuse_nested(of: Mapping[Path, Sequence[TaggedMask]], files: FolderFiles) -> None:
+    """Refuse numbers of which one seems to be the leaf: its masks contain the others."""
+    several = [masks for masks in of.values() if len(masks) > 1]
+    places = np.linspace(0, len(several) - 1, min(len(several), _SAMPLED)).astype(int)
+    around = Counter[str]()
+    n_read = 0
+    for masks in (several[i] for i in places):
+        try:
+            areas = {mask.tag.number: read_area(mask.path) for mask in masks}
+        except (PlantSegError, ValueError):
+            continue
+        if len({area.shape for area in areas.values()}) > 1:
+            continue
+        marked = {number: area for number, area in areas.items() if area.any()}
+        if len(marked) < 2:
+            continue
+        n_read += 1
+        largest = max(marked, key=lambda number: int(marked[number].sum()))
+        others = [area for number, area in marked.items() if number != largest]
+        inside = np.logical_or.reduce(others)
+        if (inside & marked[largest]).sum() >= _INSIDE * inside.sum():
+            around[largest] += 1
+    for number, count in around.most_common(1):
+        if n_read and count >= max(2, _MOST * n_read):
+            raise UsageError(
+                f"In `{files.root}` mask {number} of most images contains their other masks: "
+                "it seems to be the leaf.",
+                needed="masks whose names say which is the leaf and which a lesion",
+                fix="name the masks after their class, as in x_leaf.png and x_rust.png; or "
+                f"write a classes.yaml with a line for each number, such as `{number}: leaf`",
+            )
