@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from plantseg_next.data.formats.coding import (
     read_label_map,
     role_of,
 )
-from plantseg_next.data.formats.folders import FolderFiles
+from plantseg_next.data.formats.folders import FolderFiles, tidy_name
 from plantseg_next.data.formats.json_trees import read_tree
 from plantseg_next.data.image_io import read_mask
 from plantseg_next.data.manifest import MaskCoding
@@ -61,7 +61,7 @@ def read_table(
 
 def is_nnunet(files: FolderFiles) -> bool:
     """Return whether nnU-Net's description of a data set is among the files."""
-    return bool(_nnunet(files, only_first=True))
+    return any(True for _ in _labels(files))
 
 
 def _label_maps(files: FolderFiles) -> dict[Path, Meaning]:
@@ -80,15 +80,13 @@ def _rows(path: Path) -> list[dict[str, str]]:
         header = lines[0] if lines else ""
         rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), restval="")
         return [
-            {
-                " ".join(str(k).replace("_", " ").lower().split()): str(v).strip()
-                for k, v in row.items()
-                if k is not None
-            }
+            {tidy_name(k): str(v).strip() for k, v in row.items() if k is not None}
             for row in rows
         ]
-    except (PlantSegError, csv.Error, OSError):
-        return []  # it is a table of something else, or named among the unused files
+    except (PlantSegError, csv.Error) as error:
+        if "class" in path.stem.lower():
+            raise _invalid(path, f"it cannot be read as a table: {error}") from error
+        return []  # a table of something else, which is named among the unused files
 
 
 def _color_tables(files: FolderFiles) -> dict[Path, Meaning]:
@@ -160,19 +158,22 @@ def _value_lists(files: FolderFiles) -> dict[Path, Meaning]:
             for value, name in enumerate(names, first)
         ]
         if meaning := _stated(path, pairs):
-            tables[path] = {_IGNORED: "ignore"} | meaning
+            meaning.setdefault(_IGNORED, "ignore")
+            tables[path] = meaning
     return tables
 
 
-def _nnunet(files: FolderFiles, *, only_first: bool = False) -> dict[Path, Meaning]:
+def _nnunet(files: FolderFiles) -> dict[Path, Meaning]:
     """Return the labels of nnU-Net: from name to value, or in version 1 the reverse."""
-    tables: dict[Path, Meaning] = {}
-    for path in files.named(NNUNET_FILE)[: 1 if only_first else _MOST_TABLES]:
+    return {path: _stated(path, _pairs(labels, path)) for path, labels in _labels(files)}
+
+
+def _labels(files: FolderFiles) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in files.named(NNUNET_FILE)[:_MOST_TABLES]:
         tree = read_tree(path)
         labels = tree.get("labels") if isinstance(tree, dict) else None
         if isinstance(labels, dict) and labels:
-            tables[path] = _stated(path, _pairs(labels, path))
-    return tables
+            yield path, labels
 
 
 def _pairs(labels: Mapping[str, Any], path: Path) -> Iterable[tuple[int, str]]:
@@ -227,7 +228,8 @@ def _fitting(path: Path, names: Sequence[str], values: set[int]) -> Meaning | No
         return None
     if first == 1 and foreground != set(range(1, last + 1)):
         return None
-    return {_IGNORED: "ignore", 0: "background"} | _stated(path, enumerate(names, first))
+    meaning = _stated(path, enumerate(names, first))
+    return {0: "background", _IGNORED: "ignore"} | meaning
 
 
 def _values(masks: Sequence[Path]) -> set[int] | None:

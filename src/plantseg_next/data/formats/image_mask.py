@@ -60,7 +60,7 @@ def find_masks(files: FolderFiles) -> MaskedImages | None:
 
     Raises:
         UsageError: If no mask has the name of an image, two images would share a mask, or
-            an image has masks that are not told apart.
+            an image has masks that are not distinguished.
     """
     roles = find_roles(files)
     found = _paired(files, roles) if roles.masks else None

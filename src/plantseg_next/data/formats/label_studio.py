@@ -116,8 +116,8 @@ def _tasks(files: FolderFiles, tables: list[Path]) -> dict[int, Mapping[str, Any
             known = tasks.get(number)
             if known is not None and _images(known) != _images(task):
                 raise DataError(
-                    f"`{path}` and another export state different images for task {number}: "
-                    f"{shorten(_images(task))}, and {shorten(_images(known))}.",
+                    f"`{path}` and another export state different images for task "
+                    f"{number}: {shorten(_images(task))}, and {shorten(_images(known))}.",
                     needed="exports of one project",
                     fix="keep each project in a folder of its own",
                 )
@@ -135,8 +135,12 @@ def _images(task: Mapping[str, Any]) -> list[str]:
     """Return the values of a task that have the name of an image."""
     data = task.get("data")
     values = list(data.values()) if isinstance(data, dict) else list(task.values())
-    named = [value for value in values if isinstance(value, str)]
-    return [n for n in named if is_image(PurePosixPath(n.partition("?")[0])) or "?d=" in n]
+    return [
+        value
+        for value in values
+        if isinstance(value, str)
+        and ("?d=" in value or is_image(PurePosixPath(value.partition("?")[0])))
+    ]
 
 
 def _image_of(task: Mapping[str, Any], names: ImageNames) -> Path | None:

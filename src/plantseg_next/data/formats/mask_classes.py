@@ -12,7 +12,6 @@ from plantseg_next.data.formats.annotations import AnnotatedImage
 from plantseg_next.data.formats.class_folders import can_be_class
 from plantseg_next.data.formats.coding import ROLES, read_meanings, role_of
 from plantseg_next.data.formats.folders import FolderFiles, tidy_name
-from plantseg_next.data.formats.mask_names import NO_TAG
 from plantseg_next.data.formats.mask_pairs import TaggedMask
 from plantseg_next.data.formats.rasterize import Annotation
 from plantseg_next.data.image_io import read_mask
@@ -22,7 +21,7 @@ from plantseg_next.errors import DataError, PlantSegError, UsageError, shorten
 Area = Bool[np.ndarray, "h w"]
 
 LESION = "lesion"
-_OPINION_WORDS = frozenset(
+_PEOPLE_WORDS = frozenset(
     ("annotator", "expert", "rater", "observer", "reader", "reviewer", "doctor")
 )
 """Who drew a mask; several of them drew the same lesions, not several classes."""
@@ -59,18 +58,21 @@ def class_masks(
         classes: A class file, which may give numbers a meaning.
 
     Raises:
-        UsageError: If the masks are several opinions, or the numbers of masks cannot be
-            told apart as classes, or a mask of several holds class ids.
+        UsageError: If the masks are those of several people, or the numbers of masks cannot be
+            distinguished as classes, or a mask of several holds class ids.
         DataError: If the class file is invalid.
     """
     if not _say_classes(of):
         return None
-    _refuse_opinions(of, files)
+    _refuse_people(of, files)
     numbers = _numbers_that_are_classes(of, classes)
     named: dict[Path, list[tuple[str, Path]]] = {}
     for image, masks in of.items():
         named[image] = [(_name(mask, numbers), mask.path) for mask in masks]
     _refuse_class_ids([mask for masks in named.values() for _, mask in masks], files)
+    around = None if classes else _around(_numbered(of) if numbers else named)
+    if numbers and around is not None:
+        raise _seems_leaf(around, files)
     count = Counter(name for masks in named.values() for name, _ in masks)
     doubts = [
         f"classes are named after the files or folders of the masks: {shorten([*count], 8)}"
@@ -82,10 +84,14 @@ def class_masks(
             f"`{next(iter(count))}: leaf`"
         )
     elif numbers == "instances":
-        _refuse_nested(of, files)
         doubts.append(
             "images have several masks with numbers and no names, which are read as the "
             f"lesions of one class, `{LESION}`"
+        )
+    if around is not None and role_of(around) not in ROLES:
+        doubts.append(
+            f"the masks of `{around}` contain the other masks of most images; if it is the "
+            f"leaf, write a classes.yaml that says `{around}: leaf`"
         )
     for name in count:
         lacking = sum(name not in {n for n, _ in masks} for masks in named.values())
@@ -181,8 +187,7 @@ def _say_classes(of: Mapping[Path, Sequence[TaggedMask]]) -> bool:
         return False
     if len(names) == 1 and not masks[0].tag.by_word and _is_beside_name(masks[0]):
         return False
-    places = np.linspace(0, len(masks) - 1, min(len(masks), _SAMPLED)).astype(int)
-    return all(_holds_two_values(masks[i].path) for i in places)
+    return all(_holds_two_values(masks[i].path) for i in _spread(len(masks)))
 
 
 def _is_beside_name(mask: TaggedMask) -> bool:
@@ -198,6 +203,15 @@ def _holds_two_values(path: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _numbered(
+    of: Mapping[Path, Sequence[TaggedMask]],
+) -> dict[Path, list[tuple[str, Path]]]:
+    return {
+        image: [(mask.tag.name or mask.tag.number, mask.path) for mask in masks]
+        for image, masks in of.items()
+    }
 
 
 def _name(mask: TaggedMask, numbers: str) -> str:
@@ -225,9 +239,9 @@ def _numbers_that_are_classes(
     return "classes" if in_folders else "instances"
 
 
-def _refuse_opinions(of: Mapping[Path, Sequence[TaggedMask]], files: FolderFiles) -> None:
+def _refuse_people(of: Mapping[Path, Sequence[TaggedMask]], files: FolderFiles) -> None:
     for masks in of.values():
-        by = [m for m in masks if _OPINION_WORDS & set(m.tag.name.split())]
+        by = [m for m in masks if _PEOPLE_WORDS & set(m.tag.name.split())]
         if len(by) > 1:
             shown = [mask.path.relative_to(files.root).as_posix() for mask in by]
             raise UsageError(
@@ -239,8 +253,7 @@ def _refuse_opinions(of: Mapping[Path, Sequence[TaggedMask]], files: FolderFiles
 
 
 def _refuse_class_ids(masks: Sequence[Path], files: FolderFiles) -> None:
-    places = np.linspace(0, len(masks) - 1, min(len(masks), _SAMPLED)).astype(int)
-    for path in (masks[i] for i in places):
+    for path in (masks[i] for i in _spread(len(masks))):
         try:
             read_area(path)
         except PlantSegError:
@@ -255,34 +268,42 @@ def _refuse_class_ids(masks: Sequence[Path], files: FolderFiles) -> None:
             ) from error
 
 
-def _refuse_nested(of: Mapping[Path, Sequence[TaggedMask]], files: FolderFiles) -> None:
-    """Refuse numbers of which one seems to be the leaf: its masks contain the others."""
-    several = [masks for masks in of.values() if len(masks) > 1]
-    places = np.linspace(0, len(several) - 1, min(len(several), _SAMPLED)).astype(int)
-    around = Counter[str]()
+def _around(named: Mapping[Path, Sequence[tuple[str, Path]]]) -> str | None:
+    """Return the class whose masks contain the others in most images, if there is one."""
+    several = [masks for masks in named.values() if len(masks) > 1]
+    counts = Counter[str]()
     n_read = 0
-    for masks in (several[i] for i in places):
+    for i in _spread(len(several)):
         try:
-            areas = {mask.tag.number: read_area(mask.path) for mask in masks}
+            areas = [(name, read_area(path)) for name, path in several[i]]
         except (PlantSegError, ValueError):
             continue
-        if len({area.shape for area in areas.values()}) > 1:
-            continue
-        marked = {number: area for number, area in areas.items() if area.any()}
-        if len(marked) < 2:
+        areas = sorted((a for a in areas if a[1].any()), key=lambda a: -int(a[1].sum()))
+        if len(areas) < 2 or len({area.shape for _, area in areas}) > 1:
             continue
         n_read += 1
-        largest = max(marked, key=lambda number: int(marked[number].sum()))
-        others = [area for number, area in marked.items() if number != largest]
-        inside = np.logical_or.reduce(others)
-        if (inside & marked[largest]).sum() >= _INSIDE * inside.sum():
-            around[largest] += 1
-    for number, count in around.most_common(1):
-        if n_read and count >= max(2, _MOST * n_read):
-            raise UsageError(
-                f"In `{files.root}` mask {number} of most images contains their other masks: "
-                "it seems to be the leaf.",
-                needed="masks whose names say which is the leaf and which a lesion",
-                fix="name the masks after their class, as in x_leaf.png and x_rust.png; or "
-                f"write a classes.yaml with a line for each number, such as `{number}: leaf`",
-            )
+        (name, largest), *others = areas
+        inside = np.logical_or.reduce([area for _, area in others])
+        if (inside & largest).sum() >= _INSIDE * inside.sum():
+            counts[name] += 1
+    for name, count in counts.most_common(1):
+        if count >= max(2, _MOST * n_read):
+            return name
+    return None
+
+
+def _seems_leaf(number: str, files: FolderFiles) -> UsageError:
+    return UsageError(
+        f"In `{files.root}` mask {number} of most images contains their other masks: it "
+        "seems to be the leaf.",
+        needed="masks whose names say which is the leaf and which a lesion",
+        fix="name the masks or their folders after the class, as in masks/leaf and "
+        "masks/rust; or write a classes.yaml with a line for each number: "
+        f"`{number}: leaf`",
+    )
+
+
+def _spread(count: int) -> list[int]:
+    """Return positions of a few of many things, evenly spread."""
+    places = np.linspace(0, count - 1, min(count, _SAMPLED)).astype(int).tolist()
+    return list(dict.fromkeys(places))

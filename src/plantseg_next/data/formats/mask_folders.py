@@ -58,7 +58,7 @@ _MOST_BETWEEN = 0.03
 
 
 class Places:
-    """Returns the place of files: the parts of their folder that tell images apart.
+    """Returns the place of files: the parts of their folder that distinguish images.
 
     Words that say what a folder holds are left out, so an image and its mask are in the
     same place.
@@ -177,20 +177,17 @@ class _Folders:
 
     def _role_of_name(self, folder: Path) -> str | None:
         words = set(words_of(folder.name))
+        says_image, is_sure = bool(words & IMAGE_WORDS), bool(words & MASK_WORDS)
         if words & _SHOWN_WORDS:
             return SHOWN
-        is_sure, may_be = words & MASK_WORDS, words & MAYBE_MASK_WORDS
-        if is_sure or may_be:
-            if words & IMAGE_WORDS and words & _AND_WORDS:
-                return None
-            if words & _DERIVED_WORDS and self._has_plain_sibling(folder):
-                return SHOWN
-            if is_sure or look_like_masks(self._files[folder]) is not False:
-                return MASK
+        if not is_sure and not words & MAYBE_MASK_WORDS:
+            return IMAGE if says_image else self._role_beside_sibling(folder)
+        if words & _DERIVED_WORDS and self._has_plain_sibling(folder):
+            return SHOWN
+        if says_image and words & _AND_WORDS:
             return None
-        if words & IMAGE_WORDS:
-            return IMAGE
-        return self._role_beside_sibling(folder)
+        is_mask = is_sure or look_like_masks(self._files[folder]) is not False
+        return MASK if is_mask else None
 
     def _has_plain_sibling(self, folder: Path) -> bool:
         """Return whether another folder beside this one holds the class ids."""

@@ -51,10 +51,12 @@ def tag_of(text: str) -> Tag:
     """Return what a part of a name says.
 
     Example:
-        >>> tag_of("class_early_blight"), tag_of("mask_07")
-        (Tag(name='early blight', number='', by_word=True), Tag(name='', number='07', by_word=True))
+        >>> tag_of("class_early_blight")
+        Tag(name='early blight', number='', by_word=True)
+        >>> tag_of("mask_07")
+        Tag(name='', number='07', by_word=True)
     """
-    words = []
+    words: list[str] = []
     for word in _SEPARATOR.split(text.casefold()):
         counted = _COUNTED.fullmatch(word)
         words += counted.groups() if counted and counted[1] in _NAMELESS_WORDS else [word]
@@ -91,7 +93,7 @@ def without_words(path: Path) -> str:
     """
     name, before = bare(path), ""
     while name != before:
-        name, before = _PREFIX.sub("", _SUFFIX.sub("", name)), name
+        name, before = same_name(_PREFIX.sub("", _SUFFIX.sub("", name))), name
     return name
 
 
@@ -147,4 +149,4 @@ def split_name(mask: str, images: Container[str]) -> tuple[str, str] | None:
 def _without_one_word(mask: Path) -> str:
     name = bare(mask)
     shorter = _SUFFIX.sub("", name)
-    return shorter if shorter != name else _PREFIX.sub("", name)
+    return same_name(shorter if shorter != name else _PREFIX.sub("", name))

@@ -67,7 +67,7 @@ def pair(
 
     Raises:
         UsageError: If two images would share a mask, or an image has two masks that are
-            not told apart by a class or a number.
+            not distinguished by a class or a number.
     """
     pairing = _Pairing(list(images), list(masks), places, channels)
     pairing.pair_in_place()
@@ -95,17 +95,17 @@ class _Pairing:
         """Pair equal names in the same place, exact names first."""
         place = self._places.of
         for of_image, of_mask in self._forms:
-            named: dict[object, list[Path]] = defaultdict(list)
+            named: dict[tuple[object, str], list[Path]] = defaultdict(list)
             for image in self.images:
                 named[place(image), of_image(image)].append(image)
-            found: dict[object, list[Path]] = defaultdict(list)
+            found: dict[tuple[object, str], list[Path]] = defaultdict(list)
             for mask in self.masks:
-                key = place(mask), of_mask(mask)
+                key = (place(mask), of_mask(mask))
                 if key in named:
                     found[key].append(mask)
-            for key, masks in found.items():
-                self._refuse_shared(named[key], masks)
-                self._take(named[key][0], masks[0], NO_TAG)
+            for shared, masks in found.items():
+                self._refuse_shared(named[shared], masks)
+                self._take(named[shared][0], masks[0], NO_TAG)
             self._remove_paired()
 
     def pair_by_folders(self) -> None:
@@ -151,8 +151,12 @@ class _Pairing:
         for _, _, tag in found:
             counts[tag.name] += 1
         n_images = len({image for image, _, _ in found})
-        names_repeat = len(counts) * 2 <= len(found) or n_images < len(found)
         is_all = len(found) == len(self.masks) and not self.of
+        names_repeat = (
+            len(counts) * 2 <= len(found)
+            or n_images < len(found)
+            or (is_all and len(counts) == 1)
+        )
         for image, mask, tag in found:
             if tag.by_word or (names_repeat if tag.name else is_all):
                 self._take(image, mask, tag)

@@ -69,11 +69,11 @@ def words_of(name: str) -> list[str]:
         >>> words_of("imagesTr"), words_of("train_masks2")
         (['images', 'tr'], ['train', 'masks', '2'])
     """
-    return [word.casefold() for word in _WORD.findall(name)]
+    return [word.casefold() for word in _WORD.findall(whole_name(name))]
 
 
 def place_of(folder: PurePath) -> tuple[str, ...]:
-    """Return the parts of a relative folder that tell images apart, for comparison.
+    """Return the parts of a relative folder that distinguish images, for comparison.
 
     Words that say what a folder holds are left out, so that an image and its mask or
     annotation are in the same place.
@@ -83,7 +83,7 @@ def place_of(folder: PurePath) -> tuple[str, ...]:
         (('train',), ('train',))
     """
     parts = []
-    for part in unicodedata.normalize("NFC", folder.as_posix()).split("/"):
+    for part in folder.parts:
         if kept := [word for word in words_of(part) if word not in ROLE_WORDS]:
             parts.append(" ".join(kept))
     return tuple(parts)
@@ -154,7 +154,7 @@ class ImageNames:
             raise UsageError(
                 f"`{name}` is the name of {len(images)} images in `{self._root}`: "
                 f"{shorten(shown)}.",
-                needed="annotations whose names tell the images apart",
+                needed="annotations whose names distinguish the images",
                 fix="keep each annotation file beside its images, or give the images "
                 "different names, in the files too",
             )
