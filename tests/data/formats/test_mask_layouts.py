@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from plantseg_next.data.formats import read_folder
+from plantseg_next.data.formats.folders import scan
+from plantseg_next.data.formats.mask_folders import find_roles
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import Manifest, Origin
 from plantseg_next.errors import DataError, UsageError
@@ -621,3 +623,52 @@ def test_folder_and_pipe_named_like_lists_are_not_opened(tmp_path):
     (tmp_path / "ImageSets/Segmentation/val.txt").mkdir()
     os.mkfifo(tmp_path / "ImageSets/Segmentation/test.txt")
     assert [row.split for row in read_folder(tmp_path).rows][:2] == ["train", None]
+
+
+def save_as(path: Path, values: np.ndarray, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values.astype(np.uint8)).save(path, **options)
+
+
+def smooth(seed: int) -> np.ndarray:
+    """Return a mask with smooth edges, of many levels."""
+    large = Image.fromarray(np.kron(square(seed), np.full((16, 16), 255, np.uint8)))
+    return np.array(large.resize((200, 200), Image.Resampling.LANCZOS))
+
+
+def test_masks_with_smooth_edges_or_loss_beside_images_are_masks(tmp_path):
+    for n in range(3):
+        photo(tmp_path / f"{n}.jpg", n)
+        save_as(tmp_path / f"{n}_mask.png", smooth(n))
+        photo(tmp_path / f"b/{n}.png", n)
+        save_as(tmp_path / f"b/{n}.jpg", smooth(n), quality=90)
+    roles = find_roles(scan(tmp_path))
+    names = [mask.relative_to(tmp_path).as_posix() for mask in roles.masks]
+    assert names == [f"{n}_mask.png" for n in range(3)] + [f"b/{n}.jpg" for n in range(3)]
+
+
+def test_masks_of_the_leaf_beside_those_of_lesions_are_both_read(tmp_path):
+    names = [(f"images/{n}.jpg", {"rust": f"masks/{n}.png", "leaf": f"leaf_masks/{n}.png"})
+             for n in range(3)]  # fmt: skip
+    truth = class_pairs(tmp_path, names)
+    manifest = read_folder(tmp_path)
+    assert manifest.classes.lesions == ("lesion",)
+    for row in manifest.rows:
+        sample = load_sample(row, manifest)
+        lesion, leaf = truth[row.image.relative_to(tmp_path).as_posix()]
+        assert (sample.lesion == lesion).all()
+        assert (sample.leaf == (leaf | lesion)).all()
+
+
+def test_class_called_target_spot_keeps_its_name(tmp_path):
+    names = [(f"images/{n}.jpg", f"masks/{('target spot', 'rust')[n % 2]}/{n}.png")
+             for n in range(4)]  # fmt: skip
+    pairs(tmp_path, names)
+    assert set(read_folder(tmp_path).classes.lesions) == {"target spot", "rust"}
+
+
+def test_brush_masks_in_the_folder_of_the_export_are_masks(tmp_path):
+    drawn = brush(tmp_path)
+    (tmp_path / "masks").rename(tmp_path / "project-1-at-2024")
+    (tmp_path / "project.json").write_text(json.dumps(drawn["tasks"]))
+    assert_lesions(tmp_path, drawn["truth"])

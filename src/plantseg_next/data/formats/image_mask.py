@@ -7,21 +7,20 @@ from pathlib import Path
 from plantseg_next.data.formats.annotations import read_annotations
 from plantseg_next.data.formats.class_folders import are_class_folders, class_of
 from plantseg_next.data.formats.class_tables import is_nnunet, read_table
-from plantseg_next.data.formats.coding import find_coding, stated_classes
+from plantseg_next.data.formats.coding import find_coding, role_of, stated_classes
 from plantseg_next.data.formats.folders import FolderFiles, keys_of, split_of, tidy_name
 from plantseg_next.data.formats.index import INDEX_FILE, add_index
-from plantseg_next.data.formats.label_studio import (
-    BrushMasks,
-    is_brush_mask,
-    read_brush_masks,
-)
+from plantseg_next.data.formats.label_studio import BrushMasks, read_brush_masks
 from plantseg_next.data.formats.mask_classes import (
     ClassMasks,
     class_masks,
     draw_class_masks,
+    hold_two_values,
 )
 from plantseg_next.data.formats.mask_folders import Places, Roles, find_roles
+from plantseg_next.data.formats.mask_names import bare, brush_name
 from plantseg_next.data.formats.mask_pairs import Pairs, TaggedMask, pair
+from plantseg_next.data.formats.names import words_of
 from plantseg_next.data.formats.split_lists import read_split_lists
 from plantseg_next.data.manifest import (
     Manifest,
@@ -99,7 +98,7 @@ def read_image_mask(
     splits, missing = _splits(files, found)
     root = _key_root(files, found)
     brush = found.brush
-    files.used.update(brush.tables)
+    files.used.update([*brush.tables, *brush.replaced])
     doubts = _doubts_of_brush(brush)
     by_class = class_masks(found.of, files, classes)
     if by_class is None:
@@ -147,8 +146,8 @@ def match_masks(
 
 
 def _paired(files: FolderFiles, roles: Roles) -> MaskedImages:
-    brush_masks = [mask for mask in roles.masks if is_brush_mask(mask)]
-    masks = [mask for mask in roles.masks if mask not in set(brush_masks)]
+    brush_masks = [mask for mask in roles.masks if brush_name(mask)]
+    masks = [mask for mask in roles.masks if not brush_name(mask)]
     images = [image for image in roles.images if image in roles.certain]
     images = images or list(roles.images)
     brush = read_brush_masks(files, brush_masks, images) if brush_masks else BrushMasks()
@@ -167,13 +166,34 @@ def _paired(files: FolderFiles, roles: Roles) -> MaskedImages:
         if others
         else Pairs({}, pairs.left)
     )
-    return MaskedImages(
-        sorted([*images, *more.of], key=str),
-        brush.of | pairs.of | more.of,
-        more.left,
-        roles,
-        brush,
-    )
+    of = brush.of | pairs.of | more.of
+    left = _add_leaves(of, more.left, roles.places)
+    return MaskedImages(sorted([*images, *more.of], key=str), of, left, roles, brush)
+
+
+def _add_leaves(
+    of: dict[Path, list[TaggedMask]], left: list[Path], places: Places
+) -> list[Path]:
+    """Add masks of the leaf to the masks of lesions; return those that are left.
+
+    The lesions are in masks/x.png, for example, and the leaf in leaf_masks/x.png.
+    """
+    of_leaf = [mask for mask in left if _says_leaf(mask, places)]
+    if not of_leaf or not hold_two_values([own[0].path for own in of.values()]):
+        return left
+    leaves = pair(of, of_leaf, places)
+    used = set()
+    for image, masks in leaves.of.items():
+        for mask in masks:
+            if role_of(mask.tag.name) == "leaf":
+                of[image].append(mask)
+                used.add(mask.path)
+    return [mask for mask in left if mask not in used]
+
+
+def _says_leaf(mask: Path, places: Places) -> bool:
+    words = words_of(" ".join([*places.of(mask), mask.stem]))
+    return any(role_of(word) == "leaf" for word in words)
 
 
 def _splits(
@@ -266,7 +286,9 @@ def _with_classes(
 
 def _disease_of(files: FolderFiles, found: MaskedImages) -> dict[Path, str]:
     """Return the labels of images in class folders with their masks beside them."""
-    if not found.roles.beside or not are_class_folders(found.images, files.root):
+    names = {bare(image.name) for image in found.images}
+    by_ending = names & {bare(mask.name) for mask in found.roles.beside}
+    if not by_ending or not are_class_folders(found.images, files.root):
         return {}
     return {image: tidy_name(class_of(image, files.root)) for image in found.images}
 

@@ -4,7 +4,6 @@ They are named by the numbers of task and annotation; only the export as JSON, w
 beside them, says which image a task is of.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -12,13 +11,11 @@ from typing import Any
 
 from plantseg_next.data.formats.folders import FolderFiles, is_image
 from plantseg_next.data.formats.json_trees import read_tree
-from plantseg_next.data.formats.mask_names import Tag
+from plantseg_next.data.formats.mask_names import Tag, brush_name
 from plantseg_next.data.formats.mask_pairs import TaggedMask
 from plantseg_next.data.formats.names import ImageNames
 from plantseg_next.data.formats.tools import LABEL_STUDIO, tool_of_json
 from plantseg_next.errors import DataError, UsageError, shorten
-
-_NAME = re.compile(r"task-(\d+)-annotation-(\d+)-by-(.*?)(?:-(\d+))?$")
 
 
 @dataclass
@@ -42,11 +39,6 @@ class BrushMasks:
     missing: list[str] = field(default_factory=list)
 
 
-def is_brush_mask(path: Path) -> bool:
-    """Return whether a file has the name of such a mask."""
-    return _NAME.match(path.stem) is not None
-
-
 def read_brush_masks(
     files: FolderFiles, masks: Sequence[Path], images: Iterable[Path]
 ) -> BrushMasks:
@@ -56,7 +48,7 @@ def read_brush_masks(
 
     Args:
         files: All files of the data set, with the export as JSON.
-        masks: Files for which ``is_brush_mask`` holds.
+        masks: Files for which ``brush_name`` is known.
         images: The images.
 
     Raises:
@@ -78,8 +70,8 @@ def read_brush_masks(
     result.missing = names.missing
     by_task: dict[int, dict[int, list[Path]]] = {}
     for mask in masks:
-        if match := _NAME.match(mask.stem):
-            by_task.setdefault(int(match[1]), {}).setdefault(int(match[2]), []).append(mask)
+        if name := brush_name(mask):
+            by_task.setdefault(name.task, {}).setdefault(name.annotation, []).append(mask)
     for number, by_annotation in by_task.items():
         image = image_of.get(number)
         if image is None:
@@ -185,8 +177,8 @@ def _labels(annotation: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _tag(mask: Path, labels: Mapping[str, str]) -> Tag:
-    match = _NAME.match(mask.stem)
-    rest = f"-{match[3]}" if match else ""
+    name = brush_name(mask)
+    rest = f"-{name.rest}" if name else ""
     for end, label in labels.items():
         if rest.endswith(end):
             return Tag(label, "", True)

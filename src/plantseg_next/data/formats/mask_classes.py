@@ -58,8 +58,8 @@ def class_masks(
         classes: A class file, which may give numbers a meaning.
 
     Raises:
-        UsageError: If the masks are those of several people, or the numbers of masks cannot be
-            distinguished as classes, or a mask of several holds class ids.
+        UsageError: If the masks are those of several people, a number seems to be the
+            leaf, or one of several masks holds class ids.
         DataError: If the class file is invalid.
     """
     if not _say_classes(of):
@@ -175,6 +175,11 @@ def read_area(path: Path) -> Area:
     return values > (low + high) // 2  # smoothed edges
 
 
+def hold_two_values(masks: Sequence[Path]) -> bool:
+    """Return whether masks mark one class each, as far as some of them show."""
+    return all(_holds_two_values(masks[i]) for i in _spread(len(masks)))
+
+
 def _say_classes(of: Mapping[Path, Sequence[TaggedMask]]) -> bool:
     """Return whether there are several masks of an image, or one whose name is a class."""
     if any(len(masks) > 1 for masks in of.values()):
@@ -187,7 +192,7 @@ def _say_classes(of: Mapping[Path, Sequence[TaggedMask]]) -> bool:
         return False
     if len(names) == 1 and not masks[0].tag.by_word and _is_beside_name(masks[0]):
         return False
-    return all(_holds_two_values(masks[i].path) for i in _spread(len(masks)))
+    return hold_two_values([mask.path for mask in masks])
 
 
 def _is_beside_name(mask: TaggedMask) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from plantseg_next.data.formats.folders import SPLIT_NAMES, FolderFiles
 from plantseg_next.data.formats.mask_names import (
     bare,
+    brush_name,
     says_mask,
     split_name,
     tag_of,
@@ -45,7 +46,10 @@ _DERIVED_WORDS = frozenset(
 )
 """Of two folders of masks, the one with such a word does not hold the class ids."""
 _AND_WORDS = frozenset(("and", "with", "und", "mit"))
-_MASK_SIBLINGS = (("y", "x"), ("output", "input"), ("outputs", "inputs"))
+_MASK_SIBLINGS = (
+    *(("y", "x"), ("output", "input"), ("outputs", "inputs")),
+    *(("target", "input"), ("targets", "inputs")),
+)
 """Words that mean masks if there is a folder of the same name with the second word."""
 _SPLITS: dict[str, Split] = {**SPLIT_NAMES, "tr": "train", "ts": "test"}
 """With the two of nnU-Net: ``imagesTr``, ``imagesTs``."""
@@ -53,8 +57,11 @@ _SAMPLED = 9
 _MOST_GROUPS = 12
 _MOST_IDS = 64
 _PER_ID = 8  # pixels, so that a tiny photograph is not taken for a mask
-_NEAR = 24
-_MOST_BETWEEN = 0.03
+_LOSSY_BITS = 3  # the lowest, which lossy compression changes
+_MOST_PIXELS = 1 << 18
+_FLAT = 0.6
+_PEAKS = 8
+_IN_PEAKS = 0.85
 
 
 class Places:
@@ -129,6 +136,8 @@ def find_roles(files: FolderFiles, *, by_folders: bool = True) -> Roles:
     folder_of: dict[Path, Path] = {}
     for path in files.images:
         role, folder = folders.role(path.parent) if folders else (None, None)
+        if brush_name(path):
+            role, folder = MASK, None
         by_role[role].append(path)
         if folder is not None:
             folder_of[path] = folder
@@ -271,13 +280,13 @@ def _candidates(inside: Sequence[Path]) -> Iterator[tuple[Path, tuple[str, ...]]
     by_name: dict[str, list[Path]] = defaultdict(list)
     by_core: dict[str, list[Path]] = defaultdict(list)
     for path in inside:
-        by_name[bare(path)].append(path)
-        if not says_mask(bare(path)):
-            by_core[without_words(path)].append(path)
+        by_name[bare(path.name)].append(path)
+        if not says_mask(bare(path.name)):
+            by_core[without_words(path.name)].append(path)
     for path in inside:
-        name, ending = bare(path), path.suffix.lower()
+        name, ending = bare(path.name), path.suffix.lower()
         twins = {p.suffix.lower() for p in by_name[name]} - {ending}
-        if twins and ending not in {".jpg", ".jpeg"}:
+        if twins:
             yield path, ("ending", ending, *sorted(twins))
             continue
         of_image, rest = split_name(name, by_name) or ("", "")
@@ -285,7 +294,7 @@ def _candidates(inside: Sequence[Path]) -> Iterator[tuple[Path, tuple[str, ...]]
             yield path, (SHOWN,)
         elif rest and says_mask(rest):
             yield path, ("word", tag_of(rest).name, ending)
-        elif says_mask(name) and by_core.get(without_words(path)):
+        elif says_mask(name) and by_core.get(without_words(path.name)):
             yield path, ("word", "", ending)
         elif says_mask(name) and _SHOWN_WORDS & set(words_of(name)):
             yield path, (SHOWN,)
@@ -301,31 +310,26 @@ def look_like_masks(paths: Sequence[Path]) -> bool | None:
 
 
 def _looks_like_mask(path: PurePath) -> bool | None:
-    """Return whether a file has the few values of a mask; ``None`` if that is not clear."""
+    """Return whether a file has the few values of a mask; ``None`` if that is not clear.
+
+    Masks with smooth edges, or saved with loss, have many values, but most pixels have one
+    of a few, and that of their neighbor. Photographs have noise.
+    """
     path = Path(path)
     try:
         header = read_header(path)
-        if header.file_format in LOSSY_FORMATS | {"WEBP", "AVIF"}:
-            return _has_two_levels(read_image(path))
-        values = read_mask(path)
+        is_lossy = header.file_format in LOSSY_FORMATS | {"WEBP", "AVIF"}
+        values = read_image(path) >> _LOSSY_BITS if is_lossy else read_mask(path)
     except PlantSegError:
         return None
+    step = max(1, int((values.shape[0] * values.shape[1] / _MOST_PIXELS) ** 0.5))
+    values = values[::step].astype(np.uint32)
     if values.ndim == 3:
-        values = values.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    n_values = len(np.unique(values))
-    if n_values == 1 and header.mode in {"RGB", "RGBA"}:
+        values = values @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    counts = np.sort(np.unique(values[:, ::step], return_counts=True)[1])[::-1]
+    if len(counts) == 1 and (is_lossy or header.mode in {"RGB", "RGBA"}):
         return None
-    return n_values <= min(_MOST_IDS, max(2, values.size // _PER_ID))
-
-
-def _has_two_levels(image: np.ndarray) -> bool | None:
-    """Return whether an image with lossy compression is gray with two levels."""
-    wide = image.astype(np.int16)
-    if np.percentile(np.ptp(wide, axis=2), 99) > _NEAR:
-        return False
-    gray = wide[..., 1]
-    low, high = int(gray.min()), int(gray.max())
-    if high - low <= _NEAR:
-        return None
-    between = (gray > low + _NEAR) & (gray < high - _NEAR)
-    return bool(between.mean() <= _MOST_BETWEEN)
+    if not is_lossy and len(counts) <= min(_MOST_IDS, max(2, counts.sum() // _PER_ID)):
+        return True
+    is_flat = (values[:, 1:] == values[:, :-1]).mean() >= _FLAT
+    return bool(is_flat and counts[:_PEAKS].sum() >= _IN_PEAKS * counts.sum())

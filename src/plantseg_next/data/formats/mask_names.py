@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Container
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,19 +16,21 @@ from plantseg_next.data.formats.names import (
     whole_name,
 )
 
+_KNOWN_NAMES = 1 << 18
 _NAMING = "|".join(sorted(IMAGE_WORDS | MASK_WORDS | MAYBE_MASK_WORDS, key=len)[::-1])
 _SEPARATOR = re.compile(r"[_\-. ]+")
 _SUFFIX = re.compile(rf"(?:^|[_\-. ]+|(?<=\d))(?:ground[_\-. ]?truth|{_NAMING})$")
 _PREFIX = re.compile(rf"^(?:ground[_\-. ]?truth|{_NAMING})(?:$|[_\-. ]+|(?=\d))")
 _LETTER = re.compile(r"^[xy][_\-. ]+|[_\-. ]+[xy]$")
 _CHANNEL = re.compile(r"_0000$")
+_BRUSH = re.compile(r"task-(\d+)-annotation-(\d+)-by-(.*?)(?:-(\d+))?$")
 _COUNTED = re.compile(r"(\D+?)(\d+)")
 _COUNTING_WORDS = frozenset(
     ("object", "objects", "obj", "instance", "instances", "inst", "region", "roi", "id")
 )
 _NAMELESS_WORDS = ROLE_WORDS | _COUNTING_WORDS | {"tag", "tags", "category", "cls"}
 
-NameForm = Callable[[Path], str]
+NameForm = Callable[[str], str]
 
 
 class Tag(NamedTuple):
@@ -72,6 +75,26 @@ def tag_of_folders(parts: tuple[str, ...]) -> Tag:
     return tag_of(" ".join(part for part in parts if part not in SPLIT_NAMES))
 
 
+class BrushName(NamedTuple):
+    """The name of a mask of Label Studio.
+
+    Args:
+        task: Number of the task.
+        annotation: Number of the annotation.
+        rest: Who drew it, the name of the control, and the labels, joined by dashes.
+    """
+
+    task: int
+    annotation: int
+    rest: str
+
+
+def brush_name(mask: Path) -> BrushName | None:
+    """Return what the name of a mask of Label Studio says; ``None`` for another one."""
+    match = _BRUSH.match(mask.stem)
+    return BrushName(int(match[1]), int(match[2]), match[3]) if match else None
+
+
 def says_mask(text: str) -> bool:
     """Return whether a part of a name has a word such as "mask" or "label"."""
     words = set(_SEPARATOR.split(text))
@@ -79,29 +102,31 @@ def says_mask(text: str) -> bool:
     return bool(words & (MASK_WORDS | MAYBE_MASK_WORDS))
 
 
-def bare(path: Path) -> str:
-    """Return the name without endings, in lower case."""
-    return same_name(path.name).casefold()
+@lru_cache(_KNOWN_NAMES)
+def bare(name: str) -> str:
+    """Return a file name without endings, in lower case."""
+    return same_name(name).casefold()
 
 
-def without_words(path: Path) -> str:
-    """Return the name in lower case without words such as "image" at its ends.
+@lru_cache(_KNOWN_NAMES)
+def without_words(name: str) -> str:
+    """Return a name in lower case without words such as "image" at its ends.
 
     Example:
-        >>> without_words(Path("image_7.jpg")), without_words(Path("7_seg_mask.png"))
+        >>> without_words("image_7.jpg"), without_words("7_seg_mask.png")
         ('7', '7')
     """
-    name, before = bare(path), ""
+    name, before = bare(name), ""
     while name != before:
         name, before = same_name(_PREFIX.sub("", _SUFFIX.sub("", name))), name
     return name
 
 
-def without_letter(path: Path) -> str:
+def without_letter(name: str) -> str:
     """Return ``without_words``, and without a leading or last x or y."""
-    bare_name = without_words(path)
-    name = _LETTER.sub("", bare_name)
-    return without_words(Path(name)) if name != bare_name else name
+    longer = without_words(name)
+    shorter = _LETTER.sub("", longer)
+    return without_words(shorter) if shorter != longer else shorter
 
 
 def name_forms(*, channels: bool = False) -> list[tuple[NameForm, NameForm]]:
@@ -111,8 +136,8 @@ def name_forms(*, channels: bool = False) -> list[tuple[NameForm, NameForm]]:
         channels: Whether images have nnU-Net's number of a channel.
     """
     forms: list[tuple[NameForm, NameForm]] = [
-        (lambda image: whole_name(image.name), lambda mask: whole_name(mask.stem)),
-        (lambda image: same_name(image.name), lambda mask: same_name(mask.name)),
+        (whole_name, lambda mask: whole_name(mask.rpartition(".")[0])),
+        (same_name, same_name),
         (bare, bare),
         (bare, _without_one_word),
         (without_words, without_words),
@@ -146,7 +171,7 @@ def split_name(mask: str, images: Container[str]) -> tuple[str, str] | None:
     return None
 
 
-def _without_one_word(mask: Path) -> str:
+def _without_one_word(mask: str) -> str:
     name = bare(mask)
     shorter = _SUFFIX.sub("", name)
     return same_name(shorter if shorter != name else _PREFIX.sub("", name))

@@ -69,38 +69,46 @@ def pair(
         UsageError: If two images would share a mask, or an image has two masks that are
             not distinguished by a class or a number.
     """
-    pairing = _Pairing(list(images), list(masks), places, channels)
+    pairing = _Pairing(images, masks, places, channels)
     pairing.pair_in_place()
     if not only_in_place:
         pairing.pair_by_folders()
         pairing.pair_by_names()
         pairing.pair_anywhere()
-    return Pairs(pairing.of, pairing.masks)
+    return Pairs(pairing.of, [mask.path for mask in pairing.masks])
+
+
+class _File(NamedTuple):
+    path: Path
+    name: str
+    place: tuple[str, ...]
 
 
 class _Pairing:
     """The images and masks that are not paired yet."""
 
     def __init__(
-        self, images: list[Path], masks: list[Path], places: Places, channels: bool
+        self, images: Iterable[Path], masks: Iterable[Path], places: Places, channels: bool
     ) -> None:
-        self.images = images
-        self.masks = masks
+        self.images = [_File(path, path.name, places.of(path)) for path in images]
+        self.masks = [_File(path, path.name, places.of(path)) for path in masks]
         self.of: dict[Path, list[TaggedMask]] = {}
         self._places = places
         self._forms = name_forms(channels=channels)
-        self._image_places = {places.of(image) for image in images}
+        self._image_places = {image.place for image in self.images}
+        self._paired: set[Path] = set()
 
     def pair_in_place(self) -> None:
         """Pair equal names in the same place, exact names first."""
-        place = self._places.of
         for of_image, of_mask in self._forms:
-            named: dict[tuple[object, str], list[Path]] = defaultdict(list)
+            if not self.masks:
+                return
+            named: dict[tuple[object, str], list[_File]] = defaultdict(list)
             for image in self.images:
-                named[place(image), of_image(image)].append(image)
-            found: dict[tuple[object, str], list[Path]] = defaultdict(list)
+                named[image.place, of_image(image.name)].append(image)
+            found: dict[tuple[object, str], list[_File]] = defaultdict(list)
             for mask in self.masks:
-                key = (place(mask), of_mask(mask))
+                key = (mask.place, of_mask(mask.name))
                 if key in named:
                     found[key].append(mask)
             for shared, masks in found.items():
@@ -111,38 +119,39 @@ class _Pairing:
     def pair_by_folders(self) -> None:
         """Pair masks whose folders add something to the place of an image."""
         for of_image, of_mask in self._forms:
-            named: dict[str, list[Path]] = defaultdict(list)
+            if not self.masks:
+                break
+            named: dict[str, list[_File]] = defaultdict(list)
             for image in self.images:
-                named[of_image(image)].append(image)
+                named[of_image(image.name)].append(image)
             for mask in self.masks:
-                place = self._places.of(mask)
-                extra = {
-                    image: rest
-                    for image in named.get(of_mask(mask), ())
-                    if (rest := _added(place, self._places.of(image))) is not None
-                }
-                if not extra:
+                extra = [
+                    (image, rest)
+                    for image in named.get(of_mask(mask.name), ())
+                    if (rest := _added(mask.place, image.place)) is not None
+                ]
+                if not extra or self._is_elsewhere(mask):
                     continue
-                fewest = min(map(len, extra.values()))
-                nearest = [image for image, rest in extra.items() if len(rest) == fewest]
-                if fewest and len(nearest) == 1 and not self._is_elsewhere(mask):
-                    rest = extra[nearest[0]]
-                    self._take(nearest[0], mask, tag_of_folders(rest))
-            self._remove_paired_masks()
+                fewest = min(len(rest) for _, rest in extra)
+                nearest = [entry for entry in extra if len(entry[1]) == fewest]
+                if fewest and len(nearest) == 1:
+                    image, rest = nearest[0]
+                    self._take(image, mask, tag_of_folders(rest))
+            self._remove_paired(images=False)
         self._remove_paired()
 
     def pair_by_names(self) -> None:
         """Pair masks whose names add something to that of an image."""
-        in_place: dict[tuple[str, ...], dict[str, list[Path]]] = defaultdict(dict)
-        anywhere: dict[str, list[Path]] = {}
-        for image in self.images:
-            for name in dict.fromkeys((bare(image), without_words(image))):
-                in_place[self._places.of(image)].setdefault(name, []).append(image)
+        in_place: dict[tuple[str, ...], dict[str, list[_File]]] = defaultdict(dict)
+        anywhere: dict[str, list[_File]] = {}
+        for image in self.images if self.masks else ():
+            for name in dict.fromkeys((bare(image.name), without_words(image.name))):
+                in_place[image.place].setdefault(name, []).append(image)
                 anywhere.setdefault(name, []).append(image)
-        found: list[tuple[Path, Path, Tag]] = []
+        found: list[tuple[_File, _File, Tag]] = []
         for mask in self.masks:
-            for named in (in_place.get(self._places.of(mask), {}), anywhere):
-                divided = split_name(bare(mask), named)
+            for named in (in_place.get(mask.place, {}), anywhere):
+                divided = split_name(bare(mask.name), named)
                 images = named[divided[0]] if divided else []
                 if divided and len(images) == 1 and self._may_be(images[0], mask):
                     found.append((images[0], mask, tag_of(divided[1])))
@@ -150,7 +159,7 @@ class _Pairing:
         counts: dict[str, int] = defaultdict(int)
         for _, _, tag in found:
             counts[tag.name] += 1
-        n_images = len({image for image, _, _ in found})
+        n_images = len({image.path for image, _, _ in found})
         is_all = len(found) == len(self.masks) and not self.of
         names_repeat = (
             len(counts) * 2 <= len(found)
@@ -165,46 +174,45 @@ class _Pairing:
     def pair_anywhere(self) -> None:
         """Pair names that occur once, in places that do not say otherwise."""
         for of_image, of_mask in self._forms:
-            named: dict[str, list[Path]] = defaultdict(list)
+            if not self.masks:
+                return
+            named: dict[str, list[_File]] = defaultdict(list)
             for image in self.images:
-                named[of_image(image)].append(image)
-            found: dict[str, list[Path]] = defaultdict(list)
+                named[of_image(image.name)].append(image)
+            found: dict[str, list[_File]] = defaultdict(list)
             for mask in self.masks:
-                found[of_mask(mask)].append(mask)
+                found[of_mask(mask.name)].append(mask)
             for name, masks in found.items():
                 images = named.get(name, [])
                 if len(images) == len(masks) == 1 and self._may_be(images[0], masks[0]):
                     self._take(images[0], masks[0], NO_TAG)
             self._remove_paired()
 
-    def _may_be(self, image: Path, mask: Path) -> bool:
-        if self._places.of(image) == self._places.of(mask):
+    def _may_be(self, image: _File, mask: _File) -> bool:
+        if image.place == mask.place:
             return True
-        splits = {self._places.split(image), self._places.split(mask)} - {None}
+        splits = {self._places.split(image.path), self._places.split(mask.path)} - {None}
         return len(splits) < 2 and not self._is_elsewhere(mask)
 
-    def _is_elsewhere(self, mask: Path) -> bool:
+    def _is_elsewhere(self, mask: _File) -> bool:
         """Return whether the images of the folder of a mask are known: it lacks its own."""
-        place = self._places.of(mask)
-        return bool(place) and place in self._image_places
+        return bool(mask.place) and mask.place in self._image_places
 
-    def _take(self, image: Path, mask: Path, tag: Tag) -> None:
-        self.of.setdefault(image, []).append(TaggedMask(mask, tag))
+    def _take(self, image: _File, mask: _File, tag: Tag) -> None:
+        self.of.setdefault(image.path, []).append(TaggedMask(mask.path, tag))
+        self._paired.add(mask.path)
 
-    def _remove_paired(self) -> None:
-        self.images = [image for image in self.images if image not in self.of]
-        self._remove_paired_masks()
+    def _remove_paired(self, *, images: bool = True) -> None:
+        if images:
+            self.images = [image for image in self.images if image.path not in self.of]
+        self.masks = [mask for mask in self.masks if mask.path not in self._paired]
 
-    def _remove_paired_masks(self) -> None:
-        used = {mask.path for masks in self.of.values() for mask in masks}
-        self.masks = [mask for mask in self.masks if mask not in used]
-
-    def _refuse_shared(self, images: Sequence[Path], masks: Sequence[Path]) -> None:
+    def _refuse_shared(self, images: Sequence[_File], masks: Sequence[_File]) -> None:
         """Refuse two images of one mask, or two masks of one image."""
         if len(images) == len(masks) == 1:
             return
-        shown_images = shorten([self._places.shown(image) for image in images])
-        shown_masks = shorten([self._places.shown(mask) for mask in masks])
+        shown_images = shorten([self._places.shown(image.path) for image in images])
+        shown_masks = shorten([self._places.shown(mask.path) for mask in masks])
         if len(images) > 1:
             raise UsageError(
                 f"`{shown_masks}` would be the mask of {len(images)} images of "

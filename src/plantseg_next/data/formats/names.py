@@ -28,7 +28,7 @@ MASK_WORDS = frozenset((
 """Words that say "masks"."""
 MAYBE_MASK_WORDS = frozenset((
     *("label", "labels", "lbl", "lbls", "annotation", "annotations", "anno", "ann"),
-    *("anns", "annots", "gt", "gts", "seg", "segs", "target", "targets", "标签"),
+    *("anns", "annots", "gt", "gts", "seg", "segs", "标签"),
 ))  # fmt: skip
 """Words that say "masks", unless the files are photographs: of the label of a pot."""
 ROLE_WORDS = frozenset((
@@ -38,6 +38,7 @@ ROLE_WORDS = frozenset((
 ))  # fmt: skip
 """Words of folder names that say what is in a folder, not which images they are."""
 _WORD = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![^\W\d_A-Z])|\d+|[^\W\d_]+")
+_ENDINGS = re.compile(f"(?:{'|'.join(map(re.escape, IMAGE_ENDINGS))})+$", re.IGNORECASE)
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
 """What Label Studio prepends to the name of an uploaded file."""
 
@@ -56,10 +57,7 @@ def same_name(name: str) -> str:
         >>> same_name("leaf 1.JPG.png")
         'leaf 1'
     """
-    stem = whole_name(name)
-    while ending := next((e for e in IMAGE_ENDINGS if stem.lower().endswith(e)), ""):
-        stem = stem[: -len(ending)]
-    return stem
+    return _ENDINGS.sub("", whole_name(name))
 
 
 def words_of(name: str) -> list[str]:
