@@ -38,7 +38,7 @@ def origin(manifest: Manifest) -> str:
 
 def test_roboflow_classes_of_every_split_decide(tmp_path):
     """After roboflow/notebooks#23: the export of semantic masks."""
-    table = "Pixel Value, Class\n0, background\n1, Leaf\n2, rust\n3, Early_Blight\n"
+    table = '"Pixel Value", "Class"\n0, unlabelled\n1, "Leaf"\n2, rust\n3, Early_Blight\n'
     for split in ("train", "valid"):
         draw(tmp_path, f"{split}/a.rf.1.jpg", f"{split}/a.rf.1_mask.png")
         (tmp_path / split / "_classes.csv").write_text(table)
@@ -143,6 +143,7 @@ def test_table_of_colors_decides(tmp_path, name):
     "lines",
     [
         "background\nleaf\nrust\nblight",
+        "\ufeff__ignore__\r\n_background_\r\nleaf\r\nrust\r\nblight\r\n",
         "leaf\nrust\nblight",
         "0 background\n1 leaf\n2 rust\n3 blight",
         "3: blight\n1: leaf\n2: rust\n0: background",

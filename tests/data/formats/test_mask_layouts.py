@@ -115,6 +115,10 @@ def numbered(image: str, mask: str, count: int = 4) -> list[tuple[str, str]]:
         ("{}_img.jpg", "{}_gt.png"),
         ("{}_json/img.png", "{}_json/label.png"),
         ("set{}/images/x.jpg", "set{}/masks/x.png"),
+        ("imgs/DSC_{}.jpg", "msks/DSC_{}_GT.png"),
+        ("images/image ({}).jpg", "binary_masks/mask ({}).png"),
+        ("images/{}.jpg", "masks/default/{}.png"),
+        ("leaf/{}.jpg", "lesion/{}.png"),
         ("CamVid/train/a_{}.png", "CamVid/train_labels/a_{}_L.png"),
     ],
 )
@@ -330,6 +334,7 @@ CLASSES = [
     ("train/images/{}.jpg", "train/masks/{c}/{}.png"),
     ("images/train/{}.jpg", "masks/{c}/train/{}.png"),
     ("images/train/{}.jpg", "masks/{}_{c}.png"),
+    ("images/{}.jpg", "{c}/{}.png"),
     ("p{}.jpg", "p{}_{c}_mask.png"),
     ("p{}.jpg", "p{}-{c}.png"),
 ]
@@ -503,6 +508,37 @@ def test_unreadable_mask_of_a_class_leaves_its_image_unlabeled(tmp_path):
     manifest = read_folder(tmp_path)
     assert [row.mask is None for row in manifest.rows] == [False, True]
     assert any("images/1.jpg" in doubt for doubt in origin_of(manifest).doubts)
+
+
+def test_folder_of_each_image_with_masks_of_any_name(tmp_path):
+    """After the layout of the Data Science Bowl: images/ and masks/ in each folder."""
+    truth = {}
+    for n in range(3):
+        photo(tmp_path / f"id{n}/images/id{n}.png", n)
+        parts = [
+            save(tmp_path / f"id{n}/masks/{n}f{i}e.png", square(7 * n + i)) for i in (0, 1)
+        ]
+        truth[f"id{n}/images/id{n}.png"] = parts[0] | parts[1]
+    manifest = assert_lesions(tmp_path, truth)
+    assert "read as the lesions of one class" in origin_of(manifest).doubts[1]
+
+
+@pytest.mark.parametrize("mask", ["masks/class_{i}/{}.png", "masks/{}_class{i}.png"])
+def test_numbers_of_classes_are_not_instances(tmp_path, mask):
+    for n in range(3):
+        photo(tmp_path / f"images/{n}.jpg", n)
+        for i in (0, 1):
+            save(tmp_path / mask.format(n, i=i), square(10 * n + i) * 255)
+    assert read_folder(tmp_path).classes.lesions == ("class 0", "class 1")
+
+
+def test_masks_in_old_and_new_folders_are_refused(tmp_path):
+    for n in range(3):
+        photo(tmp_path / f"images/{n}.jpg", n)
+        for age in ("old", "new"):
+            save(tmp_path / f"masks/{age}/{n}.png", square(n) * 255)
+    with pytest.raises(UsageError, match="has 2 masks that do not say a class"):
+        read_folder(tmp_path)
 
 
 # Label Studio

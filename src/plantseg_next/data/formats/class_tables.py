@@ -78,7 +78,8 @@ def _rows(path: Path) -> list[dict[str, str]]:
     try:
         lines = read_text(path).splitlines()
         header = lines[0] if lines else ""
-        rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), restval="")
+        separator = max(",;\t", key=header.count)
+        rows = csv.DictReader(lines, delimiter=separator, restval="", skipinitialspace=True)
         return [
             {tidy_name(k): str(v).strip() for k, v in row.items() if k is not None}
             for row in rows
@@ -195,7 +196,7 @@ def _line_list(
 ) -> MaskCoding | None:
     """Return what a list of names states, if their number fits the values of the masks."""
     tables = {path: _lines(path) for path in files.named(*_LINE_LISTS)[:_MOST_TABLES]}
-    tables = {path: names for path, names in tables.items() if names}
+    tables = {path: names for path, names in tables.items() if len(names) > 1}
     if not tables:
         return None
     values = _values(masks)
@@ -218,6 +219,8 @@ def _line_list(
 
 def _fitting(path: Path, names: Sequence[str], values: set[int]) -> Meaning | None:
     """Return the meaning of values by a list of names, if there is one that fits."""
+    if names[0] == "__ignore__":  # LabelMe's own list, in which it is 255
+        names = names[1:]
     numbered = [_NUMBERED.fullmatch(name) for name in names]
     if all(numbered):
         return _stated(path, ((int(m[1]), m[2]) for m in numbered if m))

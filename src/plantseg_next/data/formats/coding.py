@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import yaml
 
-from plantseg_next.data.formats.folders import tidy_name
+from plantseg_next.data.formats.folders import SPLIT_NAMES, tidy_name
 from plantseg_next.data.image_io import read_mask
 from plantseg_next.data.manifest import MaskCoding, Role
 from plantseg_next.errors import DataError, PlantSegError, UsageError
@@ -27,7 +27,8 @@ MAX_CLASSES = 254
 """Lesion classes that fit into eight bits with "no lesion" and ``IGNORE``."""
 
 _LEAF = {"leaf", "leaves", "healthy leaf", "healthy", "leaf area", "plant"}
-_BACKGROUND = {"background", "bg", "ground", "unlabeled"}
+_UNLABELED = {name for name, split in SPLIT_NAMES.items() if split == "unlabeled"}
+_BACKGROUND = {"background", "bg", "ground", *_UNLABELED}
 _IGNORE = {"ignore", "ignored", "void", "unknown", "unsure"}
 _MAX_IDS_IN_A_MASK = 32
 ROLES = get_args(Role)

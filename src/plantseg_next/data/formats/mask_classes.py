@@ -13,6 +13,7 @@ from plantseg_next.data.formats.class_folders import can_be_class
 from plantseg_next.data.formats.coding import ROLES, read_meanings, role_of
 from plantseg_next.data.formats.folders import FolderFiles, tidy_name
 from plantseg_next.data.formats.mask_pairs import TaggedMask
+from plantseg_next.data.formats.names import words_of
 from plantseg_next.data.formats.rasterize import Annotation
 from plantseg_next.data.image_io import read_mask
 from plantseg_next.data.manifest import Split
@@ -65,6 +66,7 @@ def class_masks(
     if not _say_classes(of):
         return None
     _refuse_people(of, files)
+    _refuse_alike(of, files)
     numbers = _numbers_that_are_classes(of, classes)
     named: dict[Path, list[tuple[str, Path]]] = {}
     for image, masks in of.items():
@@ -240,8 +242,23 @@ def _numbers_that_are_classes(
         stated = read_meanings(classes)
         if any(mask.tag.number in stated for mask in numbered):
             return "stated"
-    in_folders = all(mask.path.parent.name == mask.tag.number for mask in numbered)
-    return "classes" if in_folders else "instances"
+    several = [[m.path for m in own] for own in of.values() if len(own) > 1]
+    in_folders = all(len({path.parent for path in own}) == len(own) for own in several)
+    by_class = all("class" in words_of(mask.path.stem) for mask in numbered)
+    return "classes" if in_folders or by_class else "instances"
+
+
+def _refuse_alike(of: Mapping[Path, Sequence[TaggedMask]], files: FolderFiles) -> None:
+    for image, masks in of.items():
+        alike = [m for m in masks if not m.tag.name and not m.tag.number]
+        if len(alike) > 1:
+            shown = [mask.path.relative_to(files.root).as_posix() for mask in alike]
+            raise UsageError(
+                f"The image `{image.relative_to(files.root).as_posix()}` of `{files.root}` "
+                f"has {len(alike)} masks that do not say a class: {shorten(shown)}.",
+                needed="one mask for each image, or one for each class, named after it",
+                fix="move the masks that are not meant out of the data set",
+            )
 
 
 def _refuse_people(of: Mapping[Path, Sequence[TaggedMask]], files: FolderFiles) -> None:

@@ -54,6 +54,7 @@ _MASK_SIBLINGS = (
 _SPLITS: dict[str, Split] = {**SPLIT_NAMES, "tr": "train", "ts": "test"}
 """With the two of nnU-Net: ``imagesTr``, ``imagesTs``."""
 _SAMPLED = 9
+_LOSSY_ENDINGS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".heic", ".heif"))
 _MOST_GROUPS = 12
 _MOST_IDS = 64
 _PER_ID = 8  # pixels, so that a tiny photograph is not taken for a mask
@@ -141,6 +142,9 @@ def find_roles(files: FolderFiles, *, by_folders: bool = True) -> Roles:
         by_role[role].append(path)
         if folder is not None:
             folder_of[path] = folder
+    if folders and not by_role[MASK]:
+        by_role[MASK] = _in_unnamed_folders(by_role[IMAGE], by_role[None])
+        by_role[None] = sorted(set(by_role[None]) - set(by_role[MASK]))
     images, masks = by_role[IMAGE] + by_role[None], by_role[MASK]
     if not images:  # only masks: the word says something else
         images, masks = masks, []
@@ -156,6 +160,31 @@ def find_roles(files: FolderFiles, *, by_folders: bool = True) -> Roles:
         folder_of,
         frozenset(beside),
     )
+
+
+def _in_unnamed_folders(images: Sequence[Path], others: Sequence[Path]) -> list[Path]:
+    """Return the files of folders that hold masks by their content.
+
+    Such a folder has the names of the images of another folder: ``rust/1.png`` beside
+    ``images/1.jpg``.
+    """
+    folders: dict[Path, list[Path]] = defaultdict(list)
+    by_name: dict[str, set[Path]] = defaultdict(set)
+    for path in others:
+        folders[path.parent].append(path)
+    for path in (*images, *others):
+        by_name[without_words(path.name)].add(path.parent)
+    masks: list[Path] = []
+    n_tried = 0
+    for inside in folders.values():
+        lossless = [path for path in inside if path.suffix.lower() not in _LOSSY_ENDINGS]
+        shared = [p for p in lossless if len(by_name[without_words(p.name)]) > 1]
+        if 2 * len(shared) <= len(inside) or n_tried == _MOST_GROUPS:
+            continue
+        n_tried += 1
+        if look_like_masks(lossless):
+            masks += inside
+    return masks if len(masks) < len(images) + len(others) else []
 
 
 class _Folders:

@@ -28,7 +28,12 @@ _COUNTED = re.compile(r"(\D+?)(\d+)")
 _COUNTING_WORDS = frozenset(
     ("object", "objects", "obj", "instance", "instances", "inst", "region", "roi", "id")
 )
-_NAMELESS_WORDS = ROLE_WORDS | _COUNTING_WORDS | {"tag", "tags", "category", "cls"}
+_NEUTRAL_WORDS = frozenset((
+    *("tag", "tags", "category", "cls", "binary", "bin", "default", "export", "exported"),
+    *("new", "old", "final", "corrected", "clean", "manual", "resized", "cropped", "all"),
+    *("full", "gray", "bw", "version", "batch", "part", "set", "aug", "augmented"),
+))  # fmt: skip
+_NAMELESS_WORDS = ROLE_WORDS | _COUNTING_WORDS | _NEUTRAL_WORDS
 
 NameForm = Callable[[str], str]
 

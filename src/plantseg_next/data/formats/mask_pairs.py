@@ -75,6 +75,7 @@ def pair(
         pairing.pair_by_folders()
         pairing.pair_by_names()
         pairing.pair_anywhere()
+        pairing.pair_alone()
     return Pairs(pairing.of, [mask.path for mask in pairing.masks])
 
 
@@ -186,6 +187,21 @@ class _Pairing:
                 images = named.get(name, [])
                 if len(images) == len(masks) == 1 and self._may_be(images[0], masks[0]):
                     self._take(images[0], masks[0], NO_TAG)
+            self._remove_paired()
+
+    def pair_alone(self) -> None:
+        """Pair masks of any name with the only image of their folder.
+
+        Each image then has a folder of its own, with the masks of its parts.
+        """
+        by_place: dict[tuple[str, ...], list[_File]] = defaultdict(list)
+        for mask in self.masks:
+            by_place[mask.place].append(mask)
+        images = {image.place: image for image in self.images}
+        if not self.of and len(images) == len(self.images) > 1 and () not in images:
+            for place, image in images.items():
+                for number, mask in enumerate(by_place.get(place, ())):
+                    self._take(image, mask, Tag("", str(number), by_word=True))
             self._remove_paired()
 
     def _may_be(self, image: _File, mask: _File) -> bool:

@@ -21,7 +21,7 @@ IMAGE_WORDS = frozenset((
 ))  # fmt: skip
 """Words that say "images", in the names of folders and files."""
 MASK_WORDS = frozenset((
-    *("mask", "masks", "segmentation", "segmentations", "segmentationclass"),
+    *("mask", "masks", "msk", "msks", "segmentation", "segmentations", "segmentationclass"),
     *("segmentationclasspng", "groundtruth", "groundtruths", "truth", "maske", "masken"),
     *("mascara", "mascaras", "máscara", "máscaras", "masque", "masques", "掩码"),
 ))  # fmt: skip
