@@ -263,6 +263,16 @@ def test_images_that_show_masks_are_named_and_not_read(tmp_path):
     assert str(tmp_path / "SegmentationObject/0.png") in unused
 
 
+def test_images_of_annotations_in_a_set_without_masks_are_named(tmp_path):
+    for n in range(3):
+        photo(tmp_path / f"{n}.jpg", n)
+        save(tmp_path / f"{n}.jpg___fuse.png", square(n) * 255)
+    manifest = read_folder(tmp_path)
+    assert len(manifest) == 3
+    (unused,) = origin_of(manifest).unused
+    assert len(unused.files) == 3
+
+
 def test_other_images_beside_the_folders_are_named(tmp_path):
     truth = pairs(tmp_path, numbered("images/{}.jpg", "masks/{}.png"))
     photo(tmp_path / "figures/0.png")
@@ -361,7 +371,9 @@ def test_masks_of_classes_become_one_mask(tmp_path, image, mask):
         sample = load_sample(row, manifest)
         assert (sample.lesion == lesion).all()
         assert (sample.leaf == (leaf | lesion)).all()
-    assert "classes are named after" in origin_of(manifest).doubts[0]
+    (coding,) = manifest.codings.values()
+    assert coding.origin.startswith("by the names of the files or folders of the masks")
+    assert not origin_of(manifest).doubts
     assert not origin_of(manifest).unused
 
 
@@ -434,7 +446,7 @@ def test_numbers_of_masks_are_instances_and_said(tmp_path):
         truth[f"images/{n}.jpg"] = parts[0] | parts[1]
     manifest = assert_lesions(tmp_path, truth)
     assert manifest.classes.lesions == ("lesion",)
-    assert "read as the lesions of one class" in origin_of(manifest).doubts[1]
+    assert "read as the lesions of one class" in origin_of(manifest).doubts[0]
 
 
 def nested(root: Path, mask: str) -> None:
@@ -469,7 +481,7 @@ def test_numbered_folders_are_doubted_classes(tmp_path):
             save(tmp_path / f"masks/{i}/{n}.png", square(10 * n + i) * 255)
     manifest = read_folder(tmp_path)
     assert manifest.classes.lesions == ("class 0", "class 1")
-    assert "if one is the leaf, name the folders" in origin_of(manifest).doubts[1]
+    assert "if one is the leaf, name the folders" in origin_of(manifest).doubts[0]
 
 
 def test_masks_of_one_image_of_two_sizes_are_refused(tmp_path):
@@ -520,7 +532,7 @@ def test_folder_of_each_image_with_masks_of_any_name(tmp_path):
         ]
         truth[f"id{n}/images/id{n}.png"] = parts[0] | parts[1]
     manifest = assert_lesions(tmp_path, truth)
-    assert "read as the lesions of one class" in origin_of(manifest).doubts[1]
+    assert "read as the lesions of one class" in origin_of(manifest).doubts[0]
 
 
 @pytest.mark.parametrize("mask", ["masks/class_{i}/{}.png", "masks/{}_class{i}.png"])

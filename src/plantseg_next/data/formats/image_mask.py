@@ -30,7 +30,7 @@ from plantseg_next.data.manifest import (
     Split,
     common_classes,
 )
-from plantseg_next.errors import UsageError
+from plantseg_next.errors import UsageError, shorten
 
 LAYOUT = "images and masks of equal names"
 
@@ -116,13 +116,18 @@ def read_image_mask(
     return replace(manifest, origins={source: origin})
 
 
+def without_shown(files: FolderFiles) -> list[Path]:
+    """Return the images of a folder without masks, except those that show annotations."""
+    return list(find_roles(files).images) or files.images
+
+
 def read_indexed(files: FolderFiles, source: str) -> Manifest:
     """Return images without masks, with what the index says about them.
 
     Raises:
         DataError: If the index is invalid.
     """
-    images = files.images
+    images = without_shown(files)
     keys = keys_of(images, files.root)
     plain = [
         Row(keys[image], image, source, split=split_of(image.relative_to(files.root)))
@@ -280,8 +285,14 @@ def _with_classes(
         names=by_class.names,
         classes=classes,
     )
+    codings = manifest.codings
+    if classes is None:
+        names = shorten(by_class.names, 8)
+        stated = f"by the names of the files or folders of the masks: {names}"
+        codings = {s: replace(coding, origin=stated) for s, coding in codings.items()}
     keys = keys_of(found.images, root)
-    return manifest.only(replace(row, key=keys[row.image]) for row in manifest.rows)
+    rows = [replace(row, key=keys[row.image]) for row in manifest.rows]
+    return replace(manifest, rows=tuple(rows), codings=codings)
 
 
 def _disease_of(files: FolderFiles, found: MaskedImages) -> dict[Path, str]:

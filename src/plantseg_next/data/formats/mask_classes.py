@@ -76,9 +76,7 @@ def class_masks(
     if numbers and around is not None:
         raise _seems_leaf(around, files)
     count = Counter(name for masks in named.values() for name, _ in masks)
-    doubts = [
-        f"classes are named after the files or folders of the masks: {shorten([*count], 8)}"
-    ]
+    doubts: list[str] = []
     if numbers == "classes":
         doubts.append(
             "masks have numbers and no names, which are read as classes of lesions; if one "

@@ -39,7 +39,7 @@ IMAGE, MASK, SHOWN = "image", "mask", "shown"
 _SHOWN_WORDS = frozenset((
     *("visualization", "visualizations", "visualisation", "visualisations", "viz", "vis"),
     *("overlay", "overlays", "overlaid", "preview", "previews", "thumbnail", "thumbnails"),
-    *("thumbs", "blend", "blended"),
+    *("thumbs", "blend", "blended", "fuse"),  # the last one of SuperAnnotate
 ))  # fmt: skip
 _DERIVED_WORDS = frozenset(
     ("object", "objects", "instance", "instances", "color", "colors", "colored")

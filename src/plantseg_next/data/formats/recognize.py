@@ -27,6 +27,7 @@ from plantseg_next.data.formats.image_mask import (
     find_masks,
     read_image_mask,
     read_indexed,
+    without_shown,
 )
 from plantseg_next.data.formats.index import INDEX_FILE
 from plantseg_next.data.formats.json_trees import read_tree
@@ -165,7 +166,7 @@ def _read_masks(files: FolderFiles, source: str, classes: Path | None) -> Manife
 
 def _read_labels(files: FolderFiles, source: str) -> Manifest:
     """Return the images of a data set with image-level labels or without labels."""
-    folder, images = files.root, files.images
+    folder, images = files.root, without_shown(files)
     if (folder / INDEX_FILE).is_file():
         return read_indexed(files, source)
     if are_class_folders(images, folder):
