@@ -126,6 +126,15 @@ def test_nnunet_regions_and_channels_are_refused(tmp_path):
         read_folder(tmp_path)
 
 
+@pytest.mark.parametrize("value", [-1, 1.5, None, True, "9" * 5000, 65536, {}])
+def test_nnunet_labels_of_no_value_are_refused(tmp_path, value):
+    draw(tmp_path, "imagesTr/leaf_0000.png", "labelsTr/leaf.png")
+    tree = {"channel_names": {"0": "R"}, "labels": {"background": 0, "rust": value}}
+    (tmp_path / "dataset.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"dataset\.json`: "):
+        read_folder(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["class_dict.csv", "colors.csv"])
 def test_table_of_colors_decides(tmp_path, name):
     """After ooooverflow/BiSeNet#26: class_dict.csv, here with its further column."""

@@ -30,7 +30,7 @@ _LINE_LISTS = ("classes.txt", "labels.txt", "label.txt", "names.txt", "class.txt
 _VALUE_COLUMNS = ("pixel value", "value", "id", "index", "class id", "label id")
 _NAME_COLUMNS = ("class", "name", "label", "class name", "label name", "category")
 _COLOR_COLUMNS = (("r", "g", "b"), ("red", "green", "blue"))
-_NUMBERED = re.compile(r"(\d+)\s*[:;,=\t ]\s*(\S.*)")
+_NUMBERED = re.compile(r"(\d{1,5})\s*[:;,=\t ]\s*(\S.*)")
 _IGNORED = 255
 _MOST_TABLES = 200
 _MOST_BYTES = 1 << 20
@@ -186,7 +186,7 @@ def _pairs(labels: Mapping[str, Any], path: Path) -> Iterable[tuple[int, str]]:
             raise _invalid(
                 path, f"`{text}` is a region of {len(value)} values, not a class"
             )
-        if isinstance(value, bool) or not str(value).isdecimal():
+        if isinstance(value, bool) or not re.fullmatch(r"\d{1,5}", str(value)):
             raise _invalid(path, f"`{text}` has the value {value!r}")
         yield int(value), text
 

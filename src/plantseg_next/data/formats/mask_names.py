@@ -23,7 +23,7 @@ _SUFFIX = re.compile(rf"(?:^|[_\-. ]+|(?<=\d))(?:ground[_\-. ]?truth|{_NAMING})$
 _PREFIX = re.compile(rf"^(?:ground[_\-. ]?truth|{_NAMING})(?:$|[_\-. ]+|(?=\d))")
 _LETTER = re.compile(r"^[xy][_\-. ]+|[_\-. ]+[xy]$")
 _CHANNEL = re.compile(r"_0000$")
-_BRUSH = re.compile(r"task-(\d+)-annotation-(\d+)-by-(.*?)(?:-(\d+))?$")
+_BRUSH = re.compile(r"task-(\d{1,18})-annotation-(\d{1,18})-by-(.*?)(?:-(\d+))?$")
 _COUNTED = re.compile(r"(\D+?)(\d+)")
 _COUNTING_WORDS = frozenset(
     ("object", "objects", "obj", "instance", "instances", "inst", "region", "roi", "id")
