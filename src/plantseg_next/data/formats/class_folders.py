@@ -11,11 +11,13 @@ from plantseg_next.data.formats.folders import (
     keys_of,
     split_of,
     subfolder,
+    subfolders,
     tidy_name,
 )
+from plantseg_next.data.formats.names import ROLE_WORDS
 from plantseg_next.data.manifest import Manifest, Origin, Row, common_classes
 
-_NAMES_OF_NO_CLASS = {"images", "img", "imgs", "photos", "pictures", "raw", "dcim"}
+_NO_CLASSES = ROLE_WORDS | {"raw", "dcim", "batch", "part", "set", "session"}
 
 
 def color_folder(folder: Path) -> Path:
@@ -24,7 +26,9 @@ def color_folder(folder: Path) -> Path:
     It contains the same leaves three times: in color, in gray and segmented.
     """
     raw = subfolder(folder, ["raw"]) or folder
-    return subfolder(raw, ["color"]) or folder
+    color = subfolder(raw, ["color"])
+    is_checkout = color and any("___" in path.name for path in subfolders(color))
+    return color if color and is_checkout else folder
 
 
 def are_class_folders(images: list[Path], root: Path) -> bool:
@@ -33,12 +37,12 @@ def are_class_folders(images: list[Path], root: Path) -> bool:
     Either a folder is named ``Plant___Disease`` or ``healthy``, or there are at least
     two, whose names have at least three letters in a row and are not splits.
     """
-    names = {_class_name(image, root) for image in images}
+    names = {class_of(image, root) for image in images}
     if "" in names:
         return False
     if any("___" in name or name.lower() == "healthy" for name in names):
         return True
-    return len(names) > 1 and all(_can_be_class(name) for name in names)
+    return len(names) > 1 and all(can_be_class(name) for name in names)
 
 
 def read_class_folders(images: list[Path], root: Path, source: str) -> Manifest:
@@ -55,7 +59,7 @@ def read_class_folders(images: list[Path], root: Path, source: str) -> Manifest:
     """
     rows = []
     for image, key in keys_of(images, root).items():
-        plant, _, disease = _class_name(image, root).rpartition("___")
+        plant, _, disease = class_of(image, root).rpartition("___")
         rows.append(
             Row(
                 key=key,
@@ -70,12 +74,14 @@ def read_class_folders(images: list[Path], root: Path, source: str) -> Manifest:
     return Manifest(tuple(rows), common_classes(rows, {}), {}, {source: origin})
 
 
-def _class_name(image: Path, root: Path) -> str:
+def class_of(image: Path, root: Path) -> str:
+    """Return the folder of an image as a class; "" if it is the root or a split."""
     folder = image.parent
     return "" if folder == root or folder.name.lower() in SPLIT_NAMES else folder.name
 
 
-def _can_be_class(name: str) -> bool:
-    letters = "".join(c if c.isalpha() else " " for c in name)
-    long_enough = any(len(word) >= 3 or not word.isascii() for word in letters.split())
-    return long_enough and name.lower() not in _NAMES_OF_NO_CLASS
+def can_be_class(name: str) -> bool:
+    """Return whether a name has a word that is no number, camera or kind of file."""
+    words = "".join(c if c.isalpha() else " " for c in name).split()
+    long_enough = [word for word in words if len(word) >= 3 or not word.isascii()]
+    return any(word.casefold() not in _NO_CLASSES for word in long_enough)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import yaml
 
-from plantseg_next.data.formats.folders import tidy_name
+from plantseg_next.data.formats.folders import SPLIT_NAMES, tidy_name
 from plantseg_next.data.image_io import read_mask
 from plantseg_next.data.manifest import (
     MaskCoding,
@@ -31,10 +31,11 @@ SCANNED_MASKS = 200
 MAX_CLASS_FILE_BYTES = 2**20
 """Largest class file: a line for each of 65,536 values has some 20 bytes."""
 _LEAF = {"leaf", "leaves", "healthy leaf", "healthy", "leaf area", "plant"}
-_BACKGROUND = {"background", "bg", "ground"}
+_UNLABELED = {name for name, split in SPLIT_NAMES.items() if split == "unlabeled"}
+_BACKGROUND = {"background", "bg", "ground", *_UNLABELED}
 _IGNORE = {"ignore", "ignored", "void", "unknown", "unsure"}
 _MAX_IDS_IN_A_MASK = 32
-_ROLES = get_args(Role)
+ROLES = get_args(Role)
 _TWO: dict[int | str, str] = {0: "background", 1: "lesion"}
 _THREE: dict[int | str, str] = {0: "background", 1: "leaf", 2: "lesion"}
 _CONVENTIONS: Mapping[frozenset[int], Mapping[int | str, str]] = {
@@ -288,7 +289,7 @@ def _meaning(text: object) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{text!r} is not a name")
     name = text.strip()
-    return name.lower() if name.lower() in _ROLES else name
+    return name.lower() if name.lower() in ROLES else name
 
 
 def _needs_colors(folder: Path, path: Path) -> UsageError:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from plantseg_next.data.manifest import Split
 from plantseg_next.errors import DataError
@@ -43,7 +43,7 @@ SPLIT_NAMES: Mapping[str, Split] = {
 }
 
 
-def is_image(path: Path) -> bool:
+def is_image(path: PurePath) -> bool:
     """Return whether a file name is that of an image and not hidden."""
     return path.suffix.lower() in IMAGE_ENDINGS and not _is_hidden(path.name)
 

@@ -14,52 +14,38 @@ from urllib.parse import unquote
 from plantseg_next.data.formats.folders import IMAGE_ENDINGS, split_of
 from plantseg_next.errors import UsageError, shorten
 
-_ROLE_WORDS = frozenset(
-    [
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "jpegimages",
-        "jpeg",
-        "photo",
-        "photos",
-        "picture",
-        "pictures",
-        "color",
-        "rgb",
-        "mask",
-        "masks",
-        "label",
-        "labels",
-        "annotation",
-        "annotations",
-        "ann",
-        "anns",
-        "gt",
-        "ground",
-        "truth",
-        "groundtruth",
-        "seg",
-        "segmentation",
-        "segmentations",
-        "segmentationclass",
-        "segmentationclasspng",
-        "class",
-        "png",
-        "json",
-        "jsons",
-        "labelme",
-        "xml",
-        "txt",
-        "dir",
-        "data",
-    ]
-)
+IMAGE_WORDS = frozenset((
+    *("images", "img", "imgs", "jpegimages", "image", "picture"),
+    *("photo", "photos", "pictures"), *("original", "originals", "orig", "input", "inputs"),
+    *("bild", "bilder", "imagen", "imagenes", "imágenes", "imagem", "imagens", "图像"),
+))  # fmt: skip
+"""Words that say "images", in the names of folders and files."""
+MASK_WORDS = frozenset((
+    *("mask", "masks", "msk", "msks", "segmentation", "segmentations", "segmentationclass"),
+    *("segmentationclasspng", "groundtruth", "groundtruths", "truth", "maske", "masken"),
+    *("mascara", "mascaras", "máscara", "máscaras", "masque", "masques", "掩码"),
+))  # fmt: skip
+"""Words that say "masks"."""
+MAYBE_MASK_WORDS = frozenset((
+    *("label", "labels", "lbl", "lbls", "annotation", "annotations", "anno", "ann"),
+    *("anns", "annots", "gt", "gts", "seg", "segs", "标签"),
+))  # fmt: skip
+"""Words that say "masks", unless the files are photographs: of the label of a pot."""
+ROLE_WORDS = frozenset((
+    *IMAGE_WORDS, *MASK_WORDS, *MAYBE_MASK_WORDS,
+    *("jpeg", "color", "rgb", "raw", "ground", "class", "png", "json", "jsons"),
+    *("labelme", "xml", "txt", "dir", "data"),
+))  # fmt: skip
 """Words of folder names that say what is in a folder, not which images they are."""
 _WORD = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![^\W\d_A-Z])|\d+|[^\W\d_]+")
+_ENDINGS = re.compile(f"(?:{'|'.join(map(re.escape, IMAGE_ENDINGS))})+$", re.IGNORECASE)
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
 """What Label Studio prepends to the name of an uploaded file."""
+
+
+def whole_name(name: str) -> str:
+    """Return a file name with its ending, with accents as one letter each (NFC)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def same_name(name: str) -> str:
@@ -71,14 +57,21 @@ def same_name(name: str) -> str:
         >>> same_name("leaf 1.JPG.png")
         'leaf 1'
     """
-    stem = unicodedata.normalize("NFC", name)
-    while ending := next((e for e in IMAGE_ENDINGS if stem.lower().endswith(e)), ""):
-        stem = stem[: -len(ending)]
-    return stem
+    return _ENDINGS.sub("", whole_name(name))
+
+
+def words_of(name: str) -> list[str]:
+    """Return the words and numbers of a name, in lower case.
+
+    Example:
+        >>> words_of("imagesTr"), words_of("train_masks2")
+        (['images', 'tr'], ['train', 'masks', '2'])
+    """
+    return [word.casefold() for word in _WORD.findall(whole_name(name))]
 
 
 def place_of(folder: PurePath) -> tuple[str, ...]:
-    """Return the parts of a relative folder that tell images apart, for comparison.
+    """Return the parts of a relative folder that distinguish images, for comparison.
 
     Words that say what a folder holds are left out, so that an image and its mask or
     annotation are in the same place.
@@ -87,12 +80,11 @@ def place_of(folder: PurePath) -> tuple[str, ...]:
         >>> place_of(Path("train/images")), place_of(Path("Train_Masks"))
         (('train',), ('train',))
     """
-    parts = []
-    for part in unicodedata.normalize("NFC", folder.as_posix()).split("/"):
-        words = [word.casefold() for word in _WORD.findall(part)]
-        if kept := [word for word in words if word not in _ROLE_WORDS]:
-            parts.append(" ".join(kept))
-    return tuple(parts)
+    kept = (
+        " ".join(word for word in words_of(part) if word not in ROLE_WORDS)
+        for part in folder.parts
+    )
+    return tuple(part for part in kept if part)
 
 
 class ImageNames:
@@ -160,7 +152,7 @@ class ImageNames:
             raise UsageError(
                 f"`{name}` is the name of {len(images)} images in `{self._root}`: "
                 f"{shorten(shown)}.",
-                needed="annotations whose names tell the images apart",
+                needed="annotations whose names distinguish the images",
                 fix="keep each annotation file beside its images, or give the images "
                 "different names, in the files too",
             )
@@ -212,7 +204,7 @@ class ImageNames:
 
 def _keys(name: str) -> list[str]:
     """Return the forms of a file name to compare, from the most exact one."""
-    normal = unicodedata.normalize("NFC", name)
+    normal = whole_name(name)
     bare = same_name(name)
     # Prefixes keep a bare name from being compared with a whole one.
     return [

@@ -19,7 +19,7 @@ from plantseg_next.data.formats.folders import (
     subfolder,
     tidy_name,
 )
-from plantseg_next.data.formats.image_mask import Pairs, match_masks
+from plantseg_next.data.formats.image_mask import match_masks
 from plantseg_next.data.formats.index import split_named
 from plantseg_next.data.formats.numbers import whole
 from plantseg_next.data.formats.tables import read_index
@@ -67,20 +67,15 @@ def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Man
             fix="unpack the archive again, or let `read_folder` recognize the layout",
         )
     image_root, mask_root, table = parts
-    pair = Pairs(
-        tuple(scan(image_root).images),
-        tuple(scan(mask_root).images),
-        image_root,
-        mask_root,
-    )
-    mask_of = match_masks(pair)
+    images, masks = scan(image_root).images, scan(mask_root).images
+    mask_of = match_masks(images, masks, folder)
     entries, doubts = _entries(table)
     names = _class_names(entries.values(), table)
     not_in_table = [mask for i, mask in mask_of.items() if i.name not in entries]
     _add_missing_names(names, not_in_table)
 
     rows = []
-    for image, key in keys_of(pair.images, image_root).items():
+    for image, key in keys_of(images, image_root).items():
         entry = entries.get(image.name, {})
         index = _index(entry, table)
         split = split_of(image.relative_to(image_root))
@@ -97,10 +92,10 @@ def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Man
             )
         )
     coding = read_coding(classes) if classes else _coding(names)
-    used, present = set(mask_of.values()), {image.name for image in pair.images}
+    used, present = set(mask_of.values()), {image.name for image in images}
     origin = Origin(
         "PlantSeg archive: official splits, one disease per image",
-        tuple(str(mask) for mask in pair.masks if mask not in used),
+        tuple(str(mask) for mask in masks if mask not in used),
         tuple(name for name in entries if name not in present),
         doubts,
     )

@@ -23,7 +23,12 @@ from plantseg_next.data.formats.folders import (
     scan,
     subfolders,
 )
-from plantseg_next.data.formats.image_mask import Pairs, find_pairs, read_image_mask
+from plantseg_next.data.formats.image_mask import (
+    find_masks,
+    read_image_mask,
+    read_indexed,
+    without_shown,
+)
 from plantseg_next.data.formats.index import INDEX_FILE
 from plantseg_next.data.formats.json_trees import read_tree
 from plantseg_next.data.formats.labelme import read_labelme
@@ -155,17 +160,16 @@ def _read_masks(files: FolderFiles, source: str, classes: Path | None) -> Manife
     _use_class_files(files)
     if is_plantseg(folder):
         return read_plantseg(folder, source, classes)
-    if pairs := find_pairs(folder, files):
-        return read_image_mask(folder, pairs, source, classes)
+    if found := find_masks(files):
+        return read_image_mask(files, found, source, classes)
     return _read_annotated(files, source, classes)
 
 
 def _read_labels(files: FolderFiles, source: str) -> Manifest:
     """Return the images of a data set with image-level labels or without labels."""
-    folder, images = files.root, files.images
+    folder, images = files.root, without_shown(files)
     if (folder / INDEX_FILE).is_file():
-        pairs = [Pairs(tuple(images), (), folder, folder)]
-        return read_image_mask(folder, pairs, source)
+        return read_indexed(files, source)
     if are_class_folders(images, folder):
         return read_class_folders(images, folder, source)
     return read_plain(images, folder, source)
