@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from plantseg_next.cli.app import AsJson, Classes, ClassNames, Data, app
+from plantseg_next.cli.app import AsJson, Classes, ClassNames, Data, Exif, app
 from plantseg_next.cli.progress import progress_bars
 
 about_data = typer.Typer(
@@ -27,6 +27,7 @@ def check(
             "where the data set states none."
         ),
     ] = 0,
+    exif: Exif = None,
     json: AsJson = False,
 ) -> None:
     """Find the defects of a data set before training.
@@ -36,7 +37,7 @@ def check(
     from plantseg_next import api
 
     with progress_bars() as progress:
-        sources = api.DataSources(data, classes, names=class_names)
+        sources = api.DataSources(data, classes, names=class_names, exif=exif or ())
         report = api.check(sources, seed=seed, progress=progress)
     print(report.to_json() if json else report.to_text())
     raise typer.Exit(1 if report.spoils_training else 0)

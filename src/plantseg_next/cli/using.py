@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Never
 
 import typer
 
-from plantseg_next.cli.app import AsJson, Classes, Images, Model, Out, app
+from plantseg_next.cli.app import AsJson, Classes, Exif, Images, Model, Out, app
 from plantseg_next.cli.progress import TrainingBar, bars, progress_bars, task_bars
 from plantseg_next.errors import UsageError
 
@@ -34,6 +34,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder for report.txt, report.json, images.csv.")
     ] = None,
     classes: Classes = None,
+    exif: Exif = None,
     json: AsJson = False,
 ) -> None:
     """Evaluate a model on images that it has not learned from.
@@ -48,7 +49,12 @@ def evaluate(
         prepare_output(out)
     with progress_bars() as progress:
         report = api.evaluate(
-            model, data, split=_one_split(split), classes=classes, progress=progress
+            model,
+            data,
+            split=_one_split(split),
+            classes=classes,
+            exif=exif or (),
+            progress=progress,
         )
     print(report.to_json() if json else report.to_text())
     if out is not None:

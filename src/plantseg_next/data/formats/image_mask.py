@@ -118,7 +118,10 @@ def read_image_mask(
     if (folder / INDEX_FILE).is_file():
         rows, missing = add_index(rows, folder / INDEX_FILE)
     used = set(mask_of.values())
-    codings = {source: find_coding(folder, sorted(used), classes)} if used else {}
+    codings = {}
+    if used:
+        image_of = {mask: image for image, mask in mask_of.items()}
+        codings = {source: find_coding(folder, sorted(used), classes, image_of)}
     origin = Origin(
         "images and masks of equal names" if used else "images and an index",
         tuple(str(mask) for mask in masks if mask not in used),

@@ -3,8 +3,9 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from plantseg_next.data.formats.class_folders import (
     are_class_folders,
@@ -27,12 +28,14 @@ from plantseg_next.data.formats.labelme import is_labelme, read_labelme
 from plantseg_next.data.formats.plain import read_plain
 from plantseg_next.data.formats.plantseg import is_plantseg, read_plantseg
 from plantseg_next.data.formats.yolo import label_files, read_yolo
-from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, merge
-from plantseg_next.errors import DataError, UsageError, missing_path
+from plantseg_next.data.manifest import MANIFEST_FILE, Exif, Manifest, merge
+from plantseg_next.errors import DataError, UsageError, missing_path, unknown_name
 from plantseg_next.files import read_text
 
 
-def read_folders(paths: Sequence[Path], *, classes: Path | None = None) -> Manifest:
+def read_folders(
+    paths: Sequence[Path], *, classes: Path | None = None, exif: Sequence[str] = ()
+) -> Manifest:
     """Return the images of one or many data sets in one manifest.
 
     Data sets are named after their folders; if two have the same name, the parent folder
@@ -41,32 +44,60 @@ def read_folders(paths: Sequence[Path], *, classes: Path | None = None) -> Manif
     Args:
         paths: Each as for ``read_folder``.
         classes: A class file; for one data set only.
+        exif: Which way images were annotated: "as-stored" or "upright" for all data sets,
+            or "NAME=as-stored" for one.
 
     Raises:
-        UsageError: If two data sets have the same name, or as ``read_folder``.
+        UsageError: If ``exif`` names no such way or data set, two data sets have the same
+            name, or as ``read_folder``.
         DataError: As ``read_folder``.
     """
+    for path in paths:
+        _refuse_missing(path)
+    count = Counter(path.resolve().name for path in paths)
+    names = [
+        _name_with_parent(path) if count[path.resolve().name] > 1 else path.resolve().name
+        for path in paths
+    ]
+    ways = _exif_of(exif, names)
     if len(paths) == 1:
-        return read_folder(paths[0], classes=classes)
+        return read_folder(paths[0], classes=classes, exif=ways.get(names[0]))
     if classes is not None:
         raise UsageError(
             f"--classes names one file, for {len(paths)} data sets.",
             needed="the meaning of the mask values of each data set",
             fix="put a classes.yaml into each folder",
         )
-    for path in paths:
-        _refuse_missing(path)
-    count = Counter(path.resolve().name for path in paths)
     return merge(
         read_folder(
-            path, source=_name_with_parent(path) if count[path.resolve().name] > 1 else None
+            path,
+            source=name if count[path.resolve().name] > 1 else None,
+            exif=ways.get(name),
         )
-        for path in paths
+        for path, name in zip(paths, names, strict=True)
     )
 
 
+def _exif_of(stated: Sequence[str], names: Sequence[str]) -> dict[str, Exif]:
+    """Return the stated way of each data set; a later statement precedes an earlier one."""
+    ways: dict[str, Exif] = {}
+    for text in stated:
+        name, _, word = text.rpartition("=")
+        way = next((known for known in get_args(Exif) if known == word), None)
+        if way is None:
+            raise unknown_name(f"--exif is `{text}`.", word, get_args(Exif))
+        if name and name not in names:
+            raise unknown_name(f"--exif names the data set `{name}`.", name, names)
+        ways |= dict.fromkeys([name] if name else names, way)
+    return ways
+
+
 def read_folder(
-    path: Path, *, classes: Path | None = None, source: str | None = None
+    path: Path,
+    *,
+    classes: Path | None = None,
+    source: str | None = None,
+    exif: Exif | None = None,
 ) -> Manifest:
     """Return the images of a folder with the labels that its layout contains.
 
@@ -89,6 +120,8 @@ def read_folder(
             ``classes.yaml`` (``.yml``, ``.json``, ``.csv``) of the folder; without
             one, the coding is inferred from the masks.
         source: Name of the data set; default: the name of its folder.
+        exif: Which way images with an EXIF orientation were annotated; by default as the
+            sizes show, and upright where both ways fit.
 
     Raises:
         UsageError: If there is no such path, no image in it, or its masks require a
@@ -99,18 +132,27 @@ def read_folder(
     if classes is not None and not classes.is_file():
         raise missing_path(classes, "a class file: mask values and their meanings")
     if path.is_file():
-        return _read_file(path)
+        return _annotated(_read_file(path), exif)
     if (path / MANIFEST_FILE).is_file():
-        return Manifest.read(path / MANIFEST_FILE)
+        return _annotated(Manifest.read(path / MANIFEST_FILE), exif)
 
     source = source or path.resolve().name or "images"
     folder = color_folder(_unwrapped(path))
     images = find_images(folder)
     if not images:
         raise _no_images(path)
-    return _read_masks(folder, images, source, classes) or _read_labels(
-        folder, images, source
-    )
+    manifest = _read_masks(folder, images, source, classes, exif)
+    return _annotated(manifest or _read_labels(folder, images, source), exif)
+
+
+def _annotated(manifest: Manifest, exif: Exif | None) -> Manifest:
+    """Return a manifest that states which way its images were annotated."""
+    if exif is None:
+        return manifest
+    codings = {
+        name: replace(coding, exif=exif) for name, coding in manifest.codings.items()
+    }
+    return replace(manifest, codings=codings)
 
 
 def _refuse_missing(path: Path) -> None:
@@ -131,14 +173,18 @@ def _name_with_parent(path: Path) -> str:
 
 
 def _read_masks(
-    folder: Path, images: list[Path], source: str, classes: Path | None
+    folder: Path,
+    images: list[Path],
+    source: str,
+    classes: Path | None,
+    exif: Exif | None,
 ) -> Manifest | None:
     """Return the images of a data set with masks or annotations, else ``None``."""
     if is_plantseg(folder):
         return read_plantseg(folder, source, classes)
     if pairs := find_pairs(folder, images):
         return read_image_mask(folder, pairs, source, classes)
-    return _read_annotated(folder, images, source, classes)
+    return _read_annotated(folder, images, source, classes, exif)
 
 
 def _read_labels(folder: Path, images: list[Path], source: str) -> Manifest:
@@ -152,7 +198,11 @@ def _read_labels(folder: Path, images: list[Path], source: str) -> Manifest:
 
 
 def _read_annotated(
-    folder: Path, images: list[Path], source: str, classes: Path | None
+    folder: Path,
+    images: list[Path],
+    source: str,
+    classes: Path | None,
+    exif: Exif | None,
 ) -> Manifest | None:
     """Return images with the files of an annotation tool; ``None`` if there are none."""
     classes = classes or stated_classes(folder)
@@ -168,7 +218,7 @@ def _read_annotated(
     if cvat := [path for path in sorted(folder.glob("*.xml")) if is_cvat(path)]:
         return read_cvat(folder, images, cvat[0], source, classes)
     if yolo := label_files(folder):
-        return read_yolo(folder, images, yolo, source, classes)
+        return read_yolo(folder, images, yolo, source, classes, exif)
     return None
 
 

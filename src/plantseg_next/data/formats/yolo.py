@@ -20,7 +20,7 @@ from plantseg_next.data.formats.annotations import (
 )
 from plantseg_next.data.formats.folders import find_files, same_name
 from plantseg_next.data.image_io import read_size
-from plantseg_next.data.manifest import Manifest, Origin
+from plantseg_next.data.manifest import Exif, Manifest, Origin
 from plantseg_next.errors import DataError
 from plantseg_next.files import read_text
 from plantseg_next.yaml_files import load_yaml
@@ -48,6 +48,7 @@ def read_yolo(
     files: Sequence[Path],
     source: str,
     classes: Path | None = None,
+    exif: Exif | None = None,
 ) -> Manifest:
     """Return images with masks drawn from YOLO label files.
 
@@ -59,6 +60,8 @@ def read_yolo(
         files: Label files.
         source: Name of the data set.
         classes: A class file with the meaning of each name.
+        exif: "as-stored" if the labels are relative to the images as they are stored,
+            before their EXIF orientation is applied.
 
     Raises:
         DataError: If a line is not in the YOLO format.
@@ -80,7 +83,7 @@ def read_yolo(
         if len(same) != 1:
             missing.append(file.name)
             continue
-        size_hw = read_size(same[0])
+        size_hw = read_size(same[0], upright=exif != "as-stored")
         areas = []
         for number, line in enumerate(read_text(file).splitlines(), 1):
             if not line.strip():
@@ -93,7 +96,11 @@ def read_yolo(
         annotations[same[0]] = AnnotatedImage(same[0], areas, size_hw)
     annotated = every(images, annotations, folder)
     origin = Origin(
-        "YOLO segmentation: one text file per image", (), tuple(missing), in_words(trouble)
+        "YOLO segmentation: one text file per image",
+        (),
+        tuple(missing),
+        in_words(trouble),
+        relative=True,
     )
     return read_annotations(
         annotated,

@@ -13,16 +13,15 @@ import numpy as np
 import PIL
 from jaxtyping import Int, Integer, UInt8
 
-from plantseg_next.data import image_io
+from plantseg_next.data import file_formats, image_io
 from plantseg_next.data.image_io import (
-    LOSSY_FORMATS,
-    orient_mask,
+    mask_orientation,
     read_header,
     read_image,
     read_mask,
 )
 from plantseg_next.data.index import Index
-from plantseg_next.data.manifest import Manifest, MaskCoding, Row, digest
+from plantseg_next.data.manifest import Channel, Manifest, MaskCoding, Row, digest
 from plantseg_next.data.mask_values import decode_mask
 from plantseg_next.data.quality import near_duplicates
 from plantseg_next.data.quality.near_duplicates import Fingerprint, fingerprint
@@ -99,17 +98,19 @@ class MaskFile:
         size_hw: Rows and columns, as stored.
         values: The values that occur, or the colors.
         counts: Pixels of each of them.
+        exif_orientation: EXIF orientation of the mask itself, 1 for none.
     """
 
     mode: str
     size_hw: tuple[int, int]
     values: Integer[np.ndarray, " n *c"]
     counts: Int[np.ndarray, " n"]
+    exif_orientation: int = 1
 
     @classmethod
-    def inspect(cls, path: Path, *, as_colors: bool) -> "MaskFile":
+    def inspect(cls, path: Path, *, as_colors: bool, channel: Channel) -> "MaskFile":
         """Return what is in a file; arguments and errors are those of ``read_mask``."""
-        mask = read_mask(path, as_colors=as_colors)
+        mask = read_mask(path, as_colors=as_colors, channel=channel)
         if mask.ndim == 2:
             of_value = np.bincount(mask.ravel())
             (values,) = of_value.nonzero()
@@ -119,18 +120,22 @@ class MaskFile:
             values, counts = np.unique(packed, return_counts=True)
             values = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1)
         size_hw = mask.shape[0], mask.shape[1]
-        return cls(read_header(path).mode, size_hw, values.astype(mask.dtype), counts)
+        header = read_header(path)
+        values = values.astype(mask.dtype)
+        return cls(header.mode, size_hw, values, counts, header.exif_orientation)
 
     def to_bytes(self) -> bytes:
         """Return it as the index keeps it: JSON."""
         values = (self.values.dtype.name, self.values.tolist(), self.counts.tolist())
-        return json.dumps((self.mode, self.size_hw, *values)).encode()
+        numbers = (self.mode, self.size_hw, *values, self.exif_orientation)
+        return json.dumps(numbers).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "MaskFile":
         """Return what ``to_bytes`` wrote."""
-        mode, (height, width), dtype, values, counts = json.loads(content)
-        return cls(mode, (height, width), np.array(values, dtype), np.array(counts))
+        mode, (height, width), dtype, values, counts, orientation = json.loads(content)
+        numbers = np.array(values, dtype), np.array(counts)
+        return cls(mode, (height, width), *numbers, orientation)
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,9 @@ class MaskStats:
 
     Args:
         mode: Pillow's name of its pixel layout.
-        was_rotated: Whether it fits its image only before the EXIF orientation.
+        was_rotated: Whether it is rotated by an EXIF orientation to lie on its image.
+        lies_either_way: Whether it fits its image before and after the EXIF orientation,
+            and nothing says which way the image was annotated.
         lesion_px: Pixels of each lesion class that occurs, by name.
         annotated_px: Pixels with a known lesion label, "no lesion" included.
         leaf_px: Pixels of leaf without lesions; ``None`` if the leaf is not annotated.
@@ -149,6 +156,7 @@ class MaskStats:
 
     mode: str
     was_rotated: bool
+    lies_either_way: bool
     lesion_px: dict[str, int]
     annotated_px: int
     leaf_px: int | None
@@ -238,7 +246,7 @@ def green_fraction(image: UInt8[np.ndarray, "h w 3"]) -> float:
 @cache
 def _code() -> str:
     """Return the digest of the code that inspects files, and the versions of libraries."""
-    paths = (__file__, image_io.__file__, near_duplicates.__file__)
+    paths = (__file__, file_formats.__file__, image_io.__file__, near_duplicates.__file__)
     digests = [sha256_of(Path(path)) for path in paths]
     return " ".join([*digests, PIL.__version__, cv2.__version__])
 
@@ -265,18 +273,21 @@ def _inspect_mask(
     if path is None:
         return None
     coding, classes = manifest.codings[row.source], manifest.classes
-    code, as_colors = "unreadable-mask", coding.by_color
+    code, as_colors, channel = "unreadable-mask", coding.by_color, coding.channel
     try:
         file = index.find(
             MaskFile,
             path,
-            lambda: MaskFile.inspect(path, as_colors=as_colors),
-            variant="colors" if as_colors else "",
+            lambda: MaskFile.inspect(path, as_colors=as_colors, channel=channel),
+            variant=f"{channel} {as_colors}",
         )
         code = "size-mismatch"
-        was_rotated = image is not None and file.size_hw != image.size_hw
-        if image is not None and was_rotated:
-            orient_mask(np.empty(file.size_hw, np.uint8), image.size_hw, row)
+        orientation = 1
+        if image is not None:
+            orientation = mask_orientation(
+                *(row.image, path, image.size_hw, file.size_hw, file.exif_orientation),
+                coding.exif,
+            )
         code = "unknown-mask-value"
         lesion, leaf = _decode_values(file, path, coding, classes)
     except PlantSegError as error:
@@ -290,7 +301,11 @@ def _inspect_mask(
     healthy = (lesion == NO_LESION) & (leaf == 1)
     return MaskStats(
         mode=file.mode,
-        was_rotated=was_rotated,
+        was_rotated=orientation != 1,
+        lies_either_way=image is not None
+        and file.exif_orientation == 1
+        and coding.exif is None
+        and _lies_either_way(image, manifest, row),
         lesion_px={
             name: int(pixels[i])
             for i, name in enumerate(classes.lesions, start=1)
@@ -309,13 +324,23 @@ def _decode_values(
     try:
         lesion, leaf = decode_mask(file.values[None], coding, classes, name=str(path))
     except DataError:  # its text states the fraction of pixels
-        mask = read_mask(path, as_colors=coding.by_color)
+        mask = read_mask(path, as_colors=coding.by_color, channel=coding.channel)
         decode_mask(mask, coding, classes, name=str(path))
         raise
     return lesion[0], leaf[0]
 
 
+def _lies_either_way(image: ImageFile, manifest: Manifest, row: Row) -> bool:
+    """Return whether a mask would fit an image as stored and upright alike."""
+    origin = manifest.origins.get(row.source)
+    height, width = image.size_hw
+    fits = image.exif_orientation < 5 or height == width
+    return image.exif_orientation != 1 and (
+        fits or (origin is not None and origin.relative)
+    )
+
+
 def _is_lossy(path: Path) -> bool:
     with suppress(PlantSegError):
-        return read_header(path).file_format in LOSSY_FORMATS
+        return bool(read_header(path).lossy)
     return False
