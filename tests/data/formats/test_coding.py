@@ -105,7 +105,7 @@ def test_infer_coding_leaf_without_evidence_is_asked_for(tmp_path, values):
 
 
 def test_infer_coding_values_without_zero_are_asked_for(tmp_path):
-    with pytest.raises(UsageError, match="No mask in .* holds the value 0, only 1, 2"):
+    with pytest.raises(UsageError, match=r"No mask in .* holds the value 0, only 1, 2"):
         infer_coding(tmp_path, masks_of(tmp_path, [1, 2]))
 
 

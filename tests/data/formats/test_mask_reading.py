@@ -161,7 +161,7 @@ def test_small_ids_smoothed_at_their_edges_are_divided_half_way(tmp_path):
 def test_smoothed_masks_of_three_classes_are_refused(tmp_path):
     """After ykamikawa/tf-keras-PSPNet#2: ids 0, 2, 6, 7, 10 became 0 to 10."""
 
-    def mask(n: int) -> Image.Image:
+    def mask(_: int) -> Image.Image:
         ids = np.zeros((SIDE // 2, SIDE // 2), np.uint8)
         ids[5:40, 5:40], ids[8:20, 8:20], ids[22:36, 22:36] = 2, 6, 10
         return Image.fromarray(ids).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
@@ -174,7 +174,7 @@ def test_smoothed_masks_of_three_classes_are_refused(tmp_path):
 def test_smoothed_masks_of_three_gray_levels_are_refused(tmp_path):
     """After NVIDIA/DALI#5507: values between 0, 25, 100 and 220 after a resize."""
 
-    def mask(n: int) -> Image.Image:
+    def mask(_: int) -> Image.Image:
         ids = np.zeros((SIDE, SIDE), np.uint8)
         ids[10:80, 10:80], ids[30:60, 30:60] = 100, 220
         return Image.fromarray(ids).filter(ImageFilter.BoxBlur(1))
@@ -197,7 +197,7 @@ def test_smoothed_masks_with_stated_ends_are_repaired(tmp_path):
 
 
 def test_unknown_value_beside_stated_ones_is_not_repaired(tmp_path):
-    write(tmp_path, lambda n: truth(n).astype(np.uint8) + 4 * truth(n + 20))
+    write(tmp_path, lambda n: truth(n) + np.uint8(4) * truth(n + 20))
     (tmp_path / "classes.yaml").write_text("0: background\n1: rust\n")
     codes = {issue.code for issue in check(read_folder(tmp_path)).issues}
     assert "unknown-mask-value" in codes
@@ -313,7 +313,7 @@ def test_numbers_that_are_not_whole_are_refused(tmp_path, value):
 # numbered areas
 
 
-def numbered(n: int, count: int) -> np.ndarray:
+def numbered(count: int) -> np.ndarray:
     values = np.zeros((SIDE, SIDE), np.uint8)
     for i in range(count):
         top, left = i // 4 * 20 + 2, i % 4 * 20 + 2
@@ -323,9 +323,9 @@ def numbered(n: int, count: int) -> np.ndarray:
 
 def test_numbered_lesions_are_one_class(tmp_path):
     """After ykamikawa/tf-keras-PSPNet#2 and others: ids of areas instead of classes."""
-    write(tmp_path, lambda n: numbered(n, n + 5))
+    write(tmp_path, lambda n: numbered(n + 5))
     for n, lesion in enumerate(lesions(tmp_path)):
-        assert np.array_equal(lesion, numbered(n, n + 5) > 0)
+        assert np.array_equal(lesion, numbered(n + 5) > 0)
     assert "1 to 12 number single areas, one each, from 1 in every mask of 8" in origin(
         tmp_path
     )
@@ -335,16 +335,16 @@ def test_numbers_of_the_whole_set_are_one_class(tmp_path):
     """After wpumacay/robot-colosseum#16: an id per object that differs in every image."""
 
     def mask(n: int) -> np.ndarray:
-        values = numbered(n, 12).astype(np.uint16)
+        values = numbered(12).astype(np.uint16)
         return np.where(values > 0, values + 1000 * n, 0).astype(np.uint16)
 
     write(tmp_path, mask)
-    for n, lesion in enumerate(lesions(tmp_path)):
-        assert np.array_equal(lesion, numbered(n, 12) > 0)
+    for lesion in lesions(tmp_path):
+        assert np.array_equal(lesion, numbered(12) > 0)
 
 
 def test_few_numbers_that_may_be_classes_are_asked_about(tmp_path):
-    write(tmp_path, lambda n: numbered(n, n % 3 + 1))
+    write(tmp_path, lambda n: numbered(n % 3 + 1))
     with pytest.raises(UsageError, match="may be classes, or number single lesions"):
         read_folder(tmp_path)
 
@@ -352,7 +352,7 @@ def test_few_numbers_that_may_be_classes_are_asked_about(tmp_path):
 @pytest.mark.parametrize("missing", [True, False])
 def test_classes_are_not_merged(tmp_path, missing):
     def mask(n: int) -> np.ndarray:
-        values = numbered(n, 4)
+        values = numbered(4)
         if missing:  # every mask lacks one of the classes
             values[values == n % 4 + 1] = 0
         return values
