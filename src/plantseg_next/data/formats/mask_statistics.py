@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from plantseg_next.data.file_formats import LOSSY_FORMATS
 from plantseg_next.data.image_io import read_header, read_image, read_mask, read_mask_of
 from plantseg_next.data.manifest import Channel, MaskCoding
 from plantseg_next.errors import PlantSegError
@@ -96,8 +97,8 @@ def find_channel(masks: Sequence[Path]) -> Channel:
             headers[path] = read_header(path)
         except PlantSegError:
             continue
-    if any(header.lossy for header in headers.values()):
-        return "gray"
+    if any(h.lossy and h.file_format not in LOSSY_FORMATS for h in headers.values()):
+        return "gray"  # those that are always lossy are never read
     opaque, levels = set[int](), set[int]()
     for path, header in headers.items():
         if not header.has_alpha:
