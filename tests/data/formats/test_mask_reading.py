@@ -541,7 +541,7 @@ def test_marked_plants_are_asked_about(tmp_path, high, soft):
         return np.array(Image.fromarray(white(n)).filter(ImageFilter.GaussianBlur(1)))
 
     write(tmp_path, mask, image_of=plant)
-    with pytest.raises(UsageError, match="as a plant is, and a lesion is not") as caught:
+    with pytest.raises(UsageError, match="as a plant is and no lesion") as caught:
         read_folder(tmp_path)
     value = 255 if soft else high
     lines = f"0: background\n    {value}: leaf\n    lesion: not annotated"

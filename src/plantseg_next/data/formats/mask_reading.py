@@ -45,7 +45,7 @@ SOME_GREEN, NO_GREEN = 0.1, 0.02
 """Green fractions inside and outside the marks of whole diseased leaves on plain ground,
 in half of the images of scanned wheat leaves; of lesions of five sets, in none."""
 LEAF_BESIDE_LESION = 0.6
-"""Fraction of the rim of lesions that borders on the leaf: 0.8 to 0.9 in three data sets."""
+"""Fraction of the rim of lesions that borders on the leaf: 0.8 to 0.9 in three sets."""
 LEAF_GREENER = 0.05
 """Difference by which marked areas, leaf and lesions, are greener than the ground."""
 
@@ -266,9 +266,9 @@ class _Reader:
         for group in groups:
             key = group[0] if lesion_from is None else 1
             greens = [
-                (look.green[key], look.green[0])
+                (look.green[key], look.elsewhere[key])
                 for look in looks
-                if key in look.green and 0 in look.green
+                if key in look.green
             ]
             covered = [
                 sum(p for v, p in values.items() if v in group or v >= all_from)
@@ -280,7 +280,7 @@ class _Reader:
             if plants:
                 raise self._plant(
                     f"{name} is greener than what is not marked in {plants} of "
-                    f"{count_of(len(greens), 'image')}, as a plant is, and a lesion is not.",
+                    f"{count_of(len(greens), 'image')}, as a plant is and no lesion.",
                     group,
                     lines,
                     inverted=False,

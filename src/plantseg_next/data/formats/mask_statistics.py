@@ -214,10 +214,12 @@ class Look:
 
     Args:
         green: Fraction of green pixels of each value; absent below 16 pixels.
+        elsewhere: The same of all pixels of other values.
         sides: From a pair of values to the number of neighboring pixels of both.
     """
 
     green: Mapping[int, float]
+    elsewhere: Mapping[int, float]
     sides: Mapping[tuple[int, int], int]
 
 
@@ -251,12 +253,13 @@ def look_at(
             sides[a, b] = sides.get((a, b), 0) + count
     step = max(1, max(values.shape) // SIDE_PX)
     values, green = values[::step, ::step], is_green(pixels[::step, ::step])
-    of_value = {
-        value: float(green[where].mean())
-        for value in np.unique(values).tolist()
-        if (where := values == value).sum() >= 16
-    }
-    return Look(of_value, sides)
+    of_value, elsewhere = {}, {}
+    for value in np.unique(values).tolist():
+        where = values == value
+        if 16 <= where.sum() <= where.size - 16:
+            of_value[value] = float(green[where].mean())
+            elsewhere[value] = float(green[~where].mean())
+    return Look(of_value, elsewhere, sides)
 
 
 def is_green(image: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
