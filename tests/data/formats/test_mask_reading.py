@@ -234,6 +234,17 @@ def test_values_one_off_both_ends_are_the_near_ones(tmp_path):
     assert_true(write(tmp_path, mask))
 
 
+@pytest.mark.parametrize(("low", "high"), [((0, 1), (252, 256)), ((0, 4), (255, 256))])
+def test_values_mixed_near_an_end_are_one_class(tmp_path, low, high):
+    def mask(n: int) -> np.ndarray:
+        rng = np.random.default_rng(n)
+        return np.where(
+            truth(n), rng.integers(*high, (SIDE, SIDE)), rng.integers(*low, (SIDE, SIDE))
+        ).astype(np.uint8)
+
+    assert_true(write(tmp_path, mask))
+
+
 def test_stray_value_is_ignored_and_said(tmp_path):
     """After divamgupta/image-segmentation-keras#117: a value that is no class."""
 
@@ -392,6 +403,15 @@ def test_one_color_painted_on_transparency_is_a_lesion(tmp_path):
     assert_true(tmp_path)
 
 
+def test_color_painted_with_a_smoothed_brush_is_a_lesion(tmp_path):
+    def mask(n: int) -> np.ndarray:
+        soft = np.array(Image.fromarray(white(n)).filter(ImageFilter.GaussianBlur(1)))
+        return np.dstack([soft, soft * 0, soft * 0, soft])  # as a canvas in a browser
+
+    for n, lesion in enumerate(lesions(write(tmp_path, mask))):
+        assert (lesion.astype(bool) ^ truth(n)).sum() <= 12
+
+
 def painted(n: int, *, ground: int = 0) -> np.ndarray:
     """Return red and blue on transparent pixels, whose color is ``ground``."""
     rgba = np.full((SIDE, SIDE, 4), ground, np.uint8)
@@ -466,6 +486,16 @@ def test_jpeg_saved_as_png_is_divided_half_way(tmp_path, quality, mode):
     write(tmp_path / "set", mask)
     for n, lesion in enumerate(lesions(tmp_path / "set")):
         assert (lesion.astype(bool) ^ truth(n)).sum() <= 9
+
+
+@pytest.mark.parametrize(("ending", "quality"), [("webp", 80), ("avif", 60)])
+def test_small_values_that_were_compressed_are_refused(tmp_path, ending, quality):
+    def mask(n: int) -> np.ndarray:
+        return truth(n).astype(np.uint8) * 2
+
+    write(tmp_path, mask, ending=ending, quality=quality)
+    with pytest.raises(UsageError, match="were compressed with loss, and hold the values"):
+        read_folder(tmp_path)
 
 
 def test_lossless_webp_is_read(tmp_path):

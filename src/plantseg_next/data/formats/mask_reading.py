@@ -12,15 +12,22 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int
 
+from plantseg_next.data.formats.mask_questions import (
+    ask,
+    ask_whether_plant,
+    colored,
+    faint,
+)
 from plantseg_next.data.formats.mask_repairs import (
+    FAR_APART,
     NOISE_VALUES,
+    SMALLEST_MASK_PX,
     find_plateaus,
     find_strays,
     is_solid,
 )
 from plantseg_next.data.formats.mask_statistics import (
     COLORED_FRACTION,
-    ColorStats,
     Look,
     ValueStats,
     areas_of_values,
@@ -49,10 +56,8 @@ LEAF_BESIDE_LESION = 0.6
 LEAF_GREENER = 0.05
 """Difference by which marked areas, leaf and lesions, are greener than the ground."""
 
-_SMALLEST_MASK_PX = 1024  # of smaller masks, no fraction is counted
 _LOOKED_AT = 40
 _AREAS_COUNTED = 40
-_COMPRESSED_COLORS = 64
 
 
 _Meaning = dict[int | str, str]
@@ -89,9 +94,11 @@ def read_masks(folder: Path, masks: Sequence[Path], images: Mapping[Path, Path])
     colors = count_colors(masks, channel)
     if colors is not None:
         if colors.colored > COLORED_FRACTION or len(colors.counts) <= NOISE_VALUES:
-            raise _colored(folder, colors, channel)
+            raise colored(folder, colors, channel)
         channel = "gray"
     stats = count_values(masks, channel)
+    if channel == "gray" and 0 < stats.values.max(initial=0) < FAR_APART:
+        raise faint(folder, stats)
     reading = _Reader(folder, stats, channel, images).read()
     if channel != "gray":
         return reading
@@ -199,7 +206,8 @@ class _Reader:
         ignore: _Meaning = {} if ignored is None else {255: "ignore"}
         if values[0] != 0:
             unknown: _Meaning = dict.fromkeys(values, "?")
-            raise self._ask(
+            raise ask(
+                self.folder,
                 f"No mask in `{self.folder}` holds the value 0, only "
                 f"{', '.join(map(str, values))}.",
                 unknown | ignore,
@@ -216,7 +224,8 @@ class _Reader:
             leaf, lesion = marked
             if self._is_leaf(leaf, lesion, looks):
                 return {0: "background", leaf: "leaf", lesion: "lesion", **ignore}
-            raise self._ask(
+            raise ask(
+                self.folder,
                 f"The masks in `{self.folder}` hold the values "
                 f"{', '.join(map(str, values))}, and nothing says what they mean: leaf and "
                 "lesion, or two kinds of lesions.",
@@ -273,12 +282,13 @@ class _Reader:
             covered = [
                 sum(p for v, p in values.items() if v in group or v >= all_from)
                 for values, size in zip(self.stats.in_mask, self.stats.sizes, strict=True)
-                if size >= _SMALLEST_MASK_PX
+                if size >= SMALLEST_MASK_PX
             ]
             plants, much = _count_plants(greens), sum(part > MUCH for part in covered)
             name = f"The value {group[0]}" if len(group) == 1 else "What is marked"
             if plants:
-                raise self._plant(
+                raise ask_whether_plant(
+                    self.folder,
                     f"{name} is greener than what is not marked in {plants} of "
                     f"{count_of(len(greens), 'image')}, as a plant is and no lesion.",
                     group,
@@ -286,7 +296,8 @@ class _Reader:
                     inverted=False,
                 )
             if 2 * much > len(covered):
-                raise self._plant(
+                raise ask_whether_plant(
+                    self.folder,
                     f"{name} covers more than a third of the image in {much} of "
                     f"{count_of(len(covered), 'mask')}.",
                     group,
@@ -295,33 +306,8 @@ class _Reader:
                 )
         return looks
 
-    def _plant(
-        self, why: str, group: Sequence[int], lines: _Meaning, *, inverted: bool
-    ) -> UsageError:
-        """Return the question whether values mark the plant, or else the ground."""
-        lines = lines | dict.fromkeys(group, "leaf")
-        more = "" if "?" in lines.values() else "\n    lesion: not annotated"
-        if inverted:
-            low = next(iter(lines))
-            more += (
-                f"\n  if the masks are inverted, these:\n    {group[0]}: background\n"
-                f"    {low}: lesion\n  and if it is the lesion all the same:\n"
-                f"    {low}: background\n    {group[0]}: lesion"
-            )
-        return self._ask(f"Masks in `{self.folder}`: {why}", lines, more)
-
-    def _ask(self, came: str, lines: Mapping[int | str, str], more: str = "") -> UsageError:
-        shown = "\n".join(f"    {value}: {name}" for value, name in lines.items())
-        replaced = ", with each ? replaced" if "?" in lines.values() else ""
-        return UsageError(
-            came,
-            needed="the meaning of each value: background, leaf, ignore or a lesion class",
-            fix=f"save these lines as `{self.folder / 'classes.yaml'}`{replaced}:\n"
-            f"{shown}{more}",
-        )
-
     def _are_numbers(
-        self, values: Int[np.ndarray, " n"], strays: Bool[np.ndarray, " n"]
+        self, values: Int[np.ndarray, " clear"], strays: Bool[np.ndarray, " n"]
     ) -> bool:
         """Return whether values number areas, and are no classes.
 
@@ -352,7 +338,8 @@ class _Reader:
             return False
         if scattered or (len(counts) >= 3 and len(marked) >= 4):
             return True
-        raise self._ask(
+        raise ask(
+            self.folder,
             f"The values {', '.join(map(str, marked))} of the masks in `{self.folder}` may "
             "be classes, or number single lesions: each is one area wherever it occurs, "
             "and every mask begins with 1.",
@@ -418,10 +405,13 @@ def _ignored(stats: ValueStats, strays: Bool[np.ndarray, " n"]) -> _Meaning:
 def _strays(stats: ValueStats, strays: Bool[np.ndarray, " n"]) -> str:
     parts = [
         f"{value} on {count_of(px, 'pixel')} of {count_of(n, 'mask')} (`{path.name}`)"
-        for value, px, n, path, is_stray in zip(
-            stats.values, stats.px, stats.masks, stats.example, strays, strict=True
+        for value, px, n, path in zip(
+            stats.values[strays].tolist(),
+            stats.px[strays].tolist(),
+            stats.masks[strays].tolist(),
+            (stats.example[i] for i in np.flatnonzero(strays)),
+            strict=True,
         )
-        if is_stray
     ]
     return f"stray values are ignored: {shorten(parts)}"
 
@@ -429,31 +419,3 @@ def _strays(stats: ValueStats, strays: Bool[np.ndarray, " n"]) -> str:
 def _after_prefix(origin: str, text: str) -> str:
     prefix, _, rest = origin.partition(": ")
     return f"{prefix}: {text}{rest}"
-
-
-def _colored(folder: Path, colors: ColorStats, channel: Channel) -> UsageError:
-    many = len(colors.counts) > _COMPRESSED_COLORS
-    if many or channel == "gray":
-        return UsageError(
-            f"The masks in `{folder}` hold {len(colors.counts)} colors; for example "
-            f"`{colors.example.name}`.",
-            needed="masks of few colors: smoothing and lossy compression (JPEG, WebP, "
-            "AVIF) add others, and photographs are no masks",
-            fix="export the masks again as PNG, without smoothing; if these are "
-            "photographs, move them out of the folder of masks",
-        )
-    order = sorted(colors.counts, key=lambda color: -colors.counts[color])
-    total = sum(colors.counts.values())
-    lines = [
-        f'    "#{color:06x}": {"background" if color == order[0] else "?"}'
-        f"    # {100 * colors.counts[color] / total:.1f} % of the pixels"
-        for color in order[:8]
-    ]
-    more = f" and {len(order) - 8} more" if len(order) > 8 else ""
-    return UsageError(
-        f"The masks in `{folder}` are colored; they have {len(order)} colors, for example "
-        f"`{colors.example.name}`.",
-        needed="the meaning of each color: background, leaf, ignore or a lesion class",
-        fix=f"save these lines{more} as `{folder / 'classes.yaml'}`, with each ? "
-        "replaced:\n" + "\n".join(lines),
-    )

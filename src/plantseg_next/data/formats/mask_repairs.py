@@ -11,8 +11,11 @@ from jaxtyping import Bool
 from plantseg_next.data.formats.mask_statistics import ValueStats
 from plantseg_next.errors import count_of, shorten
 
-_FAR_APART = 64  # 8-bit values of two plateaus, at least
+FAR_APART = 64
+"""Distance of two plateaus of 8 bits, at least."""
 _NEAR = 0.15  # of the distance between two plateaus
+SMALLEST_MASK_PX = 1024
+"""Pixels of a mask below which nothing is concluded from areas and fractions."""
 NOISE_VALUES = 8
 """Values near the two of a mask from which they are taken as left by compression."""
 
@@ -61,12 +64,14 @@ def find_plateaus(stats: ValueStats) -> Plateaus | None:
     high = int(values[upper][px[upper].argmax()])
     peak = np.isin(values, (low, high))
     solid = is_solid(stats)
-    far_apart = high - low >= _FAR_APART * (1 if stats.top == 255 else 257)
+    far_apart = high - low >= FAR_APART * (1 if stats.top == 255 else 257)
     reach = _NEAR * (high - low) if far_apart else 0
     near = np.minimum(abs(values - low), abs(values - high)) <= reach
     beside = near & ~peak
     noisy = int(beside.sum()) >= NOISE_VALUES
-    if not noisy and not solid[peak].all():
+    # Of a plateau made of noise, no value has an area of its own.
+    rough = int(px.sum()) >= SMALLEST_MASK_PX and bool((beside & ~solid).any())
+    if not noisy and not rough and not solid[peak].all():
         return None
     if not _are_edges(stats, ~near, upper, far_apart=far_apart):
         return None
@@ -122,7 +127,8 @@ def _are_slips(
         return False
     # 0, 1 and 255 are a class and "ignore", unless 1 is next to nothing.
     few = stats.px[beside].sum() <= 0.01 * stats.px[upper].sum()
-    return bool(few) or not near.all()
+    rough_ground = not is_solid(stats)[0] and int(stats.px.sum()) >= SMALLEST_MASK_PX
+    return bool(few) or rough_ground or not near.all()
 
 
 def is_solid(stats: ValueStats) -> Bool[np.ndarray, " n"]:

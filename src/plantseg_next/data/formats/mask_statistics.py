@@ -27,6 +27,7 @@ SIDE_PX = 1024
 """Long side to which masks are thinned out before areas are counted."""
 
 _OPAQUE = 250
+_SHADES = 8  # of 255, by which colors may differ that were one
 _MIN_SATURATION = 0.15
 
 
@@ -112,11 +113,23 @@ def find_channel(masks: Sequence[Path]) -> Channel:
         opaque.update(np.unique(colors[alpha >= _OPAQUE]).tolist())
     if len(levels) < 2:
         return "stored"
-    return "alpha" if len(opaque) < 2 else "painted"
+    return "alpha" if _are_one_color(opaque) else "painted"
+
+
+def _are_one_color(colors: set[int]) -> bool:
+    """Return whether colors are one, or shades of a bright one, as at smoothed edges."""
+    if len(colors) < 2:
+        return True
+    packed = np.array(sorted(colors))
+    channels = np.stack([packed >> 16, packed >> 8 & 255, packed & 255])
+    is_bright = channels.max(axis=0).min() >= 128
+    return bool(is_bright and np.ptp(channels, axis=1).max() <= _SHADES)
 
 
 def count_colors(masks: Sequence[Path], channel: Channel) -> ColorStats | None:
     """Return the colors of masks, or ``None`` if all of them are gray."""
+    if not any(_may_be_colored(path) for path in masks):
+        return None  # without decoding them
     counts: dict[int, int] = {}
     most, example, colored_px, n_colored = 0, None, 0, 0
     for path in masks:
@@ -140,6 +153,14 @@ def count_colors(masks: Sequence[Path], channel: Channel) -> ColorStats | None:
     if example is None:
         return None
     return ColorStats(counts, n_colored, example, colored_px / sum(counts.values()))
+
+
+def _may_be_colored(path: Path) -> bool:
+    try:
+        mode = read_header(path).mode
+    except PlantSegError:
+        return False
+    return mode not in {"1", "L", "LA", "P", "F"} and not mode.startswith("I")
 
 
 def count_values(masks: Sequence[Path], channel: Channel) -> ValueStats:
