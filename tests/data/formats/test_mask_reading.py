@@ -285,6 +285,28 @@ def test_ignored_border_in_half_of_the_masks_is_ignored(tmp_path):
         assert np.array_equal(lesion[3:], truth(n)[3:])
 
 
+def test_value_255_that_covers_more_than_the_classes_is_asked_about(tmp_path):
+    def mask(n: int) -> np.ndarray:
+        values = white(n)
+        values[2, :20] = 1
+        return values
+
+    write(tmp_path, mask)
+    with pytest.raises(UsageError, match="it may be the lesion, or ignored") as caught:
+        read_folder(tmp_path)
+    assert "1: ?\n    255: ?" in caught.value.fix
+
+
+def test_unlabeled_ground_of_255_is_ignored(tmp_path):
+    def mask(n: int) -> np.ndarray:
+        values = np.full((SIDE, SIDE), 255, np.uint8)
+        values[10:14, 10:80], values[40:44, 10:80] = 0, 1
+        return values * np.uint8(n >= 0)
+
+    for lesion in lesions(write(tmp_path, mask)):
+        assert np.bincount(lesion.ravel(), minlength=256)[[0, 1]].tolist() == [280, 280]
+
+
 # depths
 
 

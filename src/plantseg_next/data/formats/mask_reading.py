@@ -212,6 +212,16 @@ class _Reader:
                 f"{', '.join(map(str, values))}.",
                 unknown | ignore,
             )
+        px = dict(zip(self.stats.values.tolist(), self.stats.px.tolist(), strict=True))
+        if ignored and 3 * sum(px[value] for value in marked) < px[255] < px[0]:
+            doubtful: _Meaning = dict.fromkeys([*marked, 255], "?")
+            raise ask(
+                self.folder,
+                f"In the masks in `{self.folder}`, 255 covers {px[255]:,} pixels, and "
+                f"{shorten(marked, 6)} only {sum(px[value] for value in marked):,}: it may "
+                "be the lesion, or ignored.",
+                {0: "background", **doubtful},
+            )
         perhaps_leaf = marked in ([1, 2], [128, 255], [127, 255])
         lines: _Meaning = {0: "background"}
         if len(marked) > 1:
