@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from plantseg_next.data.image_io import (
     decode_image,
     load_sample,
-    orient_mask,
+    mask_orientation,
     read_header,
     read_image,
     read_mask,
@@ -296,7 +296,7 @@ def test_load_sample_mask_of_other_size_is_refused(tmp_path):
     with pytest.raises(DataError, match="has 9 x 6 pixels, but its image"):
         load_sample(row, manifest_of(row))
     with pytest.raises(DataError, match="has 10 x 6"):
-        orient_mask(np.zeros((6, 9), np.uint8), (6, 10), row)
+        mask_orientation(row.image, row.mask, (6, 10), (6, 9), own=1)
 
 
 def test_load_sample_unknown_label_is_refused(tmp_path):

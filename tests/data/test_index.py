@@ -179,14 +179,12 @@ def test_without_a_writable_cache_the_index_lasts_as_long_as_the_process(
 ):
     (tmp_path / "no folder").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no folder"))
-    files._temporary_folder.cache_clear()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(files, "temporary_folder", lambda: tmp_path / "temporary")
     read = Reader()
     assert [read(file), read(file)] == ["first", "first"]
     assert read.n_read == 1
-    temporary = files._temporary_folder()
-    assert files.cache_folder().samefile(temporary.name)
-    temporary.cleanup()
-    files._temporary_folder.cache_clear()
+    assert files.cache_folder() == tmp_path / "temporary"
 
 
 def test_without_any_writable_folder_files_are_read(file, monkeypatch):

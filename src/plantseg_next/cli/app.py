@@ -43,6 +43,14 @@ ClassNames = Annotated[
     typer.Option("--class-names", help="File of the class names of each data set, with "
                  "the names that the run uses; `data class-names` proposes one."),
 ]  # fmt: skip
+Exif = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exif",
+        help="Which way images with an EXIF orientation were annotated: as-stored or "
+        "upright; NAME=as-stored for one data set of several. Repeatable.",
+    ),
+]
 Out = Annotated[Path, typer.Option(help="New folder for the results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Config = Annotated[

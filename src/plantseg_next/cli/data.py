@@ -10,6 +10,7 @@ from plantseg_next.cli.app import (
     Classes,
     ClassNames,
     Data,
+    Exif,
     app,
     show,
     show_json,
@@ -42,6 +43,7 @@ def check(
             "those that may be wrong, then a sample."
         ),
     ] = None,
+    exif: Exif = None,
     json: AsJson = False,
 ) -> None:
     """Find the defects of a data set before training.
@@ -51,7 +53,7 @@ def check(
     from plantseg_next import api
 
     with progress_bars() as progress:
-        sources = api.DataSources(data, classes, names=class_names)
+        sources = api.DataSources(data, classes, names=class_names, exif=exif or ())
         report = api.check(sources, seed=seed, sheet=sheet, progress=progress)
     show_json(report.to_json()) if json else show(report.to_text())
     if sheet is not None and not json:

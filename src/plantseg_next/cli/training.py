@@ -15,6 +15,7 @@ from plantseg_next.cli.app import (
     ClassNames,
     Config,
     Data,
+    Exif,
     Set,
     Unlabeled,
     app,
@@ -58,6 +59,7 @@ def plan(
     class_names: ClassNames = None,
     *,
     ram: Ram = None,
+    exif: Exif = None,
     unlabeled: Annotated[
         bool,
         typer.Option("--unlabeled", help="There will be further images without masks."),
@@ -81,7 +83,7 @@ def plan(
     device = Device("cuda", "a GPU", has_bfloat16=True) if gpu else None
     with progress_bars() as progress:
         memory_plan = api.plan(
-            api.DataSources(data, classes, names=class_names),
+            api.DataSources(data, classes, names=class_names, exif=exif or ()),
             parse_bytes(memory),
             settings_of(config, set_ or []),
             ram=None if ram is None else parse_bytes(ram),
@@ -117,6 +119,7 @@ def train(
         Path | None,
         typer.Option(help="Use the settings of this plan.json; it may be edited."),
     ] = None,
+    exif: Exif = None,
     unlabeled: Unlabeled = None,
     pseudo_labels: Annotated[
         list[Path] | None,
@@ -179,7 +182,12 @@ def train(
     with _interruption_reported(), bars() as bar:
         trained = api.train(
             api.DataSources(
-                data, classes, unlabeled or (), pseudo_labels or (), class_names
+                data,
+                classes,
+                unlabeled or (),
+                pseudo_labels or (),
+                class_names,
+                exif or (),
             ),
             out,
             chosen,

@@ -11,6 +11,7 @@ import typer
 from plantseg_next.cli.app import (
     AsJson,
     Classes,
+    Exif,
     Images,
     Model,
     Out,
@@ -50,6 +51,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder for report.txt, report.json, images.csv.")
     ] = None,
     classes: Classes = None,
+    exif: Exif = None,
     json: AsJson = False,
 ) -> None:
     """Evaluate a model on images that it has not learned from.
@@ -64,7 +66,12 @@ def evaluate(
         prepare_output(out)
     with progress_bars() as progress:
         report = api.evaluate(
-            model, data, split=_one_split(split), classes=classes, progress=progress
+            model,
+            data,
+            split=_one_split(split),
+            classes=classes,
+            exif=exif or (),
+            progress=progress,
         )
     show_json(report.to_json()) if json else show(report.to_text())
     if out is not None:

@@ -20,18 +20,25 @@ import numpy as np
 from jaxtyping import Shaped, UInt8, UInt16
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from plantseg_next.data.manifest import Manifest, Row
+from plantseg_next.data.file_formats import (
+    LOSSY_FORMATS,
+    lossy_format,
+    not_an_image,
+    undecodable,
+)
+from plantseg_next.data.manifest import Channel, Exif, Manifest, MaskCoding, Row
 from plantseg_next.data.mask_values import MaskColors, MaskValues, decode_mask
 from plantseg_next.errors import DataError, PlantSegError, missing_path
-from plantseg_next.files import is_temporary, read_head, regular_file
+from plantseg_next.files import is_temporary, regular_file
 from plantseg_next.structures import IGNORE, ClassMap, Sample
 
 MAX_PIXELS = 178_956_970
 """Largest number of pixels of an image: Pillow's limit against malicious files."""
 
 _NEEDED = "an image such as JPEG, PNG or TIFF"
-LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000"})
-"""Lossy formats, which change ids; masks in them are refused."""
+_ALPHA_MODES = {"RGBA", "LA", "RGBa", "La"}
+_OPAQUE = 128
+"""Alpha from which a pixel counts as painted."""
 
 # `warnings.catch_warnings` changes the whole process: two threads must not interleave.
 _warnings_lock = threading.Lock()
@@ -47,6 +54,9 @@ class Header:
         file_format: Pillow's name of the format, detected from the content: "JPEG", "PNG".
         mode: Pillow's name of the pixel layout: "RGB", "P", "I;16".
         exif_orientation: EXIF orientation that reading must undo, 1 (none) to 8.
+        lossy: "a JPEG", "a lossy WebP" or another format that changes values, which
+            spoils the ids of a mask; empty for others.
+        has_alpha: Whether it has an alpha channel; a transparent palette entry is none.
     """
 
     height: int
@@ -54,6 +64,8 @@ class Header:
     file_format: str
     mode: str
     exif_orientation: int
+    lossy: str = ""
+    has_alpha: bool = False
 
 
 def read_header(path: Path) -> Header:
@@ -67,18 +79,28 @@ def read_header(path: Path) -> Header:
         width, height = image.size
         if orientation >= 5:
             width, height = height, width
-        return Header(height, width, image.format or "", image.mode, orientation)
+        return Header(
+            height,
+            width,
+            image.format or "",
+            image.mode,
+            orientation,
+            lossy_format(image, path),
+            image.mode in _ALPHA_MODES,
+        )
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Return rows and columns of the upright image, from the header alone.
+def read_size(path: Path, *, upright: bool = True) -> tuple[int, int]:
+    """Return rows and columns of an image, upright or as stored, from the header alone.
 
     Raises:
         DataError: If the file is not an image.
         UsageError: If there is no such file.
     """
     header = read_header(path)
-    return header.height, header.width
+    if upright or header.exif_orientation < 5:
+        return header.height, header.width
+    return header.width, header.height
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -129,39 +151,51 @@ def _upright_rgb(
         return apply_orientation(np.array(_to_rgb(image, path)), orientation)
 
 
-def read_mask(path: Path, *, as_colors: bool = False) -> MaskValues | MaskColors:
+def read_mask(
+    path: Path, *, as_colors: bool = False, channel: Channel = "stored"
+) -> MaskValues | MaskColors:
     """Return the values of a mask as they are stored.
 
     A palette gives its indices, one bit gives 0 and 1, two and four bits give 0 to 3
-    and 0 to 15, sixteen bits are kept. The EXIF orientation of a mask is not applied. Gray
-    stored as three equal channels is one channel; an alpha channel is dropped.
+    and 0 to 15, sixteen bits are kept, and so are whole numbers stored as floats. The
+    EXIF orientation of a mask is not applied. Gray stored as three equal channels is one
+    channel; an alpha channel is dropped.
 
     Args:
         path: A mask in a lossless format.
         as_colors: Return RGB instead: palette indices become their colors. Needed
             if the coding of the mask is by color.
+        channel: "alpha" returns the alpha channel alone; "painted" returns what is
+            opaque, and 0 where the mask is transparent; "gray" returns the brightness of
+            a mask whose values were changed by compression, lossy WebP and AVIF
+            included.
 
     Returns:
         uint8 or uint16 ``(h, w)``; uint8 ``(h, w, 3)`` for a colored mask, and always
         with ``as_colors``.
 
     Raises:
-        DataError: If the file is not an image, is a JPEG, or holds other numbers than
-            0 to 65 535.
+        DataError: If the file is not an image, is a JPEG, has no such channel, or holds
+            other numbers than 0 to 65 535.
         UsageError: If there is no such file.
     """
     with _opened(path) as (image, _):
-        if image.format in LOSSY_FORMATS:
+        lossy = lossy_format(image, path)
+        if lossy and (channel != "gray" or image.format in LOSSY_FORMATS):
             raise DataError(
-                f"The mask `{path}` is a JPEG.",
-                needed="a lossless file: JPEG compression changes ids",
-                fix="export the mask again as PNG; converting the JPEG does not help",
+                f"The mask `{path}` is {lossy}.",
+                needed=f"a lossless file: {lossy.split(' ', 1)[1]} compression changes ids",
+                fix="export the mask again as PNG; converting this file does not help",
             )
         step = _gray_step(image)
         with _decoding(path):
             image.load()
+            if channel in {"alpha", "painted"}:
+                return _of_opaque(image, path, channel, as_colors=as_colors)
             if as_colors:
                 return np.array(image.convert("RGB"))
+            if channel == "gray" and image.mode in {"RGB", "RGBA"}:
+                return np.array(image.convert("L"))
             return _mask_values(image, path, step)
 
 
@@ -169,9 +203,8 @@ def load_sample(row: Row, manifest: Manifest) -> Sample:
     """Return the image of a row with its mask and its image-level label.
 
     A row without a mask is ``IGNORE`` everywhere, also if it is labeled healthy: an
-    image-level label does not label pixels. A mask drawn on the image as stored, before
-    the EXIF orientation was applied, is rotated with it; where both ways fit (180
-    degrees, square images) the mask is taken as upright.
+    image-level label does not label pixels. The mask is rotated as ``mask_orientation``
+    says.
 
     Args:
         row: A row of the manifest.
@@ -189,44 +222,82 @@ def load_sample(row: Row, manifest: Manifest) -> Sample:
         return Sample(row.key, image, unlabeled, unlabeled, disease)
 
     coding = manifest.codings[row.source]
-    values = read_mask(row.mask, as_colors=coding.by_color)
-    if values.shape[:2] != image.shape[:2]:
-        values = orient_mask(values, image.shape[:2], row)
+    values = read_mask_of(row.image, row.mask, image.shape[:2], coding)
     lesion, leaf = decode_mask(values, coding, manifest.classes, name=str(row.mask))
     return Sample(row.key, image, lesion, leaf, disease)
 
 
-def orient_mask(
-    values: MaskValues | MaskColors, size_hw: tuple[int, int], row: Row
-) -> Shaped[np.ndarray, "upright_h upright_w *c"]:
-    """Return a mask with the EXIF orientation of its image, if only then the sizes agree.
+def read_mask_of(
+    image: Path, mask: Path, size_hw: tuple[int, int], coding: MaskCoding
+) -> Shaped[np.ndarray, "h w *c"]:
+    """Return the values of a mask, rotated to lie on its upright image.
 
     Args:
-        values: Mask as stored, of another size than the upright image.
+        image: The image.
+        mask: The mask.
         size_hw: Rows and columns of the upright image.
-        row: Names the two files.
+        coding: How the mask is read.
 
     Raises:
-        DataError: If the sizes still differ.
+        DataError: As ``read_mask``, or if the sizes differ.
+        UsageError: If there is no such file.
     """
-    orientation = read_header(row.image).exif_orientation
-    mask_hw = values.shape[:2]
-    if orientation < 5 or mask_hw[::-1] != size_hw:
-        if row.mask is not None and is_temporary(row.mask):
-            raise DataError(
-                f"`{row.image}` was annotated at {mask_hw[1]} x {mask_hw[0]} pixels, but "
-                f"has {size_hw[1]} x {size_hw[0]}.",
-                needed="annotations of this image at its own size",
-                fix="open the image in the annotation tool and export again, or put the "
-                "image back that was annotated",
-            )
-        raise DataError(
-            f"The mask `{row.mask}` has {mask_hw[1]} x {mask_hw[0]} pixels, but its "
-            f"image `{row.image}` has {size_hw[1]} x {size_hw[0]}.",
-            needed="a mask of the size of its image",
-            fix="export the mask at the size of the image, or pair the right files",
-        )
+    values = read_mask(mask, as_colors=coding.by_color, channel=coding.channel)
+    own = read_header(mask).exif_orientation
+    orientation = mask_orientation(image, mask, size_hw, values.shape[:2], own, coding.exif)
     return apply_orientation(values, orientation)
+
+
+def mask_orientation(
+    image: Path,
+    mask: Path,
+    size_hw: tuple[int, int],
+    mask_hw: tuple[int, int],
+    own: int,
+    exif: Exif | None = None,
+) -> int:
+    """Return the EXIF orientation to apply to a mask as it is stored.
+
+    A mask with an orientation of its own says how it lies, unless it fits the image only
+    without. Otherwise it lies as stated. If nothing is stated, it is rotated as its image
+    is where the sizes agree only then; where both ways fit (half turns, mirrored and
+    square images) it is taken as upright.
+
+    Args:
+        image: The image.
+        mask: The mask.
+        size_hw: Rows and columns of the upright image.
+        mask_hw: Rows and columns of the mask, as stored.
+        own: EXIF orientation of the mask.
+        exif: Which way the images were annotated, if stated.
+
+    Raises:
+        DataError: If the sizes differ then.
+    """
+    if own != 1 or exif == "upright":
+        choices = [own, 1]
+    else:
+        of_image = read_header(image).exif_orientation
+        choices = [of_image] if exif == "as-stored" else [1, of_image]
+    for orientation in choices:
+        if (mask_hw[::-1] if orientation >= 5 else mask_hw) == size_hw:
+            return orientation
+    stated = f", and masks are stated to lie {exif}" if exif else ""
+    if is_temporary(mask):
+        raise DataError(
+            f"`{image}` was annotated at {mask_hw[1]} x {mask_hw[0]} pixels, but "
+            f"has {size_hw[1]} x {size_hw[0]}{stated}.",
+            needed="annotations of this image at its own size",
+            fix="open the image in the annotation tool and export again, or put the "
+            "image back that was annotated" + ("; or leave out --exif" if exif else ""),
+        )
+    raise DataError(
+        f"The mask `{mask}` has {mask_hw[1]} x {mask_hw[0]} pixels, but its "
+        f"image `{image}` has {size_hw[1]} x {size_hw[0]}{stated}.",
+        needed="a mask of the size of its image",
+        fix="export the mask at the size of the image, or pair the right files"
+        + ("; or leave out --exif" if exif else ""),
+    )
 
 
 def _disease_id(row: Row, classes: ClassMap) -> int:
@@ -288,7 +359,7 @@ def _opened(
                 needed="the content of an image file, such as JPEG, PNG or TIFF",
                 fix="check where they were read from",
             ) from error
-        raise _not_an_image(path, error) from error
+        raise not_an_image(path, error) from error
     with image:
         yield image, orientation
 
@@ -350,13 +421,18 @@ def _gray_step(image: Image.Image) -> int:
 
 
 def _mask_values(image: Image.Image, path: Path, step: int) -> MaskValues | MaskColors:
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode == "F":
+        return _whole_numbers(np.array(image), path)
+    if image.mode.startswith("I"):
         return _sixteen_bits(image, path)
     if image.mode in {"1", "L", "P"}:
         return np.array(image).astype(np.uint8) // np.uint8(step)
     if image.mode in {"LA", "PA"}:
         return np.array(image.getchannel(0))
-    rgb = np.array(image.convert("RGB"))
+    return _one_channel(np.array(image.convert("RGB")))
+
+
+def _one_channel(rgb: MaskColors) -> MaskValues | MaskColors:
     is_gray = (rgb[..., :1] == rgb[..., 1:]).all()
     return np.ascontiguousarray(rgb[..., 0]) if is_gray else rgb
 
@@ -370,28 +446,6 @@ def too_large(path: Path) -> DataError:
     )
 
 
-def _not_an_image(path: Path, error: Exception) -> DataError:
-    if not isinstance(error, UnidentifiedImageError):
-        return DataError(
-            f"`{path}` cannot be opened: {error}.",
-            needed=_NEEDED,
-            fix="check the file in an image viewer, and its permissions",
-        )
-    head = read_head(path, 256)
-    if not head:
-        came, fix = "is empty (0 bytes)", "copy the file again, or remove it"
-    elif head.startswith(b"version https://git-lfs"):
-        came, fix = "is a Git LFS pointer, not the file itself", "run `git lfs pull`"
-    elif head[4:8] == b"ftyp" and head[8:11] in {b"hei", b"hev", b"mif"}:
-        came, fix = "is a HEIC image, the format of some phones", "export it as JPEG"
-    elif b"\0" not in head and head.isascii():
-        came, fix = "holds text, not an image", "remove it, or replace it by the image"
-    else:
-        came = "is not an image of a known format"
-        fix = "open it in an image viewer and export it as JPEG or PNG"
-    return DataError(f"`{path}` {came}.", needed=_NEEDED, fix=fix)
-
-
 @contextmanager
 def _decoding(path: Path) -> Iterator[None]:
     """Convert whatever a decoder raises where content is damaged into ``DataError``."""
@@ -402,12 +456,32 @@ def _decoding(path: Path) -> Iterator[None]:
     except MemoryError as error:
         raise too_large(path) from error
     except Exception as error:
-        raise _undecodable(path, error) from error
+        raise undecodable(path, error) from error
 
 
-def _undecodable(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"`{path}` is damaged or truncated: {error}.",
-        needed="an image that can be decoded completely",
-        fix="copy or download the file again, or remove it",
-    )
+def _whole_numbers(values: np.ndarray, path: Path) -> MaskValues:
+    with np.errstate(invalid="ignore"):  # of infinities
+        fits = (values >= 0) & (values <= 65535) & (values % 1 == 0)
+    if not fits.all():
+        raise DataError(
+            f"`{path}` holds the number {values[~fits][0]:g}.",
+            needed="a mask of whole numbers from 0 to 65,535",
+            fix="export the class of each pixel, not its probability",
+        )
+    return values.astype(np.uint8 if values.max(initial=0) < 256 else np.uint16)
+
+
+def _of_opaque(
+    image: Image.Image, path: Path, channel: Channel, *, as_colors: bool
+) -> MaskValues | MaskColors:
+    if image.mode not in _ALPHA_MODES:
+        raise DataError(
+            f"The mask `{path}` has no alpha channel, as the other masks have.",
+            needed="masks of one kind",
+            fix="export it as the others were, or remove it",
+        )
+    pixels = np.array(image.convert("RGBA"))
+    if channel == "alpha":
+        return np.ascontiguousarray(pixels[..., 3])
+    rgb = pixels[..., :3] * (pixels[..., 3:] >= _OPAQUE)
+    return rgb if as_colors else _one_channel(rgb)

@@ -49,6 +49,15 @@ Meaning = Annotated[
 ]
 """A mapping that files keep as pairs, because the keys of JSON are text."""
 
+Channel = Literal["stored", "alpha", "painted", "gray"]
+"""Where the values of a mask are: see ``image_io.read_mask``."""
+
+IN_DOUBT = "inferred, in doubt:"
+"""How the origin of a mask coding begins that somebody should look at."""
+
+Exif = Literal["as-stored", "upright"]
+"""Which way images were annotated: before or after their EXIF orientation is applied."""
+
 MANIFEST_FILE = "manifest.json"
 """File name of the manifest in a folder, for example in a run."""
 
@@ -64,11 +73,16 @@ class MaskCoding:
             pixels count as leaf.
         origin: Where the coding comes from, as text: a file, or the rule by which it
             was inferred.
+        channel: Where the values of a mask are.
+        exif: Which way the masks lie; ``None``: as their sizes show, and upright where
+            both ways fit.
     """
 
     meaning: Meaning
     marks_leaf: bool
     origin: str
+    channel: Channel = "stored"
+    exif: Exif | None = None
 
     @property
     def by_color(self) -> bool:
@@ -147,6 +161,8 @@ class Origin:
         names_without_image: Names in the index of the source without an image.
         doubts: Descriptions of other data that could not be used.
         unused: Files that were seen and not used.
+        relative: Whether areas are stated in parts of the image size, which does not
+            show how an image with an EXIF orientation was annotated.
     """
 
     layout: str
@@ -154,6 +170,7 @@ class Origin:
     names_without_image: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
     unused: tuple[UnusedFiles, ...] = ()
+    relative: bool = False
 
 
 @dataclass(frozen=True)

@@ -54,13 +54,15 @@ def decode_mask(
             needed=f"a mask of the values {_known_values(coding.meaning)}",
             fix='state the meaning of its colors in classes.yaml: "#ff0000": rust',
         )
-    flat = _packed(values) if coding.by_color else values
-    known = {_as_number(value, coding): m for value, m in coding.meaning.items()}
-    position = _positions(flat, np.array(sorted(known), np.int64))
+    by_color = coding.by_color
+    flat = _packed(values) if by_color else values
+    known = {_as_number(v, by_color=by_color): m for v, m in coding.meaning.items()}
+    order = sorted(known)
+    position = _positions(flat, np.array(order, np.int64))
     if (position < 0).any():
         raise _unknown_value(flat[position < 0], flat.size, coding, name)
 
-    meanings = [known[value] for value in sorted(known)]
+    meanings = [known[value] for value in order]
     lesion_ids = {lesion: i + 1 for i, lesion in enumerate(classes.lesions)}
     lesion_of = dict.fromkeys(("background", "leaf", "no lesion"), NO_LESION)
     lesion_of["ignore"] = IGNORE
@@ -68,7 +70,8 @@ def decode_mask(
     unmarked = np.full(flat.shape, IGNORE, np.uint8)
     lesion = leaf = unmarked
     if coding.lesions:
-        table = [(lesion_of | lesion_ids)[m] for m in meanings]
+        target_of = lesion_of | lesion_ids
+        table = [target_of[m] for m in meanings]
         lesion = np.array(table, np.uint8)[position]
     if coding.marks_leaf:
         leaf = np.array([leaf_of.get(m, 1) for m in meanings], np.uint8)[position]
@@ -84,10 +87,10 @@ def _packed(values: MaskValues | MaskColors) -> Integer[np.ndarray, "h w"]:
     return packed
 
 
-def _as_number(value: int | str, coding: MaskCoding) -> int:
+def _as_number(value: int | str, *, by_color: bool) -> int:
     if isinstance(value, str):
         return int(value.removeprefix("#"), 16)
-    return value * 0x010101 if coding.by_color else value
+    return value * 0x010101 if by_color else value
 
 
 def _positions(

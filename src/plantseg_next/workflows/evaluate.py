@@ -3,14 +3,14 @@
 ``inference`` and ``evaluation`` do not import each other; this module uses both.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from plantseg_next.data.formats import read_folder
+from plantseg_next.data.formats import read_folders
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Row, Split
 from plantseg_next.data.quality.inspect import with_digests
@@ -47,6 +47,7 @@ def evaluate(
     *,
     split: Split | Literal["all"] = "test",
     classes: AnyPath | None = None,
+    exif: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Evaluate a model on images with masks that it has not learned from.
@@ -61,6 +62,8 @@ def evaluate(
         data: Images with masks; by default the data set of the run.
         split: Split to evaluate on; "all" is for data sets that had no part in training.
         classes: File of what mask values mean, if the folder has none.
+        exif: Which way images with an EXIF orientation were annotated: "as-stored" or
+            "upright".
         progress: Called after every image.
 
     Raises:
@@ -72,6 +75,7 @@ def evaluate(
         None if data is None else Path(data),
         split,
         classes=None if classes is None else Path(classes),
+        exif=exif,
     )
     pipeline = load_pipeline(folder)
     eval_classes = pipeline.card.classes
@@ -108,6 +112,7 @@ def images_to_evaluate(
     split: Split | Literal["all"],
     *,
     classes: Path | None = None,
+    exif: Sequence[str] = (),
 ) -> tuple[Manifest, tuple[str, ...]]:
     """Return the images with masks that a model is evaluated on, and notes for the report.
 
@@ -117,6 +122,7 @@ def images_to_evaluate(
         data: Images with masks; by default the data set of the run, one folder up.
         split: Split to evaluate on; "all" is for data sets that had no part in training.
         classes: File of what mask values mean, if the folder has none.
+        exif: Which way its images were annotated, as for ``read_folders``.
 
     Raises:
         UsageError: If no image has a mask, or training images are among them.
@@ -124,7 +130,7 @@ def images_to_evaluate(
     run = _images_of_model(model)
     notes: tuple[str, ...] = ()
     if data is not None:
-        stated = read_folder(data, classes=classes)
+        stated = read_folders([data], classes=classes, exif=exif)
         _refuse_own_data(model, run, stated, split)
         manifest = _in_splits_of_run(stated, run)
         if split != "all":

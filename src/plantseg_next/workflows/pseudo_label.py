@@ -140,7 +140,7 @@ def coding_of(classes: ClassMap) -> MaskCoding:
     marks = ("background", "leaf") if classes.has_leaf else ("background",)
     meaning: dict[int | str, str] = dict(enumerate((*marks, *classes.lesions)))
     meaning[IGNORE] = "ignore"
-    return MaskCoding(meaning, classes.has_leaf, "written by pseudo-label")
+    return MaskCoding(meaning, classes.has_leaf, "written by pseudo-label", exif="upright")
 
 
 def sure_mask(

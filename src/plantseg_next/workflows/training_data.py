@@ -42,6 +42,8 @@ class DataSources:
         pseudo_labels: Folders that ``pseudo_label`` wrote; their masks are learned from
             where they are not ``IGNORE``.
         names: File of the class names of the data sets, with the names of the run.
+        exif: Which way images with an EXIF orientation were annotated: "as-stored" or
+            "upright", or "NAME=as-stored" for one data set of several.
     """
 
     data: AnyPath | Sequence[AnyPath]
@@ -49,6 +51,7 @@ class DataSources:
     unlabeled: Sequence[AnyPath] = ()
     pseudo_labels: Sequence[AnyPath] = ()
     names: AnyPath | None = None
+    exif: Sequence[str] = ()
 
     @classmethod
     def of(cls, data: "AnyPath | DataSources") -> "DataSources":
@@ -73,7 +76,9 @@ class DataSources:
             DataError: If a file cannot be used.
         """
         classes = None if self.classes is None else Path(self.classes)
-        manifest = without_unstatable_names(read_folders(self.folders, classes=classes))
+        manifest = without_unstatable_names(
+            read_folders(self.folders, classes=classes, exif=self.exif)
+        )
         if self.names is None:
             return manifest
         return renamed(manifest, read_names(Path(self.names)))
@@ -89,6 +94,7 @@ class DataSources:
             "data": folders if len(folders) > 1 else folders[0],
             "classes": self.classes and absolute(self.classes),
             **({"class-names": absolute(self.names)} if self.names else {}),
+            **({"exif": list(self.exif)} if self.exif else {}),
             "unlabeled": [absolute(path) for path in self.unlabeled],
             "pseudo-labels": [absolute(path) for path in self.pseudo_labels],
         }

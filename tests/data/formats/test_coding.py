@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plantseg_next.data.formats.coding import find_coding, infer_coding, read_coding
+from plantseg_next.data.formats.coding import (
+    find_coding,
+    infer_coding,
+    read_coding,
+    read_meanings,
+)
 from plantseg_next.errors import DataError, UsageError
 
 FLAT = {0: "background", 1: "leaf", 2: "Rust"}
@@ -80,9 +85,7 @@ def test_read_coding_without_classes_is_refused(tmp_path):
         ([0, 1], {0: "background", 1: "lesion"}),
         ([0, 255], {0: "background", 255: "lesion"}),
         ([0, 1, 255], {0: "background", 1: "lesion", 255: "ignore"}),
-        ([0, 1, 2], {0: "background", 1: "leaf", 2: "lesion"}),
-        ([0, 2], {0: "background", 1: "leaf", 2: "lesion"}),
-        ([0, 128, 255], {0: "background", 128: "leaf", 255: "lesion"}),
+        ([0, 2], {0: "background", 2: "lesion"}),
         ([0, 3, 7], {0: "background", 3: "class 3", 7: "class 7"}),
         ([0], {0: "background", 1: "lesion"}),
     ],
@@ -90,15 +93,49 @@ def test_read_coding_without_classes_is_refused(tmp_path):
 def test_infer_coding_common_value_sets(tmp_path, values, meaning):
     coding = infer_coding(tmp_path, masks_of(tmp_path, values[:1], values))
     assert coding.meaning == meaning
-    assert coding.marks_leaf == ("leaf" in meaning.values())
+    assert not coding.marks_leaf
+
+
+@pytest.mark.parametrize("values", [[0, 1, 2], [0, 128, 255], [0, 127, 255]])
+def test_infer_coding_leaf_without_evidence_is_asked_for(tmp_path, values):
+    with pytest.raises(UsageError, match="nothing says what they mean") as caught:
+        infer_coding(tmp_path, masks_of(tmp_path, values))
+    lines = [f"{values[0]}: background", f"{values[1]}: ?", f"{values[2]}: ?"]
+    assert all(line in caught.value.fix for line in lines)
+
+
+def test_infer_coding_values_without_zero_are_asked_for(tmp_path):
+    with pytest.raises(UsageError, match=r"No mask in .* holds the value 0, only 1, 2"):
+        infer_coding(tmp_path, masks_of(tmp_path, [1, 2]))
 
 
 def test_infer_coding_origin_states_inference(tmp_path):
-    coding = infer_coding(tmp_path, masks_of(tmp_path, [0, 1, 2]))
+    coding = infer_coding(tmp_path, masks_of(tmp_path, [0, 1]))
     assert coding.origin == (
-        "inferred: mask values 0, 1, 2 read as background, leaf, lesion; "
+        "inferred: mask values 0, 1 read as background, lesion; "
         "to change it, write a classes.yaml"
     )
+
+
+def test_read_coding_lesions_not_annotated(tmp_path):
+    text = "0: background\n1: leaf\nlesion: not annotated\n"
+    coding = read_coding(write(tmp_path / "classes.yaml", text))
+    assert coding.meaning == {0: "background", 1: "leaf"}
+    assert coding.lesions == ()
+    meanings = read_meanings(
+        write(tmp_path / "m.yaml", "plant: leaf\nlesion: Not annotated")
+    )
+    assert meanings == {"plant": "leaf"}
+
+
+@pytest.mark.parametrize("read", [read_coding, read_meanings])
+def test_lesions_not_annotated_beside_a_class_is_refused(tmp_path, read):
+    text = "0: background\n1: leaf\n2: rust\nlesion: not annotated\n"
+    path = write(tmp_path / "classes.yaml", text)
+    with pytest.raises(
+        DataError, match="states that lesions are not annotated, and `2: rust`"
+    ):
+        read(path)
 
 
 def test_find_coding_prefers_stated_over_inferred(tmp_path):

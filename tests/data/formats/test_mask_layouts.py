@@ -430,6 +430,8 @@ def test_folders_of_class_ids_are_not_classes(tmp_path):
             tmp_path / f"masks/{('north', 'south')[n % 2]}/{n}.png",
             square(n) + 2 * square(n + 9),
         )
+    classes = "0: background\n1: rust\n2: blight\n3: rot\n"
+    (tmp_path / "classes.yaml").write_text(classes)
     manifest = read_folder(tmp_path)
     assert "north" not in manifest.classes.lesions
     assert len(manifest.labeled) == 4

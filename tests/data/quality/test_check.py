@@ -266,8 +266,22 @@ def test_report_states_a_class_of_all_pixels_as_100_percent():
 
 def test_check_inferred_coding_is_a_note(folder):
     (folder / "classes.yaml").unlink()
+    for mask in (folder / "masks").rglob("*.png"):
+        Image.fromarray(np.resize(np.array([0, 0, 0, 1], np.uint8), (48, 64))).save(mask)
     issue = the(check(read_folder(folder)), "coding-inferred")
-    assert "is inferred: mask values 0, 1, 2 read as" in issue.text
+    assert issue.severity == "note"
+    assert "is inferred: mask values 0, 1 read as background, lesion" in issue.text
+
+
+def test_check_values_without_names_are_a_warning(folder):
+    (folder / "classes.yaml").unlink()
+    for mask in (folder / "masks").rglob("*.png"):
+        ids = np.array([0, 0, 0, 0, 3, 0, 0, 0, 7], np.uint8)
+        Image.fromarray(np.resize(ids, (48, 64))).save(mask)
+    issue = the(check(read_folder(folder)), "coding-inferred")
+    assert issue.severity == "warning"
+    assert "read as background, class 3, class 7; no file names these classes" in issue.text
+    assert "state what the values mean in classes.yaml" in issue.fix
 
 
 def test_report_text_is_shortened_and_json_is_complete(folder):

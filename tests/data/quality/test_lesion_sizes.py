@@ -61,7 +61,7 @@ def test_components_survive_the_index(tmp_path):
     mask = np.zeros((9, 9), np.uint8)
     mask[1, 1] = mask[5:7, 5:7] = 3
     Image.fromarray(mask).save(tmp_path / "a.png")
-    file = MaskFile.inspect(tmp_path / "a.png", as_colors=False)
+    file = MaskFile.inspect(tmp_path / "a.png", as_colors=False, channel="stored")
     again = MaskFile.from_bytes(file.to_bytes())
     assert again.components == file.components
     assert again.components[1] == Components(2, (1, 4))

@@ -140,12 +140,17 @@ def test_remedy_for_masks_without_an_image_asks_for_no_new_name(folder):
     assert "of several masks an image, make one" in issue.fix
 
 
+def state_classes(folder):
+    (folder / "classes.yaml").write_text("0: background\n1: leaf\n2: rust\n")
+
+
 @pytest.mark.parametrize("name", ["leaves", "my leaves", "-rf", "a;b", "it's"])
 def test_next_command_is_quoted_for_a_shell(tmp_path, name):
     import shlex
 
     for i in range(24):
         write(tmp_path / name, str(i), i)
+    state_classes(tmp_path / name)
     report = api.check(tmp_path / name)
     command = shlex.split(report.next_steps[-1])
     assert command == [
@@ -172,6 +177,7 @@ def test_next_steps_of_values_without_names_ask_for_names(folder):
 def test_next_steps_of_one_image_say_how_many_to_label(tmp_path):
     """After mapbox/robosat#36: no validation image, and no word about it before."""
     write(tmp_path, "a", 0)
+    state_classes(tmp_path)
     steps = api.check(tmp_path).next_steps
     assert steps[0].startswith(
         "Label at least 2 more images: training, validation and test"

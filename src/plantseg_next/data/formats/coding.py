@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,14 +11,15 @@ import numpy as np
 import yaml
 
 from plantseg_next.data.formats.folders import SPLIT_NAMES, tidy_name
-from plantseg_next.data.image_io import read_mask
+from plantseg_next.data.formats.mask_reading import complete, read_masks
+from plantseg_next.data.formats.mask_statistics import find_channel
 from plantseg_next.data.manifest import (
     MaskCoding,
     Role,
     class_count,
     refuse_many_classes,
 )
-from plantseg_next.errors import DataError, PlantSegError, UsageError
+from plantseg_next.errors import DataError
 from plantseg_next.files import read_text
 from plantseg_next.json_files import load_json
 from plantseg_next.yaml_files import load_yaml
@@ -34,45 +36,38 @@ _LEAF = {"leaf", "leaves", "healthy leaf", "healthy", "leaf area", "plant"}
 _UNLABELED = {name for name, split in SPLIT_NAMES.items() if split == "unlabeled"}
 _BACKGROUND = {"background", "bg", "ground", *_UNLABELED}
 _IGNORE = {"ignore", "ignored", "void", "unknown", "unsure"}
-_MAX_IDS_IN_A_MASK = 32
 ROLES = get_args(Role)
-_TWO: dict[int | str, str] = {0: "background", 1: "lesion"}
-_THREE: dict[int | str, str] = {0: "background", 1: "leaf", 2: "lesion"}
-_CONVENTIONS: Mapping[frozenset[int], Mapping[int | str, str]] = {
-    frozenset({0}): _TWO,
-    frozenset({0, 1}): _TWO,
-    frozenset({0, 255}): {0: "background", 255: "lesion"},
-    frozenset({0, 1, 255}): _TWO | {255: "ignore"},
-    frozenset({0, 2}): _THREE,
-    frozenset({1, 2}): _THREE,
-    frozenset({0, 1, 2}): _THREE,
-    frozenset({0, 1, 2, 255}): _THREE | {255: "ignore"},
-    frozenset({0, 128, 255}): {0: "background", 128: "leaf", 255: "lesion"},
-    frozenset({0, 127, 255}): {0: "background", 127: "leaf", 255: "lesion"},
-}
+NOT_ANNOTATED = "not annotated"
 
 
 def find_coding(
-    folder: Path, masks: Sequence[Path], classes: Path | None = None
+    folder: Path,
+    masks: Sequence[Path],
+    classes: Path | None = None,
+    images: Mapping[Path, Path] | None = None,
 ) -> MaskCoding:
     """Return the coding stated for a folder, or else inferred from its masks.
+
+    Smoothed edges and stray values of masks with a stated coding are repaired where there
+    is one reading; its origin says so.
 
     Args:
         folder: May hold one of ``CLASS_FILES``, or a ``LABEL_MAP``.
         masks: All masks of the folder.
         classes: A class file that takes precedence.
+        images: The image of each mask, to distinguish plants and lesions.
 
     Raises:
         DataError: If the class file is not a flat map of values to meanings.
-        UsageError: If nothing is stated and the masks are colored, or have too many
-            values for class ids.
+        UsageError: If nothing is stated and the masks have no single meaning, or mark the
+            plant.
     """
     stated = classes or stated_classes(folder)
     if stated:
-        return read_coding(stated)
+        return completed(read_coding(stated), masks)
     if (folder / LABEL_MAP).is_file():
-        return read_label_map(folder / LABEL_MAP)
-    return infer_coding(folder, masks)
+        return completed(read_label_map(folder / LABEL_MAP), masks)
+    return infer_coding(folder, masks, images)
 
 
 def stated_classes(folder: Path) -> Path | None:
@@ -98,15 +93,17 @@ def read_coding(path: Path) -> MaskCoding:
     """Return the coding in a class file.
 
     The file maps each mask value, or color ``"#rrggbb"``, to ``background``, ``leaf``,
-    ``ignore`` or the name of a lesion class: as YAML, JSON, or CSV of two columns.
+    ``ignore`` or the name of a lesion class: as YAML, JSON, or CSV of two columns. The
+    line ``lesion: not annotated`` states that the masks mark the leaf only.
 
     Raises:
-        DataError: If it has another form, states a value twice, or two names that differ
-            only in spelling.
+        DataError: If it has another form, states a value twice, two names that differ
+            only in spelling, or a lesion class although lesions are not annotated.
     """
     try:
+        pairs, leaf_only = _without_statement(_read_pairs(path))
         meaning: dict[int | str, str] = {}
-        for key, text in _read_pairs(path):
+        for key, text in pairs:
             if (value := _value(key)) in meaning:
                 raise ValueError(f"`{value}` is stated twice")
             meaning[value] = _meaning(text)
@@ -118,6 +115,8 @@ def read_coding(path: Path) -> MaskCoding:
             "(colors in quotes)",
             fix="write one line for each value that occurs in the masks",
         ) from error
+    if leaf_only:
+        _refuse_lesions(path, meaning)
     return _coding(meaning, f"stated in {path.name}", path)
 
 
@@ -170,62 +169,65 @@ def read_meanings(path: Path) -> dict[str, str]:
             that differ only in spelling.
     """
     try:
+        pairs, leaf_only = _without_statement(_read_pairs(path))
         meanings: dict[str, str] = {}
-        for key, text in _read_pairs(path):
+        for key, text in pairs:
             name, meaning = tidy_name(str(key)), _meaning(text)
             if meanings.setdefault(name, meaning) != meaning:
                 raise ValueError(f"`{name}` is stated with two meanings")
         _refuse_alike(meanings.values())
-        return meanings
     except (ValueError, yaml.YAMLError) as error:
         raise DataError(
             f"`{path}` is not a list of names and their meanings: {error}.",
             needed="lines such as `Early_Blight: early blight`, `leaf: leaf`",
             fix="write one line for each name that occurs in the annotations",
         ) from error
+    if leaf_only:
+        _refuse_lesions(path, meanings)
+    return meanings
 
 
-def infer_coding(folder: Path, masks: Sequence[Path]) -> MaskCoding:
+def infer_coding(
+    folder: Path, masks: Sequence[Path], images: Mapping[Path, Path] | None = None
+) -> MaskCoding:
     """Return a coding inferred from the values that occur, as its origin states.
 
     At most ``SCANNED_MASKS`` masks are read. Unreadable masks are skipped; ``check``
     reports them.
 
+    Args:
+        folder: The data set.
+        masks: All its masks.
+        images: The image of each mask, to distinguish plants and lesions.
+
     Raises:
-        UsageError: If the masks are colored, or have too many values for class ids.
+        UsageError: If the masks have no single meaning, or mark the plant.
     """
-    chosen: Sequence[Path] = masks
-    if len(masks) > SCANNED_MASKS:
-        places = np.random.default_rng(0).choice(len(masks), SCANNED_MASKS, False)
-        chosen = [masks[i] for i in sorted(places)]
-    values: set[int] = set()
-    for path in chosen:
-        try:
-            mask = read_mask(path)
-        except PlantSegError:
-            continue
-        if mask.ndim == 3:
-            raise _needs_colors(folder, path)
-        ids = np.unique(mask)
-        if len(ids) > _MAX_IDS_IN_A_MASK:
-            raise _not_ids(path, len(ids))
-        values.update(ids.tolist())
-    return _infer(values or {0, 1})
+    reading = read_masks(folder, _chosen(masks), images or {})
+    coding = _coding(reading.meaning, reading.origin, None)
+    return replace(coding, channel=reading.channel)
 
 
-def _infer(values: set[int]) -> MaskCoding:
-    named = dict(_CONVENTIONS.get(frozenset(values), {}))
-    if not named:
-        named[0] = "background"
-        named.update((i, f"class {i}") for i in sorted(values - {0, 255}))
-        named.update({255: "ignore"} if 255 in values else {})
-    seen = ", ".join(str(value) for value in sorted(values))
-    read = ", ".join(dict.fromkeys(named.values()))
-    return _coding(
-        named,
-        f"inferred: mask values {seen} read as {read}; to change it, write a classes.yaml",
-        None,
-    )
+def _chosen(masks: Sequence[Path]) -> Sequence[Path]:
+    if len(masks) <= SCANNED_MASKS:
+        return masks
+    places = np.random.default_rng(0).choice(len(masks), SCANNED_MASKS, False)
+    return [masks[i] for i in sorted(places)]
+
+
+def completed(coding: MaskCoding, masks: Sequence[Path]) -> MaskCoding:
+    """Return a stated coding with the channel of the masks, repaired by ``complete``."""
+    chosen = _chosen(masks)
+    channel = find_channel(chosen)
+    if channel == "alpha" and coding.by_color:
+        channel = "painted"
+    if channel == "gray" and coding.by_color:
+        return coding
+    repaired = complete(coding.meaning, chosen, channel)
+    if repaired is None:
+        return coding if channel == "gray" else replace(coding, channel=channel)
+    origin = f"{coding.origin}; {repaired.origin}"
+    return replace(coding, meaning=repaired.meaning, origin=origin, channel=channel)
 
 
 def _coding(meaning: Mapping[int | str, str], origin: str, path: Path | None) -> MaskCoding:
@@ -274,6 +276,33 @@ def _read_two_columns(text: str) -> Iterator[tuple[str, str]]:
     yield from ((key, meaning) for key, meaning in lines[1 if has_header else 0 :])
 
 
+def _without_statement(
+    pairs: Iterable[tuple[Any, object]],
+) -> tuple[list[tuple[Any, object]], bool]:
+    """Return the lines of a class file without ``lesion: not annotated``, and if it was."""
+    pairs = list(pairs)
+    rest = [
+        (key, text)
+        for key, text in pairs
+        if not (
+            isinstance(key, str)
+            and isinstance(text, str)
+            and (tidy_name(key), tidy_name(text)) == ("lesion", NOT_ANNOTATED)
+        )
+    ]
+    return rest, len(rest) < len(pairs)
+
+
+def _refuse_lesions(path: Path, meaning: Mapping[Any, str]) -> None:
+    for key, name in meaning.items():
+        if name not in ROLES:
+            raise DataError(
+                f"`{path}` states that lesions are not annotated, and `{key}: {name}`.",
+                needed="background, leaf and ignore only, if lesions are not annotated",
+                fix="remove the line `lesion: not annotated`, or the class",
+            )
+
+
 def _value(key: object) -> int | str:
     if isinstance(key, str):
         key = key.strip().lower()
@@ -290,33 +319,3 @@ def _meaning(text: object) -> str:
         raise ValueError(f"{text!r} is not a name")
     name = text.strip()
     return name.lower() if name.lower() in ROLES else name
-
-
-def _needs_colors(folder: Path, path: Path) -> UsageError:
-    colors, counts = np.unique(
-        read_mask(path, as_colors=True).reshape(-1, 3), axis=0, return_counts=True
-    )
-    order = counts.argsort()[::-1][:8]
-    percent = 100 * counts / counts.sum()
-    lines = [
-        f'    "#{bytes(colors[i]).hex()}": {"background" if i == order[0] else "?"}'
-        f"    # {percent[i]:.1f} % of the pixels"
-        for i in order
-    ]
-    more = f" and {len(colors) - 8} more" if len(colors) > 8 else ""
-    return UsageError(
-        f"The masks in `{folder}` are colored; `{path.name}` has {len(colors)} colors.",
-        needed="the meaning of each color: background, leaf, ignore or a lesion class",
-        fix=f"save these lines{more} as `{folder / 'classes.yaml'}`, with each ? "
-        "replaced:\n" + "\n".join(lines),
-    )
-
-
-def _not_ids(path: Path, n_values: int) -> UsageError:
-    return UsageError(
-        f"The mask `{path}` holds {n_values} different values.",
-        needed="a map of class ids, with few values; this may be a photograph, or a mask "
-        "that was resized with smoothing",
-        fix="export the masks again without smoothing, or state what the values mean "
-        "in classes.yaml",
-    )

@@ -1,13 +1,18 @@
 """Images with masks: in folders of their own, or beside each other."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from plantseg_next.data.formats.annotations import read_annotations
 from plantseg_next.data.formats.class_folders import are_class_folders, class_of
 from plantseg_next.data.formats.class_tables import is_nnunet, read_table
-from plantseg_next.data.formats.coding import find_coding, role_of, stated_classes
+from plantseg_next.data.formats.coding import (
+    completed,
+    find_coding,
+    role_of,
+    stated_classes,
+)
 from plantseg_next.data.formats.folders import FolderFiles, keys_of, split_of, tidy_name
 from plantseg_next.data.formats.index import INDEX_FILE, add_index
 from plantseg_next.data.formats.label_studio import BrushMasks, read_brush_masks
@@ -249,18 +254,23 @@ def _with_ids(
     missing: list[str] = []
     if (files.root / INDEX_FILE).is_file():
         rows, missing = add_index(rows, files.root / INDEX_FILE)
-    masks = sorted(row.mask for row in rows if row.mask is not None)
-    codings = {source: _coding(files, masks, classes, doubts)}
+    image_of = {row.mask: row.image for row in rows if row.mask is not None}
+    codings = {source: _coding(files, image_of, classes, doubts)}
     origin = Origin(LAYOUT, names_without_image=tuple(missing))
     return Manifest(tuple(rows), common_classes(rows, codings), codings, {source: origin})
 
 
 def _coding(
-    files: FolderFiles, masks: list[Path], classes: Path | None, doubts: list[str]
+    files: FolderFiles,
+    image_of: Mapping[Path, Path],
+    classes: Path | None,
+    doubts: list[str],
 ) -> MaskCoding:
+    """Return the meaning of the values of masks, each with its image."""
+    masks = sorted(image_of)
     if classes is None and (coding := read_table(files, masks, doubts)):
-        return coding
-    return find_coding(files.root, masks, classes)
+        return completed(coding, masks)
+    return find_coding(files.root, masks, classes, image_of)
 
 
 def _with_classes(

@@ -29,7 +29,7 @@ from plantseg_next.data.formats.names import (
     ROLE_WORDS,
     words_of,
 )
-from plantseg_next.data.image_io import LOSSY_FORMATS, read_header, read_image, read_mask
+from plantseg_next.data.image_io import read_header, read_image, read_mask
 from plantseg_next.data.manifest import Split
 from plantseg_next.errors import PlantSegError
 
@@ -347,7 +347,7 @@ def _looks_like_mask(path: PurePath) -> bool | None:
     path = Path(path)
     try:
         header = read_header(path)
-        is_lossy = header.file_format in LOSSY_FORMATS | {"WEBP", "AVIF"}
+        is_lossy = bool(header.lossy)
         values = read_image(path) >> _LOSSY_BITS if is_lossy else read_mask(path)
     except PlantSegError:
         return None

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from plantseg_next.data.formats.class_folders import (
     are_class_folders,
@@ -43,12 +43,14 @@ from plantseg_next.data.formats.tools import (
 )
 from plantseg_next.data.formats.unused import unused_files
 from plantseg_next.data.formats.yolo import label_files, read_yolo
-from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, merge
-from plantseg_next.errors import UsageError, missing_path
+from plantseg_next.data.manifest import MANIFEST_FILE, Exif, Manifest, merge
+from plantseg_next.errors import UsageError, missing_path, unknown_name
 from plantseg_next.xml_files import read_xml
 
 
-def read_folders(paths: Sequence[Path], *, classes: Path | None = None) -> Manifest:
+def read_folders(
+    paths: Sequence[Path], *, classes: Path | None = None, exif: Sequence[str] = ()
+) -> Manifest:
     """Return the images of one or many data sets in one manifest.
 
     Data sets are named after their folders; if two have the same name, the parent folder
@@ -57,32 +59,60 @@ def read_folders(paths: Sequence[Path], *, classes: Path | None = None) -> Manif
     Args:
         paths: Each as for ``read_folder``.
         classes: A class file; for one data set only.
+        exif: Which way images were annotated: "as-stored" or "upright" for all data sets,
+            or "NAME=as-stored" for one.
 
     Raises:
-        UsageError: If two data sets have the same name, or as ``read_folder``.
+        UsageError: If ``exif`` names no such way or data set, two data sets have the same
+            name, or as ``read_folder``.
         DataError: As ``read_folder``.
     """
+    for path in paths:
+        _refuse_missing(path)
+    count = Counter(path.resolve().name for path in paths)
+    names = [
+        _name_with_parent(path) if count[path.resolve().name] > 1 else path.resolve().name
+        for path in paths
+    ]
+    ways = _exif_of(exif, names)
     if len(paths) == 1:
-        return read_folder(paths[0], classes=classes)
+        return read_folder(paths[0], classes=classes, exif=ways.get(names[0]))
     if classes is not None:
         raise UsageError(
             f"--classes names one file, for {len(paths)} data sets.",
             needed="the meaning of the mask values of each data set",
             fix="put a classes.yaml into each folder",
         )
-    for path in paths:
-        _refuse_missing(path)
-    count = Counter(path.resolve().name for path in paths)
     return merge(
         read_folder(
-            path, source=_name_with_parent(path) if count[path.resolve().name] > 1 else None
+            path,
+            source=name if count[path.resolve().name] > 1 else None,
+            exif=ways.get(name),
         )
-        for path in paths
+        for path, name in zip(paths, names, strict=True)
     )
 
 
+def _exif_of(stated: Sequence[str], names: Sequence[str]) -> dict[str, Exif]:
+    """Return the stated way of each data set; a later statement precedes an earlier one."""
+    ways: dict[str, Exif] = {}
+    for text in stated:
+        name, _, word = text.rpartition("=")
+        way = next((known for known in get_args(Exif) if known == word), None)
+        if way is None:
+            raise unknown_name(f"--exif is `{text}`.", word, get_args(Exif))
+        if name and name not in names:
+            raise unknown_name(f"--exif names the data set `{name}`.", name, names)
+        ways |= dict.fromkeys([name] if name else names, way)
+    return ways
+
+
 def read_folder(
-    path: Path, *, classes: Path | None = None, source: str | None = None
+    path: Path,
+    *,
+    classes: Path | None = None,
+    source: str | None = None,
+    exif: Exif | None = None,
 ) -> Manifest:
     """Return the images of a folder with the labels that its layout contains.
 
@@ -105,6 +135,8 @@ def read_folder(
             ``classes.yaml`` (``.yml``, ``.json``, ``.csv``) of the folder; without
             one, the coding is inferred from the masks.
         source: Name of the data set; default: the name of its folder.
+        exif: Which way images with an EXIF orientation were annotated; by default as the
+            sizes show, and upright where both ways fit.
 
     Raises:
         UsageError: If there is no such path, no image in it, or its masks require a
@@ -115,9 +147,9 @@ def read_folder(
     if classes is not None and not classes.is_file():
         raise missing_path(classes, "a class file: mask values and their meanings")
     if path.is_file():
-        return _read_file(path)
+        return _annotated(_read_file(path), exif)
     if (path / MANIFEST_FILE).is_file():
-        return Manifest.read(path / MANIFEST_FILE)
+        return _annotated(Manifest.read(path / MANIFEST_FILE), exif)
 
     if holds_results(path):
         raise UsageError(
@@ -129,12 +161,19 @@ def read_folder(
     files = scan(color_folder(_unwrapped(path)))
     if not files.images:
         raise _no_images(path, files)
-    manifest = _read_masks(files, source, classes) or _read_labels(files, source)
-    origin = manifest.origins[source]
-    return replace(
-        manifest,
-        origins={source: replace(origin, unused=unused_files(manifest, files))},
-    )
+    manifest = _read_masks(files, source, classes, exif) or _read_labels(files, source)
+    origin = replace(manifest.origins[source], unused=unused_files(manifest, files))
+    return _annotated(replace(manifest, origins={source: origin}), exif)
+
+
+def _annotated(manifest: Manifest, exif: Exif | None) -> Manifest:
+    """Return a manifest that states which way its images were annotated."""
+    if exif is None:
+        return manifest
+    codings = {
+        name: replace(coding, exif=exif) for name, coding in manifest.codings.items()
+    }
+    return replace(manifest, codings=codings)
 
 
 def _refuse_missing(path: Path) -> None:
@@ -154,7 +193,9 @@ def _name_with_parent(path: Path) -> str:
     return f"{absolute.parent.name}-{absolute.name}"
 
 
-def _read_masks(files: FolderFiles, source: str, classes: Path | None) -> Manifest | None:
+def _read_masks(
+    files: FolderFiles, source: str, classes: Path | None, exif: Exif | None
+) -> Manifest | None:
     """Return the images of a data set with masks or annotations, else ``None``."""
     folder = files.root
     _use_class_files(files)
@@ -162,7 +203,7 @@ def _read_masks(files: FolderFiles, source: str, classes: Path | None) -> Manife
         return read_plantseg(folder, source, classes)
     if found := find_masks(files):
         return read_image_mask(files, found, source, classes)
-    return _read_annotated(files, source, classes)
+    return _read_annotated(files, source, classes, exif)
 
 
 def _read_labels(files: FolderFiles, source: str) -> Manifest:
@@ -181,7 +222,7 @@ def _use_class_files(files: FolderFiles) -> None:
 
 
 def _read_annotated(
-    files: FolderFiles, source: str, classes: Path | None
+    files: FolderFiles, source: str, classes: Path | None, exif: Exif | None
 ) -> Manifest | None:
     """Return images with the files of an annotation tool; ``None`` if there are none."""
     classes = classes or stated_classes(files.root)
@@ -204,7 +245,7 @@ def _read_annotated(
     if cvat := {path: tree for path, tree in xml.items() if tool_of_xml(tree) == CVAT}:
         return read_cvat(files, cvat, source, classes)
     if texts := label_files(files):
-        return read_yolo(files, texts, source, classes)
+        return read_yolo(files, texts, source, classes, exif)
     return None
 
 

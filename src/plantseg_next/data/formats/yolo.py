@@ -16,7 +16,7 @@ from plantseg_next.data.formats.names import ImageNames, same_name
 from plantseg_next.data.formats.numbers import finite_array, whole
 from plantseg_next.data.formats.rasterize import Annotation
 from plantseg_next.data.image_io import read_size
-from plantseg_next.data.manifest import Manifest, Origin
+from plantseg_next.data.manifest import Exif, Manifest, Origin
 from plantseg_next.errors import DataError, PlantSegError, UsageError
 from plantseg_next.files import read_text
 from plantseg_next.yaml_files import load_yaml
@@ -54,6 +54,7 @@ def read_yolo(
     texts: Sequence[Path],
     source: str,
     classes: Path | None = None,
+    exif: Exif | None = None,
 ) -> Manifest:
     """Return images with masks drawn from YOLO label files.
 
@@ -64,6 +65,8 @@ def read_yolo(
         texts: Its label files.
         source: Name of the data set.
         classes: A class file with the meaning of each name.
+        exif: "as-stored" if the labels are relative to the images as they are stored,
+            before their EXIF orientation is applied.
 
     Raises:
         DataError: If a line is not in the YOLO format, or two files name the classes
@@ -90,9 +93,10 @@ def read_yolo(
         (),
         tuple(names.missing),
         () if class_names else ("no file names the classes, which are called class N",),
+        relative=True,
     )
     return read_annotations(
-        _annotated(files, file_of, class_names),
+        _annotated(files, file_of, class_names, upright=exif != "as-stored"),
         files.root,
         source,
         origin,
@@ -102,7 +106,11 @@ def read_yolo(
 
 
 def _annotated(
-    files: FolderFiles, file_of: Mapping[Path, Path], class_names: Mapping[int, str]
+    files: FolderFiles,
+    file_of: Mapping[Path, Path],
+    class_names: Mapping[int, str],
+    *,
+    upright: bool,
 ) -> Iterator[AnnotatedImage]:
     for image in files.images:
         split = split_of(image.relative_to(files.root))
@@ -112,7 +120,7 @@ def _annotated(
             continue
         lines = read_text(file).splitlines()
         try:
-            size_hw = read_size(image)
+            size_hw = read_size(image, upright=upright)
         except PlantSegError:  # `check` reports the image
             yield AnnotatedImage(image, None, None, split)
             continue

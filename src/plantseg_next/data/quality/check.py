@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from plantseg_next.data.class_names import alike
-from plantseg_next.data.manifest import SPLITS, Manifest, Row
+from plantseg_next.data.manifest import IN_DOUBT, SPLITS, Manifest, Row
 from plantseg_next.data.quality.inspect import (
     HARDLY_GREEN,
     ImageFile,
@@ -289,10 +289,14 @@ def _masks(manifest: Manifest, all_stats: Sequence[ImageStats]) -> Iterator[Issu
     masked = [(stats, stats.mask) for stats in all_stats if stats.mask is not None]
     for name, coding in manifest.codings.items():
         if coding.origin.startswith("inferred"):
+            in_doubt = coding.origin.startswith(IN_DOUBT)
             yield Issue(
                 "coding-inferred",
-                "note",
+                "warning" if in_doubt else "note",
                 f"The meaning of the mask values of {name} is {coding.origin}.",
+                "look at some masks, and state what the values mean in classes.yaml"
+                if in_doubt
+                else "",
             )
     empty = [f for f, m in masked if m.annotated_px and not m.lesion_px]
     yield from _issue(
@@ -322,9 +326,22 @@ def _masks(manifest: Manifest, all_stats: Sequence[ImageStats]) -> Iterator[Issu
         [f for f, m in masked if m.was_rotated],
         "mask-not-rotated",
         "note",
-        "Masks that fit their image only before its EXIF orientation is applied; they "
-        "are rotated with it",
+        "Masks that fit their image only before its EXIF orientation is applied, or "
+        "are said to; they are rotated with it",
     )
+    either_way = [f for f, m in masked if m.lies_either_way]
+    if either_way:
+        yield Issue(
+            "exif-ambiguous",
+            "warning",
+            "Images with an EXIF orientation whose mask or outlines would fit them both "
+            "as stored and upright; the annotation is taken as made on the upright "
+            f"image: {len(either_way)}.",
+            "look at some of them; if they were annotated as stored, give "
+            "`--exif as-stored` (or NAME=as-stored for one data set of several), "
+            "otherwise `--exif upright`",
+            tuple(stats.row.image for stats in either_way),
+        )
     yield from _issue(
         [f for f, m in masked if m.mode == "P"],
         "palette-mask",

@@ -13,16 +13,15 @@ import numpy as np
 import PIL
 from jaxtyping import Int, Integer, UInt8
 
-from plantseg_next.data import image_io
+from plantseg_next.data import file_formats, image_io
 from plantseg_next.data.image_io import (
-    LOSSY_FORMATS,
-    orient_mask,
+    mask_orientation,
     read_header,
     read_image,
     read_mask,
 )
 from plantseg_next.data.index import Index
-from plantseg_next.data.manifest import Manifest, MaskCoding, Row, digest
+from plantseg_next.data.manifest import Channel, Manifest, MaskCoding, Row, digest
 from plantseg_next.data.mask_values import decode_mask
 from plantseg_next.data.quality import lesion_sizes, near_duplicates
 from plantseg_next.data.quality.lesion_sizes import Components, components_of, merged
@@ -101,6 +100,7 @@ class MaskFile:
         values: The values that occur, or the colors.
         counts: Pixels of each of them.
         components: Connected components of each of them.
+        exif_orientation: EXIF orientation of the mask itself, 1 for none.
     """
 
     mode: str
@@ -108,11 +108,12 @@ class MaskFile:
     values: Integer[np.ndarray, " n *c"]
     counts: Int[np.ndarray, " n"]
     components: tuple[Components, ...]
+    exif_orientation: int = 1
 
     @classmethod
-    def inspect(cls, path: Path, *, as_colors: bool) -> "MaskFile":
+    def inspect(cls, path: Path, *, as_colors: bool, channel: Channel) -> "MaskFile":
         """Return what is in a file; arguments and errors are those of ``read_mask``."""
-        mask = read_mask(path, as_colors=as_colors)
+        mask = read_mask(path, as_colors=as_colors, channel=channel)
         ids = mask
         if mask.ndim == 2:
             of_value = np.bincount(mask.ravel())
@@ -123,30 +124,36 @@ class MaskFile:
             ids = mask.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
             packed, counts = np.unique(ids, return_counts=True)
             values = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
+        header = read_header(path)
         return cls(
-            read_header(path).mode,
+            header.mode,
             (mask.shape[0], mask.shape[1]),
             values.astype(mask.dtype),
             counts,
             components_of(ids, packed.tolist(), counts),
+            header.exif_orientation,
         )
 
     def to_bytes(self) -> bytes:
         """Return it as the index keeps it: JSON."""
         values = (self.values.dtype.name, self.values.tolist(), self.counts.tolist())
         components = [(part.n, part.areas) for part in self.components]
-        return json.dumps((self.mode, self.size_hw, *values, components)).encode()
+        numbers = (self.mode, self.size_hw, *values, components, self.exif_orientation)
+        return json.dumps(numbers).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "MaskFile":
         """Return what ``to_bytes`` wrote."""
-        mode, (height, width), dtype, values, counts, parts = json.loads(content)
+        mode, (height, width), dtype, values, counts, parts, orientation = json.loads(
+            content
+        )
         return cls(
             mode,
             (height, width),
             np.array(values, dtype),
             np.array(counts),
             tuple(Components(n, tuple(areas)) for n, areas in parts),
+            orientation,
         )
 
 
@@ -156,7 +163,9 @@ class MaskStats:
 
     Args:
         mode: Pillow's name of its pixel layout.
-        was_rotated: Whether it fits its image only before the EXIF orientation.
+        was_rotated: Whether it is rotated by an EXIF orientation to lie on its image.
+        lies_either_way: Whether it fits its image before and after the EXIF orientation,
+            and nothing says which way the image was annotated.
         lesion_px: Pixels of each lesion class that occurs, by name.
         annotated_px: Pixels with a known lesion label, "no lesion" included.
         lesions: Connected lesions of each of these classes.
@@ -168,6 +177,7 @@ class MaskStats:
 
     mode: str
     was_rotated: bool
+    lies_either_way: bool
     lesion_px: dict[str, int]
     lesions: dict[str, Components]
     annotated_px: int
@@ -273,6 +283,7 @@ def _code() -> str:
     """Return the digest of the code that inspects files, and the versions of libraries."""
     paths = (
         __file__,
+        file_formats.__file__,
         image_io.__file__,
         lesion_sizes.__file__,
         near_duplicates.__file__,
@@ -307,18 +318,21 @@ def _inspect_mask(
     if path is None:
         return None
     coding, classes = manifest.codings[row.source], manifest.classes
-    code, as_colors = "unreadable-mask", coding.by_color
+    code, as_colors, channel = "unreadable-mask", coding.by_color, coding.channel
     try:
         file = index.find(
             MaskFile,
             path,
-            lambda: MaskFile.inspect(path, as_colors=as_colors),
-            variant="colors" if as_colors else "",
+            lambda: MaskFile.inspect(path, as_colors=as_colors, channel=channel),
+            variant=f"{channel} {as_colors}",
         )
         code = "size-mismatch"
-        was_rotated = image is not None and file.size_hw != image.size_hw
-        if image is not None and was_rotated:
-            orient_mask(np.empty(file.size_hw, np.uint8), image.size_hw, row)
+        orientation = 1
+        if image is not None:
+            orientation = mask_orientation(
+                *(row.image, path, image.size_hw, file.size_hw, file.exif_orientation),
+                coding.exif,
+            )
         code = "unknown-mask-value"
         lesion, leaf = _decode_values(file, path, coding, classes)
     except PlantSegError as error:
@@ -333,7 +347,11 @@ def _inspect_mask(
     shown = {name: i for i, name in enumerate(classes.lesions, start=1) if pixels[i]}
     return MaskStats(
         mode=file.mode,
-        was_rotated=was_rotated,
+        was_rotated=orientation != 1,
+        lies_either_way=image is not None
+        and file.exif_orientation == 1
+        and coding.exif is None
+        and _lies_either_way(image, manifest, row),
         lesion_px={name: int(pixels[i]) for name, i in shown.items()},
         lesions={
             name: merged([file.components[j] for j in np.flatnonzero(lesion == i)])
@@ -353,13 +371,23 @@ def _decode_values(
     try:
         lesion, leaf = decode_mask(file.values[None], coding, classes, name=str(path))
     except DataError:  # its text states the fraction of pixels
-        mask = read_mask(path, as_colors=coding.by_color)
+        mask = read_mask(path, as_colors=coding.by_color, channel=coding.channel)
         decode_mask(mask, coding, classes, name=str(path))
         raise
     return lesion[0], leaf[0]
 
 
+def _lies_either_way(image: ImageFile, manifest: Manifest, row: Row) -> bool:
+    """Return whether a mask would fit an image as stored and upright alike."""
+    origin = manifest.origins.get(row.source)
+    height, width = image.size_hw
+    fits = image.exif_orientation < 5 or height == width
+    return image.exif_orientation != 1 and (
+        fits or (origin is not None and origin.relative)
+    )
+
+
 def _is_lossy(path: Path) -> bool:
     with suppress(PlantSegError):
-        return read_header(path).file_format in LOSSY_FORMATS
+        return bool(read_header(path).lossy)
     return False

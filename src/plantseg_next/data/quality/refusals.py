@@ -16,7 +16,7 @@ from plantseg_next.errors import PlantSegError, UsageError
 _FAILURES = {
     "unreadable-image": "Images that cannot be read",
     "unreadable-mask": "Masks that cannot be read",
-    "jpeg-mask": "Masks that are JPEGs, whose compression creates false classes",
+    "jpeg-mask": "Masks in a lossy format, whose compression creates false classes",
     "size-mismatch": "Masks of another size than their image, upright or as stored",
     "unknown-mask-value": "Masks with a value whose meaning is unknown",
 }
