@@ -341,7 +341,7 @@ def damaged_tree(draw: st.DrawFn, content: bytes) -> bytes:
             case "remove":
                 del parent[key]
             case "nest":
-                for _ in range(draw(st.sampled_from([1, 2, 80, 500]))):
+                for _ in range(draw(st.sampled_from([1, 2, 80, 200]))):
                     parent[key] = [parent[key]]
             case "copy":
                 other, place = draw(st.sampled_from(places))

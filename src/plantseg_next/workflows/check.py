@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from plantseg_next.data.manifest import Manifest, Split
+from plantseg_next.data.manifest import MANIFEST_FILE, Manifest, Split
 from plantseg_next.data.quality.check import check as check_manifest
 from plantseg_next.data.quality.issues import (
     CheckReport,
@@ -49,7 +50,21 @@ def check(
     )
     report = check_manifest(manifest, on_progress=progress_for(progress, "checking"))
     issues = (*report.issues, *_excluded(excluded), *_empty_splits(drawn, str(sources)))
+    issues = (*issues, *_outside(manifest, sources.folders))
     return replace(report, issues=sort_issues(issues))
+
+
+def _outside(manifest: Manifest, folders: Sequence[Path]) -> Iterator[Issue]:
+    """Yield the images that a manifest names elsewhere on the disk."""
+    if images := manifest.outside(folders):
+        yield Issue(
+            "image-elsewhere",
+            "note",
+            f"Images outside the given folders, named by a `{MANIFEST_FILE}`: "
+            f"{len(images)}, for example `{images[0]}`.",
+            "nothing, if the manifest is your own; of others, look at what it names",
+            images,
+        )
 
 
 def _excluded(images: Sequence[ExcludedImage]) -> Iterator[Issue]:
