@@ -44,6 +44,7 @@ MERGES = "a0: &a0 {0: background}\n" + "".join(
     ],
 )
 def test_what_is_ambiguous_or_grows_is_refused(text, message):
+    """After yaml/pyyaml#235 (aliases that multiply) and #165 (equal keys)."""
     with pytest.raises(yaml.YAMLError, match=re.escape(message)):
         load_yaml(text)
 

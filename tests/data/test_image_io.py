@@ -1,6 +1,7 @@
 import os
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,20 @@ def chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + check
 
 
+@pytest.mark.parametrize("kind", [b"sRGB", b"IHDR", b"cHRM", b"pHYs", b"tRNS", b"acTL"])
+def test_png_with_a_chunk_without_content_is_refused_or_read(tmp_path, kind):
+    """After python-pillow/Pillow#6430 and #6252: IndexError and struct.error escaped."""
+    path = tmp_path / "leaf.png"
+    Image.new("RGB", (3, 2)).save(path)
+    content = path.read_bytes()
+    data_ends = content.index(b"IEND") - 4
+    for place in (33, data_ends):
+        path.write_bytes(content[:place] + chunk(kind, b"") + content[place:])
+        for read in (read_image, read_mask):
+            with suppress(DataError):
+                assert read(path).size
+
+
 def test_png_with_chunks_that_expand_to_gigabytes_is_refused_or_read(tmp_path):
     path = tmp_path / "leaf.png"
     Image.new("RGB", (3, 2)).save(path)
@@ -179,10 +194,8 @@ def test_png_with_chunks_that_expand_to_gigabytes_is_refused_or_read(tmp_path):
     }
     for kind, bomb in bombs.items():
         path.write_bytes(content[:33] + chunk(kind, bomb) + content[33:])
-        try:
+        with suppress(DataError):
             assert read_image(path).shape == (2, 3, 3)
-        except DataError as error:
-            assert "cannot be opened" in error.came or "damaged" in error.came  # noqa: PT017
 
 
 def test_postscript_is_not_given_to_another_program(tmp_path):

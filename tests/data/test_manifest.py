@@ -159,6 +159,17 @@ def test_manifest_with_more_classes_than_a_mask_can_hold_is_refused(tmp_path):
         common_classes(rows, codings)
 
 
+def test_images_outside_of_the_folders_are_listed(tmp_path):
+    a = tmp_path / "a"
+    a.mkdir()
+    images = [a / "1.jpg", a / ".." / "b" / "2.jpg", Path("/x.jpg")]
+    rows = tuple(Row(str(i), image, "s") for i, image in enumerate(images))
+    manifest = Manifest(rows, ClassMap(()), {})
+    assert manifest.outside([a]) == tuple(images[1:])
+    assert manifest.outside([a / "manifest.json"]) == tuple(images[1:])
+    assert manifest.outside([tmp_path, Path("/")]) == ()
+
+
 def test_manifest_with_a_path_that_is_none_is_refused(tmp_path):
     for image in (5, "", "a\0.jpg", None, ["a.jpg"]):
         rows = [FORMAT_1["rows"][0] | {"image": image}]

@@ -16,8 +16,8 @@ import yaml
 from plantseg_next.data.formats.folders import tidy_name
 from plantseg_next.data.manifest import Manifest, Role, common_classes
 from plantseg_next.errors import DataError, unknown_name
-from plantseg_next.files import write_atomically
-from plantseg_next.yaml_files import load_yaml
+from plantseg_next.files import read_text, write_atomically
+from plantseg_next.yaml_files import MAX_YAML_BYTES, load_yaml
 
 Names = Mapping[str, Mapping[str, str]]
 """For each data set, a mapping from its names to those of the run."""
@@ -106,7 +106,7 @@ def read_names(path: Path) -> dict[str, dict[str, str]]:
         DataError: If it is not such a file.
     """
     try:
-        tree: Any = load_yaml(path.read_text("utf-8-sig"))
+        tree: Any = load_yaml(read_text(path, MAX_YAML_BYTES))
         mappings = [tree, *tree.values()] if isinstance(tree, dict) else [tree]
         if not all(isinstance(mapping, dict) for mapping in mappings):
             raise ValueError("it does not state names under each data set")
@@ -114,7 +114,7 @@ def read_names(path: Path) -> dict[str, dict[str, str]]:
             str(source): {str(name): str(new).strip() for name, new in pairs.items()}
             for source, pairs in tree.items()
         }
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise DataError(
             f"`{path}` is not a file of class names: {error}.",
             needed="under each data set, lines such as `early_blight: early blight`",

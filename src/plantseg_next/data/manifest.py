@@ -8,6 +8,7 @@ data sets with different conventions share one table of classes.
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -201,6 +202,16 @@ class Manifest:
         """Return the manifest with other rows and the same classes."""
         return replace(self, rows=tuple(rows))
 
+    def outside(self, folders: Iterable[Path]) -> tuple[Path, ...]:
+        """Return the images that are in none of these folders, links not followed.
+
+        Only a manifest can name such images; other layouts list a folder.
+        """
+        parents = {_plain(f if f.is_dir() else f.parent) for f in folders}
+        return tuple(
+            row.image for row in self.rows if parents.isdisjoint(_plain(row.image).parents)
+        )
+
     @property
     def labeled(self) -> "Manifest":
         """The rows that have a mask."""
@@ -249,6 +260,11 @@ class Manifest:
                 fix=_FORMAT.fix,
             )
         return manifest
+
+
+def _plain(path: Path) -> Path:
+    """Return an absolute path without `..`; links are not followed."""
+    return Path(normpath(path.absolute()))
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:

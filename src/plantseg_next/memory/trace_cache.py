@@ -19,6 +19,7 @@ from typing import Any
 
 import plantseg_next
 from plantseg_next.files import cache_folder, write_atomically
+from plantseg_next.json_files import load_json
 from plantseg_next.memory.allocation_tracker import Footprint
 
 MOST_KEPT = 300
@@ -37,7 +38,7 @@ def cached_trace(about: Mapping[str, Any], find: Callable[[], Footprint]) -> Foo
     name = hashlib.sha256(json.dumps([about, _code()], sort_keys=True).encode()).hexdigest()
     name = f"{name}.json.gz"
     with suppress(OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
-        tree = json.loads(gzip.decompress((folder() / name).read_bytes()))
+        tree = load_json(gzip.decompress((folder() / name).read_bytes()))
         return Footprint(**tree | {"timeline": tuple(map(tuple, tree["timeline"]))})
     step = find()
     with suppress(OSError):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
-from plantseg_next.data.manifest import Manifest
+from plantseg_next.data.manifest import MANIFEST_FILE, Manifest
 from plantseg_next.data.quality.check import FEW_LABELS
 from plantseg_next.data.quality.check import check as check_manifest
 from plantseg_next.data.quality.inspect import of_rows
@@ -62,6 +62,7 @@ def check(
     )
     report = check_manifest(manifest, origin=sources, drawn=drawn, known=known)
     issues = (*report.issues, *_excluded(excluded), *_no_test(drawn, sources))
+    issues = (*issues, *_outside(manifest, sources.folders))
     report = replace(report, issues=sort_issues(issues))
     if sheet is not None:
         write_sheet(
@@ -72,6 +73,19 @@ def check(
             progress_for(progress, "comparing masks with images"),
         )
     return replace(report, next_steps=tuple(next_steps(report, sources)))
+
+
+def _outside(manifest: Manifest, folders: Sequence[Path]) -> Iterator[Issue]:
+    """Yield the images that a manifest names elsewhere on the disk."""
+    if images := manifest.outside(folders):
+        yield Issue(
+            "image-elsewhere",
+            "note",
+            f"Images outside the given folders, named by a `{MANIFEST_FILE}`: "
+            f"{len(images)}, for example `{images[0]}`.",
+            "nothing, if the manifest is your own; of others, look at what it names",
+            images,
+        )
 
 
 def _excluded(images: Sequence[ExcludedImage]) -> Iterator[Issue]:

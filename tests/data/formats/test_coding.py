@@ -8,6 +8,7 @@ from plantseg_next.data.formats.coding import (
     find_coding,
     infer_coding,
     read_coding,
+    read_label_map,
     read_meanings,
 )
 from plantseg_next.errors import DataError, UsageError
@@ -168,3 +169,81 @@ def test_infer_coding_skips_unreadable_masks(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"")
     coding = infer_coding(tmp_path, [tmp_path / "broken.png", *masks])
     assert coding.meaning[255] == "lesion"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("classes.yaml", "0: background\n1: rust\n1: blight", "`1` is stated twice"),
+        ("classes.yaml", "0: background\n1: rust\n0x1: blight", "`0x1` is stated twice"),
+        ("classes.yaml", "0: background\n1: rust\n'1': blight", "`1` is stated twice"),
+        ("classes.yaml", "'#ff0000': rust\n'#FF0000': leaf", "`#ff0000` is stated twice"),
+        (
+            "classes.json",
+            '{"0": "leaf", "1": "rust", "1": "scab"}',
+            "line 1: `1` is ",
+        ),
+        ("classes.json", '{"0": "leaf", "1": "rust", "01": "scab"}', "`1` is stated twice"),
+        ("classes.csv", "0,leaf\n1,rust\n1,scab\n", "`1` is stated twice"),
+        ("classes.csv", "0,leaf\n1,rust\n1,rust\n", "`1` is stated twice"),
+        ("classes.csv", '0,leaf\n"1,rust\n', "unexpected end of data"),
+        ("classes.yaml", "1: Rust\n2: rust", "`Rust` and `rust` differ only in spelling"),
+        (
+            "classes.yaml",
+            "1: leaf_spot\n2: leaf spot",
+            "`leaf_spot` and `leaf spot` d",
+        ),
+        ("classes.json", "[" * 9_999, "line 1: more than 100 lists"),
+        ("classes.json", '{"0": NaN}', "line 1: NaN is not a finite number"),
+        ("classes.yaml", "a: &a [x, x]\n0: *a", "'a' is neither a value of 0 to 65535"),
+        ("classes.yaml", "0: background\n---\n1: rust", "expected a single document"),
+    ],
+)
+def test_read_coding_that_contradicts_itself_is_refused(tmp_path, name, text, why):
+    """After yaml/pyyaml#165 and rbgirshick/yacs#17: of equal keys, the last one counts."""
+    path = write(tmp_path / name, text)
+    with pytest.raises(DataError, match="is not a list of mask values") as refused:
+        read_coding(path)
+    assert why in refused.value.came
+    assert refused.value.fix.startswith("write one line for each value")
+
+
+def test_read_coding_may_give_values_one_meaning(tmp_path):
+    coding = read_coding(write(tmp_path / "classes.yaml", "1: rust\n2: rust\n3: LEAF"))
+    assert coding.meaning == {1: "rust", 2: "rust", 3: "leaf"}
+
+
+def test_read_coding_with_too_many_classes_or_bytes_is_refused(tmp_path):
+    lines = "".join(f"{i}: class {i}\n" for i in range(1, 256))
+    with pytest.raises(DataError, match="name 255 lesion classes"):
+        read_coding(write(tmp_path / "classes.yaml", lines))
+    with pytest.raises(DataError, match=r"classes\.yaml` has 2 MiB"):
+        read_coding(write(tmp_path / "classes.yaml", "#" * 2**21))
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("blight:255,0,0::", "a second label of the color #ff0000"),
+        ("Rust:0,255,0::", "`rust` and `Rust` differ only in spelling"),
+        ("blight:256,0,0::", "bytes must be in range"),
+        ("blight:0,255::", "not enough values"),
+    ],
+)
+def test_label_map_that_contradicts_itself_is_refused_with_the_line(tmp_path, line, why):
+    """After wkentaro/labelme#277: labels of different names were given one color."""
+    path = write(tmp_path / "labelmap.txt", f"background:0,0,0::\nrust:255,0,0::\n{line}\n")
+    with pytest.raises(DataError, match=r"labelmap\.txt`, line 3: ") as refused:
+        read_label_map(path)
+    assert why in refused.value.came
+
+
+def test_read_meanings_with_two_meanings_of_a_name_is_refused(tmp_path):
+    path = write(tmp_path / "classes.yaml", "Leaf_Rust: rust\nleaf rust: rust\nx: leaf")
+    assert read_meanings(path) == {"leaf rust": "rust", "x": "leaf"}
+    for text, why in (
+        ("Leaf_Rust: rust\nleaf rust: blight", "`leaf rust` is stated with two meanings"),
+        ("a: rust\nb: Rust", "`rust` and `Rust` differ only in spelling"),
+    ):
+        with pytest.raises(DataError, match=why):
+            read_meanings(write(path, text))

@@ -34,6 +34,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("value", "message"), REFUSED)
 def test_a_value_that_is_no_number_of_an_image_is_refused(value, message):
+    """After voxel51/fiftyone#1309: NaN and infinities in points."""
     for convert in (finite, whole):
         if convert is whole and isinstance(value, int) and value is not True:
             continue

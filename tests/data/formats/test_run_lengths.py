@@ -113,6 +113,7 @@ def test_letters_decode_to_a_full_mask_or_are_refused(text, shape):
     ],
 )
 def test_run_lengths_that_do_not_fill_their_image_are_refused(rle, message):
+    """After ppwwyyxx/cocoapi#12 and isarandi/rlemasklib#7: memory outside was written."""
     with pytest.raises(ValueError, match=re.escape(message)):
         decode_rle(rle, (2, 2))
 
@@ -159,6 +160,7 @@ def test_an_embedded_mask_is_true_where_it_is_not_zero(mode):
 
 
 def test_an_embedded_mask_that_is_damaged_is_refused_in_words():
+    """After wkentaro/labelme#1275 and #393: base64 that was cut."""
     noise = np.random.default_rng(0).integers(0, 2, (99, 99), np.uint8)
     text = as_png(Image.fromarray(noise))
     for damaged, message in (

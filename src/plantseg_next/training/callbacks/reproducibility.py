@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from plantseg_next.files import explained, write_atomically
+from plantseg_next.files import explained, read_bytes, write_atomically
+from plantseg_next.json_files import load_json
 from plantseg_next.models.tensor_files import tensors_digest
 from plantseg_next.training.callbacks.callback import Callback, Event, StepInfo
 from plantseg_next.training.run_record import FIRST_STEPS
@@ -58,9 +59,9 @@ def first_difference(one: Path, two: Path) -> str | None:
     """Return the first difference of two runs' first steps as text, ``None`` if equal.
 
     Raises:
-        OSError: If one of them has no ``first_steps.json``.
+        DataError: If one of them has no ``first_steps.json``.
     """
-    a, b = (json.loads((folder / FIRST_STEPS).read_text("utf-8")) for folder in (one, two))
+    a, b = (load_json(read_bytes(folder / FIRST_STEPS)) for folder in (one, two))
     for step, (x, y) in enumerate(zip(a["losses"], b["losses"], strict=True), 1):
         for part, other in zip(x.split(", "), y.split(", "), strict=True):
             if part != other:
