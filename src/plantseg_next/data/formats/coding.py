@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from plantseg_next.data.formats.folders import tidy_name
-from plantseg_next.data.formats.mask_reading import complete, read_masks
+from plantseg_next.data.formats.mask_reading import nearest_of_two, read_masks
 from plantseg_next.data.formats.mask_statistics import find_channel
 from plantseg_next.data.manifest import MaskCoding, Role
 from plantseg_next.errors import DataError
@@ -32,7 +32,8 @@ _LEAF = {"leaf", "leaves", "healthy leaf", "healthy", "leaf area", "plant"}
 _BACKGROUND = {"background", "bg", "ground"}
 _IGNORE = {"ignore", "ignored", "void", "unknown", "unsure"}
 _ROLES = get_args(Role)
-NOT_ANNOTATED = "not annotated"
+LEAF_ONLY = ("lesion", "not annotated")
+SMOOTHED = ("edges", "smoothed")
 
 
 def find_coding(
@@ -42,9 +43,6 @@ def find_coding(
     images: Mapping[Path, Path] | None = None,
 ) -> MaskCoding:
     """Return the coding stated for a folder, or else inferred from its masks.
-
-    Smoothed edges and stray values of masks with a stated coding are repaired where there
-    is one reading; its origin says so.
 
     Args:
         folder: May hold one of ``CLASS_FILES``, or a ``LABEL_MAP``.
@@ -59,9 +57,9 @@ def find_coding(
     """
     stated = classes or stated_classes(folder)
     if stated:
-        return _completed(read_coding(stated), masks)
+        return _with_channel(read_coding(stated), masks)
     if (folder / LABEL_MAP).is_file():
-        return _completed(read_label_map(folder / LABEL_MAP), masks)
+        return _with_channel(read_label_map(folder / LABEL_MAP), masks)
     return infer_coding(folder, masks, images)
 
 
@@ -89,13 +87,14 @@ def read_coding(path: Path) -> MaskCoding:
 
     The file maps each mask value, or color ``"#rrggbb"``, to ``background``, ``leaf``,
     ``ignore`` or the name of a lesion class: as YAML, JSON, or CSV of two columns. The
-    line ``lesion: not annotated`` states that the masks mark the leaf only.
+    line ``lesion: not annotated`` states that the masks mark the leaf only; ``edges:
+    smoothed`` that a value between the two stated ones means what the nearer one means.
 
     Raises:
-        DataError: If it has another form, or names a lesion class all the same.
+        DataError: If it has another form, or contradicts such a line.
     """
     try:
-        pairs, leaf_only = _without_statement(_read_pairs(path))
+        pairs, statements = _without_statements(_read_pairs(path), LEAF_ONLY, SMOOTHED)
         meaning = {_value(key): _meaning(text) for key, text in pairs.items()}
     except (ValueError, yaml.YAMLError, OSError) as error:
         raise DataError(
@@ -104,9 +103,19 @@ def read_coding(path: Path) -> MaskCoding:
             "(colors in quotes)",
             fix="write one line for each value that occurs in the masks",
         ) from error
-    if leaf_only:
+    if LEAF_ONLY in statements:
         _refuse_lesions(path, meaning)
-    return _coding(meaning, f"stated in {path.name}", path)
+    coding = _coding(meaning, f"stated in {path.name}", path)
+    if SMOOTHED not in statements:
+        return coding
+    if coding.by_color or len(meaning) != 2:
+        raise DataError(
+            f"`{path}` states smoothed edges, and the meaning of {len(meaning)} "
+            f"{'colors' if coding.by_color else 'values'}.",
+            needed="two values: between more, a value on an edge may be another class",
+            fix="export the masks again without smoothing, and remove the line",
+        )
+    return replace(coding, meaning=nearest_of_two(meaning), channel="gray")
 
 
 def read_label_map(path: Path) -> MaskCoding:
@@ -150,7 +159,7 @@ def read_meanings(path: Path) -> dict[str, str]:
         DataError: If it has another form.
     """
     try:
-        pairs, leaf_only = _without_statement(_read_pairs(path))
+        pairs, statements = _without_statements(_read_pairs(path), LEAF_ONLY)
         meaning = {tidy_name(str(key)): _meaning(text) for key, text in pairs.items()}
     except (ValueError, yaml.YAMLError, OSError) as error:
         raise DataError(
@@ -158,7 +167,7 @@ def read_meanings(path: Path) -> dict[str, str]:
             needed="lines such as `Early_Blight: early blight`, `leaf: leaf`",
             fix="write one line for each name that occurs in the annotations",
         ) from error
-    if leaf_only:
+    if LEAF_ONLY in statements:
         _refuse_lesions(path, meaning)
     return meaning
 
@@ -191,19 +200,14 @@ def _chosen(masks: Sequence[Path]) -> Sequence[Path]:
     return [masks[i] for i in sorted(places)]
 
 
-def _completed(coding: MaskCoding, masks: Sequence[Path]) -> MaskCoding:
-    """Return a stated coding with the channel of the masks, repaired by ``complete``."""
-    chosen = _chosen(masks)
-    channel = find_channel(chosen)
+def _with_channel(coding: MaskCoding, masks: Sequence[Path]) -> MaskCoding:
+    """Return a stated coding with where the values of the masks are."""
+    channel = find_channel(_chosen(masks))
+    if channel in {"stored", "gray"}:
+        return coding
     if channel == "alpha" and coding.by_color:
         channel = "painted"
-    if channel == "gray" and coding.by_color:
-        return coding
-    repaired = complete(coding.meaning, chosen, channel)
-    if repaired is None:
-        return coding if channel == "gray" else replace(coding, channel=channel)
-    origin = f"{coding.origin}; {repaired.origin}"
-    return replace(coding, meaning=repaired.meaning, origin=origin, channel=channel)
+    return replace(coding, channel=channel)
 
 
 def _coding(meaning: Mapping[int | str, str], origin: str, path: Path | None) -> MaskCoding:
@@ -232,18 +236,18 @@ def _read_pairs(path: Path) -> Mapping[Any, object]:
     return table
 
 
-def _without_statement(pairs: Mapping[Any, object]) -> tuple[dict[Any, object], bool]:
-    """Return the lines of a class file without ``lesion: not annotated``, and if it was."""
-    rest = {
-        key: text
-        for key, text in pairs.items()
-        if not (
-            isinstance(key, str)
-            and isinstance(text, str)
-            and (tidy_name(key), tidy_name(text)) == ("lesion", NOT_ANNOTATED)
-        )
-    }
-    return rest, len(rest) < len(pairs)
+def _without_statements(
+    pairs: Mapping[Any, object], *statements: tuple[str, str]
+) -> tuple[dict[Any, object], set[tuple[str, str]]]:
+    """Return the lines of a class file without these statements, and those it makes."""
+    rest, made = {}, set()
+    for key, text in pairs.items():
+        line = tidy_name(str(key)), tidy_name(str(text))
+        if line in statements:
+            made.add(line)
+        else:
+            rest[key] = text
+    return rest, made
 
 
 def _refuse_lesions(path: Path, meaning: Mapping[Any, str]) -> None:
