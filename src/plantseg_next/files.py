@@ -1,5 +1,6 @@
 """Files: atomic writes, output folders that overwrite nothing, reading text, caches."""
 
+import codecs
 import hashlib
 import os
 import re
@@ -102,20 +103,25 @@ def remove_partials(folder: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file, with or without a byte order mark.
+    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
-        DataError: If it is not in UTF-8.
+        DataError: If it is in another encoding.
         OSError: If it cannot be read.
     """
+    content = path.read_bytes()
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return path.read_text("utf-8-sig")
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
+        is_table = path.suffix.lower() in {".csv", ".tsv", ".txt"}
         raise DataError(
             f"`{path}` is not text in UTF-8 (byte {error.start}).",
             needed="a text file in UTF-8",
-            fix='save it again as UTF-8; spreadsheets call that "CSV UTF-8"',
+            fix="save it again as UTF-8"
+            + ('; spreadsheets call that "CSV UTF-8"' if is_table else " in a text editor"),
         ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def sha256_of(path: Path) -> str:
