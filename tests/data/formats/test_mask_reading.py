@@ -369,7 +369,6 @@ def numbered(count: int) -> np.ndarray:
 
 
 def test_numbered_lesions_are_one_class(tmp_path):
-    """After ykamikawa/tf-keras-PSPNet#2 and others: ids of areas instead of classes."""
     write(tmp_path, lambda n: numbered(n + 5))
     for n, lesion in enumerate(lesions(tmp_path)):
         assert np.array_equal(lesion, numbered(n + 5) > 0)
@@ -416,7 +415,6 @@ def test_classes_are_not_merged(tmp_path, missing):
 
 
 def test_alpha_channel_is_the_mask_where_the_color_is_constant(tmp_path):
-    """After mantasu/glasses-detector#23 and others: masks as transparent PNG."""
     rgb = np.full((SIDE, SIDE, 3), 255, np.uint8)
     assert_true(write(tmp_path, lambda n: np.dstack([rgb, white(n)])))
     (coding,) = read_folder(tmp_path).codings.values()
