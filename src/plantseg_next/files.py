@@ -184,10 +184,12 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
     try:
         text = content.decode("utf-16" if is_utf16 and not is_utf32 else "utf-8-sig")
     except UnicodeDecodeError as error:
+        is_table = path.suffix.lower() in {".csv", ".tsv", ".txt"}
         raise DataError(
             f"`{path}` is not text in UTF-8 (byte {error.start}).",
             needed="a text file in UTF-8",
-            fix='save it again as UTF-8; spreadsheets call that "CSV UTF-8"',
+            fix="save it again as UTF-8"
+            + ('; spreadsheets call that "CSV UTF-8"' if is_table else " in a text editor"),
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 

@@ -164,17 +164,20 @@ def annotated(folder: Path, kind: str, turn: int, hw: tuple[int, int], way: Exif
     (folder / "images").mkdir(parents=True)
     Image.fromarray(image).save(folder / "images" / "0.png", exif=exif_of(turn))
     points, (h, w) = corners(mask), mask.shape
+    kind, _, without = kind.partition(" without ")
     if kind == "yolo":
         (folder / "labels").mkdir()
         line = " ".join(f"{x / w:.9f} {y / h:.9f}" for x, y in points)
         (folder / "labels" / "0.txt").write_text(f"0 {line}\n")
     elif kind == "labelme":
         shape = {"label": "rust", "points": points, "shape_type": "polygon"}
-        tree = {"shapes": [shape], "imagePath": "0.png", "imageHeight": h, "imageWidth": w}
+        size = {} if without else {"imageHeight": h, "imageWidth": w}
+        tree = {"shapes": [shape], "imagePath": "0.png", **size}
         (folder / "images" / "0.json").write_text(json.dumps(tree))
     elif kind == "coco":
+        size = {} if without else {"height": h, "width": w}
         tree = {
-            "images": [{"id": 1, "file_name": "0.png", "height": h, "width": w}],
+            "images": [{"id": 1, "file_name": "0.png", **size}],
             "annotations": [
                 {
                     "id": 1,
@@ -197,7 +200,10 @@ def annotated(folder: Path, kind: str, turn: int, hw: tuple[int, int], way: Exif
 
 @pytest.mark.parametrize("hw", [(48, 64), (56, 56)])
 @pytest.mark.parametrize("turn", [2, 3, 5, 6, 8])
-@pytest.mark.parametrize("kind", ["yolo", "labelme", "coco", "cvat"])
+@pytest.mark.parametrize(
+    "kind",
+    ["yolo", "labelme", "coco", "cvat", "labelme without size", "coco without size"],
+)
 @pytest.mark.parametrize("way", ["as-stored", "upright"])
 def test_outlines_lie_as_stated(tmp_path, kind, turn, hw, way):
     manifest = read_folder(annotated(tmp_path, kind, turn, hw, way), exif=way)

@@ -91,7 +91,7 @@ def test_check_searches_near_duplicates_once(leaves, drawn_folder, tmp_path):
     other = tmp_path / "other"
     for i, path in enumerate(sorted((drawn_folder / "images").iterdir())):
         pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
-        for kind, content in (("images", pixels), ("masks", pixels[..., 0] % 2)):
+        for kind, content in (("images", pixels), ("masks", pixels[..., 0] // 200)):
             (other / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(content).save(other / kind / f"{path.stem}.png")
     search.cache_clear()

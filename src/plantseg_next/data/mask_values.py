@@ -118,13 +118,15 @@ def _unknown_value(
     most = counts.argmax()
     value = int(values[most])
     shown = f"#{value:06x}" if coding.by_color else str(value)
+    edges = "" if coding.by_color or len(values) < 2 else "; for smoothed edges between "
+    edges += "two values, add the line `edges: smoothed`" if edges else ""
     others = f", and {len(values) - 1} other such values" if len(values) > 1 else ""
     return DataError(
         f"`{name}` holds the value {shown} on {_per_cent(counts[most] / size)} of its "
         f"pixels{others}; its meaning is unknown.",
         needed=f"only the values {_known_values(coding.meaning)} ({coding.origin})",
         fix="state its meaning in classes.yaml (a class, background, leaf or ignore), "
-        "or correct the mask",
+        f"or correct the mask{edges}",
     )
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from plantseg_next.data.formats import read_folder
 from plantseg_next.data.image_io import load_sample
 from plantseg_next.errors import DataError, UsageError
+from plantseg_next.files import read_text
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
 
@@ -102,6 +103,26 @@ def test_unmatched_images_masks_and_names_are_reported(tmp_path):
     assert origin.masks_without_image == (str(tmp_path / "masks" / "z.png"),)
     assert origin.names_without_image == ("lost",)
     assert manifest.rows[0].disease == "leaf rust"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_index_of_a_spreadsheet_in_unicode_is_read(tmp_path, encoding):
+    make_image(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png")
+    lines = "name\tsplit\tdisease\r\na.jpg\ttrain\tMehltau grün\r\n"
+    (tmp_path / "index.csv").write_bytes(lines.encode(encoding))
+    (row,) = read_folder(tmp_path).rows
+    assert (row.split, row.disease) == ("train", "mehltau grün")
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"), [("a.json", "text editor"), ("a.csv", "CSV UTF-8")]
+)
+def test_text_in_another_encoding_is_refused_with_what_to_do(tmp_path, name, fix):
+    (tmp_path / name).write_bytes("锈病".encode("gbk"))
+    with pytest.raises(DataError, match="is not text in UTF-8") as caught:
+        read_text(tmp_path / name)
+    assert fix in caught.value.fix
 
 
 def test_index_with_semicolons_and_byte_order_mark_is_read(tmp_path):

@@ -184,16 +184,30 @@ def test_smoothed_masks_of_three_gray_levels_are_refused(tmp_path):
         read_folder(tmp_path)
 
 
-def test_smoothed_masks_with_stated_ends_are_repaired(tmp_path):
-    write(
-        tmp_path, lambda n: Image.fromarray(white(n)).filter(ImageFilter.GaussianBlur(1.5))
-    )
+@pytest.mark.parametrize(("ending", "options"), [("png", {}), ("webp", {"quality": 60})])
+def test_stated_values_with_smoothed_edges_are_divided_half_way(tmp_path, ending, options):
+    def mask(n: int) -> Image.Image:
+        return Image.fromarray(white(n)).filter(ImageFilter.GaussianBlur(1.5))
+
+    write(tmp_path, mask, ending=ending, **options)
+    assert "write a classes.yaml with the line `edges: smoothed`" in origin(tmp_path)
     (tmp_path / "classes.yaml").write_text("0: background\n255: rust\n")
-    manifest = read_folder(tmp_path)
-    assert manifest.classes.lesions == ("rust",)
-    assert "stated in classes.yaml; the values 0 and 255, and between" in origin(tmp_path)
+    (issue,) = check(read_folder(tmp_path)).of("error")[:1]
+    if ending == "png":
+        assert "add the line `edges: smoothed`" in issue.fix
+    (tmp_path / "classes.yaml").write_text("0: background\n255: rust\nedges: smoothed\n")
+    assert read_folder(tmp_path).classes.lesions == ("rust",)
     for n, lesion in enumerate(lesions(tmp_path)):
-        assert (lesion.astype(bool) ^ truth(n)).sum() <= 16
+        assert (lesion.astype(bool) ^ truth(n)).sum() <= 20
+
+
+@pytest.mark.parametrize("more", ["128: leaf\n", "'#ff0000': blight\n"])
+def test_smoothed_edges_of_more_than_two_values_are_refused(tmp_path, more):
+    write(tmp_path, white)
+    text = f"0: background\n255: rust\n{more}edges: smoothed\n"
+    (tmp_path / "classes.yaml").write_text(text)
+    with pytest.raises(DataError, match="states smoothed edges, and the meaning of 3"):
+        read_folder(tmp_path)
 
 
 def test_unknown_value_beside_stated_ones_is_not_repaired(tmp_path):
@@ -355,7 +369,6 @@ def numbered(count: int) -> np.ndarray:
 
 
 def test_numbered_lesions_are_one_class(tmp_path):
-    """After ykamikawa/tf-keras-PSPNet#2 and others: ids of areas instead of classes."""
     write(tmp_path, lambda n: numbered(n + 5))
     for n, lesion in enumerate(lesions(tmp_path)):
         assert np.array_equal(lesion, numbered(n + 5) > 0)
@@ -402,7 +415,6 @@ def test_classes_are_not_merged(tmp_path, missing):
 
 
 def test_alpha_channel_is_the_mask_where_the_color_is_constant(tmp_path):
-    """After mantasu/glasses-detector#23 and others: masks as transparent PNG."""
     rgb = np.full((SIDE, SIDE, 3), 255, np.uint8)
     assert_true(write(tmp_path, lambda n: np.dstack([rgb, white(n)])))
     (coding,) = read_folder(tmp_path).codings.values()
@@ -596,13 +608,25 @@ def test_marked_plants_are_asked_about(tmp_path, high, soft):
     with pytest.raises(UsageError, match="as a plant is and no lesion") as caught:
         read_folder(tmp_path)
     value = 255 if soft else high
-    lines = f"0: background\n    {value}: leaf\n    lesion: not annotated"
+    edges = "    edges: smoothed\n" if soft else ""
+    lines = f"0: background\n    {value}: leaf\n{edges}    lesion: not annotated"
     assert lines in caught.value.fix
     (tmp_path / "classes.yaml").write_text(lines.replace("    ", ""))
     manifest = read_folder(tmp_path)
     sample = load_sample(manifest.rows[0], manifest)
     assert (sample.lesion == IGNORE).all()
     assert ((sample.leaf == 1) ^ truth(0)).sum() <= 12 * soft
+
+
+def test_marked_plants_in_avif_are_asked_about(tmp_path):
+    write(tmp_path, white, ending="avif", quality=60, image_of=plant)
+    with pytest.raises(UsageError, match="as a plant is and no lesion") as caught:
+        read_folder(tmp_path)
+    lines = "0: background\n    255: leaf\n    edges: smoothed\n    lesion: not annotated"
+    assert lines in caught.value.fix
+    (tmp_path / "classes.yaml").write_text(lines.replace("    ", ""))
+    manifest = read_folder(tmp_path)
+    assert np.array_equal(load_sample(manifest.rows[0], manifest).leaf, truth(0))
 
 
 def test_brown_lesions_on_green_are_not_asked_about(tmp_path):

@@ -76,6 +76,7 @@ def read_annotations(
     *,
     names: Sequence[str] = (),
     classes: Path | None = None,
+    upright: bool = True,
 ) -> Manifest:
     """Return the manifest of annotated images, with their masks drawn.
 
@@ -90,6 +91,8 @@ def read_annotations(
         origin: Origin of the layout, to be completed here.
         names: Names in the order of their ids, if the layout states one.
         classes: A class file with the meaning of each name.
+        upright: Whether images whose annotated size is not stated were annotated upright,
+            or else as stored, before their EXIF orientation is applied.
 
     Raises:
         DataError: If the class file lacks a name, there are too many classes, or the
@@ -110,7 +113,7 @@ def read_annotations(
             without_mask.append(item.image)
         elif item.annotations is not None:
             meanings.add(area.name for area in item.annotations)
-            mask, own = _drawn(item, meanings)
+            mask, own = _drawn(item, meanings, upright=upright)
             doubts.unusable.update(own.unusable)
             doubts.noticed.update(own.noticed)
             if own.unusable:
@@ -257,7 +260,9 @@ class _Meanings:
         return MaskCoding(dict(sorted(meaning.items())), "leaf" in self.of.values(), origin)
 
 
-def _drawn(item: AnnotatedImage, meanings: _Meanings) -> tuple[np.ndarray, Doubts]:
+def _drawn(
+    item: AnnotatedImage, meanings: _Meanings, *, upright: bool
+) -> tuple[np.ndarray, Doubts]:
     """Return the mask of an image.
 
     Outside all areas, it is "ignore" if they are all points and scribbles. Without a leaf
@@ -270,7 +275,7 @@ def _drawn(item: AnnotatedImage, meanings: _Meanings) -> tuple[np.ndarray, Doubt
         has_leaf = any(meanings.of[area.name] == "leaf" for area in areas)
         ground = 0 if has_leaf else UNMARKED
     try:
-        size_hw = item.size_hw or read_size(item.image)
+        size_hw = item.size_hw or read_size(item.image, upright=upright)
     except PlantSegError:  # `check` reports the image
         unreadable = Counter({"annotations of images that cannot be read, not used": 1})
         return np.zeros((1, 1), np.uint8), Doubts(unreadable)

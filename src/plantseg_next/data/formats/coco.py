@@ -25,7 +25,7 @@ from plantseg_next.data.formats.names import ImageNames
 from plantseg_next.data.formats.numbers import finite_array, whole
 from plantseg_next.data.formats.rasterize import Annotation, Polygon
 from plantseg_next.data.formats.run_lengths import decode_rle
-from plantseg_next.data.manifest import Manifest, Origin, Split
+from plantseg_next.data.manifest import Exif, Manifest, Origin, Split
 from plantseg_next.errors import DataError
 
 _BOX = "annotations with a box instead of an outline, not used"
@@ -36,6 +36,7 @@ def read_coco(
     trees: Mapping[Path, Any],
     source: str,
     classes: Path | None = None,
+    exif: Exif | None = None,
 ) -> Manifest:
     """Return the images of COCO files with their masks drawn.
 
@@ -48,6 +49,7 @@ def read_coco(
         trees: Content of its JSON files, each a COCO data set.
         source: Name of the data set.
         classes: A class file with the meaning of each category.
+        exif: Which way images were annotated whose size is not stated.
 
     Raises:
         DataError: If a file is not in the COCO format, contradicts itself or another one,
@@ -92,6 +94,7 @@ def read_coco(
         origin,
         names=tuple(reader.class_names),
         classes=classes,
+        upright=exif != "as-stored",
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from plantseg_next.data.formats.folders import SPLIT_NAMES, tidy_name
-from plantseg_next.data.formats.mask_reading import complete, read_masks
+from plantseg_next.data.formats.mask_reading import nearest_of_two, read_masks
 from plantseg_next.data.formats.mask_statistics import find_channel
 from plantseg_next.data.manifest import (
     MaskCoding,
@@ -37,7 +37,8 @@ _UNLABELED = {name for name, split in SPLIT_NAMES.items() if split == "unlabeled
 _BACKGROUND = {"background", "bg", "ground", *_UNLABELED}
 _IGNORE = {"ignore", "ignored", "void", "unknown", "unsure"}
 ROLES = get_args(Role)
-NOT_ANNOTATED = "not annotated"
+LEAF_ONLY = ("lesion", "not annotated")
+SMOOTHED = ("edges", "smoothed")
 
 
 def find_coding(
@@ -47,9 +48,6 @@ def find_coding(
     images: Mapping[Path, Path] | None = None,
 ) -> MaskCoding:
     """Return the coding stated for a folder, or else inferred from its masks.
-
-    Smoothed edges and stray values of masks with a stated coding are repaired where there
-    is one reading; its origin says so.
 
     Args:
         folder: May hold one of ``CLASS_FILES``, or a ``LABEL_MAP``.
@@ -64,9 +62,9 @@ def find_coding(
     """
     stated = classes or stated_classes(folder)
     if stated:
-        return completed(read_coding(stated), masks)
+        return with_channel(read_coding(stated), masks)
     if (folder / LABEL_MAP).is_file():
-        return completed(read_label_map(folder / LABEL_MAP), masks)
+        return with_channel(read_label_map(folder / LABEL_MAP), masks)
     return infer_coding(folder, masks, images)
 
 
@@ -94,14 +92,15 @@ def read_coding(path: Path) -> MaskCoding:
 
     The file maps each mask value, or color ``"#rrggbb"``, to ``background``, ``leaf``,
     ``ignore`` or the name of a lesion class: as YAML, JSON, or CSV of two columns. The
-    line ``lesion: not annotated`` states that the masks mark the leaf only.
+    line ``lesion: not annotated`` states that the masks mark the leaf only; ``edges:
+    smoothed`` that a value between the two stated ones means what the nearer one means.
 
     Raises:
         DataError: If it has another form, states a value twice, two names that differ
-            only in spelling, or a lesion class although lesions are not annotated.
+            only in spelling, or contradicts such a line.
     """
     try:
-        pairs, leaf_only = _without_statement(_read_pairs(path))
+        pairs, statements = _without_statements(_read_pairs(path), LEAF_ONLY, SMOOTHED)
         meaning: dict[int | str, str] = {}
         for key, text in pairs:
             if (value := _value(key)) in meaning:
@@ -115,9 +114,19 @@ def read_coding(path: Path) -> MaskCoding:
             "(colors in quotes)",
             fix="write one line for each value that occurs in the masks",
         ) from error
-    if leaf_only:
+    if LEAF_ONLY in statements:
         _refuse_lesions(path, meaning)
-    return _coding(meaning, f"stated in {path.name}", path)
+    coding = _coding(meaning, f"stated in {path.name}", path)
+    if SMOOTHED not in statements:
+        return coding
+    if coding.by_color or len(meaning) != 2:
+        raise DataError(
+            f"`{path}` states smoothed edges, and the meaning of {len(meaning)} "
+            f"{'colors' if coding.by_color else 'values'}.",
+            needed="two values: between more, a value on an edge may be another class",
+            fix="export the masks again without smoothing, and remove the line",
+        )
+    return replace(coding, meaning=nearest_of_two(meaning), channel="gray")
 
 
 def read_label_map(path: Path) -> MaskCoding:
@@ -169,7 +178,7 @@ def read_meanings(path: Path) -> dict[str, str]:
             that differ only in spelling.
     """
     try:
-        pairs, leaf_only = _without_statement(_read_pairs(path))
+        pairs, statements = _without_statements(_read_pairs(path), LEAF_ONLY)
         meanings: dict[str, str] = {}
         for key, text in pairs:
             name, meaning = tidy_name(str(key)), _meaning(text)
@@ -182,7 +191,7 @@ def read_meanings(path: Path) -> dict[str, str]:
             needed="lines such as `Early_Blight: early blight`, `leaf: leaf`",
             fix="write one line for each name that occurs in the annotations",
         ) from error
-    if leaf_only:
+    if LEAF_ONLY in statements:
         _refuse_lesions(path, meanings)
     return meanings
 
@@ -215,19 +224,14 @@ def _chosen(masks: Sequence[Path]) -> Sequence[Path]:
     return [masks[i] for i in sorted(places)]
 
 
-def completed(coding: MaskCoding, masks: Sequence[Path]) -> MaskCoding:
-    """Return a stated coding with the channel of the masks, repaired by ``complete``."""
-    chosen = _chosen(masks)
-    channel = find_channel(chosen)
+def with_channel(coding: MaskCoding, masks: Sequence[Path]) -> MaskCoding:
+    """Return a stated coding with where the values of the masks are."""
+    channel = find_channel(_chosen(masks))
+    if channel in {"stored", "gray"}:
+        return coding
     if channel == "alpha" and coding.by_color:
         channel = "painted"
-    if channel == "gray" and coding.by_color:
-        return coding
-    repaired = complete(coding.meaning, chosen, channel)
-    if repaired is None:
-        return coding if channel == "gray" else replace(coding, channel=channel)
-    origin = f"{coding.origin}; {repaired.origin}"
-    return replace(coding, meaning=repaired.meaning, origin=origin, channel=channel)
+    return replace(coding, channel=channel)
 
 
 def _coding(meaning: Mapping[int | str, str], origin: str, path: Path | None) -> MaskCoding:
@@ -276,21 +280,18 @@ def _read_two_columns(text: str) -> Iterator[tuple[str, str]]:
     yield from ((key, meaning) for key, meaning in lines[1 if has_header else 0 :])
 
 
-def _without_statement(
-    pairs: Iterable[tuple[Any, object]],
-) -> tuple[list[tuple[Any, object]], bool]:
-    """Return the lines of a class file without ``lesion: not annotated``, and if it was."""
-    pairs = list(pairs)
-    rest = [
-        (key, text)
-        for key, text in pairs
-        if not (
-            isinstance(key, str)
-            and isinstance(text, str)
-            and (tidy_name(key), tidy_name(text)) == ("lesion", NOT_ANNOTATED)
-        )
-    ]
-    return rest, len(rest) < len(pairs)
+def _without_statements(
+    pairs: Iterable[tuple[Any, object]], *statements: tuple[str, str]
+) -> tuple[list[tuple[Any, object]], set[tuple[str, str]]]:
+    """Return the lines of a class file without these statements, and those it makes."""
+    rest, made = [], set()
+    for key, text in pairs:
+        line = tidy_name(str(key)), tidy_name(str(text))
+        if line in statements:
+            made.add(line)
+        else:
+            rest.append((key, text))
+    return rest, made
 
 
 def _refuse_lesions(path: Path, meaning: Mapping[Any, str]) -> None:

@@ -8,10 +8,10 @@ from plantseg_next.data.formats.annotations import read_annotations
 from plantseg_next.data.formats.class_folders import are_class_folders, class_of
 from plantseg_next.data.formats.class_tables import is_nnunet, read_table
 from plantseg_next.data.formats.coding import (
-    completed,
     find_coding,
     role_of,
     stated_classes,
+    with_channel,
 )
 from plantseg_next.data.formats.folders import FolderFiles, keys_of, split_of, tidy_name
 from plantseg_next.data.formats.index import INDEX_FILE, add_index
@@ -269,7 +269,7 @@ def _coding(
     """Return the meaning of the values of masks, each with its image."""
     masks = sorted(image_of)
     if classes is None and (coding := read_table(files, masks, doubts)):
-        return completed(coding, masks)
+        return with_channel(coding, masks)
     return find_coding(files.root, masks, classes, image_of)
 
 

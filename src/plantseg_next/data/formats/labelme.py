@@ -27,7 +27,7 @@ from plantseg_next.data.formats.rasterize import (
     rectangle,
 )
 from plantseg_next.data.formats.run_lengths import decode_png_mask, place
-from plantseg_next.data.manifest import Manifest, Origin
+from plantseg_next.data.manifest import Exif, Manifest, Origin
 from plantseg_next.errors import DataError, UsageError
 
 _SCRIBBLES = ("point", "points", "line", "linestrip")
@@ -48,6 +48,7 @@ def read_labelme(
     trees: Sequence[Path],
     source: str,
     classes: Path | None = None,
+    exif: Exif | None = None,
 ) -> Manifest:
     """Return images with masks drawn from LabelMe files.
 
@@ -59,6 +60,7 @@ def read_labelme(
         trees: Its LabelMe files.
         source: Name of the data set.
         classes: A class file with the meaning of each label.
+        exif: Which way images were annotated whose size is not stated.
 
     Raises:
         DataError: If a file is not in the LabelMe format.
@@ -80,7 +82,14 @@ def read_labelme(
     names.refuse_ambiguous()
     origin = Origin("LabelMe: one JSON file per image", (), tuple(names.missing))
     annotated = _annotated(files, file_of)
-    return read_annotations(annotated, files.root, source, origin, classes=classes)
+    return read_annotations(
+        annotated,
+        files.root,
+        source,
+        origin,
+        classes=classes,
+        upright=exif != "as-stored",
+    )
 
 
 def _image_of(file: Path, names: ImageNames) -> Path | None:

@@ -33,17 +33,27 @@ def ask(folder: Path, came: str, lines: Lines, more: str = "") -> UsageError:
 def ask_whether_plant(
     folder: Path, why: str, group: Sequence[int], lines: Lines, *, inverted: bool
 ) -> UsageError:
-    """Return the question whether values mark the plant, or else the ground."""
-    lines = {**lines, **dict.fromkeys(group, "leaf")}
-    more = "" if "?" in lines.values() else "\n    lesion: not annotated"
+    """Return the question whether values mark the plant, or else the ground.
+
+    Args:
+        folder: The data set.
+        why: Why it is asked.
+        group: The values.
+        lines: Other lines of the class file to propose; the ground is first.
+        inverted: Whether the masks may be inverted.
+    """
+    ground = next(iter(lines))
+    edges = "\n    edges: smoothed" if "edges" in lines else ""
+    values = {value: name for value, name in lines.items() if value != "edges"}
+    more = edges + ("" if "?" in lines.values() else "\n    lesion: not annotated")
     if inverted:
-        low = next(iter(lines))
         more += (
             f"\n  if the masks are inverted, these:\n    {group[0]}: background\n"
-            f"    {low}: lesion\n  and if it is the lesion all the same:\n"
-            f"    {low}: background\n    {group[0]}: lesion"
+            f"    {ground}: lesion{edges}\n  and if it is the lesion all the same:\n"
+            f"    {ground}: background\n    {group[0]}: lesion{edges}"
         )
-    return ask(folder, f"Masks in `{folder}`: {why}", lines, more)
+    came = f"Masks in `{folder}`: {why}"
+    return ask(folder, came, {**values, **dict.fromkeys(group, "leaf")}, more)
 
 
 def faint(folder: Path, stats: ValueStats) -> UsageError:

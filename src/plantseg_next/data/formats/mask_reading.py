@@ -106,37 +106,15 @@ def read_masks(folder: Path, masks: Sequence[Path], images: Mapping[Path, Path])
     return Reading(reading.meaning, _after_prefix(reading.origin, gray), channel)
 
 
-def complete(
-    stated: Mapping[int | str, str], masks: Sequence[Path], channel: Channel
-) -> Reading | None:
-    """Return what a class file means for masks that hold other values besides.
+def nearest_of_two(stated: Mapping[int | str, str]) -> _Meaning:
+    """Return the meaning of all values of masks with two stated ones and smoothed edges.
 
     Args:
-        stated: The meaning of some values; of colors, nothing is returned.
-        masks: The masks, or a choice of them.
-        channel: Where the values are.
-
-    Returns:
-        The meaning of all values that have one reading, and the repair as text; ``None``
-        if there is nothing to repair.
+        stated: The meaning of two values.
     """
-    if any(isinstance(value, str) for value in stated):
-        return None
-    stats = count_values(masks, channel)
-    if not set(stats.values.tolist()) - stated.keys():
-        return None
-    sides: dict[bool, set[str]] = {False: set(), True: set()}
-    if plateaus := find_plateaus(stats):
-        known = {value: name for value, name in stated.items() if isinstance(value, int)}
-        for value, name in known.items():
-            sides[value >= plateaus.first].add(name)
-        if {len(names) for names in sides.values()} == {1}:
-            low, high = next(iter(sides[False])), next(iter(sides[True]))
-            return Reading(_threshold(plateaus.first, stats.top, low, high), str(plateaus))
-    strays = find_strays(stats) & ~np.isin(stats.values, list(stated))
-    if strays.any():
-        return Reading({**stated, **_ignored(stats, strays)}, _strays(stats, strays))
-    return None
+    low, high = sorted(int(value) for value in stated)
+    first = (low + high) // 2 + 1
+    return _threshold(first, 255 if high < 256 else 65535, stated[low], stated[high])
 
 
 @dataclass(frozen=True)
@@ -149,10 +127,12 @@ class _Reader:
     def read(self) -> Reading:
         stats = self.stats
         if plateaus := find_plateaus(stats):
-            lines: _Meaning = {plateaus.low: "background"}
+            lines: _Meaning = {plateaus.low: "background", "edges": "smoothed"}
             self._refuse_plant([plateaus.high], lines, lesion_from=plateaus.first)
             meaning = _threshold(plateaus.first, stats.top, "background", "lesion")
-            return self._reading(meaning, f"{plateaus}, a lesion", in_doubt=True)
+            return self._reading(
+                meaning, f"{plateaus}, a lesion", in_doubt=True, smoothed=True
+            )
         self._refuse_smoothed_classes()
         strays = find_strays(stats)
         clear = stats.values[~strays]
@@ -184,10 +164,17 @@ class _Reader:
         return self._reading(meaning, text, in_doubt=bool(names or said))
 
     def _reading(
-        self, meaning: Mapping[int | str, str], text: str, *, in_doubt: bool
+        self,
+        meaning: Mapping[int | str, str],
+        text: str,
+        *,
+        in_doubt: bool,
+        smoothed: bool = False,
     ) -> Reading:
         prefix = IN_DOUBT if in_doubt else "inferred:"
         origin = f"{prefix} {text}; to change it, write a classes.yaml"
+        if smoothed or self.channel == "gray":
+            origin += " with the line `edges: smoothed`"
         return Reading(meaning, origin, self.channel)
 
     def _of_ids(self, values: list[int]) -> _Meaning:
@@ -195,12 +182,8 @@ class _Reader:
         if not values or values == [0]:
             return {0: "background", 1: "lesion"}
         marked = [value for value in values if value]
-        # 255 beside small ids is "ignore"; beside 128 it is the end of a scale.
-        ignored = (
-            255 if marked[-1] == 255 and len(marked) - 1 >= 1 and marked[-2] < 64 else None
-        )
-        if ignored is not None:
-            marked.remove(ignored)
+        ignored = self._ignored_value(marked)
+        marked = [value for value in marked if value != ignored]
         if marked == [255, 65535]:
             marked = [65535]  # 8 and 16 bits
         ignore: _Meaning = {} if ignored is None else {255: "ignore"}
@@ -212,18 +195,10 @@ class _Reader:
                 f"{', '.join(map(str, values))}.",
                 unknown | ignore,
             )
-        px = dict(zip(self.stats.values.tolist(), self.stats.px.tolist(), strict=True))
-        if ignored and 3 * sum(px[value] for value in marked) < px[255] < px[0]:
-            doubtful: _Meaning = dict.fromkeys([*marked, 255], "?")
-            raise ask(
-                self.folder,
-                f"In the masks in `{self.folder}`, 255 covers {px[255]:,} pixels, and "
-                f"{shorten(marked, 6)} only {sum(px[value] for value in marked):,}: it may "
-                "be the lesion, or ignored.",
-                {0: "background", **doubtful},
-            )
         perhaps_leaf = marked in ([1, 2], [128, 255], [127, 255])
         lines: _Meaning = {0: "background"}
+        if len(marked) == 1 and self.channel == "gray":
+            lines |= {"edges": "smoothed"}
         if len(marked) > 1:
             lines |= dict.fromkeys(marked, "?")
         looks = self._refuse_plant(marked[perhaps_leaf:], lines | ignore)
@@ -243,6 +218,28 @@ class _Reader:
             )
         named: _Meaning = {value: f"class {value}" for value in marked}
         return {0: "background", **named, **ignore}
+
+    def _ignored_value(self, values: Sequence[int]) -> int | None:
+        """Return 255 beside small ids; beside 128 it is the end of a scale.
+
+        Raises:
+            UsageError: If it covers more than all classes, and not most.
+        """
+        *marked, last = values
+        if last != 255 or not marked or marked[-1] >= FAR_APART:
+            return None
+        px = dict(zip(self.stats.values.tolist(), self.stats.px.tolist(), strict=True))
+        n_marked = sum(px[value] for value in marked)
+        if 3 * n_marked < px[255] < px.get(0, 0):
+            doubtful: _Meaning = dict.fromkeys([*marked, 255], "?")
+            raise ask(
+                self.folder,
+                f"In the masks in `{self.folder}`, 255 covers {px[255]:,} pixels, and "
+                f"{shorten(marked, 6)} only {n_marked:,}: it may be the lesion, or "
+                "ignored.",
+                {0: "background", **doubtful},
+            )
+        return last
 
     def _look(self, lesion_from: int | None) -> list[Look]:
         pairs = [(self.images[m], m) for m in self.stats.paths if m in self.images]
@@ -312,7 +309,7 @@ class _Reader:
                     f"{count_of(len(covered), 'mask')}.",
                     group,
                     lines,
-                    inverted=len(group) == len(lines) == 1,
+                    inverted=len(group) == 1 and "?" not in lines.values(),
                 )
         return looks
 

@@ -238,9 +238,9 @@ def _read_annotated(
         elif tool == LABELME:
             labelme.append(path)
     if coco:
-        return read_coco(files, coco, source, classes)
+        return read_coco(files, coco, source, classes, exif)
     if labelme:
-        return read_labelme(files, labelme, source, classes)
+        return read_labelme(files, labelme, source, classes, exif)
     xml = {path: read_xml(path) for path in files.ending(".xml")}
     if cvat := {path: tree for path, tree in xml.items() if tool_of_xml(tree) == CVAT}:
         return read_cvat(files, cvat, source, classes)
