@@ -80,6 +80,15 @@ def test_cvat_z_order_decides_before_size(tmp_path):
     assert (lesion == patch() * (1 + manifest.classes.lesions.index("rust"))).all()
 
 
+def test_cvat_later_areas_lie_over_earlier_ones(tmp_path):
+    folder = save_images(tmp_path / "d", "a.png")
+    small = polygon("blight", (14, 10, 20, 16))
+    cvat(folder / "c.xml", {"a.png": small + polygon("rust")})
+    manifest, _ = read(folder)
+    (lesion,) = lesions(manifest).values()
+    assert set(np.unique(lesion)) == {0, 1 + manifest.classes.lesions.index("rust")}
+
+
 HOLE = (20, 14, 30, 24)
 
 

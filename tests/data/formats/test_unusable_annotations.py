@@ -1,7 +1,11 @@
 """Annotations that cannot be used: their images are unlabeled, never healthy."""
 
+import base64
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from annotation_files import (
     H,
@@ -18,6 +22,7 @@ from annotation_files import (
     read,
     save_images,
     unlabeled_images,
+    write_json,
     write_text,
     yolo_line,
 )
@@ -187,3 +192,121 @@ def test_yolo_key_points_are_refused(tmp_path):
     write_text(folder / "data.yaml", "names: [rust]\nkpt_shape: [3, 2]")
     with pytest.raises(DataError, match="`kpt_shape` says that the labels are key points"):
         read_folder(folder)
+
+
+def test_yolo_key_points_with_visibility_are_unlabeled(tmp_path):
+    folder = save_images(tmp_path / "d", "images/a.png", "images/b.png")
+    write_text(folder / "labels/a.txt", yolo_line())
+    write_text(folder / "labels/b.txt", "0 .5 .5 .4 .4 .4 .4 2 .6 .4 2 .6 .6 1 .5 .5 0")
+    manifest, origin = read(folder)
+    assert unlabeled_images(manifest) == ["b.png"]
+    assert "lines of a box and key points in it, not used: 1" in origin.doubts
+
+
+def test_yolo_names_in_a_yaml_of_any_name(tmp_path):
+    folder = save_images(tmp_path / "d", "images/a.png")
+    write_text(folder / "labels/a.txt", yolo_line())
+    write_text(folder / "leaf-disease.yaml", "path: .\nnames:\n  0: rust\n")
+    manifest, origin = read(folder)
+    assert manifest.classes.lesions == ("rust",)
+    assert origin.unused == ()
+
+
+def test_coco_outlines_from_0_to_1_are_unlabeled(tmp_path):
+    folder = save_images(tmp_path / "d", "a.png", "b.png")
+    parts = {"segmentation": [[0.2, 0.2, 0.5, 0.2, 0.5, 0.5]]}
+    coco(folder / "c.json", ["a.png", "b.png"], [outline(), parts])
+    manifest, origin = read(folder)
+    assert unlabeled_images(manifest) == ["b.png"]
+    assert "outlines from 0 to 1, which are no pixels, not used: 1" in origin.doubts
+
+
+def test_labelme_mask_of_another_size_than_its_box_is_unlabeled(tmp_path):
+    folder = save_images(tmp_path / "d", "a.png", "b.png")
+    for name, box in (("a", [[12, 8], [39, 29]]), ("b", [[12, 8], [30, 29]])):
+        shapes = [{"label": "rust", "points": box, "shape_type": "mask"}]
+        shapes[0]["mask"] = png_of(np.ones((22, 28), np.uint8))
+        write_json(folder / f"{name}.json", {"shapes": shapes})
+    manifest, _ = read(folder)
+    assert unlabeled_images(manifest) == ["b.png"]
+    assert_all_show(manifest, 1)
+
+
+def test_labelme_mask_of_the_whole_image_is_not_moved_to_its_box(tmp_path):
+    folder = save_images(tmp_path / "d", "a.png")
+    shape = {"label": "rust", "points": [[12, 8], [39, 29]], "shape_type": "mask"}
+    shape["mask"] = png_of(patch().astype(np.uint8))
+    write_json(folder / "a.json", {"shapes": [shape]})
+    manifest, _ = read(folder)
+    assert_all_show(manifest, 1)
+
+
+def png_of(mask):
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry"),
+    [
+        ("captions", {"caption": "a leaf"}),
+        ("panoptic", {"segments_info": [], "file_name": "a.png"}),
+        ("key points", {"keypoints": [1, 2, 2], "bbox": [1, 1, 5, 5]}),
+    ],
+)
+def test_other_kinds_of_coco_files_are_named_and_do_no_harm(tmp_path, kind, entry):
+    folder = save_images(tmp_path / "d", "a.png")
+    coco(folder / "instances.json", ["a.png"], [outline()])
+    entry = {"id": 1, "image_id": 1, "category_id": 1, **entry}
+    images = [{"id": 1, "file_name": "a.png", "height": H, "width": W}]
+    write_json(folder / "other.json", {"images": images, "annotations": [entry]})
+    manifest, origin = read(folder)
+    assert_all_show(manifest, 1)
+    assert [u.reason for u in origin.unused] == [f"annotations of COCO, {kind}"]
+
+
+def test_points_beside_outlines_are_doubted(tmp_path):
+    folder = save_images(tmp_path / "d", "a.png")
+    point = ("rust", [[50, 40]], "point")
+    labelme(folder / "a.json", ("rust", corners(), "polygon"), point)
+    _, origin = read(folder)
+    assert origin.doubts == ("points and lines beside outlines, drawn 3 pixels wide: 1",)
+
+
+def test_labelme_file_that_names_another_image_is_doubted(tmp_path):
+    folder = save_images(tmp_path / "d", "a.png", "b.png")
+    labelme(folder / "a.json", ("rust", corners(), "polygon"), imagePath="b.png")
+    manifest, origin = read(folder)
+    assert unlabeled_images(manifest) == ["b.png"]
+    assert origin.doubts == (
+        "files whose imagePath names another image; their own name counts: 1",
+    )
+
+
+@pytest.mark.parametrize("tool", ["coco", "cvat"])
+def test_image_annotated_in_two_files_is_doubted(tmp_path, tool):
+    """After cvat-ai/cvat#791: a task for each class, of the same images."""
+    folder = save_images(tmp_path / "d", "a.png")
+    other = (45, 2, 60, 40)
+    if tool == "coco":
+        coco(folder / "1.json", ["a.png"], [outline()])
+        coco(folder / "2.json", ["a.png"], [outline(other)])
+    else:
+        cvat(folder / "1.xml", {"a.png": polygon()})
+        cvat(folder / "2.xml", {"a.png": polygon(box=other)})
+    manifest, origin = read(folder)
+    assert_all_show(manifest, 1, patch() | patch(other))
+    assert origin.doubts == (
+        "images annotated in several files, whose areas are drawn together: 1",
+    )
+
+
+@pytest.mark.parametrize("name", ["Leaf", "leaf2", "leaf_3", "Blatt", "hoja", "whole leaf"])
+def test_names_of_the_leaf(tmp_path, name):
+    folder = save_images(tmp_path / "d", "a.png")
+    leaf = (name, corners((2, 2, 62, 46)), "polygon")
+    labelme(folder / "a.json", leaf, ("rust", corners(), "polygon"))
+    manifest, _ = read(folder)
+    assert manifest.classes.lesions == ("rust",)
+    assert manifest.classes.has_leaf

@@ -43,6 +43,7 @@ from plantseg_next.names import OutputPaths
 
 IGNORED, UNMARKED = 255, 254
 """Mask values of "ignore" and "no lesion"."""
+IN_SEVERAL_FILES = "images annotated in several files, whose areas are drawn together"
 MANY_BOXES = 10
 """Number of areas from which it is doubted that they are all boxes."""
 
@@ -58,6 +59,7 @@ class AnnotatedImage:
         split: Stated split.
         disease: Image-level label.
         unusable: Counts of annotations that could not be read, by the reason.
+        noticed: Counts of what is worth a look.
     """
 
     image: Path
@@ -66,6 +68,7 @@ class AnnotatedImage:
     split: Split | None = None
     disease: str | None = None
     unusable: Mapping[str, int] = field(default_factory=dict)
+    noticed: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_annotations(
@@ -108,6 +111,7 @@ def read_annotations(
         areas += len(item.annotations or ())
         boxes += sum(map(is_box, item.annotations or ()))
         items.append(replace(item, annotations=None))
+        doubts.noticed.update(item.noticed)
         if item.unusable:
             doubts.unusable.update(item.unusable)
             without_mask.append(item.image)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plantseg_next.data.formats.annotations import (
+    IN_SEVERAL_FILES,
     AnnotatedImage,
     in_words,
     read_annotations,
@@ -81,6 +82,8 @@ def read_coco(
     if bare:
         what = "images that are listed without an annotation, treated as unlabeled"
         reader.noticed[what] = bare
+    if twice := sum(len(item.files) > 1 for item in reader.items.values()):
+        reader.noticed[IN_SEVERAL_FILES] = twice
     origin = Origin(
         "COCO: outlines and run lengths",
         (),
@@ -107,6 +110,8 @@ class _Item:
     file: Path
     areas: list[Annotation] = field(default_factory=list)
     unusable: Counter[str] = field(default_factory=Counter)
+    files: set[Path] = field(default_factory=set)
+    """Files with annotations of the image."""
 
 
 class _Reader:
@@ -143,6 +148,7 @@ class _Reader:
             if key not in items:
                 self.noticed["annotations of images that the file does not list"] += 1
             elif (listed := items[key]) is not None:
+                listed.files.add(file)
                 self._add_area(listed, entry, categories)
 
     def _item(self, entry: dict[str, Any], file: Path) -> _Item | None:

@@ -32,9 +32,13 @@ SCANNED_MASKS = 200
 
 MAX_CLASS_FILE_BYTES = 2**20
 """Largest class file: a line for each of 65,536 values has some 20 bytes."""
-_LEAF = {"leaf", "leaves", "healthy leaf", "healthy", "leaf area", "plant"}
+_LEAF = {
+    *("leaf", "leaves", "healthy leaf", "healthy", "leaf area", "plant", "whole leaf"),
+    *("leaf blade", "healthy tissue", "lamina", "blatt", "feuille", "hoja", "foglia"),
+    *("folha", "叶", "叶片", "葉"),
+}
 _UNLABELED = {name for name, split in SPLIT_NAMES.items() if split == "unlabeled"}
-_BACKGROUND = {"background", "bg", "ground", *_UNLABELED}
+_BACKGROUND = {"background", "bg", "ground", "hole", *_UNLABELED}
 _IGNORE = {"ignore", "ignored", "void", "unknown", "unsure"}
 ROLES = get_args(Role)
 LEAF_ONLY = ("lesion", "not annotated")
@@ -162,8 +166,9 @@ def read_label_map(path: Path) -> MaskCoding:
 def role_of(name: str) -> str:
     """Return the role that a name denotes, or else the tidy name of a lesion class."""
     tidy = tidy_name(name)
+    unnumbered = re.sub(r"[ #-]*\d+$", "", tidy)
     for role, words in (("leaf", _LEAF), ("background", _BACKGROUND), ("ignore", _IGNORE)):
-        if tidy in words:
+        if tidy in words or unnumbered in words:  # "leaf 2" is a second leaf
             return role
     return tidy
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from plantseg_next.data.formats.annotations import (
+    IN_SEVERAL_FILES,
     AnnotatedImage,
     in_words,
     read_annotations,
@@ -37,6 +38,8 @@ class _Item:
     areas: list[Annotation] = field(default_factory=list)
     unusable: Counter[str] = field(default_factory=Counter)
     tags: list[str] = field(default_factory=list)
+    files: set[Path] = field(default_factory=set)
+    """Files with annotations of the image."""
 
 
 def read_cvat(
@@ -71,7 +74,9 @@ def read_cvat(
             )
             for entry in root.iterfind("image"):
                 if image := names.find(entry.attrib["name"], file.parent):
-                    _add(items, image, entry)
+                    item = _add(items, image, entry)
+                    if len(entry):
+                        item.files.add(file)
         except (LookupError, ValueError) as error:
             raise DataError(
                 f"`{file}` is not in the CVAT format: {error!r}.",
@@ -87,6 +92,8 @@ def read_cvat(
     )
     if bare:
         noticed["images without a shape, treated as unlabeled"] = bare
+    if twice := sum(len(item.files) > 1 for item in items.values()):
+        noticed[IN_SEVERAL_FILES] = twice
     if several := sum(len(set(item.tags)) > 1 for item in items.values()):
         noticed["images with several different tags, of which the first is used"] = several
     origin = Origin(
@@ -102,8 +109,8 @@ def read_cvat(
     )
 
 
-def _add(items: dict[Path, _Item], image: Path, entry: ET.Element) -> None:
-    """Add what a file says about an image."""
+def _add(items: dict[Path, _Item], image: Path, entry: ET.Element) -> _Item:
+    """Add what a file says about an image, and return all that is known of it."""
     size_hw = (
         whole(entry.attrib["height"], "the height", 1),
         whole(entry.attrib["width"], "the width", 1),
@@ -117,10 +124,11 @@ def _add(items: dict[Path, _Item], image: Path, entry: ET.Element) -> None:
             item.tags.append(shape.attrib["label"])
         elif not shape.get("label"):
             item.unusable["shapes without a label, not used"] += 1
-        elif (area := _area(shape)) is None:
+        elif (area := _area(shape, len(item.areas))) is None:
             item.unusable[f"shapes of the kind {shape.tag}, not used"] += 1
         else:
             item.areas.append(area)
+    return item
 
 
 def _annotated(files: FolderFiles, items: Mapping[Path, _Item]) -> Iterator[AnnotatedImage]:
@@ -139,14 +147,18 @@ def _annotated(files: FolderFiles, items: Mapping[Path, _Item]) -> Iterator[Anno
         )
 
 
-def _area(shape: ET.Element) -> Annotation | None:
-    """Return the area of a shape; ``None`` for a kind that is not read."""
+def _area(shape: ET.Element, place: int) -> Annotation | None:
+    """Return the area of a shape; ``None`` for a kind that is not read.
+
+    Of shapes with the same ``z_order``, CVAT draws later ones over earlier ones.
+    """
     name, z = shape.attrib["label"], whole(shape.get("z_order", 0), "z", -(2**31))
     match shape.tag:
         case "polygon" | "box" | "ellipse":
-            return Annotation(name, (_outline(shape),), z=z)
+            return Annotation(name, (_outline(shape),), z=z, place=place)
         case "mask":
-            return Annotation(name, bitmap=partial(_painted, dict(shape.attrib)), z=z)
+            bitmap = partial(_painted, dict(shape.attrib))
+            return Annotation(name, bitmap=bitmap, z=z, place=place)
         case "points":
             return Annotation(name, scribbles=tuple(_points(shape)[:, None]))
         case "polyline":

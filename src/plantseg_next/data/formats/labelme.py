@@ -81,7 +81,7 @@ def read_labelme(
             )
     names.refuse_ambiguous()
     origin = Origin("LabelMe: one JSON file per image", (), tuple(names.missing))
-    annotated = _annotated(files, file_of)
+    annotated = _annotated(files, file_of, names)
     return read_annotations(
         annotated,
         files.root,
@@ -97,16 +97,21 @@ def _image_of(file: Path, names: ImageNames) -> Path | None:
     own = names.candidates(file.stem, file.parent)
     if len(own) == 1:
         return own[0]
-    stated = read_tree(file).get("imagePath")
-    if isinstance(stated, str) and stated:
-        image = names.candidates(stated, file.parent)
-        if len(image) == 1 and (not own or image[0] in own):
-            return image[0]
+    image = _stated_image(read_tree(file), file, names)
+    if image is not None and (not own or image in own):
+        return image
     return names.find(file.stem, file.parent)
 
 
+def _stated_image(tree: dict[str, Any], file: Path, names: ImageNames) -> Path | None:
+    """Return the image that a file states, if there is one of that name."""
+    stated = tree.get("imagePath")
+    images = names.candidates(stated, file.parent) if isinstance(stated, str) else []
+    return images[0] if len(images) == 1 else None
+
+
 def _annotated(
-    files: FolderFiles, file_of: Mapping[Path, Path]
+    files: FolderFiles, file_of: Mapping[Path, Path], names: ImageNames
 ) -> Iterator[AnnotatedImage]:
     for image in files.images:
         split = split_of(image.relative_to(files.root))
@@ -134,7 +139,10 @@ def _annotated(
                 needed="shapes with label, points and shape_type; imageHeight, imageWidth",
                 fix="open the image in LabelMe and save it again, or remove the file",
             ) from error
-        yield AnnotatedImage(image, areas, size_hw, split, None, unusable)
+        noticed = Counter[str]()
+        if _stated_image(tree, file, names) not in {None, image}:
+            noticed["files whose imagePath names another image; their own name counts"] = 1
+        yield AnnotatedImage(image, areas, size_hw, split, None, unusable, noticed)
 
 
 def _area(shape: dict[str, Any]) -> Annotation | str:
@@ -160,7 +168,13 @@ def _annotation(name: str, kind: str, points: Polygon, shape: dict[str, Any]) ->
         left, top = (round(v) for v in points[0])
 
         def bitmap(size_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-            return place(decode_png_mask(shape.get("mask")), left, top, size_hw)
+            part = decode_png_mask(shape.get("mask"))
+            if part.shape == size_hw:
+                return part
+            across = np.ptp(points, axis=0)[::-1] + 1
+            if len(points) == 2 and (abs(across - part.shape) > 1).any():
+                raise ValueError("a mask of another size than its box")
+            return place(part, left, top, size_hw)
 
         return Annotation(name, bitmap=bitmap)
     if kind == "circle":

@@ -10,7 +10,7 @@ upper left pixel.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -48,6 +48,8 @@ class Annotation(NamedTuple):
         bitmap: The area as a mask of the whole image; decoded when it is drawn.
         scribbles: Points and lines on it; pixels around them are not annotated.
         z: Areas of higher ``z`` are drawn over those of lower ones.
+        place: Place in the file, if the tool draws later areas over earlier ones. By
+            default small areas are drawn over large ones.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Annotation(NamedTuple):
     bitmap: Bitmap | None = None
     scribbles: tuple[Polygon, ...] = ()
     z: int = 0
+    place: int | None = None
 
 
 @dataclass
@@ -131,6 +134,10 @@ def rasterize(
     for name, same in groupby((drawn[i] for i in order), key=lambda item: item[0].name):
         inside = run_lengths.decode(run_lengths.merge([runs for _, runs in same]))
         mask[inside.astype(bool)] = values[name]
+    strokes = sum(bool(area.scribbles) for area in areas)
+    if 0 < strokes < len(areas):
+        what = f"points and lines beside outlines, drawn {STROKE_PX} pixels wide"
+        doubts.noticed[what] += strokes
     for area in areas:
         near = _near(area.scribbles, size_hw)
         if len(near) < len(area.scribbles):
@@ -147,55 +154,76 @@ def _order(
 ) -> list[int]:
     """Return the order of drawing.
 
-    Of one ``z``: leaves; lesions, holes ("background") and islands of leaf within
-    lesions, large ones first; then "ignore".
+    Of one ``z``: leaves; lesions, by their places in the file or large ones first, and
+    after them holes ("background") and islands of leaf within them; then "ignore".
     """
     size = [int(run_lengths.area(runs)) for _, runs in drawn]
-    islands = set(_islands(drawn, size, meaning))
+    inside = _within_lesions(drawn, size, meaning)
 
-    def key(i: int) -> tuple[int, int, int]:
+    def place(i: int) -> float:
+        annotation, _ = drawn[i]
+        own = -size[i] if annotation.place is None else annotation.place
+        return max([own, *(place(lesion) + 0.5 for lesion in inside.get(i, ()))])
+
+    def key(i: int) -> tuple[int, int, float]:
         annotation, _ = drawn[i]
         meant = meaning[annotation.name]
-        late = 2 if meant == "ignore" else 0 if meant == "leaf" and i not in islands else 1
-        return annotation.z, late, -size[i]
+        late = 2 if meant == "ignore" else 0 if meant == "leaf" and i not in inside else 1
+        return annotation.z, late, place(i)
 
     return sorted(range(len(drawn)), key=key)
 
 
-def _islands(
+def _within_lesions(
     drawn: Sequence[tuple[Annotation, Any]], size: Sequence[int], meaning: Mapping[str, str]
-) -> Iterator[int]:
-    """Yield the leaf areas within a lesion that itself is on another leaf area.
+) -> dict[int, list[int]]:
+    """Return the lesions around every hole, and around every island of leaf.
 
-    A single leaf area within a lesion is a leaf that is diseased all over.
+    Leaf within a lesion is an island if the lesion is itself on another leaf area: a
+    single leaf area within a lesion is a leaf that is diseased all over.
     """
-    leaves = [i for i, (a, _) in enumerate(drawn) if meaning[a.name] == "leaf"]
-    lesions = [
-        i
-        for i, (a, _) in enumerate(drawn)
-        if meaning[a.name] not in {"leaf", "background", "no lesion", "ignore"}
-    ]
-    if len(leaves) < 2:
-        return
+    meant = [meaning[annotation.name] for annotation, _ in drawn]
+    leaves = [i for i, m in enumerate(meant) if m == "leaf"]
+    holes = [i for i, m in enumerate(meant) if m == "background"]
+    roles = {"leaf", "background", "no lesion", "ignore"}
+    lesions = [i for i, m in enumerate(meant) if m not in roles]
 
     def common(i: int, j: int) -> int:
         return _common(drawn[i][1], drawn[j][1])
 
-    for leaf in leaves:
-        for lesion in (i for i in lesions if size[i] > size[leaf]):
-            if common(leaf, lesion) >= INSIDE * size[leaf] and any(
-                common(other, lesion) >= ISLAND_ON_LEAF * size[lesion]
-                for other in leaves
-                if other != leaf and size[other] > size[leaf]
+    def is_on_leaf(lesion: int, but: int) -> bool:
+        return any(
+            size[leaf] > size[but] and common(leaf, lesion) >= ISLAND_ON_LEAF * size[lesion]
+            for leaf in leaves
+            if leaf != but
+        )
+
+    within: dict[int, list[int]] = {}
+    for i in [*holes, *(leaves if len(leaves) > 1 else ())]:
+        for lesion in (other for other in lesions if size[other] > size[i]):
+            if common(i, lesion) >= INSIDE * size[i] and (
+                meant[i] == "background" or is_on_leaf(lesion, i)
             ):
-                yield leaf
-                break
+                within.setdefault(i, []).append(lesion)
+    return within
 
 
 def _near(lines: Sequence[Polygon], size_hw: tuple[int, int]) -> list[Polygon]:
     """Return the lines without points so far outside that drawing exhausts memory."""
     reach = FAR_SIZES * np.array(size_hw[::-1])
     return [line for line in lines if ((line >= -reach) & (line <= reach)).all()]
+
+
+def _why_unusable(outlines: Sequence[Polygon], size_hw: tuple[int, int]) -> str:
+    """Return why outlines cannot be drawn; empty if they can."""
+    if len(_near(outlines, size_hw)) < len(outlines):
+        return FAR
+    if any(len(line) < 3 for line in outlines):
+        return "outlines of fewer than three points, not used"
+    in_parts = all(line.min() >= 0 and line.max() <= 1 for line in outlines)
+    if outlines and in_parts and min(size_hw) > 2:
+        return "outlines from 0 to 1, which are no pixels, not used"
+    return ""
 
 
 def _runs(
@@ -209,13 +237,9 @@ def _runs(
         except ValueError:
             doubts.unusable["masks or run lengths that cannot be decoded, not used"] += 1
             return None
-    near = _near(area.polygons, size_hw)
-    if len(near) < len(area.polygons):
-        doubts.unusable[FAR] += 1
-        return None
-    outlines = [line for line in near if len(line) >= 3]
-    if len(outlines) < len(near):
-        doubts.unusable["outlines of fewer than three points, not used"] += 1
+    outlines = area.polygons
+    if why := _why_unusable(outlines, size_hw):
+        doubts.unusable[why] += 1
         return None
     if outlines:
         h, w = size_hw

@@ -22,6 +22,9 @@ _XML_TOOLS = {
 """By the root of the file and an element in it."""
 
 _OBJECTS: tuple[tuple[str, Callable[[dict[str, Any]], bool]], ...] = (
+    ("COCO, captions", lambda tree: "caption" in _first_of(tree, "annotations")),
+    ("COCO, panoptic", lambda tree: "segments_info" in _first_of(tree, "annotations")),
+    ("COCO, key points", lambda tree: _are_key_points(_first_of(tree, "annotations"))),
     (COCO, lambda tree: _has_lists(tree, "images", "annotations")),
     (LABELME, lambda tree: _has_lists(tree, "shapes")),
     (VIA, lambda tree: "_via_img_metadata" in tree or "_via_settings" in tree),
@@ -68,6 +71,16 @@ def tool_of_json(tree: object) -> str | None:
 
 def _has_lists(tree: dict[str, Any], *names: str) -> bool:
     return all(isinstance(tree.get(name), list) for name in names)
+
+
+def _first_of(tree: dict[str, Any], name: str) -> set[str]:
+    """Return the keys of the first entry of a list."""
+    entries = tree.get(name)
+    return _keys_of(entries[0]) if isinstance(entries, list) and entries else set()
+
+
+def _are_key_points(keys: set[str]) -> bool:
+    return "keypoints" in keys and "segmentation" not in keys
 
 
 def _keys_of(tree: object) -> set[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from plantseg_next.data.formats.annotations import AnnotatedImage, read_annotations
+from plantseg_next.data.formats.coding import CLASS_FILES
 from plantseg_next.data.formats.folders import FolderFiles, split_of
 from plantseg_next.data.formats.names import ImageNames, same_name
 from plantseg_next.data.formats.numbers import finite_array, whole
@@ -21,6 +22,7 @@ from plantseg_next.errors import DataError, PlantSegError, UsageError
 from plantseg_next.files import read_text
 from plantseg_next.yaml_files import load_yaml
 
+MAX_YAML_FILES = 20
 NAME_LISTS = ("classes.txt", "obj.names", "_darknet.labels")
 """Files with one class name a line."""
 NAMES_FILES = ("data.yaml", "data.yml", "dataset.yaml", *NAME_LISTS)
@@ -129,6 +131,8 @@ def _annotated(
         for number, line in enumerate(lines, 1):
             if line.strip():
                 area = _area(line, class_names, size_hw, f"`{file}`, line {number}")
+                if _are_key_points(line.split()[1:]):
+                    area = "lines of a box and key points in it, not used"
                 if isinstance(area, str):
                     unusable[area] += 1
                 else:
@@ -140,7 +144,7 @@ def _class_names(files: FolderFiles) -> dict[int, str]:
     """Return the names that the files of a data set state for its class numbers."""
     stated: dict[int, str] = {}
     origin: Path | None = None
-    for path in files.named(*NAMES_FILES):
+    for path in files.named(*NAMES_FILES) or _others_with_names(files):
         files.used.add(path)
         names = _names_in(path)
         if stated and names != stated:
@@ -151,6 +155,20 @@ def _class_names(files: FolderFiles) -> dict[int, str]:
             )
         stated, origin = names, path
     return stated
+
+
+def _others_with_names(files: FolderFiles) -> list[Path]:
+    """Return YAML files of other names that list class names."""
+    texts = [p for p in files.ending(".yaml", ".yml") if p.name not in CLASS_FILES]
+    found = []
+    for path in texts[:MAX_YAML_FILES]:
+        try:
+            tree = load_yaml(read_text(path))
+        except (yaml.YAMLError, PlantSegError):
+            continue
+        if isinstance(tree, dict) and isinstance(tree.get("names"), dict | list):
+            found.append(path)
+    return found
 
 
 def _names_in(path: Path) -> dict[int, str]:
@@ -196,6 +214,16 @@ def _area(
         return "lines with the number of a class that has no name, not used"
     points = values.reshape(-1, 2) * (size_hw[1], size_hw[0])
     return Annotation(names.get(number, f"class {number}"), (points,))
+
+
+def _are_key_points(words: Sequence[str]) -> bool:
+    """Return whether numbers are a box and points with a visibility of 0, 1 or 2."""
+    marks = words[6::3]
+    return (
+        len(words) % 3 == 1
+        and len(marks) > 1
+        and all(mark in {"0", "1", "2", "0.0", "1.0", "2.0"} for mark in marks)
+    )
 
 
 def _looks_like_labels(path: Path) -> bool:
