@@ -130,10 +130,11 @@ def test_markup_and_escape_codes_in_names_are_shown_as_they_are(data):
     shutil.copy(next((data / "images").iterdir()), unlabeled / "a:leaf:.png")
     (unlabeled / "[red]bad\n\x1b[31m.jpg").write_bytes(b"no image")
     shutil.copy(unlabeled / "a:leaf:.png", os.fsencode(unlabeled) + b"/\xff.png")
-    words = ["train", data.name, "--unlabeled", unlabeled.name, "--out", "run[/b]", *QUICK]
+    words = ["train", data.name, "--unlabeled", "unl[/red]", "--out", "run[/b]", *QUICK]
     code, out, err = run(words, cwd=data.parent, COLUMNS="400")
     assert code == 0, err
-    assert r"unl[/red]/[red]bad\n\x1b[31m.jpg" in err
+    assert r"the first is unl[/red]/[red]bad\n\x1b[31m.jpg" in err
+    assert "/a:leaf:.png" in err
     assert r"`unl[/red]/\xff.png`: Left out: the name is not UTF-8" in err
     assert "model: run[/b]/best" in out
     assert "\x1b" not in out + err
