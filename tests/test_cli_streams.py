@@ -86,7 +86,7 @@ def test_full_output_is_reported_after_the_work_is_done(data):
     words = ["predict", f"{data.name}/images", "--out", "p"]
     code, _, err = run(words, redirect=">/dev/full", cwd=data.parent)
     assert code == 2
-    assert err.splitlines() == [
+    assert err.strip().splitlines() == [
         "error: What was printed is lost: No space left on device. "
         "Everything else was done.",
         "  needed: a standard output that takes the text",
@@ -126,14 +126,15 @@ def test_error_is_an_exit_code_where_it_cannot_be_printed(tmp_path):
 def test_markup_and_escape_codes_in_names_are_shown_as_they_are(data):
     """After Textualize/rich#3203 and docarray/docarray#733."""
     unlabeled = data.parent / "unl[/red]"
-    unlabeled.mkdir()
+    unlabeled.mkdir(parents=True)
     shutil.copy(next((data / "images").iterdir()), unlabeled / "a:leaf:.png")
     (unlabeled / "[red]bad\n\x1b[31m.jpg").write_bytes(b"no image")
     shutil.copy(unlabeled / "a:leaf:.png", os.fsencode(unlabeled) + b"/\xff.png")
-    words = ["train", data.name, "--unlabeled", unlabeled.name, "--out", "run[/b]", *QUICK]
+    words = ["train", data.name, "--unlabeled", "unl[/red]", "--out", "run[/b]", *QUICK]
     code, out, err = run(words, cwd=data.parent, COLUMNS="400")
-    assert code == 0
-    assert r"unl[/red]/[red]bad\n\x1b[31m.jpg" in err
+    assert code == 0, err
+    assert r"the first is unl[/red]/[red]bad\n\x1b[31m.jpg" in err
+    assert "/a:leaf:.png" in err
     assert r"`unl[/red]/\xff.png`: Left out: the name is not UTF-8" in err
     assert "model: run[/b]/best" in out
     assert "\x1b" not in out + err
@@ -174,7 +175,9 @@ def test_class_names_are_escaped_and_cut(data):
 )
 def test_prediction_that_was_stopped_is_resumed(drawn_folder, tmp_path, kind, expected):
     images = tmp_path / "images"
-    shutil.copytree(drawn_folder / "images", images)
+    images.mkdir()
+    for path in sorted((drawn_folder / "images").iterdir())[:12]:
+        shutil.copy(path, images)
     (images / "broken.png").write_bytes(b"no image")
     source = str(Path(plantseg_next.__file__).parents[1])
     env = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
@@ -191,9 +194,9 @@ def test_prediction_that_was_stopped_is_resumed(drawn_folder, tmp_path, kind, ex
         err = process.stderr.read().decode()
     assert process.returncode == expected
     if expected > 0:
-        assert err.startswith("Stopped at image ")
+        assert err.strip().startswith("Stopped at image ")
         assert err.endswith(
-            f" of 41, asked by {kind}. The same command resumes from here.\n"
+            f" of 13, asked by {kind}. The same command resumes from here.\n"
         )
     with (images / "out/records.partial.jsonl").open("a") as lines:
         lines.write('{"image": "cut')
@@ -207,13 +210,12 @@ def test_prediction_that_was_stopped_is_resumed(drawn_folder, tmp_path, kind, ex
 
     code, out, _ = run(words, cwd=tmp_path)
     assert code == 1  # one image is broken
-    assert "40 images measured" in out
-    whole = run(["predict", "images", "--out", "whole"], cwd=tmp_path)
-    assert (images / "out/severity.csv").read_text().splitlines()[
-        : len(measured)
-    ] == measured
-    if whole[0] == 1:
-        for name in ("severity.csv", "lesions.csv", "records.json"):
-            resumed = (images / "out" / name).read_bytes()
-            assert resumed == (tmp_path / "whole" / name).read_bytes()
-    assert not (tmp_path / "resumed/.predict.json").exists()
+    assert "12 images measured" in out
+    rows = (images / "out/severity.csv").read_text().splitlines()
+    assert rows[: len(measured)] == measured
+    resumed, whole = tmp_path / "resumed", tmp_path / "whole"
+    shutil.move(images / "out", resumed)
+    assert not (resumed / ".predict.json").exists()
+    run(["predict", "images", "--out", "whole"], cwd=tmp_path)
+    for file in ("severity.csv", "lesions.csv", "records.json"):
+        assert (resumed / file).read_bytes() == (whole / file).read_bytes()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from plantseg_next.names import printable_lines
+from plantseg_next.names import printable
 from plantseg_next.training.callbacks.callback import Callback
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ def bars() -> Iterator["Bar"]:
 
 
 def log_to(bar: "Bar") -> Callable[[str], None]:
-    """Return a function that prints lines above the bars, as they are: without markup."""
+    """Return a function that prints a line above the bars, as it is: without markup."""
     from rich.text import Text
 
     def log(text: str) -> None:
-        bar.console.print(Text(printable_lines(text)))
+        bar.console.print(Text(printable(text)))
 
     return log
 

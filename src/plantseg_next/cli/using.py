@@ -152,6 +152,12 @@ def demo(
     """
     from plantseg_next import api
 
+    def show_starter(table: "PredictionTable", _: object) -> None:
+        log = log_to(bar)
+        log("measured by the starter model, before any training:")
+        for line in _table(table).splitlines():
+            log(line)
+
     with bars() as bar:
         done = api.demo(
             out,
@@ -159,9 +165,7 @@ def demo(
             leaves=leaves,
             callbacks=[TrainingBar(bar)],
             log=log_to(bar),
-            on_measured=lambda table, _: log_to(bar)(
-                "measured by the starter model, before any training:\n" + _table(table)
-            ),
+            on_measured=show_starter,
             progress=task_bars(bar),
         )
     show("measured by the refined model:\n" + _table(done.refined))

@@ -92,6 +92,7 @@ def _in_order(
     if workers:
         # All workers then share the memory of the imported modules.
         get_context(START).set_forkserver_preload([MixedDataset.__module__])
+        _refuse_full_shared_memory()
     batches = DataLoader(
         _BatchSequence(dataset),
         batch_size=batch_size,
@@ -124,6 +125,21 @@ def _in_order(
         if isinstance(batch, PlantSegError):
             raise batch
         yield batch
+
+
+def _refuse_full_shared_memory() -> None:
+    """Make a lock as workers need it: PyTorch would print a traceback beside its error.
+
+    Raises:
+        LostWorkerError: If there is no room for it.
+    """
+    try:
+        get_context(START).Lock()
+    except OSError as error:
+        raise LostWorkerError(
+            f"Data loader workers cannot be started: {error.strerror} (in /dev/shm, or "
+            "another limit of the system). data.workers=0 needs none."
+        ) from error
 
 
 def _next_or_lost(

@@ -159,7 +159,10 @@ def _begins_or_resumes(out: Path, call: Mapping[str, object]) -> bool:
     if not started:
         prepare_output(out)
         with explained(out):
-            write_atomically(out / CALL, json.dumps(call).encode())
+            try:
+                write_atomically(out / CALL, json.dumps(call).encode())
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(out)) from error
         return False
     try:
         earlier = json.loads((out / CALL).read_bytes())

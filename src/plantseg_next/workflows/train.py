@@ -146,7 +146,7 @@ def train(  # noqa: PLR0913 - the options of a user
     planned = None if memory is None else plan_for(manifest, settings, memory, ram=ram)
     if planned is not None:
         settings = planned.settings
-        log(planned.to_text())
+        _log_lines(planned.to_text(), log)
     images = TrainingData.create(
         manifest,
         settings,
@@ -197,6 +197,11 @@ def _new_run(
         if earlier is not None and _is_missing_or_empty(out):
             earlier.rename(out)
             log(f"the run could not start: {out} is as it was before")
+
+
+def _log_lines(text: str, log: Callable[[str], None]) -> None:
+    for line in text.splitlines():
+        log(line)
 
 
 def _has_progress(out: Path) -> bool:
