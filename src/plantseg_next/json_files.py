@@ -53,7 +53,7 @@ def _distinct(classes: ClassMap) -> ClassMap:
             text = "{kind} states {name} more than once"
             raise PydanticCustomError("repeated", text, {"kind": kind, "name": name})
         if len(names) > MAX_CLASSES:
-            text = "{kind} states {n} names, and at most {most} can be told apart"
+            text = "{kind} states {n} names, and at most {most} are possible"
             about = {"kind": kind, "n": f"{len(names):,}", "most": MAX_CLASSES}
             raise PydanticCustomError("many", text, about)
         if long := [name for name in names if len(name) > MAX_NAME]:

@@ -169,7 +169,7 @@ def train(
         from plantseg_next.training.callbacks.loggers import logger
 
         loggers = [logger(name, out, chosen) for name in log]
-    with _interruption_told(), bars() as bar:
+    with _interruption_reported(), bars() as bar:
         trained = api.train(
             api.DataSources(
                 data, classes, unlabeled or (), pseudo_labels or (), class_names
@@ -196,7 +196,7 @@ def train(
 
 
 @contextmanager
-def _interruption_told() -> Iterator[None]:
+def _interruption_reported() -> Iterator[None]:
     """Print what a second Ctrl-C left; Typer would say nothing."""
     try:
         yield

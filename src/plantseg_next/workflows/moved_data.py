@@ -98,7 +98,7 @@ def follow_moved_data(
     if restart:
         raise UsageError(
             "train got --data-moved and --restart.",
-            needed="one of them: a run that goes on, or a new one",
+            needed="one of them: a run to resume, or a new one",
             fix="leave --data-moved out to start again",
         )
     moves = _absolute(moved)
