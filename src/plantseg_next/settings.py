@@ -132,12 +132,12 @@ class ModelSettings(_Part):
 
     encoder: str = Field("tf_efficientnet_lite1", max_length=200)
     """timm name of the encoder: any network that timm builds with features_only."""
-    weights: str = Field("packaged", max_length=4096)
+    weights: str = "packaged"
     """ImageNet weights of the encoder. packaged: from a Python package, for
     tf_efficientnet_lite0 to lite2 (Apache-2.0). hub: from timm's hub; those of ConvNeXt-V2
     are CC BY-NC 4.0 and forbid commercial use. none: a random start. Or the path of a
     file."""
-    start: str = Field("starter", max_length=4096)
+    start: str = "starter"
     """What training starts from. starter: the model in this package. starter-field: the
     model that also learned from plants on soil (CC BY-SA 4.0). imagenet: ImageNet weights
     in the encoder, random weights elsewhere. random: random weights. Or the path of a run

@@ -1,6 +1,7 @@
 import hashlib
 import importlib.machinery
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,7 @@ def test_encoder_file_of_the_same_names_and_other_shapes_is_refused(tmp_path):
         ([1, 2], "it holds no state dict"),
         ({"a": 1}, "it holds no state dict"),
         ({"state_dict": {}}, "it holds no state dict"),
+        ({"a": torch.tensor([1.0, math.nan])}, "it holds numbers that are not finite"),
     ],
 )
 def test_encoder_file_without_tensors_is_refused(tmp_path, content, said):

@@ -176,6 +176,8 @@ def _load_state(
         torch.is_tensor(v) for v in state.values()
     ):
         raise _unusable(path, "it holds no state dict")
+    if not all(bool(torch.isfinite(v).all()) for v in state.values()):
+        raise _unusable(path, "it holds numbers that are not finite")
     with torch.device("meta"):
         whole = timm.create_model(name).state_dict()
     if set(whole) != set(state):
