@@ -364,7 +364,7 @@ def test_coco_of_published_plantseg_is_read(tmp_path):
     found = [f.text for f in report.issues if f.code == "annotation-doubtful"]
     assert len(found) == 5
     names = [f.text for f in report.issues if f.code == "name-without-image"]
-    assert names == ["Names in the index without an image: gone.png."]
+    assert names == ["Names of images that are listed, but missing: gone.png."]
 
 
 @pytest.mark.parametrize("corner", [1e30, -1e9, float("nan")])
