@@ -359,11 +359,16 @@ def cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    return temporary_folder()
+    return Path(_temporary_cache().name)
+
+
+@cache
+def _temporary_cache() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="plantseg-next-")
 
 
 def temporary_folder() -> Path:
-    """Return a folder that is removed when the process ends."""
+    """Return the folder of masks that are drawn; it is removed when the process ends."""
     return Path(_temporary_folder().name)
 
 

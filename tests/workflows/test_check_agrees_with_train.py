@@ -327,3 +327,19 @@ def test_train_refuses_a_set_before_its_folder_is_made(tmp_path):
     assert error.value.exit_code == 2
     assert "move some labeled images to train" in error.value.fix
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("marked", "possible"), [("train", True), ("test", False)])
+def test_severity_is_possible_for_check_as_for_train(tmp_path, marked, possible):
+    in_splits()(tmp_path)
+    lines = "0: background\n1: leaf\n2: rust\n3: no lesion\n"
+    (tmp_path / "classes.yaml").write_text(lines)
+    for k, split in enumerate(("train", "val", "test")):
+        for i in range(4 if split != marked else 0):
+            add(tmp_path, f"{split}/{i}", 100 * k + i, values={0: 3, 1: 3})
+    severity = api.check(tmp_path).severity
+    assert ("not possible" not in severity) == possible
+    assert severity.startswith("Leaf marked in 4 of 12 labeled images")
+    manifest = build_manifest(DataSources(tmp_path), TINY)
+    data = TrainingData.create(manifest, TINY, "leaves")
+    assert data.manifest.classes.has_leaf == possible

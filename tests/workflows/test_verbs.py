@@ -200,7 +200,7 @@ def test_evaluate_of_a_folder_without_a_model_is_refused(tmp_path):
 
 def test_train_without_masks_is_refused(tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
-    with pytest.raises(UsageError, match="no image with a mask in its train split"):
+    with pytest.raises(UsageError, match="has a mask or an image-level label"):
         api.train(tmp_path, tmp_path / "run", TINY)
     assert not (tmp_path / "run").exists()
 

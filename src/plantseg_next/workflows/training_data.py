@@ -149,7 +149,9 @@ def build_manifest(
         raise refusal.error
     learned = (row for row in manifest.rows if row.split in ("train", "unlabeled"))
     refuse_unknown(settings.data, sorted({row.source for row in learned}))
-    return _without_unlearned_leaf(manifest, log)
+    codings = (manifest.codings[r.source] for r in manifest.split("train").labeled.rows)
+    is_marked = any(coding.marks_leaf for coding in codings)
+    return _without_unlearned_leaf(manifest, log, is_marked=is_marked)
 
 
 def _log_left_out(manifest: Manifest, log: Callable[[str], None]) -> None:
@@ -157,15 +159,14 @@ def _log_left_out(manifest: Manifest, log: Callable[[str], None]) -> None:
         log(f"`{image.key}`: {image.reason}")
 
 
-def _without_unlearned_leaf(manifest: Manifest, log: Callable[[str], None]) -> Manifest:
+def _without_unlearned_leaf(
+    manifest: Manifest, log: Callable[[str], None], *, is_marked: bool
+) -> Manifest:
     """Return the manifest without a leaf class, if no training mask marks the leaf.
 
     Otherwise severity would be computed from the output of an untrained leaf head.
     """
-    train_rows = manifest.split("train").labeled.rows
-    if not manifest.classes.has_leaf or any(
-        manifest.codings[row.source].marks_leaf for row in train_rows
-    ):
+    if is_marked or not manifest.classes.has_leaf:
         return manifest
     log("No training mask marks the leaf: the model will give no severity.")
     return replace(manifest, classes=replace(manifest.classes, has_leaf=False))
@@ -225,6 +226,8 @@ class TrainingData:
             log(text)
         train = [s for s in all_stats if s.row.split == "train" and s.row.mask is not None]
         counts = label_stats(manifest, train)
+        is_marked = any(s.mask is not None and s.mask.leaf_is_marked for s in train)
+        manifest = _without_unlearned_leaf(manifest, log, is_marked=is_marked)
         manifest = with_digests(manifest)  # those of the inspected images are known now
         rows = (replace(row, sparse=row.key in counts.sparse) for row in manifest.rows)
         return cls(manifest.only(rows), settings, counts.pixels, origin)
