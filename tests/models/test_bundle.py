@@ -112,8 +112,9 @@ def test_unreadable_folder_of_a_model_is_refused(tmp_path, monkeypatch):
     def forbidden(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
+    (tmp_path / CARD).write_text("{}")
     monkeypatch.setattr(Path, "is_file", forbidden)
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
     assert find_bundle(tmp_path) == tmp_path
     with pytest.raises(DataError, match=r"model\.json` cannot be read: Permission denied"):
         read_card(tmp_path)
@@ -157,12 +158,20 @@ def test_card_with_a_name_stated_twice_is_refused(bundle, tmp_path, kind):
     assert caught.value.fix == "take another copy of the model, or train it again"
 
 
-@pytest.mark.parametrize("name", ["", " ", "ro\nst", "\ud800"])
-def test_card_with_an_unreadable_name_is_refused(bundle, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("", "`classes"),
+        (" ", "`classes"),
+        ("ro\nst", "`classes"),
+        ("\ud800", "line 1: half of a surrogate pair"),
+    ],
+)
+def test_card_with_an_unreadable_name_is_refused(bundle, tmp_path, name, why):
     tree = json.loads((bundle[0] / CARD).read_text("utf-8"))
     tree["classes"]["lesions"][0] = name
     (tmp_path / CARD).write_text(json.dumps(tree))
-    with pytest.raises(DataError, match="is not a model card: `classes"):
+    with pytest.raises(DataError, match=f"is not a model card: {why}"):
         read_card(tmp_path)
 
 

@@ -88,18 +88,6 @@ def test_two_rows_for_one_image_are_refused(tmp_path, text, came):
     assert refused.value.needed == "one row for each image"
 
 
-def test_an_image_is_named_by_its_key_its_path_or_its_file_name(tmp_path):
-    path = tmp_path / "index.csv"
-    row = Row("a/x", tmp_path / "images" / "a" / "x.jpg", "s")
-    for name in ("a/x", "a/x.jpg", "images/a/x.jpg", "images/a/x", "x.jpg"):
-        path.write_text(f"name,split\n{name},test\n")
-        rows, missing = add_index([row], path)
-        assert (rows[0].split, missing) == ("test", [])
-    path.write_text("name,split\nimages/a/x.jpg,test\nx,train\n")
-    with pytest.raises(DataError, match="has two different rows for `a/x`"):
-        add_index([row], path)
-
-
 def test_one_row_for_two_images_is_refused(tmp_path):
     path = tmp_path / "index.csv"
     path.write_text("name,split\nx,train\n")

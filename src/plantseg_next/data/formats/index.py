@@ -1,6 +1,6 @@
 """The index of a data set, a table of its images: ``index.csv``."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,11 +49,11 @@ def add_index(rows: Iterable[Row], path: Path) -> tuple[list[Row], list[str]]:
     image_of: dict[str, Row] = {}
     updated = []
     for row in rows:
-        names = [n for n in _names_of(row, path.parent) if n in by_name]
+        names = [n for n in (row.key, same_name(row.image.name)) if n in by_name]
         if not names:
             updated.append(row)
             continue
-        if any(by_name[name] is not by_name[names[0]] for name in names):
+        if len({id(by_name[name]) for name in names}) == 2:
             raise _two_rows(path, row.key)
         if (other := image_of.setdefault(names[0], row)) is not row:
             raise DataError(
@@ -64,14 +64,6 @@ def add_index(rows: Iterable[Row], path: Path) -> tuple[list[Row], list[str]]:
             )
         updated.append(_update(row, by_name[names[0]], path))
     return updated, [entry[column] for n, entry in by_name.items() if n not in image_of]
-
-
-def _names_of(row: Row, folder: Path) -> Iterator[str]:
-    """Yield the names that a table may give an image: its key, its path, its file name."""
-    yield row.key
-    if row.image.is_relative_to(folder):
-        yield same_name(row.image.relative_to(folder).as_posix())
-    yield same_name(row.image.name)
 
 
 def _two_rows(path: Path, name: str) -> DataError:
