@@ -126,6 +126,23 @@ def regular_file(path: Path, needed: str = "a regular file") -> int:
     raise DataError(f"`{path}` {came}.", needed=needed, fix=fix)
 
 
+def is_stated(path: Path, needed: str = "a regular file") -> bool:
+    """Return whether a folder has a file of a name that means something, as `index.csv`.
+
+    Args:
+        path: The file.
+        needed: What it should be, for the error.
+
+    Raises:
+        DataError: If something else has that name. What it states is then not known, which
+            is not the same as nothing stated.
+    """
+    if not os.path.lexists(path):
+        return False
+    regular_file(path, needed)
+    return True
+
+
 def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
     """Return the content of a file, in memory as a whole.
 

@@ -47,6 +47,8 @@ def add(
             path = folder / kind / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
+    if mask and not (folder / "classes.yaml").exists():
+        (folder / "classes.yaml").write_text("0: background\n1: leaf\n2: rust\n")
 
 
 def several(n: int, *, of: str = "", **options: object) -> Callable[[Path], None]:

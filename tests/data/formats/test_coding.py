@@ -67,11 +67,18 @@ def test_read_coding_invalid_file_is_refused(tmp_path, text):
         read_coding(path)
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere")])
-def test_class_file_that_is_no_file_is_refused(tmp_path, make):
+@pytest.mark.parametrize(
+    ("make", "came"),
+    [
+        (Path.mkdir, "is a folder, not a file"),
+        (lambda path: path.symlink_to("nowhere"), "is a link that leads nowhere"),
+    ],
+)
+def test_class_file_that_is_no_file_is_refused(tmp_path, make, came):
     make(tmp_path / "classes.yaml")
-    with pytest.raises(DataError, match=r"classes\.yaml` is not a file"):
+    with pytest.raises(DataError, match=rf"classes\.yaml` {came}") as refused:
         find_coding(tmp_path, [])
+    assert refused.value.needed == "a class file: mask values and their meanings"
 
 
 def test_read_coding_without_classes_is_refused(tmp_path):

@@ -20,7 +20,7 @@ from plantseg_next.data.manifest import (
     refuse_many_classes,
 )
 from plantseg_next.errors import DataError
-from plantseg_next.files import read_text
+from plantseg_next.files import is_stated, read_text
 from plantseg_next.json_files import load_json
 from plantseg_next.yaml_files import load_yaml
 
@@ -80,14 +80,8 @@ def stated_classes(folder: Path) -> Path | None:
             stated somewhere, and must not be inferred.
     """
     for path in (folder / name for name in CLASS_FILES):
-        if path.is_file():
+        if is_stated(path, "a class file: mask values and their meanings"):
             return path
-        if path.is_symlink() or path.exists():
-            raise DataError(
-                f"`{path}` is not a file, or a link that leads nowhere.",
-                needed="a class file: mask values and their meanings",
-                fix="restore or remove it",
-            )
     return None
 
 

@@ -275,7 +275,7 @@ def _no_images(path: Path, files: FolderFiles) -> UsageError:
     kinds = sorted({p.suffix for p in files.files if p.suffix})
     holds = f"only files ending in {', '.join(kinds[:5])}" if kinds else "no files"
     if results := files.left_out.get(RESULTS):
-        holds += f", and results of plantseg-next in `{results[0].name}`"
+        holds += f", and results of this program in `{results[0].name}`"
     return UsageError(
         f"`{path}` holds no images, {holds}.",
         needed="a folder with .jpg, .png, .tif or other images, at any depth",
