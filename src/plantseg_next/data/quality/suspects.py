@@ -138,10 +138,10 @@ def _of_borders(fit: Fit, usual: _Usual) -> Iterator[Doubt]:
             where = _direction(*fit.shift)
             yield score, f"The mask would fit the image better {where}."
         else:
-            yield score, "The mask fits the image badly. Is it that of another image?"
+            yield score, "The mask may be that of another image: it lies on few edges."
     elif below > 1.5 or fit.edge < 0.5:
         score = min(max(below, 1.0), 6.0)
-        yield score, "The borders of the mask follow no edge in the image."
+        yield score, "The borders of the mask lie on few edges of the image."
 
 
 def _of_colors(fit: Fit, usual: _Usual) -> Iterator[Doubt]:
