@@ -305,6 +305,10 @@ COMMANDS = (
 )  # fmt: skip
 
 
+MAX_TEXT = 4096
+"""Letters of the longest text of a setting."""
+
+
 @pytest.mark.parametrize("path", ["x" * 500, "x/" * 3000], ids=["name", "path"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_path_that_is_too_long_is_an_error_of_the_user(
@@ -315,8 +319,11 @@ def test_path_that_is_too_long_is_an_error_of_the_user(
     words = [named.get(word, word.replace("PATH", path)) for word in command.split()]
     code, _, err = call(*words)
     assert code in (1, 2)
-    assert "error: `" in err
-    assert "File name too long" in err
+    if "model.start" in command and len(path) > MAX_TEXT:
+        assert "String should have at most 4096 characters" in err
+    else:
+        assert "error: `" in err
+        assert "File name too long" in err
     assert "\n  needed: " in err
     assert "\n  to do:  " in err
     assert list(tmp_path.iterdir()) == []
@@ -374,8 +381,8 @@ def test_part_of_a_data_set_that_may_not_be_read_is_reported(
     monkeypatch.setattr(Path, "read_text", refuse(Path.read_text))
     named = {"DATA": data, "OUT": tmp_path / "out"}
     code, _, err = call(*(named.get(word, word) for word in command.split()))
-    assert code == 2
-    assert f"error: `{data / name}` cannot be read or written: Permission denied." in err
+    assert code == 1
+    assert f"`{data / name}` cannot be read: Permission denied." in err
 
 
 def test_stopped_run_names_the_command_without_restart(call, monkeypatch, drawn_folder):

@@ -77,6 +77,7 @@ def masks(folder: Path, *, colored: bool = False) -> None:
     for name in "ab":
         drawn = np.array([[0, 0, 0], [0, 255, 0], [255, 0, 0]], np.uint8)[mask]
         Image.fromarray(drawn if colored else mask).save(folder / "masks" / f"{name}.png")
+    (folder / "classes.yaml").write_text("0: background\n1: leaf\n2: rust\n")
 
 
 def nothing(_: Path) -> None:

@@ -142,7 +142,7 @@ def _call(pipeline: Pipeline, manifest: Manifest, min_lesion_px: int) -> dict[st
     folders = {row.image.parent.absolute() for row in manifest.rows}
     return {
         "model": pipeline.card.sha256,
-        "images": escaped(os.path.commonpath(folders)),
+        "images": escaped(os.path.commonpath(folders) if folders else ""),
         "min_lesion_px": min_lesion_px,
     }
 
