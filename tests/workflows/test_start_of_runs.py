@@ -1,5 +1,6 @@
 """Runs that start from a model: what they take from it, and what is refused."""
 
+import json
 import shutil
 
 import pytest
@@ -192,7 +193,9 @@ def test_resume_with_another_shape_is_refused(drawn_folder, tmp_path, name, othe
 def test_start_from_a_card_that_does_not_match_its_weights_is_refused(tmp_path):
     write_model(tmp_path, ClassMap(("rust",)))
     card = tmp_path / "model.json"
-    card.write_text(card.read_text("utf-8").replace('"width": 32', '"width": 64'))
+    tree = json.loads(card.read_text("utf-8")) | {"card_sha256": ""}
+    tree["model"]["width"] = 64
+    card.write_text(json.dumps(tree))
     with pytest.raises(DataError, match=r"does not fit its `model\.json`: "):
         started(tmp_path, ClassMap(("rust",)))
 

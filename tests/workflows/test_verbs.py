@@ -340,7 +340,7 @@ def as_format_3(model):
     tree = json.loads((model / CARD).read_text("utf-8"))
     for name in (
         "n_val_images", "threshold", "calibration", "normalization", "versions", "code",
-        "written", "images_sha256",
+        "written", "images_sha256", "card_sha256",
     ):  # fmt: skip
         del tree[name]
     (model / CARD).write_text(json.dumps(tree | {"format": 3}))
