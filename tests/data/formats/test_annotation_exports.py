@@ -123,6 +123,17 @@ def test_lesion_in_a_hole_is_filled_again(tmp_path):
     assert_all_show(manifest, 1, (patch() & ~patch(HOLE)) | patch(inner))
 
 
+def test_many_rings_of_one_annotation(tmp_path):
+    folder = save_images(tmp_path / "d", "a.png")
+    spots = [
+        (2 * i + 1, 2 * j + 1, 2 * i + 2, 2 * j + 2) for i in range(30) for j in range(20)
+    ]
+    rings = [outline(spot)["segmentation"][0] for spot in spots]
+    coco(folder / "c.json", ["a.png"], [{"segmentation": rings}])
+    manifest, _ = read(folder)
+    assert_all_show(manifest, 1, np.logical_or.reduce([patch(spot) for spot in spots]))
+
+
 def test_two_patches_that_overlap_are_no_hole(tmp_path):
     folder = save_images(tmp_path / "d", "a.png")
     other = (30, 20, 50, 40)

@@ -91,9 +91,7 @@ def test_two_rows_for_one_image_are_refused(tmp_path, text, came):
 def test_one_row_for_two_images_is_refused(tmp_path):
     path = tmp_path / "index.csv"
     path.write_text("name,split\nx,train\n")
-    with pytest.raises(
-        DataError, match=r"has one row `x` for 2 images, `.*a/x\.jpg` and"
-    ):
+    with pytest.raises(DataError, match=r"has one row `x` for 2 images, `.*a/x\.jpg` and"):
         add_index(rows_of(tmp_path, "a/x", "b/x"), path)
     path.write_text("name,split\na/x,train\nb/x,test\n")
     rows, missing = add_index(rows_of(tmp_path, "a/x", "b/x"), path)

@@ -36,6 +36,7 @@ from plantseg_next.data.manifest import (
 from plantseg_next.errors import DataError, PlantSegError, shorten
 from plantseg_next.files import (
     explained_temporary,
+    is_stated,
     is_temporary,
     temporary_folder,
 )
@@ -148,7 +149,7 @@ def read_annotations(
             )
         )
     missing: list[str] = []
-    if (root / INDEX_FILE).is_file():
+    if is_stated(root / INDEX_FILE):
         rows, missing = add_index(rows, root / INDEX_FILE)
     codings = {source: coding} if any(row.mask for row in rows) else {}
     origin = replace(

@@ -67,7 +67,7 @@ def find_coding(
     stated = classes or stated_classes(folder)
     if stated:
         return with_channel(read_coding(stated), masks)
-    if (folder / LABEL_MAP).is_file():
+    if is_stated(folder / LABEL_MAP):
         return with_channel(read_label_map(folder / LABEL_MAP), masks)
     return infer_coding(folder, masks, images)
 

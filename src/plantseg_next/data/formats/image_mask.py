@@ -36,6 +36,7 @@ from plantseg_next.data.manifest import (
     common_classes,
 )
 from plantseg_next.errors import UsageError, shorten
+from plantseg_next.files import is_stated
 
 LAYOUT = "images and masks of equal names"
 
@@ -252,7 +253,7 @@ def _with_ids(
         for image, key in keys_of(found.images, root).items()
     ]
     missing: list[str] = []
-    if (files.root / INDEX_FILE).is_file():
+    if is_stated(files.root / INDEX_FILE):
         rows, missing = add_index(rows, files.root / INDEX_FILE)
     image_of = {row.mask: row.image for row in rows if row.mask is not None}
     codings = {source: _coding(files, image_of, classes, doubts)}

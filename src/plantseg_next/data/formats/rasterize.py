@@ -277,10 +277,11 @@ def _filled(
     )
     if len(rings) == 1:
         return rings
-    size = run_lengths.area(rings)
+    # One by one: of 256 or more at once, pycocotools counts in eight bits.
+    size = [int(run_lengths.area(ring)) for ring in rings]
     low = np.array([points.min(0) for points in outlines])
     high = np.array([points.max(0) for points in outlines])
-    order = sorted(range(len(rings)), key=lambda i: -int(size[i]))
+    order = sorted(range(len(rings)), key=lambda i: -size[i])
     depth = [
         sum(
             size[i] < INSIDE * size[j] and _common(rings[i], rings[j]) >= INSIDE * size[i]

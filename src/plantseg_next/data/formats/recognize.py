@@ -45,6 +45,7 @@ from plantseg_next.data.formats.unused import unused_files
 from plantseg_next.data.formats.yolo import label_files, read_yolo
 from plantseg_next.data.manifest import MANIFEST_FILE, Exif, Manifest, merge
 from plantseg_next.errors import UsageError, missing_path, unknown_name
+from plantseg_next.files import is_stated
 from plantseg_next.xml_files import read_xml
 
 
@@ -148,7 +149,7 @@ def read_folder(
         raise missing_path(classes, "a class file: mask values and their meanings")
     if path.is_file():
         return _annotated(_read_file(path), exif)
-    if (path / MANIFEST_FILE).is_file():
+    if is_stated(path / MANIFEST_FILE):
         return _annotated(Manifest.read(path / MANIFEST_FILE), exif)
 
     if holds_results(path):
@@ -209,7 +210,7 @@ def _read_masks(
 def _read_labels(files: FolderFiles, source: str) -> Manifest:
     """Return the images of a data set with image-level labels or without labels."""
     folder, images = files.root, without_shown(files)
-    if (folder / INDEX_FILE).is_file():
+    if is_stated(folder / INDEX_FILE):
         return read_indexed(files, source)
     if are_class_folders(images, folder):
         return read_class_folders(images, folder, source)
