@@ -147,7 +147,7 @@ def test_class_names_are_escaped_and_cut(data):
     folder = data.parent / "coco"
     (folder / "images").mkdir(parents=True)
     Image.new("RGB", (64, 64)).save(folder / "images/a.jpg")
-    names = ["\x1b[31mrust\x1b[0m", "\ud800mold", "x" * 2_000_000, "=cmd"]
+    names = ["\x1b[31mrust\x1b[0m", "\u202emold", "x" * 2_000_000, "=cmd"]
     box = [[5, 5, 40, 5, 40, 40, 5, 40]]
     tree = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 64}],
@@ -167,6 +167,11 @@ def test_class_names_are_escaped_and_cut(data):
     shown = set(source["lesion_fraction"])
     assert all(len(name) <= 240 for name in shown)
     assert all(name.isprintable() for name in shown)
+    tree["categories"][1]["name"] = "\ud800mold"
+    (folder / "annotations.json").write_text(json.dumps(tree))
+    code, _, err = run(["check", "coco"], cwd=data.parent)
+    assert code == 1
+    assert "line 1: half of a surrogate pair" in err
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

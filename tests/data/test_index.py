@@ -179,12 +179,14 @@ def test_without_a_writable_cache_the_index_lasts_as_long_as_the_process(
 ):
     (tmp_path / "no folder").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no folder"))
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(files, "temporary_folder", lambda: tmp_path / "temporary")
+    files._temporary_cache.cache_clear()
     read = Reader()
     assert [read(file), read(file)] == ["first", "first"]
     assert read.n_read == 1
-    assert files.cache_folder() == tmp_path / "temporary"
+    temporary = files._temporary_cache()
+    assert files.cache_folder().samefile(temporary.name)
+    temporary.cleanup()
+    files._temporary_cache.cache_clear()
 
 
 def test_without_any_writable_folder_files_are_read(file, monkeypatch):
