@@ -163,7 +163,7 @@ def _order(
     def place(i: int) -> float:
         annotation, _ = drawn[i]
         own = -size[i] if annotation.place is None else annotation.place
-        return max([own, *(place(lesion) + 0.5 for lesion in inside.get(i, ()))])
+        return float(max([own, *(place(lesion) + 0.5 for lesion in inside.get(i, ()))]))
 
     def key(i: int) -> tuple[int, int, float]:
         annotation, _ = drawn[i]
