@@ -218,6 +218,11 @@ def test_plantseg_classes_are_named_by_index(tmp_path):
     assert load_sample(rows["test"], manifest).lesion.max() == 3
 
 
+def test_table_of_plantseg_is_used(tmp_path):
+    manifest = read_folder(plantseg(tmp_path / "plantseg", TABLE))
+    assert manifest.origins["plantseg"].unused == ()
+
+
 def test_single_nested_folder_is_unwrapped(tmp_path):
     plantseg(tmp_path / "download" / "plantseg", TABLE)
     manifest = read_folder(tmp_path / "download")

@@ -13,8 +13,8 @@ import numpy as np
 
 from plantseg_next.data.formats.coding import read_coding
 from plantseg_next.data.formats.folders import (
+    FolderFiles,
     keys_of,
-    scan,
     split_of,
     subfolder,
     tidy_name,
@@ -42,7 +42,7 @@ def is_plantseg(folder: Path) -> bool:
     return _parts(folder) is not None
 
 
-def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Manifest:
+def read_plantseg(files: FolderFiles, source: str, classes: Path | None = None) -> Manifest:
     """Return the images of the archive in their official splits.
 
     The class of an index is the most frequent name of its rows; 12 rows of the published
@@ -51,7 +51,7 @@ def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Man
     none.
 
     Args:
-        folder: Contains ``images``, ``annotations`` and ``Metadata.csv``.
+        files: The archive: ``images``, ``annotations`` and ``Metadata.csv``.
         source: Name of the data set.
         classes: A class file that takes precedence over the table.
 
@@ -59,6 +59,7 @@ def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Man
         DataError: If the table lacks one of its columns, or an index is out of range.
         UsageError: If the folder is not such an archive.
     """
+    folder = files.root
     parts = _parts(folder)
     if parts is None:
         raise UsageError(
@@ -67,7 +68,8 @@ def read_plantseg(folder: Path, source: str, classes: Path | None = None) -> Man
             fix="unpack the archive again, or let `read_folder` recognize the layout",
         )
     image_root, mask_root, table = parts
-    images, masks = scan(image_root).images, scan(mask_root).images
+    images, masks = files.below(image_root).images, files.below(mask_root).images
+    files.used.add(table)
     mask_of = match_masks(images, masks, folder)
     entries, doubts = _entries(table)
     names = _class_names(entries.values(), table)

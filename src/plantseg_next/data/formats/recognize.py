@@ -201,7 +201,7 @@ def _read_masks(
     folder = files.root
     _use_class_files(files)
     if is_plantseg(folder):
-        return read_plantseg(folder, source, classes)
+        return read_plantseg(files, source, classes)
     if found := find_masks(files):
         return read_image_mask(files, found, source, classes)
     return _read_annotated(files, source, classes, exif)
