@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
 from plantseg_next.data.formats.folders import tidy_name
-from plantseg_next.data.manifest import Manifest, Role, common_classes
+from plantseg_next.data.manifest import ROLES, Manifest, common_classes
 from plantseg_next.errors import DataError, unknown_name
 from plantseg_next.files import read_text, write_atomically
 from plantseg_next.yaml_files import MAX_YAML_BYTES, load_yaml
@@ -26,7 +26,6 @@ ALIKE = 0.8
 """Similarity of two words from which one may be a misspelling of the other."""
 SHORT = 4
 """Shorter words are never reported as misspelled: rot is not spot."""
-_ROLES = get_args(Role)
 _HEAD = (
     "# Names of classes and labels: name in the data set: name in the run.\n"
     "# A lesion class may also become leaf, background or ignore; a label, ignore.\n"
@@ -94,7 +93,7 @@ def renamed(manifest: Manifest, names: Names) -> Manifest:
         label = row.disease
         if label is not None:
             label = names.get(row.source, {}).get(label, label)
-            label = None if label in _ROLES else label
+            label = None if label in ROLES else label
         rows.append(replace(row, disease=label))
     return Manifest(tuple(rows), common_classes(rows, codings), codings, manifest.origins)
 

@@ -23,6 +23,7 @@ Split = Literal["train", "val", "test", "unlabeled"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Role = Literal["background", "leaf", "no lesion", "ignore"]
 """Meaning of a mask value besides a lesion class; "no lesion" may be leaf or not."""
+ROLES: tuple[Role, ...] = get_args(Role)
 
 MAX_VALUE = 65_535
 """Largest mask value: masks have at most 16 bits."""
@@ -93,8 +94,7 @@ class MaskCoding:
     @property
     def lesions(self) -> tuple[str, ...]:
         """Names of the lesion classes, in order of first appearance."""
-        roles = get_args(Role)
-        return tuple(dict.fromkeys(m for m in self.meaning.values() if m not in roles))
+        return tuple(dict.fromkeys(m for m in self.meaning.values() if m not in ROLES))
 
 
 @with_config(ConfigDict(extra="forbid"))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import yaml
@@ -14,8 +14,8 @@ from plantseg_next.data.formats.folders import SPLIT_NAMES, tidy_name
 from plantseg_next.data.formats.mask_reading import nearest_of_two, read_masks
 from plantseg_next.data.formats.mask_statistics import find_channel
 from plantseg_next.data.manifest import (
+    ROLES,
     MaskCoding,
-    Role,
     class_count,
     refuse_many_classes,
 )
@@ -40,7 +40,6 @@ _LEAF = {
 _UNLABELED = {name for name, split in SPLIT_NAMES.items() if split == "unlabeled"}
 _BACKGROUND = {"background", "bg", "ground", "hole", *_UNLABELED}
 _IGNORE = {"ignore", "ignored", "void", "unknown", "unsure"}
-ROLES = get_args(Role)
 LEAF_ONLY = ("lesion", "not annotated")
 SMOOTHED = ("edges", "smoothed")
 

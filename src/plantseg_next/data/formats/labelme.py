@@ -18,7 +18,7 @@ from jaxtyping import Bool
 from plantseg_next.data.formats.annotations import AnnotatedImage, read_annotations
 from plantseg_next.data.formats.folders import FolderFiles, split_of
 from plantseg_next.data.formats.json_trees import read_tree
-from plantseg_next.data.formats.names import ImageNames
+from plantseg_next.data.formats.names import ImageNames, one_file_each
 from plantseg_next.data.formats.numbers import finite_array, whole
 from plantseg_next.data.formats.rasterize import (
     Annotation,
@@ -28,7 +28,7 @@ from plantseg_next.data.formats.rasterize import (
 )
 from plantseg_next.data.formats.run_lengths import decode_png_mask, place
 from plantseg_next.data.manifest import Exif, Manifest, Origin
-from plantseg_next.errors import DataError, UsageError
+from plantseg_next.errors import DataError
 
 _SCRIBBLES = ("point", "points", "line", "linestrip")
 _POLYGONS = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")
@@ -67,18 +67,11 @@ def read_labelme(
         UsageError: If a file fits several images, or an image several files.
     """
     names = ImageNames(files.images, files.root)
-    file_of: dict[Path, Path] = {}
-    for file in trees:
-        files.used.add(file)
-        image = _image_of(file, names)
-        if image is not None and file_of.setdefault(image, file) != file:
-            shown = [f.relative_to(files.root).as_posix() for f in (file_of[image], file)]
-            raise UsageError(
-                f"`{shown[0]}` and `{shown[1]}` both annotate "
-                f"`{image.relative_to(files.root)}`.",
-                needed="one LabelMe file for each image",
-                fix="remove one of them, or move it out of the folder",
-            )
+    files.used.update(trees)
+    found = ((file, _image_of(file, names)) for file in trees)
+    file_of = one_file_each(
+        found, files.root, "annotate", "one LabelMe file for each image"
+    )
     names.refuse_ambiguous()
     origin = Origin("LabelMe: one JSON file per image", (), tuple(names.missing))
     annotated = _annotated(files, file_of, names)

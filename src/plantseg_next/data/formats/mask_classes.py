@@ -10,13 +10,13 @@ from jaxtyping import Bool
 
 from plantseg_next.data.formats.annotations import AnnotatedImage
 from plantseg_next.data.formats.class_folders import can_be_class
-from plantseg_next.data.formats.coding import ROLES, read_meanings, role_of
+from plantseg_next.data.formats.coding import read_meanings, role_of
 from plantseg_next.data.formats.folders import FolderFiles, tidy_name
 from plantseg_next.data.formats.mask_pairs import TaggedMask
 from plantseg_next.data.formats.names import words_of
 from plantseg_next.data.formats.rasterize import Annotation
 from plantseg_next.data.image_io import read_mask
-from plantseg_next.data.manifest import Split
+from plantseg_next.data.manifest import ROLES, Split
 from plantseg_next.errors import DataError, PlantSegError, UsageError, shorten
 
 Area = Bool[np.ndarray, "h w"]

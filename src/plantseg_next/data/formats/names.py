@@ -202,6 +202,32 @@ class ImageNames:
         return _folded(image.parent.relative_to(self._root).parts)
 
 
+def one_file_each(
+    found: Iterable[tuple[Path, Path | None]], root: Path, verb: str, needed: str
+) -> dict[Path, Path]:
+    """Return the annotation file of every image that has one.
+
+    Args:
+        found: Annotation files, each with its image, or ``None`` if it has none.
+        root: Folder of the data set.
+        verb: What the files do with an image, in the message: "annotate".
+        needed: What is needed instead of two files, in the message.
+
+    Raises:
+        UsageError: If two files are of the same image.
+    """
+    file_of: dict[Path, Path] = {}
+    for file, image in found:
+        if image is not None and file_of.setdefault(image, file) != file:
+            shown = [f.relative_to(root).as_posix() for f in (file_of[image], file)]
+            raise UsageError(
+                f"`{shown[0]}` and `{shown[1]}` both {verb} `{image.relative_to(root)}`.",
+                needed=needed,
+                fix="remove one of them, or move it out of the folder",
+            )
+    return file_of
+
+
 def _keys(name: str) -> list[str]:
     """Return the forms of a file name to compare, from the most exact one."""
     normal = whole_name(name)

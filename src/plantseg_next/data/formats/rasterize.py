@@ -20,6 +20,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from pycocotools import mask as run_lengths
 
+from plantseg_next.data.manifest import ROLES
+
 STROKE_PX = 3
 """Width of a drawn scribble or point."""
 FAR_SIZES = 10
@@ -185,8 +187,7 @@ def _within_lesions(
     meant = [meaning[annotation.name] for annotation, _ in drawn]
     leaves = [i for i, m in enumerate(meant) if m == "leaf"]
     holes = [i for i, m in enumerate(meant) if m == "background"]
-    roles = {"leaf", "background", "no lesion", "ignore"}
-    lesions = [i for i, m in enumerate(meant) if m not in roles]
+    lesions = [i for i, m in enumerate(meant) if m not in ROLES]
 
     def common(i: int, j: int) -> int:
         return _common(drawn[i][1], drawn[j][1])

@@ -13,12 +13,12 @@ import yaml
 from plantseg_next.data.formats.annotations import AnnotatedImage, read_annotations
 from plantseg_next.data.formats.coding import CLASS_FILES
 from plantseg_next.data.formats.folders import FolderFiles, split_of
-from plantseg_next.data.formats.names import ImageNames, same_name
+from plantseg_next.data.formats.names import ImageNames, one_file_each, same_name
 from plantseg_next.data.formats.numbers import finite_array, whole
 from plantseg_next.data.formats.rasterize import Annotation
 from plantseg_next.data.image_io import read_size
 from plantseg_next.data.manifest import Exif, Manifest, Origin
-from plantseg_next.errors import DataError, PlantSegError, UsageError
+from plantseg_next.errors import DataError, PlantSegError
 from plantseg_next.files import read_text
 from plantseg_next.yaml_files import load_yaml
 
@@ -77,18 +77,9 @@ def read_yolo(
     """
     class_names = _class_names(files)
     names = ImageNames(files.images, files.root)
-    file_of: dict[Path, Path] = {}
-    for file in texts:
-        files.used.add(file)
-        image = names.find(file.stem, file.parent)
-        if image is not None and file_of.setdefault(image, file) != file:
-            shown = [f.relative_to(files.root).as_posix() for f in (file_of[image], file)]
-            raise UsageError(
-                f"`{shown[0]}` and `{shown[1]}` both label "
-                f"`{image.relative_to(files.root)}`.",
-                needed="one label file for each image",
-                fix="remove one of them, or move it out of the folder",
-            )
+    files.used.update(texts)
+    found = ((file, names.find(file.stem, file.parent)) for file in texts)
+    file_of = one_file_each(found, files.root, "label", "one label file for each image")
     names.refuse_ambiguous()
     origin = Origin(
         "YOLO segmentation: one text file per image",
